@@ -1,0 +1,69 @@
+"""The batch contract: the names, types and shapes of what the data path hands to the model.
+
+Letters: ``B`` batch, ``T`` text tokens, ``S`` picture side in pixels, ``M`` sound frames, ``N`` mel bands,
+``K`` masked tokens. A batch is a plain ``dict[str, numpy.ndarray]`` with exactly the fields of :func:`batch_fields`.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from src.config import ModelConfig
+
+TEXT, IMAGE, AUDIO = range(3)  # columns of every presence table
+MODALITIES = ("text", "image", "audio")
+
+
+@dataclass(frozen=True)
+class Field:
+    """One tensor of a batch: its numpy type and its shape without the batch axis."""
+
+    dtype: type
+    shape: tuple[int, ...]
+    meaning: str
+
+
+def masked_slots(max_len: int, mask_ratio: float) -> int:
+    """``K``: how many masked-token slots a row of ``max_len`` tokens carries (at least one)."""
+    return max(1, round(max_len * mask_ratio))
+
+
+def batch_fields(model: ModelConfig, batch_size: int, mask_ratio: float) -> dict[str, Field]:
+    """The fields of a training batch, by name."""
+    text, image, audio = model.text, model.image, model.audio
+    slots = masked_slots(text.max_len, mask_ratio)
+    return {
+        "sample_id": Field(np.int32, (), "position of the sample in its split"),
+        "image_id": Field(np.int32, (), "equal for samples of the same picture, which are never negatives"),
+        "presence": Field(np.int32, (3,), "1 where the sample has text, image, audio"),
+        "text_ids": Field(np.int32, (text.max_len,), "[CLS] … [SEP] [PAD] …"),
+        "text_mask": Field(np.int32, (text.max_len,), "1 on tokens, 0 on padding"),
+        "image": Field(np.uint8, (image.size, image.size, 3), "RGB, normalised on the device"),
+        "audio": Field(np.uint8, (audio.max_frames, audio.mels), "quantised log-mel frames, 0 behind the end"),
+        "audio_frames": Field(np.int32, (), "frames before the padding"),
+        "mlm_ids": Field(np.int32, (text.max_len,), "text_ids with whole words hidden"),
+        "mlm_positions": Field(np.int32, (slots,), "where the hidden tokens are; 0 in unused slots"),
+        "mlm_labels": Field(np.int32, (slots,), "what they were"),
+        "mlm_weights": Field(np.float32, (slots,), "1 for a used slot, 0 for an unused one"),
+        "denoise_presence": Field(np.int32, (3,), "what the denoising row is given; the text never"),
+        "match_case": Field(np.int32, (), "column of MATCH_CASES"),
+        "match_presence": Field(np.int32, (3,), "modalities of the matching row: two or three"),
+        "match_noise": Field(np.float32, (batch_size,), "Gumbel noise that samples the hard negatives"),
+    }
+
+
+# The five answers of the sample level: which of the three belong together.
+MATCH_CASES = ("all", "image+audio", "text+audio", "text+image", "none")
+
+
+def check_batch(batch: dict[str, np.ndarray], fields: dict[str, Field]) -> None:
+    """Raises ValueError that names the first field that is missing, unknown, or of another type or shape."""
+    for name in fields.keys() ^ batch.keys():
+        raise ValueError(f"batch field {name!r} is {'missing' if name in fields else 'not in the schema'}")
+    for name, spec in fields.items():
+        value = batch[name]
+        if value.dtype != spec.dtype or value.shape[1:] != spec.shape:
+            raise ValueError(
+                f"batch field {name!r} is {value.dtype}{list(value.shape[1:])}, "
+                f"the schema says {np.dtype(spec.dtype)}{list(spec.shape)}"
+            )
