@@ -14,9 +14,32 @@ from typing import Any, Literal
 
 import yaml
 
+TASKS = ("pretrain", "retrieval", "caption")
+OBJECTIVES = ("contrastive", "mlm", "matching", "denoise_text")  # fields of ObjectivesConfig that are loss weights
+
 
 class ConfigError(ValueError):
     """A configuration that cannot be used; its message is one line meant for the user."""
+
+
+class FieldError(ConfigError):
+    """A field whose value contradicts another; the loader adds the full key and the file."""
+
+    def __init__(self, name: str, message: str) -> None:
+        super().__init__(f"{name}: {message}")
+        self.name, self.message = name, message
+
+
+def _require(condition: bool, name: str, message: str) -> None:
+    if not condition:
+        raise FieldError(name, message)
+
+
+def _check_transformer(config: Any) -> None:
+    for name in ("width", "layers", "heads", "ffn"):
+        _require(getattr(config, name) > 0, name, "must be positive")
+    _require(config.width % config.heads == 0, "heads", f"must divide width={config.width}")
+    _require(0 <= config.dropout < 1, "dropout", "must be in [0, 1)")
 
 
 @dataclass(frozen=True)
@@ -39,6 +62,10 @@ class TextEncoderConfig:
     norm: Literal["pre", "post"] = "pre"  # post: the layer order of BERT
     dropout: float = 0.0
 
+    def __post_init__(self) -> None:
+        _check_transformer(self)
+        _require(self.max_len >= 4, "max_len", "must be at least 4: [CLS], [SEP] and two tokens")
+
 
 @dataclass(frozen=True)
 class ImageEncoderConfig:
@@ -50,6 +77,10 @@ class ImageEncoderConfig:
     ffn: int = 512
     norm: Literal["pre", "post"] = "pre"
     dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_transformer(self)
+        _require(self.patch > 0 and self.size % self.patch == 0, "patch", f"must divide size={self.size}")
 
 
 @dataclass(frozen=True)
@@ -67,6 +98,12 @@ class AudioEncoderConfig:
     norm: Literal["pre", "post"] = "pre"
     dropout: float = 0.0
 
+    def __post_init__(self) -> None:
+        _check_transformer(self)
+        for name in ("sample_rate", "mels", "hop_ms", "window_ms", "max_frames", "stride"):
+            _require(getattr(self, name) > 0, name, "must be positive")
+        _require(self.max_frames % self.stride == 0, "stride", f"must divide max_frames={self.max_frames}")
+
 
 @dataclass(frozen=True)
 class CrossEncoderConfig:
@@ -76,6 +113,9 @@ class CrossEncoderConfig:
     ffn: int = 512
     norm: Literal["pre", "post"] = "pre"
     dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_transformer(self)
 
 
 @dataclass(frozen=True)
@@ -87,6 +127,9 @@ class TextDecoderConfig:
     norm: Literal["pre", "post"] = "pre"
     dropout: float = 0.0
 
+    def __post_init__(self) -> None:
+        _check_transformer(self)
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -97,6 +140,9 @@ class ModelConfig:
     cross: CrossEncoderConfig = field(default_factory=CrossEncoderConfig)
     text_decoder: TextDecoderConfig = field(default_factory=TextDecoderConfig)
 
+    def __post_init__(self) -> None:
+        _require(self.embed_dim > 0, "embed_dim", "must be positive")
+
 
 @dataclass(frozen=True)
 class DataConfig:
@@ -106,6 +152,10 @@ class DataConfig:
     batch_size: int = 128  # B: samples a step and rank
     workers: int = 1  # threads that decode samples
     prefetch: int = 4  # batches made ahead of the step
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "workers", "prefetch"):
+            _require(getattr(self, name) > 0, name, "must be positive")
 
 
 @dataclass(frozen=True)
@@ -121,6 +171,20 @@ class ObjectivesConfig:
     denoise_given: tuple[str, ...] = ("image+audio", "image", "audio")  # what is left when the text is absent
     label_smoothing: float = 0.0  # of the denoised text
 
+    def __post_init__(self) -> None:
+        for name in OBJECTIVES:
+            _require(getattr(self, name) >= 0, name, "a weight must not be negative")
+        for name in ("token_fraction", "modality_fraction", "sample_fraction"):
+            _require(0 < getattr(self, name) <= 1, name, "must be in (0, 1]")
+        _require(0 < self.mask_ratio < 1, "mask_ratio", "must be in (0, 1)")
+        _require(0 <= self.label_smoothing < 1, "label_smoothing", "must be in [0, 1)")
+        given = {"image+audio", "image", "audio"}
+        _require(
+            bool(self.denoise_given) and set(self.denoise_given) <= given,
+            "denoise_given",
+            f"must be a list out of {', '.join(sorted(given))}",
+        )
+
 
 @dataclass(frozen=True)
 class OptimizerConfig:
@@ -133,6 +197,14 @@ class OptimizerConfig:
     weight_decay: float = 0.01  # never on gains, biases and embeddings' positions (any 1-d parameter)
     clip_norm: float = 1.0  # global norm of the gradients
 
+    def __post_init__(self) -> None:
+        _require(self.lr > 0, "lr", "must be positive")
+        _require(0 <= self.min_lr <= self.lr, "min_lr", f"must be between 0 and lr={self.lr}")
+        _require(self.warmup_steps >= 0, "warmup_steps", "must not be negative")
+        for name in ("beta1", "beta2"):
+            _require(0 <= getattr(self, name) < 1, name, "must be in [0, 1)")
+        _require(self.clip_norm > 0, "clip_norm", "must be positive")
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -143,6 +215,11 @@ class TrainConfig:
     save_every: int = 500
     eval_every: int = 0  # 0: only at the end
     keep_checkpoints: int = 2
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "log_every", "save_every", "keep_checkpoints"):
+            _require(getattr(self, name) > 0, name, "must be positive")
+        _require(self.eval_every >= 0, "eval_every", "must not be negative")
 
 
 @dataclass(frozen=True)
@@ -155,6 +232,11 @@ class EvalConfig:
     rerank_embedding: float = 1.0  # weights of the three scores in the second ranking
     rerank_matching: float = 0.0
     rerank_likelihood: float = 0.0
+
+    def __post_init__(self) -> None:
+        _require(self.batch_size > 0, "batch_size", "must be positive")
+        for name in ("gallery", "captions", "rerank"):
+            _require(getattr(self, name) >= 0, name, "must not be negative")
 
 
 @dataclass(frozen=True)
@@ -169,3 +251,165 @@ class Config:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
+
+    def __post_init__(self) -> None:
+        _require(self.task in TASKS, "task", f"must be one of {', '.join(TASKS)}")
+        weights = self.objectives
+        _require(any(getattr(weights, name) > 0 for name in OBJECTIVES), "objectives", "one weight must be positive")
+        _require(
+            self.task != "caption" or weights.denoise_text > 0, "objectives.denoise_text", "a caption task needs it"
+        )
+        _require(
+            self.optimizer.warmup_steps < self.train.steps,
+            "optimizer.warmup_steps",
+            f"must be below train.steps={self.train.steps}",
+        )
+        _require(
+            self.runtime.precision == "fp32" or self.runtime.device != "CPU",
+            "runtime.precision",
+            "fp16 is slower than fp32 on a CPU; leave fp32",
+        )
+
+
+OVERRIDE = "command line"
+
+
+def load_config(path: str | Path, overrides: typing.Sequence[str] = ()) -> Config:
+    """Reads a YAML file with its parents, applies ``key=value`` overrides, checks and returns the configuration.
+
+    Args:
+        path: the YAML file.
+        overrides: ``section.key=value`` strings; the value is read as YAML.
+
+    Raises:
+        ConfigError: unknown key, wrong type, impossible combination, or a file that cannot be read.
+    """
+    path = Path(path)
+    values, origins = _flatten(_read(path, ()))
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals:
+            raise ConfigError(f"{override!r} is not key=value (command line)")
+        values[key] = _parse_yaml(text, f"{key}={text} (command line)")
+        origins[key] = OVERRIDE
+    return _build(Config, values, origins)
+
+
+def to_yaml(config: Config) -> str:
+    """The whole configuration as YAML text that :func:`load_config` reads back to an equal object."""
+    return yaml.safe_dump(_plain(config), sort_keys=False, allow_unicode=True)
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _parse_yaml(text: str, where: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"not YAML: {where}: {str(error).splitlines()[0]}") from None
+
+
+def _read(path: Path, children: tuple[Path, ...]) -> list[tuple[Path, dict]]:
+    """The file's mapping behind those of its parents, the root first."""
+    if path.resolve() in children:
+        raise ConfigError(f"base: of {path} leads back to the file itself")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read config {path}: {getattr(error, 'strerror', None) or error}") from None
+    mapping = _parse_yaml(text, str(path)) or {}
+    if not isinstance(mapping, dict):
+        raise ConfigError(f"{path} must hold key: value pairs")
+    base = mapping.pop("base", None)
+    parents = _read(path.parent / str(base), (*children, path.resolve())) if base else []
+    return [*parents, (path, mapping)]
+
+
+def _flatten(layers: list[tuple[Path, dict]]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Merges the layers into dotted keys; the second dict says which file each key came from."""
+    values: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+
+    def visit(prefix: str, mapping: dict, path: Path) -> None:
+        for name, value in mapping.items():
+            key = f"{prefix}{name}"
+            if isinstance(value, dict):
+                visit(f"{key}.", value, path)
+            else:
+                values[key], origins[key] = value, str(path)
+
+    for path, mapping in layers:
+        visit("", mapping, path)
+    return values, origins
+
+
+def _keys(cls: type, prefix: str = "") -> dict[str, Any]:
+    """Every dotted key of a config class with its type."""
+    found: dict[str, Any] = {}
+    for name, kind in typing.get_type_hints(cls).items():
+        nested = dataclasses.is_dataclass(kind)
+        found.update(_keys(kind, f"{prefix}{name}.") if nested else {f"{prefix}{name}": kind})
+    return found
+
+
+def _build(cls: type, values: dict[str, Any], origins: dict[str, str]) -> Any:
+    known = _keys(cls)
+    for key, value in values.items():
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1, cutoff=0.5) or _by_last_name(key, known)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise ConfigError(f"unknown key {key}={value!r} in {origins[key]}{hint}")
+        values[key] = _coerce(value, known[key], f"{key}={value!r} in {origins[key]}")
+    return _assemble(cls, values, origins, "")
+
+
+def _by_last_name(key: str, known: dict[str, Any]) -> list[str]:
+    last = {name.rpartition(".")[2]: name for name in known}
+    return [last[name] for name in difflib.get_close_matches(key.rpartition(".")[2], last, n=1)]
+
+
+def _assemble(cls: type, values: dict[str, Any], origins: dict[str, str], prefix: str) -> Any:
+    arguments = {}
+    for name, kind in typing.get_type_hints(cls).items():
+        key = f"{prefix}{name}"
+        if dataclasses.is_dataclass(kind):
+            arguments[name] = _assemble(kind, values, origins, f"{key}.")
+        elif key in values:
+            arguments[name] = values[key]
+    try:
+        return cls(**arguments)
+    except FieldError as error:
+        key = f"{prefix}{error.name}"
+        shown = f"{key}={values[key]!r}" if key in values else key
+        raise ConfigError(f"{shown} in {origins.get(key, 'the defaults')}: {error.message}") from None
+
+
+def _coerce(value: Any, kind: Any, where: str) -> Any:
+    """The value as ``kind``, or a ConfigError; an int passes as a float, ``1e-3`` (a YAML string) too."""
+    origin = typing.get_origin(kind)
+    if origin is Literal:
+        if value not in typing.get_args(kind):
+            raise ConfigError(f"{where}: must be one of {', '.join(map(str, typing.get_args(kind)))}")
+        return value
+    if origin is tuple:
+        item = typing.get_args(kind)[0]
+        if not isinstance(value, list | tuple):
+            raise ConfigError(f"{where}: must be a list")
+        return tuple(_coerce(entry, item, where) for entry in value)
+    if kind is float and not isinstance(value, bool):
+        try:
+            return float(value)
+        except (TypeError, ValueError):
+            pass
+    elif isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
+        return value
+    raise ConfigError(f"{where}: must be {_type_name(kind)}, not {type(value).__name__}")
+
+
+def _type_name(kind: Any) -> str:
+    names = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+    return str(kind) if isinstance(kind, types.UnionType) else names[kind]
