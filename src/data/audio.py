@@ -1,0 +1,128 @@
+"""Sound files to log-mel frames.
+
+Letters: ``n`` samples, ``M`` frames, ``N`` mel bands, ``W`` samples of a window, ``R`` frequency bins.
+"""
+
+import functools
+from math import gcd
+from pathlib import Path
+
+import numpy as np
+
+from src.config import AudioEncoderConfig
+from src.data.errors import DataError
+
+DECADES = 8.0  # dynamic range that a byte spans, below the loudest band of the utterance
+
+
+def load_sound(path: str | Path) -> tuple[np.ndarray, int]:
+    """Reads a sound file of any format that libsndfile knows: mono float32 [n] (channels averaged) and its rate."""
+    import soundfile  # only where sound is read: a run without sound does without libsndfile
+
+    try:
+        wave, rate = soundfile.read(str(path), dtype="float32", always_2d=True)
+    except (OSError, RuntimeError) as error:  # LibsndfileError is a RuntimeError
+        if not Path(path).is_file():
+            raise DataError(f"{path}: no such sound file") from None
+        raise DataError(f"{path}: not a readable sound file ({str(error).rsplit(': ', 1)[-1]})") from None
+    if not len(wave):
+        raise DataError(f"{path}: the sound is empty")
+    if not np.isfinite(wave).all():
+        raise DataError(f"{path}: the sound holds values that are not finite")
+    return wave.mean(axis=1), rate
+
+
+def resample(wave: np.ndarray, rate: int, target: int) -> np.ndarray:
+    """Band-limited change of the sample rate: float32 [n] at ``rate`` Hz to [ceil(n · target / rate)] at ``target`` Hz.
+
+    The spectrum is cut (or padded) and transformed back; the wave is padded to whole periods of the two rates'
+    common divisor, so that the ratio is exact.
+    """
+    if rate == target:
+        return np.asarray(wave, np.float32)
+    divisor = gcd(rate, target)
+    down, up = rate // divisor, target // divisor
+    periods = _fast_length(-(-len(wave) // down) + 1)  # a spare period keeps the end from wrapping to the start
+    spectrum = np.fft.rfft(wave, periods * down)
+    bins = periods * min(down, up) // 2 + 1
+    out = np.fft.irfft(spectrum[:bins], periods * up) * (up / down)
+    return out[: -(-len(wave) * up // down)].astype(np.float32)
+
+
+def log_mel(wave: np.ndarray, rate: int, config: AudioEncoderConfig) -> np.ndarray:
+    """Log-mel spectrogram, uint8 [M, N] with M ≤ ``config.max_frames``.
+
+    Power spectra of Hann windows, triangular mel bands, log10; the loudest band of the utterance is 255,
+    eight decades below it and less is 0. A last window that is not full is padded with silence.
+    """
+    window, hop = frame_lengths(config)
+    seconds = (window + hop * (config.max_frames - 1)) / config.sample_rate
+    wave = resample(wave[: int(np.ceil(seconds * rate)) + 1], rate, config.sample_rate)
+    count = min(config.max_frames, 1 + max(0, -(-(len(wave) - window) // hop)))
+    padded = np.zeros(window + hop * (count - 1), np.float32)
+    wave = wave[: len(padded)]
+    padded[: len(wave)] = wave
+    frames = np.lib.stride_tricks.sliding_window_view(padded, window)[::hop]  # [M, W]
+    taper, bands = _analysis(config.sample_rate, window, config.mels)
+    spectrum = np.fft.rfft(frames * taper, 2 * (bands.shape[0] - 1))  # [M, R]
+    power = (spectrum.real**2 + spectrum.imag**2).astype(np.float32) @ bands  # [M, N]
+    peak = power.max()
+    if peak < np.finfo(np.float32).tiny:
+        return np.zeros(power.shape, np.uint8)  # silence has no loudest band to measure from
+    level = np.log10(np.maximum(power / peak, 10.0**-DECADES))
+    return np.rint(255 * (1 + level / DECADES)).astype(np.uint8)
+
+
+def frame_lengths(config: AudioEncoderConfig) -> tuple[int, int]:
+    """Samples of the analysis window and of the hop."""
+    return config.sample_rate * config.window_ms // 1000, config.sample_rate * config.hop_ms // 1000
+
+
+def mel_bands(rate: int, bins: int, mels: int) -> np.ndarray:
+    """Triangular bands, float32 [R, N], evenly spaced on the mel scale of Slaney's Auditory Toolbox.
+
+    Each band has unit area (in Hz), as in librosa's ``filters.mel``: linear below 1 kHz, logarithmic above.
+    """
+    top = _to_mel(np.array([rate / 2]))[0]
+    edges = _to_hz(np.linspace(0.0, top, mels + 2))
+    low, centre, high = edges[:-2], edges[1:-1], edges[2:]
+    hz = np.linspace(0.0, rate / 2, bins)[:, None]
+    bands = np.minimum((hz - low) / (centre - low), (high - hz) / (high - centre))
+    return (np.maximum(bands, 0.0) * (2.0 / (high - low))).astype(np.float32)
+
+
+@functools.lru_cache(maxsize=8)
+def _analysis(rate: int, window: int, mels: int) -> tuple[np.ndarray, np.ndarray]:
+    """The Hann window [W] and the bands [R, N] of the smallest power-of-two FFT that leaves no band empty."""
+    size = 1 << (window - 1).bit_length()
+    bands = mel_bands(rate, size // 2 + 1, mels)
+    while not bands.any(axis=0).all():
+        size *= 2
+        bands = mel_bands(rate, size // 2 + 1, mels)
+    taper = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(window) / window)
+    return taper.astype(np.float32), bands
+
+
+_LINEAR_STEP = 200.0 / 3  # Hz a mel below 1 kHz
+_LOG_STEP = np.log(6.4) / 27  # natural logarithm of the ratio a mel above it
+_LOG_START = 1000.0 / _LINEAR_STEP  # mel at 1 kHz
+
+
+def _to_mel(hz: np.ndarray) -> np.ndarray:
+    return np.where(hz < 1000.0, hz / _LINEAR_STEP, _LOG_START + np.log(np.maximum(hz, 1.0) / 1000.0) / _LOG_STEP)
+
+
+def _to_hz(mel: np.ndarray) -> np.ndarray:
+    return np.where(mel < _LOG_START, mel * _LINEAR_STEP, 1000.0 * np.exp(_LOG_STEP * (mel - _LOG_START)))
+
+
+def _fast_length(length: int) -> int:
+    """The smallest 2·3·5-smooth number that is not less: FFT lengths with large prime factors are slow."""
+    while True:
+        rest = length
+        for prime in (2, 3, 5):
+            while rest % prime == 0:
+                rest //= prime
+        if rest == 1:
+            return length
+        length += 1

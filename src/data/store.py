@@ -1,0 +1,328 @@
+"""A dataset is a folder: ``dataset.json``, one sample index a split and MindRecord shards.
+
+A *record* is a picture with its captions and the sound of each caption; a *sample* is one caption of a record with
+the picture and that caption's sound. ``dataset.json`` is written last, so that a folder without it is unfinished.
+"""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from src.config import AudioEncoderConfig
+from src.data.errors import DataError
+from src.data.schema import MODALITIES
+
+FORMAT, VERSION = "opt-dataset", 1
+AUDIO_KEYS = ("sample_rate", "mels", "hop_ms", "window_ms", "max_frames")  # settings that shape the stored sound
+COLUMNS = ("key", "image", "captions", "sounds", "sizes")
+SCHEMA = {name: {"type": "bytes" if name in ("image", "sounds") else "string"} for name in COLUMNS}
+PAGE_BYTES = 1 << 22  # MindRecord's unit of writing, which a record must fit into
+HEADER_BYTES = 1 << 20
+WRITE_ROWS = 128  # rows handed to MindRecord at once
+OUR_FILES = re.compile(r"(.+-\d{5}\.mindrecord(\.db)?|index-.+\.npy|\.dataset\.json\.tmp)")
+
+
+@dataclass(frozen=True)
+class Record:
+    """A picture, its captions and their sounds; what is absent is None or empty."""
+
+    key: str  # name in its corpus: for messages and results
+    image: bytes | None  # encoded file (PNG, JPEG, WebP)
+    captions: tuple[str, ...]
+    sounds: tuple[np.ndarray | None, ...]  # a caption's log-mel, uint8 [frames, mels]; a lone one without captions
+
+    def presence(self, caption: int) -> list[int]:
+        """1 where the sample of this caption (−1: without one) has text, image, audio."""
+        sound = self.sounds[max(caption, 0)] if self.sounds else None
+        return [int(caption >= 0), int(self.image is not None), int(sound is not None)]
+
+
+@dataclass
+class _Split:
+    """What the writer keeps of one split: little more than three integers a sample."""
+
+    shards: list[dict[str, Any]] = field(default_factory=list)
+    samples: list[tuple[int, int, int]] = field(default_factory=list)
+    counts: np.ndarray = field(default_factory=lambda: np.zeros(3, np.int64))  # samples with text, image, audio
+    records: int = 0
+    pictures: dict[bytes, int] = field(default_factory=dict)  # digest → first record with that picture
+    writer: Any = None
+    in_shard: int = 0
+    rows: list[dict[str, Any]] = field(default_factory=list)
+
+
+class DatasetWriter:
+    """Writes a dataset folder; use it as a context manager, which finishes the folder unless an exception leaves it.
+
+    Args:
+        folder: made if need be; an unfinished dataset in it is replaced, a finished one refused.
+        audio: the settings that the stored sounds were made with.
+        about: anything JSON that says where the data came from.
+        shard_records: records a shard file.
+    """
+
+    def __init__(
+        self, folder: str | Path, audio: AudioEncoderConfig, about: dict[str, Any], shard_records: int = 10000
+    ) -> None:
+        self.folder, self.audio, self.about, self.shard_records = Path(folder), audio, about, shard_records
+        if (self.folder / "dataset.json").exists():
+            raise DataError(f"{self.folder} already holds a dataset: delete it or write to another folder")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for path in self.folder.iterdir():
+            if OUR_FILES.fullmatch(path.name):
+                path.unlink()
+        self._splits: dict[str, _Split] = {}
+
+    def __enter__(self) -> "DatasetWriter":
+        return self
+
+    def __exit__(self, kind: type | None, *_: object) -> None:
+        if kind is None:
+            self._finish()
+
+    def add(self, split: str, record: Record) -> None:
+        """Appends a record to a split; its samples follow those of the records before it."""
+        if not re.fullmatch(r"[\w-]+", split):
+            raise DataError(f"split {split!r} cannot name files: use letters, digits, _ and -")
+        row = _pack(record, self.audio)
+        state = self._splits.setdefault(split, _Split())
+        picture = state.records
+        if record.image is not None:
+            digest = hashlib.blake2b(record.image, digest_size=12).digest()
+            picture = state.pictures.setdefault(digest, state.records)
+        for caption in range(len(record.captions)) or (-1,):
+            state.samples.append((state.records, caption, picture))
+            state.counts += record.presence(caption)
+        state.records += 1
+        state.rows.append(row)
+        state.in_shard += 1
+        if state.in_shard == self.shard_records:
+            self._close_shard(split, state)
+        elif len(state.rows) == WRITE_ROWS:
+            self._flush(split, state)
+
+    def _flush(self, split: str, state: _Split) -> None:
+        if state.writer is None:
+            from mindspore.mindrecord import FileWriter  # two seconds that only writing needs
+
+            # MindRecord keeps the file's name inside its index: a shard cannot be renamed afterwards.
+            state.writer = FileWriter(str(self._shard_path(split, state)), 1)
+            state.writer.set_header_size(HEADER_BYTES)
+            state.writer.set_page_size(PAGE_BYTES)
+            state.writer.add_schema(SCHEMA, FORMAT)
+        if state.rows:
+            state.writer.write_raw_data(state.rows)
+            state.rows = []
+
+    def _close_shard(self, split: str, state: _Split) -> None:
+        self._flush(split, state)
+        state.writer.commit()
+        path = self._shard_path(split, state)
+        files = [_describe(path), _describe(path.with_name(path.name + ".db"))]
+        state.shards.append({"records": state.in_shard, "files": files})
+        state.writer, state.in_shard = None, 0
+
+    def _shard_path(self, split: str, state: _Split) -> Path:
+        return self.folder / f"{split}-{len(state.shards):05d}.mindrecord"
+
+    def _finish(self) -> None:
+        if not self._splits:
+            raise DataError(f"{self.folder}: no record was written, so there is no dataset")
+        splits = {}
+        for name, state in self._splits.items():
+            if state.in_shard:
+                self._close_shard(name, state)
+            index = self.folder / f"index-{name}.npy"
+            np.save(index, np.array(state.samples, np.int32))
+            splits[name] = {
+                "records": state.records,
+                "samples": len(state.samples),
+                "pictures": len(state.pictures),
+                **{modality: int(count) for modality, count in zip(MODALITIES, state.counts, strict=True)},
+                "index": _describe(index),
+                "shards": state.shards,
+            }
+        content = {
+            "format": FORMAT,
+            "version": VERSION,
+            "audio": {key: getattr(self.audio, key) for key in AUDIO_KEYS},
+            "splits": splits,
+            "about": self.about,
+        }
+        _write_json(self.folder / "dataset.json", content)
+
+
+class Dataset:
+    """One split of a dataset folder, checked when it is opened.
+
+    Args:
+        folder: the dataset folder.
+        split: one of its splits.
+        audio: the model's sound settings, which must be those of the stored sounds; None skips this check.
+
+    Attributes:
+        info: the content of dataset.json.
+        samples: int32 [n, 3]: record, caption (or −1), image_id.
+    """
+
+    def __init__(self, folder: str | Path, split: str, audio: AudioEncoderConfig | None = None) -> None:
+        self.folder, self.split = Path(folder), split
+        self.info = read_info(self.folder)
+        if split not in self.info["splits"]:
+            known = ", ".join(self.info["splits"])
+            raise DataError(f"{self.folder} has no split {split!r}: it has {known}")
+        self._entry = self.info["splits"][split]
+        if audio is not None and self._entry["audio"]:
+            self._check_audio(audio)
+        self._files = [file for shard in self._entry["shards"] for file in shard["files"]]
+        for file in [self._entry["index"], *self._files]:
+            _check_size(self.folder / file["name"], file["bytes"])
+        self.samples: np.ndarray = np.load(self.folder / self._entry["index"]["name"])
+        self._source: Any = None
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def count(self, modality: int) -> int:
+        """Samples that have a modality (TEXT, IMAGE, AUDIO)."""
+        return self._entry[MODALITIES[modality]]
+
+    def read(self, record_indices: Iterable[int]) -> Iterator[Record]:
+        """Records in the order asked for, read from the shards one by one."""
+        source = self._open()
+        mels = self.info["audio"]["mels"]
+        for index in record_indices:
+            if not 0 <= index < self._entry["records"]:
+                raise DataError(f"{self.folder}: split {self.split!r} has no record {index}")
+            try:
+                columns = source[int(index)]
+            except RuntimeError as error:
+                raise DataError(self._damage(index, error)) from None
+            yield _unpack(columns, mels)
+
+    def _open(self) -> Any:
+        if self._source is None:
+            from mindspore.dataset import MindDataset  # two seconds that only reading needs
+
+            shards = [str(self.folder / shard["files"][0]["name"]) for shard in self._entry["shards"]]
+            # Its items are read by index, without a pipeline: no start-up cost, no threads, nothing kept in memory.
+            source = MindDataset(shards, list(COLUMNS), num_parallel_workers=1, shuffle=False)
+            try:
+                source[0]
+            except RuntimeError as error:
+                raise DataError(self._damage(0, error)) from None
+            self._source = source
+        return self._source
+
+    def _damage(self, index: int, error: RuntimeError) -> str:
+        """Names the file that is no longer what was written."""
+        for file in self._files:
+            if _digest(self.folder / file["name"]) != file["sha256"]:
+                return f"{self.folder / file['name']} is damaged: prepare the dataset again"
+        reason = next((line for line in str(error).splitlines() if "ERROR]" in line), str(error).split("\n", 1)[0])
+        return f"{self.folder}: record {index} of split {self.split!r} cannot be read ({reason.strip()})"
+
+    def _check_audio(self, audio: AudioEncoderConfig) -> None:
+        for key in AUDIO_KEYS:
+            stored, wanted = self.info["audio"][key], getattr(audio, key)
+            # Sound that was cut later than the model wants is cut again; other settings cannot be undone.
+            if wanted > stored if key == "max_frames" else wanted != stored:
+                raise DataError(
+                    f"{self.folder} holds sound made with {key}={stored}, model.audio.{key} is {wanted}: "
+                    "change the config or prepare the dataset again"
+                )
+
+
+def read_info(folder: str | Path) -> dict[str, Any]:
+    """The content of a folder's dataset.json, of this format and version."""
+    path = Path(folder) / "dataset.json"
+    if not Path(folder).is_dir():
+        raise DataError(f"{folder}: no such dataset folder (data.path); make one by python -m src.data.prepare")
+    if not path.is_file():
+        raise DataError(f"{folder} is no finished dataset (no dataset.json): run python -m src.data.prepare again")
+    try:
+        info = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        raise DataError(f"{path} is not JSON: prepare the dataset again") from None
+    if not isinstance(info, dict) or info.get("format") != FORMAT:
+        raise DataError(f"{path} does not describe a dataset of this project")
+    if info.get("version") != VERSION:
+        raise DataError(f"{path} has format version {info.get('version')}, this code reads {VERSION}: prepare it again")
+    return info
+
+
+def _pack(record: Record, audio: AudioEncoderConfig) -> dict[str, Any]:
+    """A record as a MindRecord row. Empty bytes come back as one zero byte, hence the sizes."""
+    if record.image is None and not record.captions and not any(sound is not None for sound in record.sounds):
+        raise DataError(f"record {record.key!r} has neither picture nor caption nor sound")
+    if len(record.sounds) not in (0, len(record.captions) or 1):
+        raise DataError(f"record {record.key!r} has {len(record.captions)} captions but {len(record.sounds)} sounds")
+    for sound in record.sounds:
+        if sound is not None and (sound.dtype != np.uint8 or sound.shape[1:] != (audio.mels,) or not len(sound)):
+            raise DataError(
+                f"record {record.key!r}: a sound is {sound.dtype}{list(sound.shape)}, not uint8 [frames, {audio.mels}]"
+            )
+    sounds = b"".join(sound.tobytes() for sound in record.sounds if sound is not None)
+    sizes = {
+        "image": None if record.image is None else len(record.image),
+        "frames": [None if sound is None else len(sound) for sound in record.sounds],
+    }
+    row = {
+        "key": record.key,
+        "image": record.image or b"",
+        "captions": json.dumps(record.captions),
+        "sounds": sounds,
+        "sizes": json.dumps(sizes),
+    }
+    if len(row["image"]) + len(sounds) + len(row["captions"]) > PAGE_BYTES - 4096:
+        raise DataError(f"record {record.key!r} is larger than {PAGE_BYTES >> 20} MB: make its picture smaller")
+    return row
+
+
+def _unpack(columns: list[np.ndarray], mels: int) -> Record:
+    key, image, captions, sounds, sizes = columns
+    size = json.loads(str(sizes))
+    texts = tuple(json.loads(str(captions)))
+    data, start, waves = np.frombuffer(sounds.tobytes(), np.uint8), 0, []
+    for frames in size["frames"]:
+        end = start + (frames or 0) * mels
+        waves.append(None if frames is None else data[start:end].reshape(frames, mels))
+        start = end
+    picture = None if size["image"] is None else image.tobytes()
+    return Record(str(key), picture, texts, tuple(waves) or (None,) * len(texts))
+
+
+def _describe(path: Path) -> dict[str, Any]:
+    return {"name": path.name, "bytes": path.stat().st_size, "sha256": _digest(path)}
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _check_size(path: Path, size: int) -> None:
+    if not path.is_file():
+        raise DataError(f"{path} is missing: copy it from where the dataset was made, or prepare the dataset again")
+    if path.stat().st_size != size:
+        raise DataError(f"{path} has {path.stat().st_size} bytes, dataset.json says {size}: prepare the dataset again")
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    """Writes beside and renames, so that the file is there whole or not at all."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        json.dump(content, file, ensure_ascii=False, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
