@@ -1,0 +1,119 @@
+import numpy as np
+import pytest
+
+from src.evaluation.recall import ranks, recall, rerank, reranked_ranks, top_k
+
+
+def embeddings(rng: np.random.Generator, rows: int, width: int = 24) -> np.ndarray:
+    values = rng.normal(size=(rows, width)).astype(np.float32)
+    return values / np.linalg.norm(values, axis=1, keepdims=True)
+
+
+def naive_order(queries: np.ndarray, gallery: np.ndarray) -> list[list[int]]:
+    scores = queries.astype(np.float64) @ gallery.astype(np.float64).T
+    return [sorted(range(len(gallery)), key=lambda item, row=row: (-row[item], item)) for row in scores]
+
+
+def naive_ranks(order: list[list[int]], query_ids: np.ndarray, gallery_ids: np.ndarray) -> list[int]:
+    return [
+        next(rank for rank, item in enumerate(items) if gallery_ids[item] == query_ids[query])
+        for query, items in enumerate(order)
+    ]
+
+
+@pytest.fixture
+def problem():
+    """37 queries, 101 items; some pictures have several items, and some items are exact copies of others."""
+    rng = np.random.default_rng(3)
+    gallery = embeddings(rng, 101)
+    gallery[[17, 40, 99]] = gallery[5]
+    gallery_ids = rng.integers(0, 40, 101)
+    query_ids = rng.choice(gallery_ids, 37)
+    queries = embeddings(rng, 37)
+    queries[7] = gallery[5]
+    return queries, gallery, query_ids, gallery_ids
+
+
+@pytest.mark.parametrize("blocks", [(1024, 8192), (1, 1), (5, 3), (37, 100), (36, 101)])
+def test_equal_to_naive_in_any_blocks(problem, blocks):
+    queries, gallery, query_ids, gallery_ids = problem
+    order = naive_order(queries, gallery)
+    indices, scores = top_k(queries, gallery, 10, *blocks)
+    assert indices.tolist() == [items[:10] for items in order]
+    np.testing.assert_allclose(scores, np.take_along_axis(queries @ gallery.T, indices, 1), atol=1e-6)
+    assert ranks(queries, gallery, query_ids, gallery_ids, *blocks).tolist() == naive_ranks(
+        order, query_ids, gallery_ids
+    )
+
+
+def test_copies_are_ordered_by_index(problem):
+    queries, gallery, *_ = problem
+    assert top_k(queries, gallery, 4, 2, 30)[0][7].tolist() == [5, 17, 40, 99]
+    assert top_k(queries, gallery, 3, 2, 30)[0][7].tolist() == [5, 17, 40]
+
+
+def test_scores_do_not_depend_on_blocks_at_all(problem):
+    queries, gallery, *_ = problem
+    whole = top_k(queries * 3, gallery * 100, 101)
+    for blocks in [(1, 1), (4, 7), (37, 64)]:
+        for expected, found in zip(whole, top_k(queries * 3, gallery * 100, 101, *blocks), strict=True):
+            np.testing.assert_array_equal(found, expected)
+
+
+def test_gallery_order_does_not_matter():
+    rng = np.random.default_rng(4)
+    queries, gallery = embeddings(rng, 20), embeddings(rng, 60)
+    gallery_ids = rng.permutation(60) // 3  # three captions a picture
+    query_ids = np.arange(20)
+    order = rng.permutation(60)
+    expected = ranks(queries, gallery, query_ids, gallery_ids)
+    np.testing.assert_array_equal(ranks(queries, gallery[order], query_ids, gallery_ids[order]), expected)
+    np.testing.assert_array_equal(order[top_k(queries, gallery[order], 9)[0]], top_k(queries, gallery, 9)[0])
+
+
+def test_another_caption_of_the_picture_counts():
+    queries = np.array([[1.0, 0.0]])
+    gallery = np.array([[0.9, 0.1], [0.0, 1.0], [1.0, 0.0]])
+    assert ranks(queries, gallery, np.array([4]), np.array([9, 4, 4])).tolist() == [0]
+    assert ranks(queries, gallery, np.array([4]), np.array([4, 4, 9])).tolist() == [1]
+
+
+def test_a_collapsed_model_is_not_rewarded():
+    same = np.ones((50, 8))
+    assert recall(ranks(same, same, np.arange(50), np.arange(50)))["r1"] == pytest.approx(0.02)
+
+
+def test_rerank_moves_the_candidates_only(problem):
+    queries, gallery, query_ids, gallery_ids = problem
+    first = ranks(queries, gallery, query_ids, gallery_ids)
+    candidates, _ = top_k(queries, gallery, 8)
+    scores = np.random.default_rng(5).integers(0, 4, candidates.shape).astype(np.float32)  # with ties
+    found = rerank(candidates, scores)
+    expected_order = []
+    for row, items in enumerate(naive_order(queries, gallery)):
+        head = sorted(range(8), key=lambda place, row=row: (-scores[row, place], place))
+        expected_order.append([items[place] for place in head] + items[8:])
+    assert found.tolist() == [items[:8] for items in expected_order]
+    second = reranked_ranks(found, first, query_ids, gallery_ids)
+    assert second.tolist() == naive_ranks(expected_order, query_ids, gallery_ids)
+    assert (first >= 8).any() and (second != first).any()
+
+
+def test_recall_of_known_ranks():
+    assert recall(np.array([0, 0, 4, 9, 10])) == {"r1": 0.4, "r5": 0.6, "r10": 0.8, "median_rank": 5.0}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda q, g, qi, gi: (q[:, :3], g, qi, gi), r"gallery embeddings have shape \[101, 24\], expected \[n, 3\]"),
+        (lambda q, g, qi, gi: (q, g, qi[:4], gi), r"query ids have shape \[4\], expected \[37\]"),
+        (lambda q, g, qi, gi: (q, g, qi * 0 + 999, gi), r"query 0 \(image id 999\) has no relevant item"),
+        (lambda q, g, qi, gi: (q, np.where(np.arange(101)[:, None] == 6, np.nan, g), qi, gi), "embedding 6 is not fin"),
+    ],
+)
+def test_unusable_input_is_named(problem, change, message):
+    with pytest.raises(ValueError, match=message):
+        ranks(*change(*problem))
+    with pytest.raises(ValueError, match="k = 102"):
+        top_k(problem[0], problem[1], 102)
