@@ -1,8 +1,8 @@
 """Retrieval in two stages: exact ranking by embeddings, then the best ``k`` ranked again by a second score.
 
 Letters: ``Q`` queries, ``G`` gallery items, ``E`` embedding width, ``k`` items ranked again. Directions are named
-``x2y``: query x, gallery y. An item is relevant to a query when both carry the same image id. Of equal scores the item of
-the lower gallery index comes first, in every function below.
+``x2y``: query x, gallery y. An item is relevant to a query when both carry the same image id. Among equal scores the
+lower gallery index comes first, in every function below.
 """
 
 from collections.abc import Iterator

@@ -1,0 +1,174 @@
+"""Caption metrics: corpus BLEU-1 to BLEU-4, ROUGE-L and CIDEr-D, by words and by characters.
+
+The figures equal those of the COCO caption evaluation (pycocoevalcap) on the same tokens. As there, punctuation does
+not count and case is ignored. Chinese has no spaces: ``words`` are those of jieba; ``characters`` do not depend on a
+segmenter and are the figures to compare across projects.
+"""
+
+import functools
+import logging
+import math
+import unicodedata
+import warnings
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+Tokens = Sequence[str]
+NGrams = Counter[tuple[str, ...]]
+
+MAX_N = 4
+ROUGE_BETA = 1.2  # weight of recall against precision
+CIDER_SIGMA = 6.0  # width of the Gaussian penalty on a difference in length
+TINY, SMALL = 1e-15, 1e-9  # the reference implementation's guards against empty counts
+
+
+class _Weighted(NamedTuple):
+    """A caption as tf-idf weights with their norm for each n; its length is in bigrams, as pycocoevalcap has it."""
+
+    weights: list[dict[tuple[str, ...], float]]
+    norms: list[float]
+    bigrams: int
+
+
+def score(predictions: list[str], references: list[list[str]]) -> dict[str, dict[str, float]]:
+    """All metrics of predictions, each against the references of its picture.
+
+    Returns: {"words": {"bleu1": …, "bleu4": …, "rouge_l": …, "cider_d": …}, "characters": {…}}. CIDEr-D weighs n-grams
+    by how few pictures have them, so it is 0 for a single picture and comparable only on the same set of pictures.
+    """
+    if not predictions:
+        raise ValueError("no captions to score")
+    if len(predictions) != len(references):
+        raise ValueError(f"{len(predictions)} captions but references of {len(references)} pictures")
+    return {
+        "words": _score_tokens(predictions, references, words),
+        "characters": _score_tokens(predictions, references, characters),
+    }
+
+
+def words(text: str) -> list[str]:
+    """Words by jieba, lower case, without white space and punctuation."""
+    return [word for word in _segmenter()(text.lower()) if not all(map(_is_ignored, word))]
+
+
+def characters(text: str) -> list[str]:
+    """Characters, lower case, without white space and punctuation."""
+    return [character for character in text.lower() if not _is_ignored(character)]
+
+
+def bleu(predictions: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) -> list[float]:
+    """BLEU-1 to BLEU-4 over the whole corpus (Papineni et al. 2002); of the references' lengths the closest counts."""
+    matched, total = [0] * MAX_N, [0] * MAX_N
+    length = reference_length = 0
+    for prediction, group in zip(predictions, references, strict=True):
+        limits: NGrams = Counter()
+        for reference in group:
+            limits |= _ngrams(reference)  # the largest count in any one reference
+        for ngram, count in _ngrams(prediction).items():
+            matched[len(ngram) - 1] += min(count, limits[ngram])
+        for n in range(MAX_N):
+            total[n] += max(0, len(prediction) - n)
+        length += len(prediction)
+        reference_length += min((abs(len(reference) - len(prediction)), len(reference)) for reference in group)[1]
+    ratio = (length + TINY) / (reference_length + SMALL)
+    brevity = math.exp(1 - 1 / ratio) if ratio < 1 else 1.0
+    product, scores = 1.0, []
+    for n in range(MAX_N):
+        product *= (matched[n] + TINY) / (total[n] + SMALL)
+        scores.append(product ** (1 / (n + 1)) * brevity)
+    return scores
+
+
+def rouge_l(predictions: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) -> float:
+    """Mean ROUGE-L (Lin 2004): F-measure of the longest common subsequence, best precision and best recall."""
+    total = 0.0
+    for prediction, group in zip(predictions, references, strict=True):
+        common = [_common_subsequence(prediction, reference) for reference in group]
+        if not any(common):
+            continue
+        precision = max(common) / len(prediction)
+        recall = max(length / len(reference) for length, reference in zip(common, group, strict=True) if length)
+        total += (1 + ROUGE_BETA**2) * precision * recall / (recall + ROUGE_BETA**2 * precision)
+    return total / len(predictions)
+
+
+def cider_d(predictions: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) -> float:
+    """Mean CIDEr-D (Vedantam et al. 2015), times 10 as usual; document frequencies are those of the references."""
+    reference_counts = [[_ngrams(reference) for reference in group] for group in references]
+    documents: NGrams = Counter()
+    for group in reference_counts:
+        documents.update(set().union(*group))
+    log_pictures = math.log(len(predictions))
+    total = 0.0
+    for prediction, group in zip(predictions, reference_counts, strict=True):
+        hypothesis = _weigh(_ngrams(prediction), documents, log_pictures)
+        similarities = [_similarity(hypothesis, _weigh(counts, documents, log_pictures)) for counts in group]
+        total += sum(similarities) / len(similarities)
+    return 10 * total / len(predictions)
+
+
+def _score_tokens(
+    predictions: list[str], references: list[list[str]], tokenise: Callable[[str], list[str]]
+) -> dict[str, float]:
+    hypotheses = [tokenise(text) for text in predictions]
+    groups = [[tokenise(text) for text in texts] for texts in references]
+    for row, (texts, group) in enumerate(zip(references, groups, strict=True)):
+        if not group:
+            raise ValueError(f"picture {row} has no reference caption")
+        if not all(group):
+            raise ValueError(f"picture {row}: reference caption {texts[group.index([])]!r} has no words")
+    figures = {f"bleu{n}": value for n, value in enumerate(bleu(hypotheses, groups), 1)}
+    return {**figures, "rouge_l": rouge_l(hypotheses, groups), "cider_d": cider_d(hypotheses, groups)}
+
+
+@functools.cache
+def _segmenter() -> Callable[[str], list[str]]:
+    # Imported late: its dictionary takes a second to load, and its import warns about things a user cannot mend.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import jieba
+    jieba.setLogLevel(logging.WARNING)
+    return jieba.lcut
+
+
+def _is_ignored(character: str) -> bool:
+    return character.isspace() or unicodedata.category(character).startswith("P")
+
+
+def _ngrams(tokens: Tokens) -> NGrams:
+    """Counts of the n-grams of 1 to MAX_N tokens."""
+    return Counter(tuple(tokens[at : at + n]) for n in range(1, MAX_N + 1) for at in range(len(tokens) - n + 1))
+
+
+def _common_subsequence(first: Tokens, second: Tokens) -> int:
+    """Length of the longest common subsequence, one row of the table held in the bits of an integer (Hyyrö 2004)."""
+    places: dict[str, int] = {}
+    for position, token in enumerate(first):
+        places[token] = places.get(token, 0) | 1 << position
+    full = row = (1 << len(first)) - 1
+    for token in second:
+        matches = row & places.get(token, 0)
+        row = (row + matches | row - matches) & full
+    return len(first) - row.bit_count()
+
+
+def _weigh(counts: NGrams, documents: NGrams, log_pictures: float) -> _Weighted:
+    weights: list[dict[tuple[str, ...], float]] = [{} for _ in range(MAX_N)]
+    for ngram, count in counts.items():
+        weights[len(ngram) - 1][ngram] = count * (log_pictures - math.log(max(1, documents[ngram])))
+    norms = [math.sqrt(sum(weight * weight for weight in group.values())) for group in weights]
+    return _Weighted(weights, norms, sum(count for ngram, count in counts.items() if len(ngram) == 2))
+
+
+def _similarity(ours: _Weighted, theirs: _Weighted) -> float:
+    """Clipped cosine of a caption with a reference, mean over n, with the penalty on a difference in length."""
+    total = 0.0
+    for n in range(MAX_N):
+        norm = ours.norms[n] * theirs.norms[n]
+        if norm:
+            against = theirs.weights[n]
+            shared = ((weight, against[ngram]) for ngram, weight in ours.weights[n].items() if ngram in against)
+            total += sum(min(mine, other) * other for mine, other in shared) / norm
+    difference = ours.bigrams - theirs.bigrams
+    return total / MAX_N * math.exp(-(difference**2) / (2 * CIDER_SIGMA**2))
