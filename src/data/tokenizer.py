@@ -1,0 +1,280 @@
+"""BERT-compatible WordPiece on a ``vocab.txt``, whole words of Chinese text, and a vocabulary builder.
+
+    python -m src.data.tokenizer build --output vocab.txt captions.txt …
+"""
+
+import argparse
+import functools
+import logging
+import sys
+import unicodedata
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from src.data.errors import DataError
+
+PAD, UNK, CLS, SEP, MASK = SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+LONGEST_WORD = 100  # characters; BERT gives up on longer ones
+CACHED_TEXTS = 1 << 16
+HAN = (  # the blocks that BERT splits into characters
+    (0x4E00, 0x9FFF),
+    (0x3400, 0x4DBF),
+    (0x20000, 0x2A6DF),
+    (0x2A700, 0x2B73F),
+    (0x2B740, 0x2B81F),
+    (0x2B820, 0x2CEAF),
+    (0xF900, 0xFAFF),
+    (0x2F800, 0x2FA1F),
+)
+OPENING, CLOSING = "([{'\"-/", ")]}'\"-/,.!?;:%"  # ASCII marks that are written without a space after or before
+
+
+class Tokenizer:
+    """WordPiece over a vocabulary file, one token a line (its line is its id).
+
+    Args:
+        path: vocab.txt, holding at least the five special tokens.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        try:
+            lines = Path(path).read_text(encoding="utf-8").splitlines()
+        except OSError:
+            raise DataError(f"{path}: no such vocabulary file (model.text.vocab)") from None
+        except UnicodeDecodeError:
+            raise DataError(f"{path}: the vocabulary is not UTF-8 text") from None
+        self.vocab: list[str] = [line.strip() for line in lines]
+        self._ids = {token: index for index, token in enumerate(self.vocab)}
+        for special in SPECIALS:
+            if special not in self._ids:
+                raise DataError(f"{path}: the vocabulary has no {special}")
+        if len(self._ids) < len(self.vocab):
+            twice, _ = Counter(self.vocab).most_common(1)[0]
+            raise DataError(f"{path}: {twice!r} stands in the vocabulary twice")
+        self._encode = functools.lru_cache(CACHED_TEXTS)(self._encode_uncached)
+        self._encode_words = functools.lru_cache(CACHED_TEXTS)(self._words_uncached)
+
+    @property
+    def size(self) -> int:
+        """``V``: tokens in the vocabulary."""
+        return len(self.vocab)
+
+    @property
+    def pad_id(self) -> int:
+        return self._ids[PAD]
+
+    @property
+    def unk_id(self) -> int:
+        return self._ids[UNK]
+
+    @property
+    def cls_id(self) -> int:
+        return self._ids[CLS]
+
+    @property
+    def sep_id(self) -> int:
+        return self._ids[SEP]
+
+    @property
+    def mask_id(self) -> int:
+        return self._ids[MASK]
+
+    @property
+    def special_ids(self) -> tuple[int, ...]:
+        return tuple(self._ids[token] for token in SPECIALS)
+
+    def tokens(self, text: str) -> list[str]:
+        """The WordPieces of a text, without [CLS] and [SEP]."""
+        return [piece for word in split_words(text) for piece in self._pieces(word)]
+
+    def encode(self, text: str, max_len: int) -> tuple[np.ndarray, np.ndarray]:
+        """[CLS] tokens [SEP] [PAD] … and its mask, both int32 [max_len] and read-only; longer text is cut."""
+        return self._encode(text, max_len)
+
+    def words(self, text: str, max_len: int) -> np.ndarray:
+        """The word that each token of :meth:`encode` belongs to, int32 [max_len]; −1 on special tokens and padding.
+
+        A run of Chinese characters is cut into words by jieba; every other word is what BERT splits at spaces
+        and punctuation.
+        """
+        return self._encode_words(text, max_len)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text up to the first [SEP]: pieces joined, spaces only between words that are written with them."""
+        text = ""
+        for index in ids:
+            token = self.vocab[int(index)]
+            if token == SEP:
+                break
+            if token in (PAD, CLS):
+                continue
+            if token.startswith("##") and len(token) > 2:
+                text += token[2:]
+            else:
+                text += " " * _spaced(text, token) + token
+        return text
+
+    def _encode_uncached(self, text: str, max_len: int) -> tuple[np.ndarray, np.ndarray]:
+        ids = [self._ids[token] for token in self.tokens(text)][: max_len - 2]
+        row = np.full(max_len, self.pad_id, np.int32)
+        row[: len(ids) + 2] = [self.cls_id, *ids, self.sep_id]
+        mask = (np.arange(max_len) < len(ids) + 2).astype(np.int32)
+        row.flags.writeable = mask.flags.writeable = False  # the cache hands out the same arrays again
+        return row, mask
+
+    def _words_uncached(self, text: str, max_len: int) -> np.ndarray:
+        owners: list[int] = []
+        for index, word in enumerate(_whole_words(split_words(text))):
+            owners += [index] * sum(len(self._pieces(part)) for part in word)
+        row = np.full(max_len, -1, np.int32)
+        owners = owners[: max_len - 2]
+        row[1 : len(owners) + 1] = owners
+        row.flags.writeable = False
+        return row
+
+    def _pieces(self, word: str) -> list[str]:
+        """Greedy longest match from the left; one [UNK] where that fails."""
+        if word in self._ids:
+            return [word]
+        if len(word) > LONGEST_WORD:
+            return [UNK]
+        pieces, start = [], 0
+        while start < len(word):
+            prefix = "##" if start else ""
+            for end in range(len(word), start, -1):
+                if prefix + word[start:end] in self._ids:
+                    break
+            else:
+                return [UNK]
+            pieces.append(prefix + word[start:end])
+            start = end
+        return pieces
+
+
+def split_words(text: str) -> list[str]:
+    """BERT's basic tokens: lower case, no accents, no control characters; Han characters and punctuation alone."""
+    text = "".join(_clean(char) for char in text)
+    text = "".join(char for char in unicodedata.normalize("NFD", text) if unicodedata.category(char) != "Mn")
+    words = []
+    for chunk in text.lower().split():
+        for alone, run in groupby(chunk, _stands_alone):
+            chars = list(run)
+            words += chars if alone else ["".join(chars)]
+    return words
+
+
+@functools.lru_cache(1 << 14)
+def _clean(char: str) -> str:
+    """Nothing for a control character, a space for white space, Han characters between spaces."""
+    if char in "\t\n\r" or unicodedata.category(char) == "Zs":
+        return " "
+    if char in "\0\ufffd" or unicodedata.category(char).startswith("C"):
+        return ""
+    return f" {char} " if _is_han(char) else char
+
+
+@functools.lru_cache(1 << 14)
+def _stands_alone(char: str) -> bool:
+    """Han characters and punctuation, where BERT counts every ASCII sign as punctuation."""
+    ascii_sign = char.isascii() and char.isprintable() and not char.isalnum() and char != " "
+    return ascii_sign or unicodedata.category(char).startswith("P") or _is_han(char)
+
+
+def _is_han(char: str) -> bool:
+    return any(low <= ord(char) <= high for low, high in HAN)
+
+
+def _whole_words(words: list[str]) -> Iterator[list[str]]:
+    """Groups basic tokens into words: Han characters as jieba cuts them, anything else alone."""
+    for han, run in groupby(words, lambda word: _is_han(word[0])):
+        parts = list(run)
+        if not han:
+            yield from ([part] for part in parts)
+            continue
+        start = 0
+        for word in _jieba().cut("".join(parts)):
+            yield parts[start : start + len(word)]
+            start += len(word)
+
+
+@functools.cache
+def _jieba() -> Any:
+    """jieba's segmenter: its dictionary takes about a second, so only who masks words pays for it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it imports the deprecated pkg_resources
+        import jieba
+    jieba.default_logger.setLevel(logging.ERROR)
+    segmenter = jieba.Tokenizer()
+    segmenter.initialize()
+    return segmenter
+
+
+def _spaced(text: str, token: str) -> bool:
+    """Whether a space stands between a text and the token that follows it."""
+    if not text or any(unicodedata.east_asian_width(char) in "WF" for char in (text[-1], token[0])):
+        return False
+    return token[0] not in CLOSING and text[-1] not in OPENING
+
+
+def build_vocab(texts: Iterable[str], size: int = 21128) -> list[str]:
+    """A vocabulary that spells every text: special tokens, characters (with ## inside words), frequent words.
+
+    Args:
+        texts: the corpus.
+        size: at most so many tokens; characters come before words, frequent ones before rare ones.
+    """
+    counts: Counter[str] = Counter()
+    for text in texts:
+        counts.update(split_words(text))
+    single: Counter[str] = Counter()
+    for word, count in counts.items():
+        for index, char in enumerate(word):
+            single[f"##{char}" if index else char] += count
+    words = Counter({word: count for word, count in counts.items() if 1 < len(word) <= LONGEST_WORD and count > 1})
+    order = [sorted(counter, key=lambda token: (-counter[token], token)) for counter in (single, words)]
+    return [*SPECIALS, *order[0], *order[1]][:size]
+
+
+def _texts(paths: list[str]) -> Iterator[str]:
+    """Lines of text files, and the training captions of dataset folders."""
+    for path in map(Path, paths):
+        if path.is_dir():
+            from src.data.store import Dataset
+
+            dataset = Dataset(path, "train")
+            for record in dataset.read(np.unique(dataset.samples[:, 0])):
+                yield from record.captions
+            continue
+        try:
+            with path.open(encoding="utf-8") as file:
+                yield from file
+        except OSError:
+            raise DataError(f"{path}: no such text file") from None
+        except UnicodeDecodeError:
+            raise DataError(f"{path}: not UTF-8 text") from None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m src.data.tokenizer", description="Vocabularies.")
+    build = parser.add_subparsers(dest="command", required=True).add_parser("build", help="make a vocab.txt")
+    build.add_argument("--output", required=True, help="vocabulary file to write")
+    build.add_argument("--size", type=int, default=21128, help="most tokens it may hold")
+    build.add_argument("files", nargs="+", metavar="FILE", help="text, one sentence a line, or a dataset folder")
+    args = parser.parse_args()
+    try:
+        vocab = build_vocab(_texts(args.files), args.size)
+    except DataError as error:
+        sys.exit(f"error: {error}")
+    Path(args.output).parent.mkdir(parents=True, exist_ok=True)
+    Path(args.output).write_text("\n".join(vocab) + "\n", encoding="utf-8")
+    print(f"{args.output}: {len(vocab)} tokens")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,144 @@
+"""WordPiece against BERT's own, decoding, whole words, the builder."""
+
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from src.data.errors import DataError
+from src.data.tokenizer import SPECIALS, Tokenizer, build_vocab, split_words
+
+HAN = "红色背景上左边有一只大猫右边两个苹果天安门广场電腦龍"
+PIECES = ["hello", "world", "un", "##aff", "##able", "cafe", "naive", "##ing", "run", "2", "##0", "##2", "##6", "20"]
+LETTERS = [prefix + char for char in "abcdefghijklmnopqrtuvwxyz0123456789" for prefix in ("", "##")]  # no s: [UNK]
+MARKS = list("，。！？、；：,.!?-'\"()[]<>=+#@$%…·~^`|")
+
+
+def vocabulary() -> list[str]:
+    return list(dict.fromkeys([*SPECIALS, *HAN, *PIECES, *LETTERS, *MARKS, "😀", "ß", "##ß", "ı"]))
+
+
+@pytest.fixture
+def tokenizer(tmp_path: Path) -> Tokenizer:
+    path = tmp_path / "vocab.txt"
+    path.write_text("\n".join(vocabulary()) + "\n", encoding="utf-8")
+    return Tokenizer(path)
+
+
+def varied_strings(count: int) -> list[str]:
+    fixed = [
+        "", "   ", "红色背景上，左边有一只大猫。", "Hello, WORLD!", "unaffable running", "Café naïve ÀÉÎÕÜ", "a\u0301b",
+        "\x00\x01a\x7fb\ufffdc", "tab\tnew\nline\r", "全角　空格\u2003\u00a0x", "😀😀 👨‍👩‍👧",
+        "x" * 101, "x" * 100, "ßtraße",
+        "İstanbul ılık", "2026年6月", "don't -- stop…", "ﬁne ½ ①", "안녕하세요", "ไทย", "\u200bzero\u200dwidth\ufeff",
+        "龍豈更", "a_b^c`d~e|f", "ΑΣ σς", "\u2028line\u2029para", "مرحبا", "क्षि",
+    ]  # fmt: skip
+    rng = random.Random(7)
+    alphabet = [*HAN, *MARKS, *"abcxyzABCXYZs019", *"éÈñçøŁ", *" \t\n\u3000\u00a0", *"\x00\x08\u200b\ufeff"]
+    alphabet += "😀🍎ßıあカ한"
+    return fixed + ["".join(rng.choices(alphabet, k=rng.randint(1, 40))) for _ in range(count)]
+
+
+def test_equal_to_bert(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    path = tmp_path / "vocab.txt"
+    vocab = {token: index for index, token in enumerate(vocabulary())}
+    try:
+        bert = transformers.BertTokenizer(vocab=vocab, do_lower_case=True)
+    except TypeError:  # before version 5
+        bert = transformers.BertTokenizer(str(path), do_lower_case=True)
+    for text in varied_strings(600):
+        ids, mask = tokenizer.encode(text, 24)
+        wanted = bert(text, max_length=24, padding="max_length", truncation=True)
+        assert ids.tolist() == wanted["input_ids"], repr(text)
+        assert mask.tolist() == wanted["attention_mask"], repr(text)
+
+
+def test_encode_by_hand(tokenizer: Tokenizer) -> None:
+    assert tokenizer.tokens("Unaffable 大猫，Café\x00s") == ["un", "##aff", "##able", "大", "猫", "，", "[UNK]"]
+    ids, mask = tokenizer.encode("大猫", 6)
+    assert [tokenizer.vocab[i] for i in ids] == ["[CLS]", "大", "猫", "[SEP]", "[PAD]", "[PAD]"]
+    assert mask.tolist() == [1, 1, 1, 1, 0, 0]
+    assert ids.dtype == mask.dtype == np.int32
+    long, _ = tokenizer.encode("大" * 50, 8)
+    assert long[0] == tokenizer.cls_id and long[-1] == tokenizer.sep_id and (long != tokenizer.pad_id).all()
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["红色背景上，左边有一只大猫，右边有两个苹果。", "hello world, unaffable!", "2026 cafe", "", "大猫hello大猫"],
+)
+def test_decode_restores(tokenizer: Tokenizer, text: str) -> None:
+    ids, _ = tokenizer.encode(text, 64)
+    assert tokenizer.decode(ids) == text
+
+
+def test_decode_stops_at_sep(tokenizer: Tokenizer) -> None:
+    ids, _ = tokenizer.encode("大猫", 6)
+    assert tokenizer.decode([*ids, *tokenizer.encode("苹果", 6)[0]]) == "大猫"
+
+
+def test_whole_words(tokenizer: Tokenizer) -> None:
+    text = "天安门广场有苹果, unaffable s"
+    ids, _ = tokenizer.encode(text, 24)
+    words = tokenizer.words(text, 24)
+    by_word: dict[int, str] = {}
+    for index, word in zip(ids, words, strict=True):
+        if word >= 0:
+            by_word[int(word)] = by_word.get(int(word), "") + tokenizer.vocab[index].removeprefix("##")
+    assert list(by_word.values()) == ["天安门广场", "有", "苹果", ",", "unaffable", "[UNK]"]
+    assert (words >= 0).sum() == len(tokenizer.tokens(text))
+    cut = tokenizer.words(text, 8)
+    assert cut.tolist() == [-1, 0, 0, 0, 0, 0, 1, -1]
+
+
+def test_jieba_is_quiet() -> None:
+    code = "from src.data.tokenizer import _jieba; print(list(_jieba().cut('天安门广场')))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr == "" and "天安门广场" in done.stdout
+
+
+def test_builder_spells_its_corpus(tmp_path: Path) -> None:
+    texts = ["红色背景，一只猫", "Hello world", "hello WORLD42"]
+    vocab = build_vocab(texts)
+    assert vocab[:5] == list(SPECIALS) and len(set(vocab)) == len(vocab)
+    assert "hello" in vocab and "world42" not in vocab  # frequent words whole, rare ones in pieces
+    path = tmp_path / "vocab.txt"
+    path.write_text("\n".join(vocab), encoding="utf-8")
+    tokenizer = Tokenizer(path)
+    assert all(tokenizer.unk_id not in tokenizer.encode(text, 40)[0] for text in texts)
+    assert build_vocab(reversed(texts)) == vocab
+    assert len(build_vocab(texts, 12)) == 12
+
+
+def test_builder_command(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("一只猫\n两只狗\n", encoding="utf-8")
+    command = [sys.executable, "-m", "src.data.tokenizer", "build", "--output", str(tmp_path / "v" / "vocab.txt")]
+    subprocess.run([*command, str(tmp_path / "a.txt")], check=True, capture_output=True)
+    assert Tokenizer(tmp_path / "v" / "vocab.txt").tokens("两只猫") == ["两", "只", "猫"]
+    failed = subprocess.run([*command, str(tmp_path / "b.txt")], capture_output=True, text=True)
+    assert failed.returncode == 1 and failed.stderr.strip().endswith("b.txt: no such text file")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "no such vocabulary"),
+        ("[PAD]\n[UNK]\n[CLS]\n[SEP]\n", "has no [MASK]"),
+        ("\n".join([*SPECIALS, "a", "a"]), "'a'"),
+    ],
+)
+def test_bad_vocabulary(tmp_path: Path, content: str | None, message: str) -> None:
+    path = tmp_path / "vocab.txt"
+    if content is not None:
+        path.write_text(content, encoding="utf-8")
+    with pytest.raises(DataError, match=message.replace("[", r"\[")) as caught:
+        Tokenizer(path)
+    assert str(path) in str(caught.value)
+
+
+def test_split_words_of_nothing() -> None:
+    assert split_words("\u200b \t") == []
