@@ -1,0 +1,243 @@
+# shellcheck shell=bash
+# What the launchers and the two commands share. Sourced, never run.
+
+ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+CALLER="$PWD"
+SCRIPT="$(basename "$0")"
+
+die() {
+  printf '%s: %s\n' "$SCRIPT" "$*" >&2
+  exit 2
+}
+
+# The comment at the head of a script is its help.
+show_help() {
+  sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0"
+}
+
+show_launcher_help() {
+  show_help
+  cat <<'TEXT'
+
+Shared by all launchers:
+  key=value ...   settings that win over the config file, for instance train.steps=100
+  DEVICE_TARGET   CPU, GPU or Ascend (default)
+  PYTHON          the Python to run with (default: .venv of this repository, else python on PATH)
+Files are looked for in the current folder, then in the repository. The run starts in the repository: paths in config
+files, in settings and of --output are relative to it. "-" stands for an argument that is left out.
+Output is shown and kept under runs/logs/.
+TEXT
+}
+
+# parse_arguments NAME=DEFAULT ... -- ARGUMENT ...: sets the variables NAME from the positional arguments, in that
+# order; key=value goes to SETTINGS, what begins with -- to OPTIONS.
+parse_arguments() {
+  local names=()
+  SETTINGS=()
+  OPTIONS=()
+  while [[ $1 != -- ]]; do
+    names+=("${1%%=*}")
+    unset "${1%%=*}"  # also takes an inherited variable of that name out of the environment of the run
+    printf -v "${1%%=*}" %s "${1#*=}"
+    shift
+  done
+  shift
+  while (($#)); do
+    case "$1" in
+      -h | --help)
+        show_launcher_help
+        exit 0
+        ;;
+      --output)
+        (($# > 1)) || die "--output needs a folder"
+        OPTIONS+=("$1" "$2")
+        shift
+        ;;
+      --*) OPTIONS+=("$1") ;;
+      ?*=*) SETTINGS+=("$1") ;;
+      *)
+        ((${#names[@]})) || die "one argument too many: '$1'; --help shows the usage"
+        [[ $1 == - || -z $1 ]] || printf -v "${names[0]}" %s "$1"
+        names=("${names[@]:1}")
+        ;;
+    esac
+    shift
+  done
+}
+
+# existing_path NAME: makes the path in the variable NAME absolute; an empty one stays empty.
+existing_path() {
+  local path="${!1}" folder
+  [[ -n $path ]] || return 0
+  for folder in "$CALLER" "$ROOT"; do
+    [[ $path == /* ]] && folder=""
+    if [[ -e ${folder:+$folder/}$path ]]; then
+      printf -v "$1" %s "${folder:+$folder/}$path"
+      return
+    fi
+  done
+  die "$1 '$path' does not exist; --help shows the usage"
+}
+
+# Checks DEVICE_TARGET, chooses PYTHON and goes to the repository: what every launcher needs before it starts a run.
+prepare_launch() {
+  DEVICE_TARGET="${DEVICE_TARGET:-Ascend}"
+  [[ $DEVICE_TARGET =~ ^(CPU|GPU|Ascend)$ ]] || die "DEVICE_TARGET is '$DEVICE_TARGET': CPU, GPU or Ascend"
+  if [[ -z ${PYTHON:-} ]]; then
+    PYTHON="$ROOT/.venv/bin/python"
+    [[ -x $PYTHON ]] || PYTHON="python"
+  fi
+  PYTHON="$(command -v "$PYTHON")" || die "no Python at '${PYTHON:-python}': set PYTHON, or make .venv with run_demo.sh"
+  [[ $PYTHON == /* ]] || PYTHON="$CALLER/$PYTHON"
+  LOG="$ROOT/runs/logs/${SCRIPT%.sh}-$(date +%Y%m%d-%H%M%S)"
+  export PYTHONUNBUFFERED=1  # prints and progress bars reach the log in order
+  cd "$ROOT" || exit
+}
+
+# launch COMMAND ...: shows and keeps the output; a failure names the log and keeps its exit code.
+launch() {
+  local code=0
+  mkdir -p "${LOG%/*}"
+  printf '+%s\n' "$(printf ' %q' "$@")"
+  "$@" 2>&1 | tee -i "$LOG.log" || code="${PIPESTATUS[0]}"
+  ((code == 0)) && return
+  printf '%s: failed with exit code %s; its output is in %s\n' "$SCRIPT" "$code" "$LOG.log" >&2
+  return "$code"
+}
+
+# train: one process with CONFIG, from PRETRAINED_MODEL where that is given.
+train() {
+  existing_path CONFIG
+  existing_path PRETRAINED_MODEL
+  prepare_launch
+  launch "$PYTHON" train.py --config "$CONFIG" "${OPTIONS[@]}" "runtime.device=$DEVICE_TARGET" \
+    ${PRETRAINED_MODEL:+"train.init_from=$PRETRAINED_MODEL"} "${SETTINGS[@]}"
+}
+
+# evaluate: CONFIG on CHECKPOINT; without one on the run that CONFIG describes, else on the model in the box.
+evaluate() {
+  existing_path CONFIG
+  existing_path CHECKPOINT
+  prepare_launch
+  if [[ -z $CHECKPOINT ]]; then
+    CHECKPOINT="$(run_folder "$CONFIG" "${SETTINGS[@]}")" || exit 2
+    [[ -e $CHECKPOINT/checkpoints ]] || CHECKPOINT="pretrained/opt_demo"
+    printf '%s: CHECKPOINT is %s\n' "$SCRIPT" "$CHECKPOINT"
+  fi
+  launch "$PYTHON" eval.py --config "$CONFIG" --checkpoint "$CHECKPOINT" "${OPTIONS[@]}" \
+    "runtime.device=$DEVICE_TARGET" "${SETTINGS[@]}"
+}
+
+# run_folder CONFIG SETTING ...: prints where that configuration trains into.
+run_folder() {
+  "$PYTHON" -c '
+import sys
+from src.config import ConfigError, load_config
+try:
+    print(load_config(sys.argv[1], sys.argv[2:]).train.output)
+except ConfigError as error:
+    sys.exit(str(error))
+' "$@"
+}
+
+# train_distributed: as train, in RANK_SIZE processes that msrun starts and watches.
+train_distributed() {
+  local ranks port table=() status=0 worker_log
+  existing_path CONFIG
+  existing_path RANK_TABLE_FILE
+  existing_path PRETRAINED_MODEL
+  prepare_launch
+  ranks="$(rank_count)" || exit
+  port="$(scheduler_port)" || exit
+  if [[ -n $RANK_TABLE_FILE ]]; then
+    check_rank_table "$ranks"
+    table=("--rank_table_file=$RANK_TABLE_FILE")
+  fi
+  # msrun starts the "python" on PATH, whatever Python it runs in itself: a stand-in makes that the chosen one
+  mkdir -p "$LOG/bin"
+  printf '#!/bin/sh\nexec "%s" "$@"\n' "$PYTHON" > "$LOG/bin/python"
+  chmod +x "$LOG/bin/python"
+  PATH="$LOG/bin:$PATH" GLOG_v="${GLOG_v:-3}" launch "$PYTHON" -m mindspore.parallel.cluster.run \
+    "--worker_num=$ranks" "--local_worker_num=$ranks" "--master_port=$port" "--log_dir=$LOG" --join=True \
+    --tail_worker_log=0 "${table[@]}" train.py --config "$CONFIG" "${OPTIONS[@]}" \
+    "runtime.device=$DEVICE_TARGET" runtime.distributed=true \
+    ${PRETRAINED_MODEL:+"train.init_from=$PRETRAINED_MODEL"} "${SETTINGS[@]}" || status=$?
+  ((status == 0)) && return
+  for worker_log in "$LOG"/worker_*.log; do
+    [[ -e $worker_log ]] && tail -n 15 -v "$worker_log" >&2
+  done
+  return "$status"
+}
+
+rank_count() {
+  local ranks default=8
+  [[ $DEVICE_TARGET == CPU ]] && default=2
+  ranks="${RANK_SIZE:-${WORKER_NUM:-$default}}"
+  [[ $ranks =~ ^[1-9][0-9]*$ ]] || die "RANK_SIZE is '$ranks': the number of processes to start, 1 or more"
+  echo "$ranks"
+}
+
+check_rank_table() {
+  local devices
+  [[ $DEVICE_TARGET == Ascend ]] || die "RANK_TABLE_FILE is for Ascend; DEVICE_TARGET is $DEVICE_TARGET"
+  devices="$( (grep -o '"rank_id"' "$RANK_TABLE_FILE" || true) | wc -l)"
+  ((devices == $1)) || die "RANK_TABLE_FILE '$RANK_TABLE_FILE' names $devices devices, RANK_SIZE is $1"
+}
+
+# Prints MASTER_PORT if it is free, or the first free port from 8118 (msrun's own) on.
+scheduler_port() {
+  local port="${MASTER_PORT:-8118}"
+  if [[ ! $port =~ ^[1-9][0-9]{3,4}$ ]] || ((port < 1024 || port > 65535)); then
+    die "MASTER_PORT is '$port': a port from 1024 to 65535"
+  fi
+  while port_taken "$port"; do
+    [[ -z ${MASTER_PORT:-} ]] || die "MASTER_PORT $port is taken: choose another, or leave it out"
+    port=$((port + 1))
+  done
+  echo "$port"
+}
+
+port_taken() {
+  (exec 3<> "/dev/tcp/127.0.0.1/$1") 2> /dev/null
+}
+
+# install_into_venv REQUIREMENTS: makes .venv and installs what the file pins, unless that was done for these very pins.
+# Sets VENV_PYTHON.
+install_into_venv() {
+  local base stamp="$ROOT/.venv/$1.sha256" wanted
+  VENV_PYTHON="$ROOT/.venv/bin/python"
+  wanted="$(cd "$ROOT" && cat requirements.txt "$1" | sha256sum)"
+  if [[ -x $VENV_PYTHON && -e $stamp && $(< "$stamp") == "$wanted" ]]; then
+    return
+  fi
+  if ! supported "$VENV_PYTHON" || ! "$VENV_PYTHON" -m pip --version > /dev/null 2>&1; then
+    base="$(base_python)" || exit
+    echo "Making .venv with $("$base" --version)"
+    "$base" -m venv --clear "$ROOT/.venv" || die "$base cannot make .venv: see the message above"
+  fi
+  echo "Installing $1 into .venv: about a minute and 3 GB, once"
+  "$VENV_PYTHON" -m pip install --disable-pip-version-check --quiet -r "$ROOT/$1" ||
+    die "pip could not install $1: see the message above"
+  echo "$wanted" > "$stamp"
+}
+
+supported() {
+  "$1" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2> /dev/null
+}
+
+# Prints PYTHON, or the first Python on PATH that MindSpore has a wheel for.
+base_python() {
+  local name
+  if [[ -n ${PYTHON:-} ]]; then
+    supported "$PYTHON" || die "PYTHON='$PYTHON' is not a Python 3.10, 3.11 or 3.12, which MindSpore needs"
+    echo "$PYTHON"
+    return
+  fi
+  for name in python3.11 python3.12 python3.10 python3 python; do
+    if supported "$name"; then
+      echo "$name"
+      return
+    fi
+  done
+  die "no Python 3.10, 3.11 or 3.12 on PATH: install one, or name it with PYTHON=/path/to/python"
+}

@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# Pre-trains on one device.
+#
+#   bash scripts/run_standalone_ascend.sh [CONFIG] [PRETRAINED_MODEL] [key=value ...] [--resume]
+#
+#   CONFIG            config file (default: config/pretrain/demo.yaml)
+#   PRETRAINED_MODEL  run folder, checkpoint folder or pretrained/opt_demo to start from (default: what CONFIG says)
+set -euo pipefail
+# shellcheck source=scripts/common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+
+parse_arguments CONFIG=config/pretrain/demo.yaml PRETRAINED_MODEL= -- "$@"
+train
