@@ -1,0 +1,153 @@
+"""Results as files and as tables to read: JSON written in one piece, text columns that line up with Chinese in them."""
+
+import json
+import math
+import os
+import unicodedata
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+DIRECTIONS = {
+    "t2i": "text → image",
+    "i2t": "image → text",
+    "a2i": "speech → image",
+    "i2a": "image → speech",
+    "t2a": "text → speech",
+    "a2t": "speech → text",
+}
+FIGURES = {
+    "facts_right": "all facts right",
+    "bleu1": "BLEU-1",
+    "bleu2": "BLEU-2",
+    "bleu3": "BLEU-3",
+    "bleu4": "BLEU-4",
+    "rouge_l": "ROUGE-L",
+    "cider_d": "CIDEr-D",
+}
+
+
+def table(rows: Sequence[Sequence[Any]], headers: Sequence[str]) -> str:
+    """A text table in which wide East Asian characters count as two columns; numbers, also as text, are flush right."""
+    for number, row in enumerate(rows):
+        if len(row) != len(headers):
+            raise ValueError(f"table row {number} has {len(row)} cells for {len(headers)} headers")
+    cells = [[_cell(value) for value in row] for row in rows]
+    columns = [[header, *(row[at] for row in cells)] for at, header in enumerate(headers)]
+    widths = [max(map(_width, column)) for column in columns]
+    right = [all(_is_number(row[at]) for row in rows) for at in range(len(headers))]
+    lines = [list(headers), ["─" * width for width in widths], *cells]
+    return "\n".join(
+        "  ".join(_pad(*spec) for spec in zip(line, widths, right, strict=True)).rstrip() for line in lines
+    )
+
+
+def retrieval_table(
+    retrieval: Mapping[str, Mapping[str, float]], reranked: Mapping[str, Mapping[str, float]] | None = None
+) -> str:
+    """Recall by direction ({"t2i": {"r1": …, "r5": …, "r10": …, "median_rank": …}, …}), re-ranked at the right."""
+    reranked = reranked or {}
+    headers = ["query → gallery", "R@1", "R@5", "R@10", "median"]
+    headers += ["re-ranked R@1", "R@5", "R@10"] if reranked else []
+    rows = []
+    for direction, figures in retrieval.items():
+        row = [DIRECTIONS.get(direction, direction), *(figures[key] for key in ("r1", "r5", "r10"))]
+        row.append(f"{figures['median_rank']:.1f}")
+        if reranked:
+            row += [reranked.get(direction, {}).get(key) for key in ("r1", "r5", "r10")]
+        rows.append(row)
+    return table(rows, headers)
+
+
+def caption_table(caption: Mapping[str, Any]) -> str:
+    """Caption figures, one a line: {"facts_right": …, "bleu4": …} or by tokens {"words": {"bleu4": …}, …}."""
+    rows = []
+    for name, value in caption.items():
+        if isinstance(value, Mapping):
+            rows += [[f"{FIGURES.get(inner, inner)}, {name}", figure] for inner, figure in value.items()]
+        else:
+            rows.append([FIGURES.get(name, name), value])
+    return table(rows, ["captions", ""])
+
+
+def summary(metrics: Mapping[str, Any]) -> str:
+    """What an evaluation found, as text: ``retrieval`` with ``gallery`` and ``reranked``, ``caption``, ``parameters``.
+
+    What is absent is left out.
+    """
+    parts = []
+    if metrics.get("retrieval"):
+        parts.append(f"Retrieval, gallery of {metrics['gallery']:,}")
+        parts.append(retrieval_table(metrics["retrieval"], metrics.get("reranked")))
+    if metrics.get("caption"):
+        parts.append(caption_table(metrics["caption"]))
+    if metrics.get("parameters"):
+        parts.append(table(list(metrics["parameters"].items()), ["parameters", ""]))
+    return "\n\n".join(parts)
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Writes readable JSON beside the file and renames it: a reader sees the old file or the new one, never a half.
+
+    Floats keep six significant digits; numpy scalars and arrays become numbers and lists.
+    """
+    path = Path(path)
+    text = json.dumps(_plain(value, path.name), ensure_ascii=False, indent=2) + "\n"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with open(beside, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _plain(value: Any, where: str) -> Any:
+    """The value in types of JSON; ``where`` names it if it has none."""
+    if isinstance(value, np.ndarray | np.generic):
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item, f"{where}: {key}") for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item, f"{where}[{at}]") for at, item in enumerate(value)]
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise ValueError(f"{where} is {value}, which JSON cannot hold")
+        return float(f"{value:.6g}")
+    return value
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, bool | np.bool_):
+        return "yes" if value else "no"
+    if isinstance(value, int | np.integer):
+        return f"{value:,}"
+    if isinstance(value, float | np.floating):
+        return f"{value:.3f}" if value == 0 or abs(value) >= 1e-3 else f"{value:.1e}"
+    return str(value)
+
+
+def _width(text: str) -> int:
+    """Columns that the text takes in a terminal."""
+    return sum(
+        0 if unicodedata.combining(character) else 2 if unicodedata.east_asian_width(character) in "WF" else 1
+        for character in text
+    )
+
+
+def _pad(text: str, width: int, right: bool) -> str:
+    space = " " * (width - _width(text))
+    return space + text if right else text + space
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, str):
+        return value.replace(",", "").replace(".", "").isdecimal()
+    return value is None or isinstance(value, int | float | np.number)

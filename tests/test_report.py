@@ -1,0 +1,126 @@
+import json
+import math
+import unicodedata
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from src.evaluation.figures import caption_sheet, loss_curves, retrieval_sheet
+from src.evaluation.report import DIRECTIONS, caption_table, retrieval_table, summary, table, write_json
+
+FIGURES = {"r1": 0.61234, "r5": 0.9, "r10": 0.99, "median_rank": 1.5}
+
+
+def columns(text: str) -> int:
+    return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)
+
+
+def test_table_lines_up_with_chinese():
+    text = table([["红色背景上，有一只猫", 0.5, "a"], ["cat", 12.25, "b"]], ["标题", "score", "last"])
+    lines = text.splitlines()
+    assert lines[2].endswith("0.500  a") and lines[3].endswith("12.250  b")
+    assert len({columns(line[: line.rindex("  ")]) for line in lines}) == 1
+
+
+def test_table_cells():
+    text = table([[None, True, 1234567, 1e-6, np.float32(0.25)]], ["a", "b", "c", "d", "e"])
+    assert text.splitlines()[2].split() == ["–", "yes", "1,234,567", "1.0e-06", "0.250"]
+
+
+def test_table_names_a_row_of_the_wrong_length():
+    with pytest.raises(ValueError, match="table row 1 has 1 cells for 2 headers"):
+        table([[1, 2], [3]], ["a", "b"])
+
+
+def test_retrieval_table():
+    lines = retrieval_table(dict.fromkeys(DIRECTIONS, FIGURES), {"t2i": {**FIGURES, "r1": 0.997}}).splitlines()
+    assert len(lines) == 2 + 6
+    assert lines[2].split() == ["text", "→", "image", "0.612", "0.900", "0.990", "1.5", "0.997", "0.900", "0.990"]
+    assert lines[3].split()[-3:] == ["–", "–", "–"]
+    assert "re-ranked" not in retrieval_table({"t2i": FIGURES})
+
+
+def test_caption_table_takes_flat_and_nested_figures():
+    text = caption_table({"facts_right": 0.5, "words": {"bleu4": 0.25}})
+    assert text.splitlines()[2:] == ["all facts right  0.500", "BLEU-4, words    0.250"]
+
+
+def test_summary_shows_what_there_is():
+    text = summary({"retrieval": {"a2t": FIGURES}, "gallery": 1000, "parameters": {"total": 2345678}})
+    assert "gallery of 1,000" in text and "speech → text" in text and "2,345,678" in text and "captions" not in text
+
+
+def test_json_is_plain_and_rounded(tmp_path):
+    path = tmp_path / "new" / "metrics.json"
+    values = {"猫": np.float32(1 / 3), "n": np.int64(2), "list": (np.arange(2), True, None), "tiny": 1.23456789e-7}
+    write_json(path, values)
+    assert "猫" in path.read_text(encoding="utf-8")
+    expected = {"猫": 0.333333, "n": 2, "list": [[0, 1], True, None], "tiny": 1.23457e-07}
+    assert json.loads(path.read_text(encoding="utf-8")) == expected
+
+
+def test_json_survives_a_failed_write(tmp_path, monkeypatch):
+    path = tmp_path / "metrics.json"
+    write_json(path, {"loss": 1.0})
+    with pytest.raises(ValueError, match=r"metrics.json: loss\[1\] is nan"):
+        write_json(path, {"loss": [1.0, math.nan]})
+
+    def full_disk(_):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("os.fsync", full_disk)
+    with pytest.raises(OSError, match="no space"):
+        write_json(path, {"loss": 2.0})
+    assert json.loads(path.read_text()) == {"loss": 1.0}
+    assert [entry.name for entry in tmp_path.iterdir()] == ["metrics.json"]
+
+
+@pytest.fixture
+def picture() -> np.ndarray:
+    return np.random.default_rng(1).integers(0, 255, (64, 64, 3)).astype(np.uint8)
+
+
+def check_png(path) -> None:
+    assert path.stat().st_size < 1_000_000
+    with Image.open(path) as image:
+        pixels = np.asarray(image.convert("RGB"))
+    assert 600 <= pixels.shape[1] <= 2400
+    assert (pixels[[0, -1]] == 255).all() and (pixels[:, [0, -1]] == 255).all()  # nothing is cut off at the edges
+    assert (pixels < 100).any()
+
+
+def test_loss_curves_of_several_runs(tmp_path):
+    for name, keys in {"pretrain": ["loss", "loss/contrastive", "loss/mlm"], "caption": ["loss"]}.items():
+        (tmp_path / name).mkdir()
+        lines = [json.dumps({"step": step, **dict.fromkeys(keys, 5 / step)}) for step in range(1, 300, 10)]
+        (tmp_path / name / "metrics.jsonl").write_text("\n".join([*lines, '{"step": 300, "lo']))  # a run was killed
+    loss_curves([tmp_path / "pretrain/metrics.jsonl", tmp_path / "caption/metrics.jsonl"], tmp_path / "loss.png")
+    check_png(tmp_path / "loss.png")
+
+
+def test_loss_curves_name_a_file_without_losses(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1, "lr": 0.1}\n')
+    with pytest.raises(ValueError, match="metrics.jsonl: no line holds a step and a loss"):
+        loss_curves(path, tmp_path / "loss.png")
+
+
+@pytest.mark.filterwarnings("error")  # a missing Chinese glyph is a warning
+def test_sheets(tmp_path, picture):
+    caption = "红色背景上，左边有一只大猫，右边有两个苹果"
+    sound = np.random.default_rng(2).integers(0, 255, (170, 64)).astype(np.uint8)
+    texts = [(caption, None, -3.25, False)] * 5
+    pictures = [(caption, picture, 0.75, True)] * 6
+    rows = [(caption, pictures), ((sound, caption), pictures[:3]), (sound, texts), (picture, texts)]
+    retrieval_sheet(tmp_path / "retrieval.png", "Retrieval · 检索", rows)
+    check_png(tmp_path / "retrieval.png")
+    caption_sheet(tmp_path / "captions.png", "Captions", [(picture, caption, caption[:9], at > 1) for at in range(7)])
+    check_png(tmp_path / "captions.png")
+
+
+def test_empty_sheets_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="no queries to draw"):
+        retrieval_sheet(tmp_path / "a.png", "title", [])
+    with pytest.raises(ValueError, match="no captions to draw"):
+        caption_sheet(tmp_path / "a.png", "title", [])
