@@ -288,15 +288,15 @@ def _pack(record: Record, audio: AudioEncoderConfig) -> dict[str, Any]:
 
 def _unpack(columns: list[np.ndarray], mels: int) -> Record:
     key, image, captions, sounds, sizes = columns
-    size = json.loads(str(sizes))
-    texts = tuple(json.loads(str(captions)))
+    size = json.loads(sizes.item())
+    texts = tuple(json.loads(captions.item()))
     data, start, waves = np.frombuffer(sounds.tobytes(), np.uint8), 0, []
     for frames in size["frames"]:
         end = start + (frames or 0) * mels
         waves.append(None if frames is None else data[start:end].reshape(frames, mels))
         start = end
     picture = None if size["image"] is None else image.tobytes()
-    return Record(str(key), picture, texts, tuple(waves) or (None,) * len(texts))
+    return Record(key.item(), picture, texts, tuple(waves) or (None,) * len(texts))
 
 
 def _describe(path: Path) -> dict[str, Any]:

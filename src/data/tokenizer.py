@@ -85,9 +85,10 @@ class Tokenizer:
     def mask_id(self) -> int:
         return self._ids[MASK]
 
-    @property
-    def special_ids(self) -> tuple[int, ...]:
-        return tuple(self._ids[token] for token in SPECIALS)
+    @functools.cached_property
+    def ordinary_ids(self) -> np.ndarray:
+        """int32: every id but the special tokens'."""
+        return np.setdiff1d(np.arange(self.size, dtype=np.int32), [self._ids[token] for token in SPECIALS])
 
     def tokens(self, text: str) -> list[str]:
         """The WordPieces of a text, without [CLS] and [SEP]."""

@@ -1,0 +1,66 @@
+"""Picture files of any mode and size to square RGB arrays."""
+
+import io
+import struct
+import zlib
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from src.data.errors import DataError
+
+# What Pillow's decoders raise for damaged files, depending on the format.
+BROKEN = (OSError, SyntaxError, ValueError, IndexError, struct.error, zlib.error, Image.DecompressionBombError)
+ORIENTATION = 0x0112  # EXIF tag
+
+
+def decode(data: bytes, size: int, name: str) -> np.ndarray:
+    """An encoded picture as uint8 [S, S, 3]: the shorter side resized to S (bicubic, antialiased), the centre kept.
+
+    Args:
+        data: a file of any format that Pillow reads.
+        size: S.
+        name: what an error calls the picture.
+    """
+    image = open_rgb(data, name, size)
+    width, height = image.size
+    if (width, height) != (size, size):
+        side = min(width, height)
+        left, top = (width - side) / 2, (height - side) / 2
+        image = image.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
+    return np.asarray(image)
+
+
+def open_rgb(data: bytes, name: str, size: int = 0) -> Image.Image:
+    """A fully decoded, upright RGB picture: transparency on white, 16 bits cut to 8, EXIF rotation applied.
+
+    ``size`` lets a JPEG be decoded at a smaller scale, at least twice that size.
+    """
+    try:
+        image = Image.open(io.BytesIO(data))
+        if size:
+            image.draft(None, (2 * size, 2 * size))
+        image.load()
+        if image.getexif().get(ORIENTATION, 1) != 1:
+            image = ImageOps.exif_transpose(image)
+        return _to_rgb(image)
+    except BROKEN as error:
+        reason = "no known picture format" if isinstance(error, Image.UnidentifiedImageError) else str(error)
+        raise DataError(f"{name}: not a readable picture ({reason})") from None
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith(("I", "F")):
+        return Image.fromarray(_to_bytes(np.asarray(image), image.mode)).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB")
+
+
+def _to_bytes(values: np.ndarray, mode: str) -> np.ndarray:
+    """Deep grey values to uint8. I;16 says its range; I and F are taken for the smallest usual range that fits."""
+    values = np.nan_to_num(values.astype(np.float64))
+    top = 65535 if mode.startswith("I;16") else next((t for t in (1, 255) if values.max() <= t), 65535)
+    return np.rint(np.clip(values / top, 0, 1) * 255).astype(np.uint8)

@@ -1,0 +1,79 @@
+"""A tiny dataset that other tests build on."""
+
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from src.config import AudioEncoderConfig, Config
+from src.data.store import DatasetWriter, Record
+from src.data.tokenizer import SPECIALS
+
+CHARACTERS = "红绿蓝黄色背景上左右边有一二三只个大小猫狗鱼苹果，。"
+
+
+def png(pixels: np.ndarray) -> bytes:
+    """uint8 [H, W, 3] as a PNG file."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def tiny_record(rng: np.random.Generator, index: int, audio: AudioEncoderConfig, size: int) -> Record:
+    """A coloured picture, a caption (every fourth record two) and their sounds; some records lack something.
+
+    Of eight records one has no sound, one no text, one no picture, and one with two captions one sound only.
+    """
+    colours = rng.integers(0, 256, (2, 2, 3), np.uint8)
+    picture = png(np.kron(colours, np.ones((size // 2, size // 2, 1), np.uint8)))
+
+    def caption() -> str:
+        return "".join(rng.choice(list(CHARACTERS), rng.integers(4, 12)))
+
+    def sound() -> np.ndarray:
+        return rng.integers(1, 256, (rng.integers(8, audio.max_frames + 1), audio.mels), np.uint8)
+
+    captions = tuple(caption() for _ in range(1 + (index % 4 == 3)))
+    sounds: tuple[np.ndarray | None, ...] = tuple(sound() for _ in captions)
+    match index % 8:
+        case 0:
+            sounds = (None,)
+        case 1:
+            captions = ()
+        case 2:
+            picture = None
+        case 7:
+            sounds = (sounds[0], None)
+    return Record(f"tiny-{index}", picture, captions, sounds)
+
+
+def tiny_dataset(folder: Path, records: int = 24, config: Config | None = None) -> Config:
+    """Writes a dataset (train, and dev of half the size) with its vocabulary; returns a config that reads it."""
+    config = config or Config()
+    vocab = folder / "vocab.txt"
+    folder.mkdir(parents=True, exist_ok=True)
+    vocab.write_text("\n".join([*SPECIALS, *CHARACTERS]) + "\n", encoding="utf-8")
+    rng = np.random.default_rng(0)
+    with DatasetWriter(folder / "data", config.model.audio, {"name": "tiny"}, shard_records=10) as writer:
+        for split, count in (("train", records), ("dev", records // 2)):
+            for index in range(count):
+                writer.add(split, tiny_record(rng, index, config.model.audio, config.model.image.size))
+    model = replace(config.model, text=replace(config.model.text, vocab=str(vocab)))
+    data = replace(config.data, path=str(folder / "data"), batch_size=8, prefetch=2)
+    return replace(config, model=model, data=data)
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Config:
+    """A config on a tiny dataset that is made once; nobody may change its files."""
+    return tiny_dataset(tmp_path_factory.mktemp("tiny"))
+
+
+def edit_info(folder: Path, change: dict) -> None:
+    """Changes keys of a dataset's dataset.json."""
+    path = folder / "dataset.json"
+    path.write_text(json.dumps({**json.loads(path.read_text(encoding="utf-8")), **change}), encoding="utf-8")
