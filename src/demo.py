@@ -1,0 +1,215 @@
+"""The whole path on made-up data, by the commands that a user types; what is finished is not repeated.
+
+A stage counts as finished for one set of commands, resolved configurations and earlier stages: when any of them
+changes, it runs again. An interrupted training goes on from its last checkpoint.
+"""
+
+import argparse
+import hashlib
+import json
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from src.config import ConfigError, load_config, to_yaml
+from src.evaluation.figures import loss_curves
+from src.evaluation.report import summary as text_of
+from src.evaluation.report import table, write_json
+
+TRAININGS = ("pretrain", "retrieval", "caption")
+
+# A smoke run: every stage once, nothing learned.
+FAST_DATA = ("--scenes", "300", "--dev", "40", "--test", "40")
+FAST_TRAIN = ("data.batch_size=32", "train.steps=10", "train.log_every=1", "train.save_every=5")
+FAST_TRAIN += ("optimizer.warmup_steps=2",)
+FAST_EVAL = ("eval.batch_size=20", "eval.gallery=40", "eval.captions=20", "eval.rerank=4")
+
+Command = tuple[str, ...]  # what follows "python"
+
+
+class StageError(RuntimeError):
+    """A command of a stage failed."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A step of the demo: its commands, the folder that they fill, and the stages whose results they read."""
+
+    name: str
+    commands: tuple[Command, ...]
+    folder: Path
+    after: tuple[str, ...] = ()
+
+    def digest(self, earlier: Mapping[str, str]) -> str:
+        """Tells two sets of settings apart. Args: earlier: the digests of the stages before this one."""
+        configs = [_resolved(command) for command in self.commands]
+        parts = [self.commands, configs, [earlier[name] for name in self.after]]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+    def is_interrupted(self) -> bool:
+        """True when its folder holds a training that can go on."""
+        return (self.folder / "checkpoints" / "latest").exists()
+
+
+def build_stages(folder: Path, world: str, fast: bool) -> list[Stage]:
+    """The demo in the order in which it runs."""
+    data, export, evaluation = folder / "data", folder / "export", folder / "evaluation"
+    train_settings = (f"data.path={data}", *(FAST_TRAIN if fast else ()))
+    eval_settings = (f"data.path={data}", *(FAST_EVAL if fast else ()))
+    make_data = ("-m", "src.data.prepare", "demo", "--world", world, "--config", "config/model/demo.yaml")
+
+    def train(task: str, *settings: str) -> Command:
+        output = f"train.output={folder / task}"
+        return "train.py", "--config", f"config/{task}/demo.yaml", *train_settings, output, *settings
+
+    def evaluate(task: str) -> Command:
+        files = ("--checkpoint", str(folder / task), "--output", str(evaluation / task))
+        return "eval.py", "--config", f"config/{task}/demo.yaml", *files, *eval_settings
+
+    start = f"train.init_from={folder / 'pretrain'}"
+    checkpoint = ("--checkpoint", str(folder / "retrieval"))
+    to_mindir = ("export.py", "--config", "config/retrieval/demo.yaml", *checkpoint, "--format", "MINDIR")
+    return [
+        Stage("data", ((*make_data, "--output", str(data), *(FAST_DATA if fast else ())),), data),
+        Stage("pretrain", (train("pretrain"),), folder / "pretrain", ("data",)),
+        Stage("retrieval", (train("retrieval", start),), folder / "retrieval", ("pretrain",)),
+        Stage("caption", (train("caption", start),), folder / "caption", ("pretrain",)),
+        Stage("evaluate", (evaluate("retrieval"), evaluate("caption")), evaluation, ("retrieval", "caption")),
+        Stage("export", ((*to_mindir, "--output", str(export)),), export, ("retrieval",)),
+    ]
+
+
+def run_command(command: Command) -> int:
+    """Shows the command as a user would type it, runs it on this terminal and returns its exit code."""
+    print(f"$ python {shlex.join(command)}", flush=True)
+    return subprocess.run([sys.executable, *command], check=False).returncode
+
+
+def run_stages(stages: Sequence[Stage], folder: Path, run: Callable[[Command], int] = run_command) -> dict[str, float]:
+    """Runs what is not finished and returns the minutes that each stage took, now or in an earlier call.
+
+    Raises:
+        ConfigError: a configuration cannot be used; nothing has run.
+        StageError: a command failed; the stages before it stay finished.
+    """
+    digests: dict[str, str] = {}
+    for stage in stages:
+        digests[stage.name] = stage.digest(digests)
+    book = folder / "stages.json"
+    records: dict[str, dict[str, Any]] = _read(book) if book.exists() else {}
+    for number, stage in enumerate(stages, 1):
+        title = f"[{number}/{len(stages)}] {stage.name}"
+        known = records.get(stage.name)
+        same = known is not None and known["digest"] == digests[stage.name] and stage.folder.exists()
+        if same and known["finished"]:
+            print(f"{title}: finished before, in {known['minutes']:.1f} minutes", flush=True)
+            continue
+        resume = same and stage.is_interrupted()
+        if not resume:
+            _clear(stage, known is not None)
+        print(f"\n{title}{': goes on from its last checkpoint' if resume else ''}", flush=True)
+        spent = known["minutes"] if resume else 0.0
+        records[stage.name] = {"digest": digests[stage.name], "finished": False, "minutes": spent}
+        write_json(book, records)
+        began = time.monotonic()
+        try:
+            _run_commands(stage, run, resume)
+            records[stage.name]["finished"] = True
+        finally:
+            records[stage.name]["minutes"] = spent + (time.monotonic() - began) / 60
+            write_json(book, records)
+    return {stage.name: records[stage.name]["minutes"] for stage in stages}
+
+
+def summarise(folder: Path, world: str, minutes: Mapping[str, float]) -> dict[str, Any]:
+    """Brings the results of the stages together: what ``summary.json`` holds."""
+    retrieval, caption = (_read(folder / "evaluation" / task / "metrics.json") for task in ("retrieval", "caption"))
+    return {
+        "world": world,
+        "gallery": retrieval["gallery"],
+        "retrieval": retrieval["retrieval"],
+        "reranked": retrieval.get("reranked", {}),
+        "caption": caption["caption"],
+        "export": {"max_abs_diff": _read(folder / "export" / "export.json")["max_abs_diff"]},
+        "minutes": {**minutes, "total": sum(minutes.values())},
+        "parameters": retrieval["parameters"],
+        "versions": retrieval["versions"],
+    }
+
+
+def gather_figures(folder: Path) -> list[Path]:
+    """Puts the pictures of the evaluations and the loss curves of the trainings into ``figures``; returns paths."""
+    figures = folder / "figures"
+    figures.mkdir(exist_ok=True)
+    loss_curves([folder / task / "metrics.jsonl" for task in TRAININGS], figures / "loss_curves.png")
+    for task in ("retrieval", "caption"):
+        for picture in (folder / "evaluation" / task / "figures").glob("*.png"):
+            shutil.copy(picture, figures)
+    return sorted(figures.iterdir())
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    args = _parse(arguments)
+    folder = args.output or Path("runs") / (args.world + ("-fast" if args.fast else ""))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as an exception it also ends the command that runs
+    try:
+        minutes = run_stages(build_stages(folder, args.world, args.fast), folder)
+    except (ConfigError, StageError) as error:
+        print(f"demo: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\ndemo: stopped; the same call goes on from here", file=sys.stderr)
+        return 130
+    results = summarise(folder, args.world, minutes)
+    write_json(folder / "summary.json", results)
+    print(f"\n{text_of(results)}\n")
+    print(table([[stage, f"{spent:.1f}"] for stage, spent in results["minutes"].items()], ["minutes", ""]))
+    print(f"\nexported graphs differ from the model by at most {results['export']['max_abs_diff']:.1e}")
+    for path in (folder / "summary.json", *gather_figures(folder)):
+        print(path)
+    return 0
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="run_demo.sh", description=__doc__.splitlines()[0])
+    parser.add_argument("--fast", action="store_true", help="little data and few steps, to see that all parts work")
+    parser.add_argument("--world", choices=("demo", "demo_full"), default="demo", help="few objects, or all 86")
+    parser.add_argument("--output", type=Path, help="folder of the results (default: runs/demo, runs/demo-fast, …)")
+    return parser.parse_args(arguments)
+
+
+def _run_commands(stage: Stage, run: Callable[[Command], int], resume: bool) -> None:
+    for command in stage.commands:
+        code = run((*command, "--resume") if resume else command)
+        if code:
+            raise StageError(f"stage {stage.name} failed with exit code {code}; the same call goes on from here")
+
+
+def _clear(stage: Stage, ours: bool) -> None:
+    """Empties the stage's folder for a new start, but never one that the demo did not make."""
+    if stage.folder.exists() and not ours:
+        raise StageError(f"{stage.folder} is there but not from a demo run: choose another --output or move it away")
+    shutil.rmtree(stage.folder, ignore_errors=True)
+
+
+def _resolved(command: Command) -> str:
+    """The whole configuration that the command runs with, defaults included; empty where it reads none."""
+    if "--config" not in command:
+        return ""
+    settings = [word for word in command if "=" in word]
+    return to_yaml(load_config(command[command.index("--config") + 1], settings))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
