@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from src.evaluation.figures import caption_sheet, loss_curves, retrieval_sheet
+from src.evaluation.page import wrap
 from src.evaluation.report import DIRECTIONS, caption_table, retrieval_table, summary, table, write_json
 
 FIGURES = {"r1": 0.61234, "r5": 0.9, "r10": 0.99, "median_rank": 1.5}
@@ -88,6 +89,17 @@ def check_png(path) -> None:
     assert 600 <= pixels.shape[1] <= 2400
     assert (pixels[[0, -1]] == 255).all() and (pixels[:, [0, -1]] == 255).all()  # nothing is cut off at the edges
     assert (pixels < 100).any()
+
+
+def test_wrap_keeps_words_and_marks_and_leaves_no_orphan():
+    wide = 10 * 9 / 72  # ten characters of nine points
+    assert wrap("上面是两团火焰，下面是两朵花", wide, 9, 3) == ["上面是两团火焰，", "下面是两朵花"]
+    assert wrap("一二三四五六七八九十，一二", wide, 9, 3) == ["一二三四五六七", "八九十，一二"]
+    assert wrap("一二三四五六七八九十，", wide, 9, 3) == ["一二三四五六七八九十，"]
+    assert wrap("a green frog\non a wall", wide, 9, 3) == ["a green frog", "on a wall"]
+    assert wrap("一二三四五六七八九十" * 3, wide, 9, 2) == ["一二三四五六七八九十", "一二三四五六七八九…"]
+    assert wrap("w" * 40, wide, 9, 9) == ["w" * 12, "w" * 12, "w" * 12, "w" * 4]
+    assert wrap("", wide, 9, 2) == []
 
 
 def test_loss_curves_of_several_runs(tmp_path):

@@ -11,6 +11,7 @@ from src.evaluation.page import GREY, INK, LINE, PANEL, Page, new_figure, save, 
 
 RIGHT, WRONG = "#23924f", "#c8452f"
 RUN_COLOURS = ("#3566b8", "#d9733a", "#23924f", "#8a5fb5", "#b8953a", "#3a9fb8")
+SOUND_COLOURS = (PANEL, "#c3d0ea", "#3566b8", INK)  # from silence to the loudest
 MARGIN = 0.45
 SHOWN_HITS = 5
 
@@ -25,20 +26,21 @@ def loss_curves(metrics: str | Path | Sequence[str | Path], out_png: str | Path)
     resumed, the later line counts.
     """
     paths = [Path(path) for path in ([metrics] if isinstance(metrics, str | Path) else metrics)]
-    runs = {path.resolve().parent.name: _read_losses(path) for path in paths}
+    runs = {name: _read_losses(path) for name, path in zip(_run_names(paths), paths, strict=True)}
     panels = sorted({loss for losses in runs.values() for loss in losses}, key=lambda loss: (loss != "loss", loss))
+    panels = panels[1:] if len(panels) == 2 else panels  # the total of one loss says nothing new
     columns = min(3, len(panels))
     lines = -(-len(panels) // columns)
     with style():
         figure = new_figure(3.6 * columns + 0.8, 2.6 * lines + 0.5)
         for at, loss in enumerate(panels):
             axis = figure.add_subplot(lines, columns, at + 1)
-            axis.set_title(loss.removeprefix("loss/") if "/" in loss else "total", loc="left", fontsize=11, pad=10)
+            axis.set_title(_loss_name(loss), loc="left", fontsize=11, pad=10)
             for (_, losses), colour in zip(runs.items(), _colours(len(runs)), strict=True):
                 if loss in losses:
                     _curve(axis, *losses[loss], colour)
-            axis.set_ylim(bottom=min(0, axis.get_ylim()[0]))
-            axis.set_xlim(left=0)
+            axis.set_ylim(bottom=min(0, axis.dataLim.y0))
+            axis.set_xlim(0, axis.dataLim.x1 * 1.14)  # room for the number at the end
             if at >= len(panels) - columns:
                 axis.set_xlabel("step", color=GREY)
         _legend(figure, list(runs))
@@ -71,19 +73,17 @@ def retrieval_sheet(out_png: str | Path, title: str, rows: Sequence[tuple[Query,
         save(page.figure, out_png)
 
 
-def caption_sheet(
-    out_png: str | Path, title: str, items: Sequence[tuple[np.ndarray, str, str, bool]], columns: int = 5
-) -> None:
+def caption_sheet(out_png: str | Path, title: str, items: Sequence[tuple[np.ndarray, str, str, bool]]) -> None:
     """A grid of pictures with the caption written for each, green if right and red if wrong, and the reference in grey.
 
     Args: items: (picture uint8 [S, S, 3], prediction, reference, right).
     """
     if not items:
         raise ValueError("caption sheet: no captions to draw")
-    columns = min(columns, len(items))
-    side, gap, head = 1.9, 0.32, 0.95
-    below = 0.12 + text_height(3, 10) + 0.04 + text_height(3, 8)
-    lines = -(-len(items) // columns)
+    lines = -(-len(items) // 6)
+    columns = -(-len(items) // lines)
+    side, gap, head = 1.6, 0.28, 0.95
+    below = 0.12 + text_height(3, 9.5) + 0.04 + text_height(3, 7.5)
     width = max(2 * MARGIN + columns * (side + gap) - gap, 5.0)
     with style():
         page = Page(width, head + lines * (side + below + 0.12) + 0.2)
@@ -94,10 +94,10 @@ def caption_sheet(
             colour = RIGHT if right else WRONG
             page.panel(left, top, side, side, "white", colour, 2)
             page.picture(left, top, side, side, picture)
-            text = wrap(prediction, side, 10, 3) or ["–"]
-            page.text(left, top + side + 0.12, "\n".join(text), 10, colour)
-            under = top + side + 0.16 + text_height(len(text), 10)
-            page.text(left, under, "\n".join(wrap(reference, side, 8, 3)), 8, GREY)
+            text = wrap(prediction, side, 9.5, 3) or ["–"]
+            page.text(left, top + side + 0.12, "\n".join(text), 9.5, colour)
+            under = top + side + 0.16 + text_height(len(text), 9.5)
+            page.text(left, under, "\n".join(wrap(reference, side, 7.5, 3)), 7.5, GREY)
         save(page.figure, out_png)
 
 
@@ -124,6 +124,8 @@ def _read_losses(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
 def _curve(axis: Any, steps: np.ndarray, values: np.ndarray, colour: str) -> None:
     """The values pale, their centred running mean bold, and the last mean as a number at its end."""
+    from matplotlib.patheffects import withStroke
+
     reach = max(1, len(values) // 40)
     smooth = [values[max(0, at - reach) : at + reach + 1].mean() for at in range(len(values))]
     axis.plot(steps, values, color=colour, alpha=0.25, linewidth=0.8)
@@ -131,12 +133,22 @@ def _curve(axis: Any, steps: np.ndarray, values: np.ndarray, colour: str) -> Non
     axis.annotate(
         f"{smooth[-1]:.3g}",
         (steps[-1], smooth[-1]),
-        xytext=(0, 5),
+        xytext=(5, 0),
         textcoords="offset points",
-        ha="right",
+        va="center",
         color=colour,
-        fontsize=9,
+        path_effects=[withStroke(linewidth=3, foreground="white")],
     )
+
+
+def _run_names(paths: Sequence[Path]) -> list[str]:
+    """The folder of each run, or the whole path where folders of one name meet."""
+    names = [path.resolve().parent.name for path in paths]
+    return [name if names.count(name) == 1 else str(path) for name, path in zip(names, paths, strict=True)]
+
+
+def _loss_name(key: str) -> str:
+    return "total" if key == "loss" else key.removeprefix("loss/").replace("_", " ")
 
 
 def _colours(count: int) -> list[str]:
@@ -170,6 +182,7 @@ def _draw_query(page: Page, left: float, top: float, width: float, height: float
     if media.ndim == 2:
         page.picture(left, top, width, height, _spectrogram(media))
     else:
+        page.panel(left, top, height, height, "white", LINE, 1)
         page.picture(left, top, height, height, media)
     page.text(left, top + height + 0.1, "\n".join(wrap(caption, width, 8.5, 3)), 8.5)
 
@@ -187,8 +200,8 @@ def _draw_hit(page: Page, left: float, top: float, width: float, height: float, 
 
 def _spectrogram(sound: np.ndarray) -> np.ndarray:
     """A log-mel uint8 [M, N] as a picture [N, M, 3]: time to the right, pitch upwards, padding cut off."""
-    from matplotlib import colormaps
+    from matplotlib.colors import LinearSegmentedColormap
 
     spoken = np.flatnonzero(sound.any(axis=1))
     sound = sound[: spoken[-1] + 1] if len(spoken) else sound
-    return colormaps["magma"](sound.T[::-1], bytes=True)[..., :3]
+    return LinearSegmentedColormap.from_list("sound", SOUND_COLOURS)(sound.T[::-1], bytes=True)[..., :3]

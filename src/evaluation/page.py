@@ -12,7 +12,7 @@ import numpy as np
 FONT = Path(__file__).resolve().parents[2] / "assets/fonts/NotoSansSC-Regular-subset.ttf"
 DPI = 150
 INK, GREY, LINE, PANEL = "#1f2430", "#7a8190", "#d9dce2", "#f3f4f7"
-LEADING = 1.4  # distance of two lines of text in font sizes
+LEADING = 1.3  # distance of two lines of text in font sizes
 NEVER_FIRST = set("，。、；：？！）」』”,.;:?!)")  # no line starts with one of these
 
 
@@ -62,7 +62,7 @@ def new_figure(width: float, height: float) -> Any:
 def save(figure: Any, path: str | Path) -> None:
     """Writes the figure as PNG; missing folders are made."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=DPI, format="png", pil_kwargs={"optimize": True})
+    figure.savefig(path, dpi=DPI, format="png")
 
 
 class Page:
@@ -83,7 +83,7 @@ class Page:
             ha=across,
             va="top",
             multialignment=across,
-            linespacing=LEADING / 1.45,  # matplotlib counts in heights of this font's lines, which are 1.45 sizes
+            linespacing=LEADING,
         )
 
     def panel(self, x: float, y: float, width: float, height: float, face: str, edge: str, line: float) -> None:
@@ -116,27 +116,35 @@ def wrap(text: str, width: float, size: float, most: int) -> list[str]:
     """Breaks text into at most ``most`` lines of ``width`` inches in a font of ``size`` points.
 
     Latin words stay whole where they fit, Chinese breaks anywhere but before a closing mark; a text that is too long
-    ends in an ellipsis.
+    ends in an ellipsis. Lines are evened out, so that no character is left alone on the last one.
     """
     room = width * 72 / size  # in ems
-    lines, line = [], ""
-    for piece in _pieces(text):
-        if line and _ems(line + piece.rstrip()) > room and piece not in NEVER_FIRST:
-            lines.append(line.rstrip())
-            line = ""
-        line += piece if line else piece.lstrip()
-    lines = [*lines, line.rstrip()] if line else lines
+    lines = _break(text, room)
     if len(lines) > most:
-        lines = lines[:most]
-        while _ems(lines[-1] + "…") > room:
-            lines[-1] = lines[-1][:-1]
-        lines[-1] += "…"
+        while _ems(lines[most - 1] + "…") > room:
+            lines[most - 1] = lines[most - 1][:-1]
+        return [*lines[: most - 1], lines[most - 1] + "…"]
+    for narrower in np.arange(room, room / 2, -0.5):
+        attempt = _break(text, narrower)
+        if len(attempt) > len(lines):
+            break
+        lines = attempt
     return lines
 
 
 def text_height(lines: int, size: float) -> float:
     """Inches that lines of text take."""
     return lines * size * LEADING / 72
+
+
+def _break(text: str, room: float) -> list[str]:
+    lines, line = [], ""
+    for piece in _pieces(text):
+        if line and _ems(line + piece.rstrip()) > room and piece not in NEVER_FIRST:
+            lines.append(line.rstrip())
+            line = ""
+        line += piece if line else piece.lstrip()
+    return [*lines, line.rstrip()] if line else lines
 
 
 def _pieces(text: str) -> Iterator[str]:
