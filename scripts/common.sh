@@ -83,11 +83,9 @@ existing_path() {
 prepare_launch() {
   DEVICE_TARGET="${DEVICE_TARGET:-Ascend}"
   [[ $DEVICE_TARGET =~ ^(CPU|GPU|Ascend)$ ]] || die "DEVICE_TARGET is '$DEVICE_TARGET': CPU, GPU or Ascend"
-  if [[ -z ${PYTHON:-} ]]; then
-    PYTHON="$ROOT/.venv/bin/python"
-    [[ -x $PYTHON ]] || PYTHON="python"
-  fi
-  PYTHON="$(command -v "$PYTHON")" || die "no Python at '${PYTHON:-python}': set PYTHON, or make .venv with run_demo.sh"
+  local wanted="${PYTHON:-$ROOT/.venv/bin/python}"
+  [[ -n ${PYTHON:-} || -x $wanted ]] || wanted="python"
+  PYTHON="$(command -v "$wanted")" || die "no Python at '$wanted': set PYTHON, or make .venv with scripts/run_demo.sh"
   [[ $PYTHON == /* ]] || PYTHON="$CALLER/$PYTHON"
   LOG="$ROOT/runs/logs/${SCRIPT%.sh}-$(date +%Y%m%d-%H%M%S)"
   export PYTHONUNBUFFERED=1  # prints and progress bars reach the log in order

@@ -1,0 +1,268 @@
+"""The launchers, with a Python that only writes down what it was asked to run."""
+
+import json
+import os
+import shutil
+import socket
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+TRAINERS = {
+    "run_standalone_ascend.sh": "pretrain",
+    "run_standalone_ascend_train_retrieval.sh": "retrieval",
+    "train_caption.sh": "caption",
+}
+EVALUATORS = {"run_standalone_ascend_inf_retrieval.sh": "retrieval", "test_caption.sh": "caption"}
+DISTRIBUTED = "run_distributed_ascend.sh"
+LAUNCHERS = [*TRAINERS, *EVALUATORS, DISTRIBUTED]
+
+# Small questions (-c) go to a real Python; everything else is recorded and ends with the code in EXIT.
+RECORDER = """#!REAL_PYTHON
+import json, os, sys
+if sys.argv[1:2] == ["-c"]:
+    os.execv("REAL_PYTHON", ["REAL_PYTHON", *sys.argv[1:]])
+environment = {key: os.environ.get(key) for key in ("RANK_TABLE_FILE", "PATH")}
+with open("CALLS", "a", encoding="utf-8") as file:
+    print(json.dumps({"arguments": sys.argv[1:], "folder": os.getcwd(), "environment": environment}), file=file)
+for option in sys.argv:
+    if option.startswith("--log_dir="):
+        print("the worker's last words", file=open(option.partition("=")[2] + "/worker_0.log", "w"))
+print("the run's output")
+sys.exit(int(os.environ.get("EXIT", "0")))
+"""
+
+
+class House:
+    """A copy of the repository's scripts with configurations of its own, and a recording ``python`` first on PATH."""
+
+    def __init__(self, folder: Path) -> None:
+        self.root = folder / "a house"  # the space must not matter
+        self.elsewhere = folder / "elsewhere"
+        self.elsewhere.mkdir()
+        self._calls = folder / "calls.jsonl"
+        shutil.copytree(ROOT / "scripts", self.root / "scripts")
+        (self.root / "src").mkdir()
+        shutil.copy(ROOT / "src" / "config.py", self.root / "src")
+        for task in ("pretrain", "retrieval", "caption"):
+            config = self.root / "config" / task / "demo.yaml"
+            config.parent.mkdir(parents=True)
+            config.write_text(f"train: {{output: runs/demo/{task}}}\n")
+        self.python = folder / "bin" / "python"
+        self.python.parent.mkdir()
+        self.python.write_text(RECORDER.replace("REAL_PYTHON", sys.executable).replace("CALLS", str(self._calls)))
+        self.python.chmod(self.python.stat().st_mode | stat.S_IXUSR)
+
+    def run(self, script: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
+        """Runs the script from another folder, for a CPU unless the environment says otherwise."""
+        kept = {key: value for key, value in os.environ.items() if key in ("HOME", "LANG", "TMPDIR")}
+        path = f"{self.python.parent}:{os.environ['PATH']}"
+        return subprocess.run(
+            ["bash", str(self.root / "scripts" / script), *arguments],
+            cwd=self.elsewhere,
+            env={**kept, "PATH": path, "DEVICE_TARGET": "CPU", **environment},
+            capture_output=True,
+            text=True,
+        )
+
+    def calls(self) -> list[dict]:
+        return [json.loads(line) for line in self._calls.read_text().splitlines()] if self._calls.exists() else []
+
+    def config(self, task: str) -> str:
+        return str(self.root / "config" / task / "demo.yaml")
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> House:
+    return House(tmp_path)
+
+
+def refused(result: subprocess.CompletedProcess, house: House, *words: str) -> None:
+    """The script ended with one line that holds the words, and started nothing."""
+    assert result.returncode == 2
+    assert len(result.stderr.splitlines()) == 1, result.stderr
+    assert all(word in result.stderr for word in words), result.stderr
+    assert house.calls() == []
+
+
+@pytest.mark.parametrize("script", LAUNCHERS)
+def test_help_names_usage_arguments_and_environment(house: House, script: str):
+    result = house.run(script, "--help")
+    assert result.returncode == 0
+    for word in (f"bash scripts/{script}", "DEVICE_TARGET", "PYTHON", "key=value"):
+        assert word in result.stdout
+    assert "set -e" not in result.stdout
+    assert house.calls() == []
+
+
+@pytest.mark.parametrize(("script", "task"), TRAINERS.items())
+def test_training_without_arguments(house: House, script: str, task: str):
+    result = house.run(script)
+    assert result.returncode == 0, result.stderr
+    (call,) = house.calls()
+    assert call["arguments"] == ["train.py", "--config", house.config(task), "runtime.device=CPU"]
+    assert call["folder"] == str(house.root)
+    (log,) = (house.root / "runs" / "logs").glob(f"{script[:-3]}-*.log")
+    assert log.read_text() == "the run's output\n"
+
+
+def test_training_with_all_arguments(house: House):
+    (house.elsewhere / "my.yaml").touch()
+    (house.elsewhere / "weights").mkdir()
+    house.run("train_caption.sh", "my.yaml", "weights", "train.steps=7", "--resume", "name=two words")
+    (call,) = house.calls()
+    assert call["arguments"] == [
+        "train.py",
+        "--config",
+        str(house.elsewhere / "my.yaml"),
+        "--resume",
+        "runtime.device=CPU",
+        f"train.init_from={house.elsewhere / 'weights'}",
+        "train.steps=7",
+        "name=two words",
+    ]
+
+
+def test_ascend_is_the_default_device(house: House):
+    house.run("train_caption.sh", DEVICE_TARGET="")
+    assert "runtime.device=Ascend" in house.calls()[0]["arguments"]
+
+
+def test_files_of_the_repository_are_found_from_any_folder(house: House):
+    house.run("train_caption.sh", "config/pretrain/demo.yaml")
+    assert house.calls()[0]["arguments"][2] == house.config("pretrain")
+
+
+@pytest.mark.parametrize(("script", "task"), EVALUATORS.items())
+def test_evaluation_takes_the_model_in_the_box_until_a_run_is_there(house: House, script: str, task: str):
+    result = house.run(script)
+    assert "CHECKPOINT is pretrained/opt_demo" in result.stdout
+    (house.root / "runs" / "demo" / task / "checkpoints").mkdir(parents=True)
+    house.run(script)
+    checkpoints = [call["arguments"][3:5] for call in house.calls()]
+    assert checkpoints == [["--checkpoint", "pretrained/opt_demo"], ["--checkpoint", f"runs/demo/{task}"]]
+
+
+@pytest.mark.parametrize("output", [["--output", "out"], ["--output=out"]])
+def test_evaluation_with_all_arguments(house: House, output: list[str]):
+    (house.elsewhere / "weights").mkdir()
+    house.run("test_caption.sh", "-", *output, "weights", "eval.captions=5")
+    (call,) = house.calls()
+    assert call["arguments"] == [
+        *("eval.py", "--config", house.config("caption"), "--checkpoint", str(house.elsewhere / "weights")),
+        *(*output, "runtime.device=CPU", "eval.captions=5"),
+    ]
+
+
+def test_evaluation_reports_a_wrong_setting_in_one_line(house: House):
+    refused(house.run("test_caption.sh", "train.step=5"), house, "train.step")
+
+
+@pytest.mark.parametrize("script", LAUNCHERS)
+def test_wrong_arguments_are_refused(house: House, script: str):
+    existing = [] if script == DISTRIBUTED else [house.config("pretrain")]
+    refused(house.run(script, *existing, "no/such/place"), house, "'no/such/place' does not exist")
+    refused(house.run(script, "-", "-", "third"), house, "one argument too many: 'third'")
+    refused(house.run(script, DEVICE_TARGET="TPU"), house, "DEVICE_TARGET is 'TPU'", "CPU, GPU or Ascend")
+    refused(house.run(script, PYTHON="/no/python"), house, "no Python at '/no/python'")
+
+
+def test_output_needs_a_folder(house: House):
+    refused(house.run("test_caption.sh", "--output"), house, "--output needs a folder")
+
+
+@pytest.mark.parametrize("script", ["run_standalone_ascend.sh", "test_caption.sh", DISTRIBUTED])
+def test_a_failure_names_the_log_and_keeps_the_exit_code(house: House, script: str):
+    result = house.run(script, EXIT="37")
+    assert result.returncode == 37
+    assert "the run's output" in result.stdout
+    (log,) = (house.root / "runs" / "logs").glob("*.log")
+    assert str(log) in result.stderr and "exit code 37" in result.stderr
+    assert ("the worker's last words" in result.stderr) == (script == DISTRIBUTED)
+
+
+def test_python_of_the_environment_of_the_repository_comes_first(house: House):
+    own = house.root / ".venv" / "bin" / "python"
+    own.parent.mkdir(parents=True)
+    own.symlink_to(house.python)
+    assert str(own).replace(" ", "\\ ") in house.run("train_caption.sh").stdout
+    relative = os.path.relpath(house.python, house.elsewhere)
+    assert f"+ {house.elsewhere}/{relative} train.py" in house.run("train_caption.sh", PYTHON=relative).stdout
+
+
+def msrun(house: House, *arguments: str, **environment: str) -> dict:
+    result = house.run(DISTRIBUTED, *arguments, **environment)
+    assert result.returncode == 0, result.stderr
+    return house.calls()[-1]
+
+
+def test_distributed_training_starts_msrun(house: House):
+    (house.elsewhere / "weights").mkdir()
+    call = msrun(house, "-", "weights", "train.steps=7", "--resume", RANK_TABLE_FILE="/of/another/job")
+    launcher, script = call["arguments"][: call["arguments"].index("train.py")], call["arguments"][-8:]
+    assert launcher[:2] == ["-m", "mindspore.parallel.cluster.run"]
+    assert {"--worker_num=2", "--local_worker_num=2", "--join=True"} < set(launcher)
+    assert not any("rank_table" in option for option in launcher)
+    assert script == [
+        *("train.py", "--config", house.config("pretrain"), "--resume", "runtime.device=CPU"),
+        *("runtime.distributed=true", f"train.init_from={house.elsewhere / 'weights'}", "train.steps=7"),
+    ]
+    assert call["environment"]["RANK_TABLE_FILE"] is None
+
+
+def test_workers_get_the_chosen_python(house: House):
+    """msrun starts "python": the first one on PATH must be the one that was chosen."""
+    chosen = house.python.with_name("chosen-python")
+    shutil.copy(house.python, chosen)
+    path = msrun(house, PYTHON=str(chosen))["environment"]["PATH"]
+    stand_in = shutil.which("python", path=path)
+    assert str(chosen) in Path(stand_in).read_text()
+    subprocess.run([stand_in, "two words"], check=True)
+    assert house.calls()[-1]["arguments"] == ["two words"]
+
+
+@pytest.mark.parametrize("name", ["RANK_SIZE", "WORKER_NUM"])
+def test_number_of_ranks(house: House, name: str):
+    assert "--worker_num=3" in msrun(house, **{name: "3"})["arguments"]
+    assert "--worker_num=8" in msrun(house, DEVICE_TARGET="GPU")["arguments"]
+
+
+def test_wrong_numbers_of_the_distributed_run_are_refused(house: House):
+    refused(house.run(DISTRIBUTED, RANK_SIZE="two"), house, "RANK_SIZE is 'two'")
+    refused(house.run(DISTRIBUTED, RANK_SIZE="0"), house, "RANK_SIZE is '0'")
+    for port in ("80", "70000", "x"):
+        refused(house.run(DISTRIBUTED, MASTER_PORT=port), house, f"MASTER_PORT is '{port}'")
+
+
+def test_a_taken_port_is_refused_or_passed_over(house: House):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        refused(house.run(DISTRIBUTED, MASTER_PORT=port), house, f"MASTER_PORT {port} is taken")
+    assert f"--master_port={port}" in msrun(house, MASTER_PORT=port)["arguments"]
+
+
+def test_rank_table(house: House):
+    table = house.elsewhere / "hccl.json"
+    table.write_text(json.dumps({"server_list": [{"device": [{"rank_id": "0"}, {"rank_id": "1"}]}]}))
+    call = msrun(house, "hccl.json", DEVICE_TARGET="Ascend", RANK_SIZE="2")
+    assert f"--rank_table_file={table}" in call["arguments"]
+
+
+def test_a_rank_table_that_does_not_fit_is_refused(house: House):
+    table = house.elsewhere / "hccl.json"
+    table.write_text(json.dumps({"server_list": [{"device": [{"rank_id": "0"}]}]}))
+    refused(house.run(DISTRIBUTED, "hccl.json"), house, "RANK_TABLE_FILE is for Ascend")
+    result = house.run(DISTRIBUTED, "hccl.json", DEVICE_TARGET="Ascend")
+    refused(result, house, str(table), "names 1 devices, RANK_SIZE is 8")
+
+
+def test_configuration_of_the_distributed_run_comes_from_the_environment(house: House):
+    assert house.config("caption") in msrun(house, CONFIG="config/caption/demo.yaml")["arguments"]
+    refused_config = house.run(DISTRIBUTED, CONFIG="no.yaml")
+    assert refused_config.returncode == 2 and "CONFIG 'no.yaml' does not exist" in refused_config.stderr
