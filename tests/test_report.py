@@ -94,11 +94,12 @@ def check_png(path) -> None:
 def test_wrap_keeps_words_and_marks_and_leaves_no_orphan():
     wide = 10 * 9 / 72  # ten characters of nine points
     assert wrap("上面是两团火焰，下面是两朵花", wide, 9, 3) == ["上面是两团火焰，", "下面是两朵花"]
-    assert wrap("一二三四五六七八九十，一二", wide, 9, 3) == ["一二三四五六七", "八九十，一二"]
+    assert wrap("一二三四五六七八九十，一二", wide, 9, 3) == ["一二三四五六七八九十，", "一二"]
+    assert wrap("一二三四五六七八九十一二", wide, 9, 3) == ["一二三四五六", "七八九十一二"]
     assert wrap("一二三四五六七八九十，", wide, 9, 3) == ["一二三四五六七八九十，"]
     assert wrap("a green frog\non a wall", wide, 9, 3) == ["a green frog", "on a wall"]
     assert wrap("一二三四五六七八九十" * 3, wide, 9, 2) == ["一二三四五六七八九十", "一二三四五六七八九…"]
-    assert wrap("w" * 40, wide, 9, 9) == ["w" * 12, "w" * 12, "w" * 12, "w" * 4]
+    assert wrap("w" * 40, wide, 9, 9) == ["w" * 12, "w" * 12, "w" * 16]
     assert wrap("", wide, 9, 2) == []
 
 

@@ -116,7 +116,7 @@ def wrap(text: str, width: float, size: float, most: int) -> list[str]:
     """Breaks text into at most ``most`` lines of ``width`` inches in a font of ``size`` points.
 
     Latin words stay whole where they fit, Chinese breaks anywhere but before a closing mark; a text that is too long
-    ends in an ellipsis. Lines are evened out, so that no character is left alone on the last one.
+    ends in an ellipsis. Without more lines than needed, they end with a mark where they can, and are even in length.
     """
     room = width * 72 / size  # in ems
     lines = _break(text, room)
@@ -124,12 +124,8 @@ def wrap(text: str, width: float, size: float, most: int) -> list[str]:
         while _ems(lines[most - 1] + "…") > room:
             lines[most - 1] = lines[most - 1][:-1]
         return [*lines[: most - 1], lines[most - 1] + "…"]
-    for narrower in np.arange(room, room / 2, -0.5):
-        attempt = _break(text, narrower)
-        if len(attempt) > len(lines):
-            break
-        lines = attempt
-    return lines
+    attempts = [_break(text, narrower) for narrower in np.arange(room, room / 2, -0.5)]
+    return max((attempt for attempt in attempts if len(attempt) == len(lines)), key=_evenness)
 
 
 def text_height(lines: int, size: float) -> float:
@@ -145,6 +141,11 @@ def _break(text: str, room: float) -> list[str]:
             line = ""
         line += piece if line else piece.lstrip()
     return [*lines, line.rstrip()] if line else lines
+
+
+def _evenness(lines: list[str]) -> tuple[int, float]:
+    """Lines that end with a mark, then shortness of the longest line: the more the better."""
+    return sum(line[-1] in NEVER_FIRST for line in lines[:-1]), -max(map(_ems, lines), default=0)
 
 
 def _pieces(text: str) -> Iterator[str]:
