@@ -72,7 +72,7 @@ class Page:
         self.width, self.height = width, height
         self.figure = new_figure(width, height)
 
-    def text(self, x: float, y: float, text: str, size: float, colour: str = INK, across: str = "left") -> None:
+    def text(self, x: float, y: float, text: str, size: float, colour: str = INK) -> None:
         """Text of one or more lines; ``y`` is the top of the first."""
         self.figure.text(
             x / self.width,
@@ -80,9 +80,7 @@ class Page:
             text,
             fontsize=size,
             color=colour,
-            ha=across,
             va="top",
-            multialignment=across,
             linespacing=LEADING,
         )
 
