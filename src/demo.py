@@ -155,12 +155,12 @@ def gather_figures(folder: Path) -> list[Path]:
     return sorted(figures.iterdir())
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, run: Callable[[Command], int] = run_command) -> int:
+    """Runs the demo and shows its results; returns the exit code."""
     args = _parse(arguments)
     folder = args.output or Path("runs") / (args.world + ("-fast" if args.fast else ""))
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as an exception it also ends the command that runs
     try:
-        minutes = run_stages(build_stages(folder, args.world, args.fast), folder)
+        minutes = run_stages(build_stages(folder, args.world, args.fast), folder, run)
     except (ConfigError, StageError) as error:
         print(f"demo: {error}", file=sys.stderr)
         return 1
@@ -212,4 +212,5 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as an exception it also ends the command that runs
     sys.exit(main())

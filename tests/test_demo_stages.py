@@ -1,0 +1,208 @@
+"""The demo's stages, with a recorder in place of the commands."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from src import demo
+from src.config import ConfigError, load_config
+from src.demo import Command, Stage, StageError, build_stages, run_stages
+
+
+class Recorder:
+    """Runs nothing: writes the commands down, makes what the stage's folder would hold, fails where it is told to."""
+
+    def __init__(self) -> None:
+        self.commands: list[Command] = []
+        self.fail_at = ""
+        self.checkpoint = False
+
+    def __call__(self, command: Command) -> int:
+        self.commands.append(command)
+        folder = Path(command[1])
+        folder.mkdir(exist_ok=True)
+        (folder / "leftover").touch()
+        if self.checkpoint:
+            (folder / "checkpoints").mkdir(exist_ok=True)
+            (folder / "checkpoints" / "latest").touch()
+        return 7 if command[0] == self.fail_at else 0
+
+    def names(self) -> list[str]:
+        """Which commands ran since the last question."""
+        names = [command[0] for command in self.commands]
+        self.commands.clear()
+        return names
+
+
+@pytest.fixture
+def run() -> Recorder:
+    return Recorder()
+
+
+def chain(folder: Path, **settings: str) -> list[Stage]:
+    """first → second, third; a setting changes the command of the stage of that name."""
+
+    def stage(name: str, *after: str) -> Stage:
+        changed = (settings[name],) if name in settings else ()
+        return Stage(name, ((name, str(folder / name), *changed),), folder / name, after)
+
+    return [stage("first"), stage("second", "first"), stage("third", "first")]
+
+
+def test_finished_stages_are_not_repeated(tmp_path: Path, run: Recorder, capsys: pytest.CaptureFixture):
+    run_stages(chain(tmp_path), tmp_path, run)
+    assert run.names() == ["first", "second", "third"]
+    capsys.readouterr()
+    run_stages(chain(tmp_path), tmp_path, run)
+    assert run.names() == []
+    assert "[2/3] second: finished before" in capsys.readouterr().out
+
+
+def test_a_changed_command_runs_again_with_what_depends_on_it(tmp_path: Path, run: Recorder):
+    run_stages(chain(tmp_path), tmp_path, run)
+    run.names()
+    run_stages(chain(tmp_path, second="x"), tmp_path, run)
+    assert run.names() == ["second"]
+    run_stages(chain(tmp_path, second="x", first="y"), tmp_path, run)
+    assert run.names() == ["first", "second", "third"]
+
+
+def test_a_changed_configuration_runs_again(tmp_path: Path, run: Recorder):
+    (tmp_path / "parent.yaml").write_text("train: {steps: 70}\n")
+    config = tmp_path / "config.yaml"
+    config.write_text("base: parent.yaml\n")
+    stages = [
+        Stage("only", (("train.py", str(tmp_path / "run"), "--config", str(config), "seed=3"),), tmp_path / "run")
+    ]
+    run_stages(stages, tmp_path, run)
+    run_stages(stages, tmp_path, run)
+    assert len(run.names()) == 1
+    (tmp_path / "parent.yaml").write_text("train: {steps: 71}\n")
+    run_stages(stages, tmp_path, run)
+    assert len(run.names()) == 1
+
+
+def test_a_wrong_configuration_stops_before_anything_runs(tmp_path: Path, run: Recorder):
+    broken = Stage("last", (("train.py", str(tmp_path / "run"), "--config", "no/such.yaml"),), tmp_path / "run")
+    with pytest.raises(ConfigError, match="no/such.yaml"):
+        run_stages([*chain(tmp_path), broken], tmp_path, run)
+    assert run.names() == []
+
+
+def test_a_missing_folder_is_made_again(tmp_path: Path, run: Recorder):
+    run_stages(chain(tmp_path), tmp_path, run)
+    run.names()
+    (tmp_path / "third" / "leftover").unlink()
+    (tmp_path / "third").rmdir()
+    run_stages(chain(tmp_path), tmp_path, run)
+    assert run.names() == ["third"]
+
+
+def test_a_failure_stops_with_the_name_of_the_stage(tmp_path: Path, run: Recorder):
+    run.fail_at = "second"
+    with pytest.raises(StageError, match="stage second failed with exit code 7"):
+        run_stages(chain(tmp_path), tmp_path, run)
+    assert run.names() == ["first", "second"]
+    run.fail_at = ""
+    run_stages(chain(tmp_path), tmp_path, run)
+    assert run.names() == ["second", "third"]
+
+
+def interrupt(tmp_path: Path, run: Recorder) -> None:
+    run.fail_at, run.checkpoint = "second", True
+    with pytest.raises(StageError):
+        run_stages(chain(tmp_path), tmp_path, run)
+    run.names()
+    run.fail_at = ""
+
+
+def test_an_interrupted_training_goes_on(tmp_path: Path, run: Recorder):
+    interrupt(tmp_path, run)
+    run_stages(chain(tmp_path), tmp_path, run)
+    assert [command[-1] for command in run.commands] == ["--resume", str(tmp_path / "third")]
+
+
+def test_an_interrupted_training_with_other_settings_starts_anew(tmp_path: Path, run: Recorder):
+    interrupt(tmp_path, run)
+    (tmp_path / "second" / "of the old run").touch()
+    run_stages(chain(tmp_path, second="x"), tmp_path, run)
+    assert run.commands[0][-1] == "x"
+    assert not (tmp_path / "second" / "of the old run").exists()
+
+
+def test_a_folder_that_the_demo_did_not_make_is_left_alone(tmp_path: Path, run: Recorder):
+    (tmp_path / "first").mkdir()
+    (tmp_path / "first" / "thesis.txt").touch()
+    with pytest.raises(StageError, match="not from a demo run"):
+        run_stages(chain(tmp_path), tmp_path, run)
+    assert (tmp_path / "first" / "thesis.txt").exists() and run.names() == []
+
+
+def test_minutes_are_kept_and_those_of_an_interrupted_training_add_up(
+    tmp_path: Path, run: Recorder, monkeypatch: pytest.MonkeyPatch
+):
+    seconds = iter(range(0, 6000, 60))
+    monkeypatch.setattr(demo.time, "monotonic", lambda: float(next(seconds)))  # every command takes a minute
+    interrupt(tmp_path, run)
+    expected = {"first": 1.0, "second": 2.0, "third": 1.0}
+    assert run_stages(chain(tmp_path), tmp_path, run) == expected
+    assert run_stages(chain(tmp_path), tmp_path, run) == expected
+
+
+@pytest.mark.parametrize("fast", [False, True])
+def test_stages_name_what_exists_and_each_other(fast: bool):
+    """Every configuration loads with the stage's settings, and a stage reads what an earlier one made."""
+    stages = build_stages(Path("out"), "demo", fast)
+    made = {stage.name: str(stage.folder) for stage in stages}
+    for stage in stages:
+        for command in stage.commands:
+            config = command[command.index("--config") + 1]
+            resolved = load_config(config, [word for word in command if "=" in word])
+            if stage.name in demo.TRAININGS:
+                assert (resolved.data.path, resolved.train.output) == (made["data"], made[stage.name])
+                assert resolved.train.init_from == ("" if stage.name == "pretrain" else made["pretrain"])
+                assert (resolved.train.steps <= 20) == fast
+            if "--checkpoint" in command:
+                assert command[command.index("--checkpoint") + 1] in (made["retrieval"], made["caption"])
+
+
+METRICS = {
+    "retrieval": {"t2i": {"r1": 0.7, "r5": 0.9, "r10": 1.0, "median_rank": 1.0}},
+    "reranked": {"t2i": {"r1": 0.9, "r5": 0.9, "r10": 1.0, "median_rank": 1.0}},
+    "gallery": 1000,
+    "caption": {"facts_right": 0.6, "cider_d": 3.0, "bleu4": 0.5},
+    "parameters": {"total": 2000000},
+    "versions": {"mindspore": "2.10.0"},
+}
+
+
+def write_results(command: Command) -> int:
+    """What the commands leave behind, in place of running them."""
+    folder = Path(next((word[13:] for word in command if word.startswith("train.output=")), ""))
+    if "--output" in command:
+        folder = Path(command[command.index("--output") + 1])
+    (folder / "figures").mkdir(parents=True)
+    (folder / "metrics.jsonl").write_text("".join(f'{{"step": {at}, "loss": 1.0, "loss/mlm": 1.0}}\n' for at in (1, 2)))
+    (folder / "metrics.json").write_text(json.dumps(METRICS))
+    (folder / "export.json").write_text('{"max_abs_diff": 1e-06}')
+    (folder / "figures" / f"{folder.name}_{command[0]}.png").touch()
+    return 0
+
+
+def test_results_are_brought_together(tmp_path: Path, capsys: pytest.CaptureFixture):
+    assert demo.main(["--fast", "--output", str(tmp_path / "out")], write_results) == 0
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    for key in ("retrieval", "reranked", "gallery", "caption", "parameters", "versions"):
+        assert summary[key] == METRICS[key]
+    assert summary["export"] == {"max_abs_diff": 1e-06}
+    assert set(summary["minutes"]) == {"data", "pretrain", "retrieval", "caption", "evaluate", "export", "total"}
+    figures = {path.name for path in (tmp_path / "out" / "figures").iterdir()}
+    assert figures == {"loss_curves.png", "retrieval_eval.py.png", "caption_eval.py.png"}
+    printed = capsys.readouterr().out
+    assert "text → image" in printed and "summary.json" in printed
+
+
+def test_a_failure_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture):
+    assert demo.main(["--fast", "--output", str(tmp_path)], lambda command: 3) == 1
+    assert capsys.readouterr().err == "demo: stage data failed with exit code 3; the same call goes on from here\n"
