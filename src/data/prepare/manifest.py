@@ -1,0 +1,85 @@
+"""manifest.jsonl: one picture a line, with captions and sounds, any of which may be missing.
+
+    {"id": "42", "image": "42.jpg", "captions": ["一只猫", "猫在睡觉"], "audio": ["42a.wav", null], "split": "train"}
+"""
+
+import argparse
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from src.data.errors import DataError
+from src.data.prepare.common import Row, add_common_arguments, check_captions, guard, write_dataset
+
+KEYS = ("id", "image", "caption", "captions", "audio", "split")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--input", type=Path, required=True, help="the manifest, one JSON object a line")
+    parser.add_argument("--media", type=Path, help="folder that the media paths start from (default: the manifest's)")
+    add_common_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    media = args.media or args.input.parent
+    if not args.input.is_file():
+        raise DataError(f"--input {args.input}: no such file")
+    if not media.is_dir():
+        raise DataError(f"--media {media}: no such folder")
+    with args.input.open("rb") as file:
+        total = sum(bool(line.strip()) for line in file)
+    write_dataset(read_rows(args.input, media), total, args, {"source": "manifest", "input": args.input.name})
+
+
+def read_rows(path: Path, media: Path) -> Iterator[Row]:
+    """The manifest's rows; those that cannot be used carry the reason."""
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                yield _row(line, path.name, number, media)
+
+
+def _row(line: bytes, file: str, number: int, media: Path) -> Row:
+    try:
+        entry = json.loads(line)
+    except ValueError as error:  # UnicodeDecodeError is one, too
+        return Row(file, number, reason=f"malformed JSON ({error})")
+    if not isinstance(entry, dict):
+        return Row(file, number, reason="the line is not a JSON object")
+    key = entry.get("id")
+    key = str(key) if isinstance(key, (str, int)) else ""
+    return guard(lambda: _parse(entry, key, file, number, media), file, number, key)
+
+
+def _parse(entry: dict[str, Any], key: str, file: str, number: int, media: Path) -> Row:
+    entry = {name: value for name, value in entry.items() if value is not None}
+    for name in entry:
+        if name not in KEYS:
+            raise DataError(f"unknown key {name!r}: the keys are {', '.join(KEYS)}")
+    if not key:
+        raise DataError("the id is missing or neither a text nor a whole number")
+    if "caption" in entry and "captions" in entry:
+        raise DataError("there is both a caption and captions")
+    captions = check_captions(entry.get("captions", entry.get("caption", [])))
+    image = entry.get("image")
+    if image is not None and not (isinstance(image, str) and image):
+        raise DataError("the image is not a path")
+    split = entry.get("split")
+    if split is not None and not (isinstance(split, str) and re.fullmatch(r"[\w-]+", split)):
+        raise DataError("the split is not a name of letters, digits, _ and -")
+    sounds = _sounds(entry.get("audio"), len(captions), media)
+    return Row(file, number, key, None if image is None else media / image, captions, sounds, split)
+
+
+def _sounds(audio: Any, captions: int, media: Path) -> tuple[Path | None, ...]:
+    """The sound of each caption; a lone one without captions."""
+    if audio is None:
+        return ()
+    listed = [audio] if isinstance(audio, str) else audio
+    if not isinstance(listed, list) or not all(path is None or (isinstance(path, str) and path) for path in listed):
+        raise DataError("the audio is neither a path nor a list of paths and nulls")
+    if listed and len(listed) != max(captions, 1):
+        raise DataError(f"there are {captions} captions but {len(listed)} sounds: one (or null) for each caption")
+    return tuple(None if path is None else media / path for path in listed)

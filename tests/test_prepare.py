@@ -1,0 +1,173 @@
+"""The readers: what lands in the dataset, what is rejected and why, what the command says."""
+
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from conftest import png
+from PIL import Image
+
+from src.data.errors import DataError
+from src.data.prepare import common
+from src.data.store import Dataset, Record, read_info
+
+
+def prepare(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "src.data.prepare", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def read(folder: Path, split: str) -> dict[str, Record]:
+    dataset = Dataset(folder, split)
+    return {record.key: record for record in dataset.read(np.unique(dataset.samples[:, 0]))}
+
+
+@pytest.fixture
+def media(tmp_path: Path) -> Path:
+    """Three pictures, a broken one, a sound and a broken one."""
+    folder = tmp_path / "media"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for name in ("a", "b", "c"):
+        (folder / f"{name}.png").write_bytes(png(rng.integers(0, 256, (20, 30, 3), np.uint8)))
+    (folder / "broken.png").write_bytes((folder / "a.png").read_bytes()[:200])
+    soundfile.write(folder / "a.wav", rng.uniform(-0.5, 0.5, 8000), 16000)
+    (folder / "broken.wav").write_bytes(b"RIFFnothing")
+    return folder
+
+
+def write_rows(path: Path, rows: list[object]) -> Path:
+    lines = (row if isinstance(row, str) else json.dumps(row, ensure_ascii=False) for row in rows)
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+def test_manifest(tmp_path: Path, media: Path) -> None:
+    rows = [
+        {"id": "1", "image": "a.png", "captions": ["一只猫", " 猫 "], "audio": ["a.wav", None], "split": "train"},
+        {"id": 2, "image": "b.png", "caption": "一只狗", "audio": "a.wav", "split": "train"},
+        {"id": "3", "image": "c.png", "split": "train"},
+        {"id": "4", "caption": "只有字", "image": None, "split": "train"},
+        {"id": "5", "audio": "a.wav", "split": "test"},
+    ]
+    output = tmp_path / "out"
+    done = prepare("manifest", "--input", write_rows(tmp_path / "m.jsonl", rows), "--media", media, "--output", output)
+    assert done.returncode == 0, done.stderr
+    assert "rejected rows: 0" in done.stdout and not (output / "rejected.jsonl").exists()
+    train = read(output, "train")
+    assert train["1"].captions == ("一只猫", "猫")
+    assert train["1"].image == (media / "a.png").read_bytes()
+    assert [sound is None for sound in train["1"].sounds] == [False, True]
+    assert train["2"].captions == ("一只狗",) and train["2"].sounds[0] is not None
+    assert train["3"].captions == () and train["4"].image is None
+    assert read(output, "test")["5"].sounds[0].shape == (25, 64)
+    entry = read_info(output)["splits"]["train"]
+    assert [entry[name] for name in ("records", "samples", "text", "image", "audio")] == [4, 5, 4, 4, 2]
+    again = prepare("manifest", "--input", tmp_path / "m.jsonl", "--media", media, "--output", output)
+    assert again.returncode == 1 and again.stderr.strip().count("\n") == 0 and "already holds a dataset" in again.stderr
+
+
+BAD_ROWS = [
+    ("{oops", "malformed JSON"),
+    ("[1]", "not a JSON object"),
+    ({"image": "a.png"}, "the id is missing"),
+    ({"id": "good", "image": "b.png"}, "has been used before"),
+    ({"id": "x1", "image": "absent.png"}, "absent.png: no such picture file"),
+    ({"id": "x2", "image": "broken.png"}, "broken.png: not a readable picture"),
+    ({"id": "x3", "image": "a.png", "audio": "broken.wav"}, "broken.wav: not a readable sound file"),
+    ({"id": "x4", "image": "a.png", "audio": "absent.wav"}, "absent.wav: no such sound file"),
+    ({"id": "x5", "image": "a.png", "caption": "  "}, "a caption is empty"),
+    ({"id": "x6", "image": "a.png", "captions": ["a", 1]}, "neither a text nor a list"),
+    ({"id": "x7", "image": "a.png", "captions": ["a", "b"], "audio": ["a.wav"]}, "2 captions but 1 sounds"),
+    ({"id": "x8"}, "neither picture nor caption nor sound"),
+    ({"id": "x9", "image": "a.png", "captoin": "a"}, "unknown key 'captoin'"),
+    ({"id": "x10", "image": "a.png", "caption": "a", "captions": ["a"]}, "both a caption and captions"),
+    ({"id": "x11", "image": "a.png", "split": "a/b"}, "the split is not a name"),
+]
+
+
+def test_bad_rows_are_listed(tmp_path: Path, media: Path) -> None:
+    manifest = write_rows(tmp_path / "m.jsonl", [{"id": "good", "image": "a.png"}, *(row for row, _ in BAD_ROWS)])
+    output = tmp_path / "out"
+    failed = prepare("manifest", "--input", manifest, "--media", media, "--output", output)
+    assert failed.returncode == 1
+    assert failed.stderr.splitlines()[-1].startswith("error: 15 of 16 rows are bad, more than --max-bad 0.01 allows")
+    with pytest.raises(DataError, match="no finished dataset"):
+        read_info(output)
+    done = prepare("manifest", "--input", manifest, "--media", media, "--output", output, "--max-bad", "1")
+    assert done.returncode == 0 and "rejected rows: 15" in done.stdout
+    rejected = [json.loads(line) for line in (output / "rejected.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [entry["line"] for entry in rejected] == list(range(2, 17))
+    for entry, (_, reason) in zip(rejected, BAD_ROWS, strict=True):
+        assert reason in entry["reason"] and entry["file"] == "m.jsonl"
+    assert read_info(output)["splits"].keys() <= {"train", "dev", "test"}
+
+
+def test_coco(tmp_path: Path, media: Path) -> None:
+    def annotations(name: str, pictures: list[str], captions: list[tuple[int, str]]) -> Path:
+        content = {
+            "images": [{"id": index, "file_name": name} for index, name in enumerate(pictures)],
+            "annotations": [{"id": 7, "image_id": owner, "caption": text} for owner, text in captions],
+        }
+        path = tmp_path / name
+        path.write_text(json.dumps(content), encoding="utf-8")
+        return path
+
+    train = annotations("train.json", ["a.png", "b.png"], [(0, "one"), (1, "two\n"), (0, "three"), (9, "lost")])
+    test = annotations("test.json", ["c.png", "broken.png"], [(0, "four")])
+    output = tmp_path / "out"
+    done = prepare(
+        *("coco", "--annotations", train, "--images", media, "--split", "train", "--annotations", test),
+        *("--images", media, "--split", "test", "--output", output, "--max-bad", "0.5"),
+    )
+    assert done.returncode == 0, done.stderr
+    assert {key: record.captions for key, record in read(output, "train").items()} == {
+        "train/0": ("one", "three"),
+        "train/1": ("two",),
+    }
+    assert read(output, "test").keys() == {"test/0"}
+    reasons = [json.loads(line)["reason"] for line in (output / "rejected.jsonl").read_text().splitlines()]
+    assert "belongs to picture 9" in reasons[0] and "broken.png: not a readable picture" in reasons[1]
+    uneven = prepare("coco", "--annotations", train, "--images", media, "--images", media, "--output", output)
+    assert uneven.returncode == 1 and uneven.stderr.startswith("error: give one --images")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("manifest", "--input", "absent.jsonl", "--output", "o"), "error: --input absent.jsonl: no such file"),
+        (("coco", "--annotations", "absent.json", "--images", ".", "--output", "o"), "absent.json: no such file"),
+        (("coco", "--annotations", "absent.json", "--images", "nowhere", "--output", "o"), "nowhere: no such folder"),
+        (("manifset",), "invalid choice"),
+    ],
+)
+def test_errors_are_one_line(arguments: tuple[str, ...], message: str) -> None:
+    failed = prepare(*arguments)
+    assert failed.returncode in (1, 2) and message in failed.stderr.splitlines()[-1]
+    assert "Traceback" not in failed.stderr
+
+
+def test_split_is_by_name_alone() -> None:
+    splits = [common.split_by_hash(f"{index}.png", 0.1, 0.2) for index in range(4000)]
+    assert splits == [common.split_by_hash(f"{index}.png", 0.1, 0.2) for index in range(4000)]
+    assert abs(splits.count("dev") - 400) < 80 and abs(splits.count("test") - 800) < 110
+
+
+def test_large_pictures_are_stored_smaller(tmp_path: Path) -> None:
+    pixels = np.zeros((40, 100, 3), np.uint8)
+    pixels[:, :50] = 255
+    picture = Image.fromarray(pixels)
+    turned = Image.Exif()
+    turned[0x0112] = 6  # to be shown turned by 90°
+    picture.save(tmp_path / "p.jpg", exif=turned)
+    picture.save(tmp_path / "p.png")
+    small = Image.open(io.BytesIO(common.pack_image(tmp_path / "p.jpg", 50)))
+    assert small.format == "JPEG" and small.size == (20, 50) and not small.getexif()
+    assert np.asarray(small)[5].mean() > 200 > 50 > np.asarray(small)[45].mean()
+    assert Image.open(io.BytesIO(common.pack_image(tmp_path / "p.png", 50))).format == "PNG"
+    assert common.pack_image(tmp_path / "p.png", 100) == (tmp_path / "p.png").read_bytes()
