@@ -20,7 +20,8 @@ from src.config import AudioEncoderConfig
 
 ROOT = Path(__file__).resolve().parents[3]
 HINT = "no speech: pip install espeakng-loader==0.2.4 gives the demo its voice; going on with pictures and text"
-VOICES = ("cmn", "cmn+f3", "cmn+m3", "cmn+f2", "cmn+m1", "cmn+f5", "cmn+m7")
+# f2, f3 and f5 are missing on purpose: their breath is noise that no seed repeats
+VOICES = ("cmn", "cmn+f1", "cmn+m3", "cmn+f4", "cmn+m1", "cmn+linda", "cmn+m7")
 RATES = (250, 300)  # eSpeak's words a minute: the longest caption of the quick world stays below 3.8 s
 PITCHES = (35, 65)  # of 0 … 99
 CHUNK = 250  # captions a process
