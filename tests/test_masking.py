@@ -1,0 +1,144 @@
+"""The random part of a sample: shares, limits, and independence of everything but the key."""
+
+from collections import Counter
+from itertools import product
+
+import numpy as np
+import pytest
+
+from src.data.masking import draw_given, draw_match, mask_words, order_rng, sample_rng
+from src.data.schema import AUDIO, IMAGE, MATCH_CASES, TEXT
+from src.data.tokenizer import SPECIALS, Tokenizer
+
+LENGTH, SLOTS, RATIO = 32, 5, 0.15
+GIVEN = ("image+audio", "image", "audio")
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    path = tmp_path_factory.mktemp("vocab") / "vocab.txt"
+    path.write_text("\n".join([*SPECIALS, *(chr(0x4E00 + index) for index in range(200))]), encoding="utf-8")
+    return Tokenizer(path)
+
+
+def row(tokenizer: Tokenizer, lengths: list[int], rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Random tokens in words of these lengths."""
+    count = sum(lengths)
+    ids, words = np.full(LENGTH, tokenizer.pad_id, np.int32), np.full(LENGTH, -1, np.int32)
+    ids[0], ids[count + 1] = tokenizer.cls_id, tokenizer.sep_id
+    ids[1 : count + 1] = rng.integers(5, tokenizer.size, count)
+    words[1 : count + 1] = np.repeat(np.arange(len(lengths)), lengths)
+    return ids, words
+
+
+def test_hidden_words_are_whole_and_labelled(tokenizer: Tokenizer) -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(500):
+        lengths = rng.integers(1, 4, rng.integers(1, 10)).tolist()
+        ids, words = row(tokenizer, lengths, rng)
+        before = ids.copy()
+        masked, positions, labels, weights = mask_words(ids, words, SLOTS, RATIO, tokenizer, rng)
+        assert np.array_equal(ids, before)
+        used = int(weights.sum())
+        assert 1 <= used <= SLOTS and weights[:used].all()
+        assert not positions[used:].any() and not labels[used:].any()
+        hidden = positions[:used]
+        assert (np.diff(hidden) > 0).all() and np.array_equal(labels[:used], ids[hidden])
+        assert set(np.flatnonzero(np.isin(words, words[hidden]))) == set(hidden), "words are hidden whole"
+        assert (words[hidden] >= 0).all(), "special tokens stay"
+        others = np.setdiff1d(np.arange(LENGTH), hidden)
+        assert np.array_equal(masked[others], ids[others])
+        assert (masked[hidden] >= 4).all()
+        assert masked.dtype == positions.dtype == labels.dtype == np.int32 and weights.dtype == np.float32
+
+
+def test_shares(tokenizer: Tokenizer) -> None:
+    rng = np.random.default_rng(1)
+    lengths = [1, 3, 2, 1, 2, 3, 1, 2, 1, 2, 1, 1]  # 20 tokens, of which 3 are to be hidden
+    fates, by_length, total = Counter(), Counter(), 0
+    for _ in range(4000):
+        ids, words = row(tokenizer, lengths, rng)
+        masked, positions, labels, weights = mask_words(ids, words, SLOTS, RATIO, tokenizer, rng)
+        hidden = positions[weights > 0]
+        total += len(hidden)
+        for word in np.unique(words[hidden]):
+            by_length[lengths[word]] += 1
+        for place in hidden:
+            kind = "mask" if masked[place] == tokenizer.mask_id else "same" if masked[place] == ids[place] else "other"
+            fates[kind] += 1
+    assert abs(total / (4000 * 20) - RATIO) < 0.012
+    for kind, share in (("mask", 0.8), ("other", 0.1), ("same", 0.1)):
+        assert abs(fates[kind] / total - share) < 0.015
+    chances = [by_length[length] / lengths.count(length) for length in (1, 2, 3)]
+    assert min(chances) / max(chances) > 0.75, "long words are hidden like short ones"
+
+
+def test_extremes(tokenizer: Tokenizer) -> None:
+    rng = np.random.default_rng(2)
+    ids, words = row(tokenizer, [9], rng)
+    _, positions, _, weights = mask_words(ids, words, SLOTS, RATIO, tokenizer, rng)
+    assert weights.sum() == SLOTS and positions.tolist() == [1, 2, 3, 4, 5]  # longer than the slots: its beginning
+    ids, words = row(tokenizer, [], rng)
+    masked, _, _, weights = mask_words(ids, words, SLOTS, RATIO, tokenizer, rng)
+    assert weights.sum() == 0 and np.array_equal(masked, ids)
+
+
+@pytest.mark.parametrize("presence", list(product((0, 1), repeat=3)))
+def test_given(presence: tuple[int, int, int]) -> None:
+    rng = np.random.default_rng(0)
+    have = np.array(presence, np.int32)
+    drawn = Counter(tuple(draw_given(GIVEN, have, rng).tolist()) for _ in range(600))
+    seen = {(0, 1, 1), (0, 1, 0), (0, 0, 1)}
+    wanted = {row for row in seen if row[IMAGE] <= have[IMAGE] and row[AUDIO] <= have[AUDIO]} or {(0, 0, 0)}
+    assert drawn.keys() == wanted
+    assert min(drawn.values()) > 600 / len(wanted) * 0.75
+    assert have.tolist() == list(presence)
+
+
+def test_given_falls_back_to_what_there_is() -> None:
+    rng = np.random.default_rng(0)
+    assert draw_given(("image+audio",), np.array([1, 1, 0]), rng).tolist() == [0, 1, 0]
+    assert draw_given(("image",), np.array([1, 0, 1]), rng).tolist() == [0, 0, 1]
+
+
+PAIRS = {(0, 1, 1): "image+audio", (1, 0, 1): "text+audio", (1, 1, 0): "text+image"}
+
+
+def test_match_of_triplets() -> None:
+    rng = np.random.default_rng(0)
+    drawn = Counter()
+    for _ in range(12000):
+        case, shown = draw_match(np.ones(3, np.int32), rng)
+        drawn[tuple(shown.tolist()), MATCH_CASES[case]] += 1
+    expected = {((1, 1, 1), case): 0.1 for case in MATCH_CASES}
+    for pair, name in PAIRS.items():
+        expected |= {(pair, name): 1 / 12, (pair, "none"): 1 / 12}
+    assert drawn.keys() == expected.keys()
+    for key, share in expected.items():
+        assert abs(drawn[key] / 12000 - share) < 0.012, key
+
+
+@pytest.mark.parametrize("presence", list(product((0, 1), repeat=3))[:-1])
+def test_match_of_less(presence: tuple[int, int, int]) -> None:
+    rng = np.random.default_rng(0)
+    draws = [draw_match(np.array(presence, np.int32), rng) for _ in range(400)]
+    cases = Counter(MATCH_CASES[case] for case, _ in draws)
+    shown = {tuple(row.tolist()) for _, row in draws}
+    if sum(presence) == 2:
+        assert shown == {presence} and cases.keys() == {PAIRS[presence], "none"} and min(cases.values()) > 150
+    else:
+        assert shown == {(0, 0, 0)} and cases.keys() == {"none"}
+
+
+def test_pairs_are_named_by_what_they_leave_out() -> None:
+    names = ["text", "image", "audio"]
+    for absent in (TEXT, IMAGE, AUDIO):
+        assert MATCH_CASES[1 + absent] == "+".join(name for index, name in enumerate(names) if index != absent)
+
+
+def test_keys_give_their_own_streams() -> None:
+    keys = [(1, 0, 0), (1, 0, 1), (1, 1, 0), (2, 0, 0)]
+    first = {key: sample_rng(*key).random() for key in keys}
+    assert len(set(first.values())) == len(keys)
+    assert sample_rng(1, 0, 0).random() == first[1, 0, 0]
+    assert order_rng(1, 0).random() not in first.values()

@@ -1,0 +1,205 @@
+"""Batches: what is in them, that they repeat and resume, and that errors name the sample."""
+
+import shutil
+import threading
+import time
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import tiny_dataset
+
+from src.config import Config
+from src.data import image, pipeline
+from src.data.errors import DataError
+from src.data.pipeline import Batch, Loader
+from src.data.schema import AUDIO, IMAGE, TEXT, batch_fields, check_batch
+from src.data.store import DatasetWriter, Record
+
+
+@pytest.fixture
+def config(tiny: Config) -> Config:
+    return replace(tiny, objectives=replace(tiny.objectives, mlm=1.0, matching=1.0, denoise_text=1.0))
+
+
+def take(config: Config, first_step: int, count: int, **ranks: int) -> list[Batch]:
+    return list(islice(Loader(config, "train", **ranks).batches(first_step), count))
+
+
+def equal(left: Batch, right: Batch) -> bool:
+    return left.keys() == right.keys() and all(np.array_equal(left[name], right[name]) for name in left)
+
+
+def test_batches_follow_the_schema_and_the_records(config: Config) -> None:
+    loader = Loader(config, "train")
+    assert loader.steps_per_epoch == len(loader.dataset) // 8 == 3
+    seen = set()
+    for batch in islice(loader.batches(0), 3):
+        check_batch(batch, batch_fields(config.model, 8, config.objectives.mask_ratio))
+        for row, sample in enumerate(batch["sample_id"]):
+            seen.add(int(sample))
+            record, caption, picture = loader.dataset.samples[sample]
+            values = {name: value[row] for name, value in batch.items()}
+            check_row(values, next(loader.dataset.read([record])), caption, loader)
+            assert batch["image_id"][row] == picture
+    assert len(seen) == 24
+
+
+def check_row(row: Batch, record: Record, caption: int, loader: Loader) -> None:
+    model = loader.config.model
+    assert row["presence"].tolist() == record.presence(caption)
+    if row["presence"][IMAGE]:
+        assert np.array_equal(row["image"], image.decode(record.image, model.image.size, ""))
+    else:
+        assert not row["image"].any()
+    frames = int(row["audio_frames"])
+    if row["presence"][AUDIO]:
+        assert np.array_equal(row["audio"][:frames], record.sounds[max(caption, 0)])
+    assert (frames > 0) == bool(row["presence"][AUDIO]) and not row["audio"][frames:].any()
+    if row["presence"][TEXT]:
+        ids, mask = loader.tokenizer.encode(record.captions[caption], model.text.max_len)
+        assert np.array_equal(row["text_ids"], ids) and np.array_equal(row["text_mask"], mask)
+        assert row["mlm_weights"].sum() >= 1
+        hidden = row["mlm_positions"][row["mlm_weights"] > 0]
+        assert np.array_equal(ids[hidden], row["mlm_labels"][: len(hidden)])
+    else:
+        assert not any(row[name].any() for name in ("text_ids", "text_mask", "mlm_ids", "mlm_weights"))
+    assert not row["denoise_presence"][TEXT] and (row["denoise_presence"] <= row["presence"]).all()
+    assert (row["match_presence"] <= row["presence"]).all() and row["match_presence"].sum() in (0, 2, 3)
+
+
+def test_any_step_is_the_step_of_the_whole_run(config: Config) -> None:
+    whole = take(config, 0, 8)
+    for first in (1, 3, 7):
+        assert all(equal(a, b) for a, b in zip(whole[first:], take(config, first, 8 - first), strict=True))
+    assert not equal(whole[0], whole[3]), "the next epoch has another order"
+    same = {int(s): whole[0]["match_noise"][row] for row, s in enumerate(whole[0]["sample_id"])}
+    later = {int(s): batch["match_noise"][row] for batch in whole[3:6] for row, s in enumerate(batch["sample_id"])}
+    assert not any(np.array_equal(same[s], later[s]) for s in same.keys() & later.keys()), "and other draws"
+
+
+def test_workers_and_prefetch_change_nothing(config: Config) -> None:
+    whole = take(config, 0, 6)
+    for workers, prefetch in ((3, 1), (2, 4)):
+        other = replace(config, data=replace(config.data, workers=workers, prefetch=prefetch))
+        assert all(equal(a, b) for a, b in zip(whole, take(other, 0, 6), strict=True))
+
+
+def test_another_seed_is_another_order(config: Config) -> None:
+    other = take(replace(config, seed=2), 0, 1)[0]
+    assert not np.array_equal(other["sample_id"], take(config, 0, 1)[0]["sample_id"])
+
+
+def test_ranks_share_the_step(config: Config) -> None:
+    half = replace(config, data=replace(config.data, batch_size=4))
+    ranks = [take(half, 0, 4, rank=rank, ranks=2) for rank in (0, 1)]
+    for step, whole in enumerate(take(config, 0, 4)):
+        parts = [ranks[rank][step] for rank in (0, 1)]
+        assert np.array_equal(np.concatenate([part["sample_id"] for part in parts]), whole["sample_id"])
+        assert np.array_equal(np.concatenate([part["mlm_ids"] for part in parts])[:4], parts[0]["mlm_ids"])
+    assert Loader(half, "train", 0, 2).steps_per_epoch == 3
+
+
+def test_words_stay_visible_without_mlm(config: Config) -> None:
+    batch = take(replace(config, objectives=replace(config.objectives, mlm=0.0)), 0, 1)[0]
+    masked = take(config, 0, 1)[0]
+    assert np.array_equal(batch["mlm_ids"], batch["text_ids"]) and not batch["mlm_weights"].any()
+    others = [name for name in batch if not name.startswith("mlm")]
+    assert all(np.array_equal(batch[name], masked[name]) for name in others)
+
+
+def test_evaluation_is_in_order_and_padded(config: Config) -> None:
+    loader = Loader(config, "dev")
+    total = len(loader.dataset)
+    parts = list(loader.evaluation(5, 0))
+    assert [count for _, count, _ in parts] == [5] * (total // 5) + ([total % 5] if total % 5 else [])
+    ids = np.concatenate([batch["sample_id"][:count] for batch, count, _ in parts])
+    assert ids.tolist() == list(range(total))
+    batch, count, samples = parts[-1]
+    assert len(batch["image"]) == 5 and (batch["sample_id"][count:] == total - 1).all() and len(samples) == count
+    names = [sample for _, _, part in parts for sample in part]
+    keys = {record.key: record for record in loader.dataset.read(np.unique(loader.dataset.samples[:, 0]))}
+    for (key, text), (_, caption, _) in zip(names, loader.dataset.samples, strict=True):
+        assert text == (keys[key].captions[caption] if caption >= 0 else "")
+    again = list(loader.evaluation(5, 7))
+    assert [count for _, count, _ in again] == [5, 2]
+    assert equal(again[0][0], parts[0][0])
+
+
+def test_a_broken_picture_is_named(config: Config, tmp_path: Path) -> None:
+    with DatasetWriter(tmp_path, config.model.audio, {}) as writer:
+        for index in range(8):
+            writer.add("train", Record(f"k{index}", b"no picture", (), ()))
+    for workers in (1, 2):
+        broken = replace(config, data=replace(config.data, path=str(tmp_path), workers=workers))
+        with pytest.raises(DataError, match=r"split 'train', record 'k\d': not a readable picture"):
+            take(broken, 0, 1)
+    with pytest.raises(DataError, match="split 'train', record 'k0'"):
+        next(Loader(broken, "train").evaluation(4, 0))
+
+
+def test_too_few_samples_for_a_step(config: Config) -> None:
+    large = replace(config, data=replace(config.data, batch_size=20))
+    with pytest.raises(DataError, match="split 'train' has 30 samples, a step takes 40: lower data.batch_size"):
+        next(Loader(large, "train", 0, 2).batches(0))
+    assert len(list(Loader(large, "dev").evaluation(40, 0))) == 1
+
+
+def test_other_sound_settings_are_refused(config: Config) -> None:
+    audio = replace(config.model.audio, mels=80)
+    with pytest.raises(DataError, match="mels=64, model.audio.mels is 80"):
+        Loader(replace(config, model=replace(config.model, audio=audio)), "train")
+
+
+def test_longer_sound_is_cut(config: Config) -> None:
+    short = replace(config, model=replace(config.model, audio=replace(config.model.audio, max_frames=40)))
+    batch, whole = take(short, 0, 1)[0], take(config, 0, 1)[0]
+    assert batch["audio"].shape[1] == 40 and np.array_equal(batch["audio"], whole["audio"][:, :40])
+    assert np.array_equal(batch["audio_frames"], np.minimum(whole["audio_frames"], 40))
+
+
+def threads() -> int:
+    return sum(thread.name.startswith(("batches", "decode")) for thread in threading.enumerate())
+
+
+def test_dropping_the_iterator_ends_its_threads(config: Config) -> None:
+    many = replace(config, data=replace(config.data, workers=2))
+    before = threads()
+    batches = Loader(many, "train").batches(0)
+    next(batches)
+    assert threads() > before
+    del batches
+    assert threads() == before
+    evaluation = Loader(many, "dev").evaluation(2, 0)
+    next(evaluation)
+    evaluation.close()
+    assert threads() == before
+
+
+def test_batches_are_made_ahead_but_not_without_end() -> None:
+    made = []
+
+    def source():
+        for number in range(100):
+            made.append(number)
+            yield number
+
+    ahead = pipeline._ahead(source(), 3)
+    assert next(ahead) == 0
+    deadline = time.monotonic() + 5
+    while len(made) < 5 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.1)
+    assert len(made) == 5  # one taken, three waiting, one in hand
+    assert list(ahead) == list(range(1, 100))
+
+
+def test_a_dataset_moves_with_its_folder(tmp_path: Path) -> None:
+    config = tiny_dataset(tmp_path / "here", 8)
+    first = take(config, 0, 1)[0]
+    shutil.move(tmp_path / "here", tmp_path / "there")
+    text = replace(config.model.text, vocab=str(tmp_path / "there" / "vocab.txt"))
+    data = replace(config.data, path=str(tmp_path / "there" / "data"))
+    assert equal(take(replace(config, model=replace(config.model, text=text), data=data), 0, 1)[0], first)

@@ -1,0 +1,146 @@
+"""Datasets: what is written is read back in any order, and whatever is wrong with a folder is named."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import edit_info, tiny_record
+
+from src.config import AudioEncoderConfig, Config
+from src.data.errors import DataError
+from src.data.schema import AUDIO, IMAGE, TEXT
+from src.data.store import PAGE_BYTES, Dataset, DatasetWriter, Record, read_info
+
+AUDIO_CONFIG = AudioEncoderConfig(max_frames=16, mels=8)
+
+
+def same(left: Record, right: Record) -> bool:
+    sounds = left.sounds or (None,) * len(left.captions)
+    return (left.key, left.image, left.captions) == (right.key, right.image, right.captions) and all(
+        (a is None and b is None) or np.array_equal(a, b) for a, b in zip(sounds, right.sounds, strict=True)
+    )
+
+
+@pytest.fixture
+def copy(tiny: Config, tmp_path: Path) -> Path:
+    """A copy of the tiny dataset that a test may spoil."""
+    return Path(shutil.copytree(tiny.data.path, tmp_path / "data"))
+
+
+def test_round_trip_in_any_order(tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    records = [tiny_record(rng, index, AUDIO_CONFIG, 8) for index in range(50)]
+    records.append(Record("empty sounds", b"\0picture\0\0", ("a", "“引号”\n"), ()))
+    with DatasetWriter(tmp_path, AUDIO_CONFIG, {"from": "试验"}, shard_records=20) as writer:
+        for record in records:
+            writer.add("train", record)
+    dataset = Dataset(tmp_path, "train", AUDIO_CONFIG)
+    order = rng.permutation(len(records)).tolist() + [3, 3]
+    assert all(same(records[i], record) for i, record in zip(order, dataset.read(order), strict=True))
+    names = sorted(path.name for path in tmp_path.glob("*.mindrecord"))
+    assert names == [f"train-0000{index}.mindrecord" for index in range(3)]
+    assert dataset.info["about"] == {"from": "试验"}
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_index_and_counts(tmp_path: Path) -> None:
+    sound = np.ones((3, 8), np.uint8)
+    records = [
+        Record("two", b"p", ("a", "b"), (sound, None)),
+        Record("silent", b"q", (), ()),
+        Record("sound", None, (), (sound,)),
+        Record("same picture", b"p", ("c",), ()),
+    ]
+    with DatasetWriter(tmp_path, AUDIO_CONFIG, {}) as writer:
+        for record in records:
+            writer.add("dev", record)
+    dataset = Dataset(tmp_path, "dev")
+    assert dataset.samples.tolist() == [[0, 0, 0], [0, 1, 0], [1, -1, 1], [2, -1, 2], [3, 0, 0]]
+    assert [dataset.count(modality) for modality in (TEXT, IMAGE, AUDIO)] == [3, 4, 2]
+    assert len(dataset) == 5 and dataset.info["splits"]["dev"]["pictures"] == 2
+    assert [records[0].presence(0), records[0].presence(1)] == [[1, 1, 1], [1, 1, 0]]
+    assert records[2].presence(-1) == [0, 0, 1]
+    with pytest.raises(DataError, match="no record 4"):
+        next(dataset.read([4]))
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        (Record("r", None, (), (None,)), "neither picture nor caption nor sound"),
+        (Record("r", b"p", ("a", "b"), (None,)), "2 captions but 1 sounds"),
+        (Record("r", None, ("a",), (np.ones((3, 9), np.uint8),)), r"uint8\[3, 9\], not uint8 \[frames, 8\]"),
+        (Record("r", None, ("a",), (np.ones((3, 8)),)), "a sound is float64"),
+        (Record("r", bytes(PAGE_BYTES), (), ()), "larger than 4 MB"),
+    ],
+)
+def test_bad_records(tmp_path: Path, record: Record, message: str) -> None:
+    writer = DatasetWriter(tmp_path, AUDIO_CONFIG, {})
+    with pytest.raises(DataError, match=f"'r'.*{message}"):
+        writer.add("train", record)
+    with pytest.raises(DataError, match="cannot name files"):
+        writer.add("../x", Record("r", b"p", (), ()))
+
+
+def test_unfinished_dataset_is_refused_and_replaced(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(RuntimeError), DatasetWriter(tmp_path, AUDIO_CONFIG, {}, shard_records=1) as writer:
+        writer.add("train", Record("a", b"p", (), ()))
+        raise RuntimeError("killed")
+    with pytest.raises(DataError, match="no finished dataset"):
+        Dataset(tmp_path, "train")
+    with DatasetWriter(tmp_path, AUDIO_CONFIG, {}) as writer:
+        writer.add("dev", Record("b", b"p", (), ()))
+    assert [record.key for record in Dataset(tmp_path, "dev").read([0])] == ["b"]
+    assert not (tmp_path / "train-00000.mindrecord").exists() and (tmp_path / "notes.txt").exists()
+    with pytest.raises(DataError, match="already holds a dataset"):
+        DatasetWriter(tmp_path, AUDIO_CONFIG, {})
+    with pytest.raises(DataError, match="no record was written"), DatasetWriter(tmp_path / "x", AUDIO_CONFIG, {}):
+        pass
+
+
+def test_folder_errors(copy: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no such dataset folder"):
+        Dataset(tmp_path / "absent", "train")
+    with pytest.raises(DataError, match="no split 'test': it has train, dev"):
+        Dataset(copy, "test")
+    edit_info(copy, {"version": 99})
+    with pytest.raises(DataError, match="format version 99, this code reads 1"):
+        Dataset(copy, "train")
+    edit_info(copy, {"format": "other"})
+    with pytest.raises(DataError, match="does not describe a dataset of this project"):
+        read_info(copy)
+    (copy / "dataset.json").write_text("{")
+    with pytest.raises(DataError, match="not JSON"):
+        read_info(copy)
+
+
+@pytest.mark.parametrize("name", ["train-00001.mindrecord", "train-00001.mindrecord.db", "index-train.npy"])
+def test_missing_or_short_file_is_named(copy: Path, name: str) -> None:
+    (copy / name).write_bytes((copy / name).read_bytes()[:-1])
+    with pytest.raises(DataError, match=f"{name} has .* bytes, dataset.json says"):
+        Dataset(copy, "train")
+    Dataset(copy, "dev")
+    (copy / name).unlink()
+    with pytest.raises(DataError, match=f"{name} is missing"):
+        Dataset(copy, "train")
+
+
+def test_damaged_shard_is_named(copy: Path) -> None:
+    path = copy / "train-00001.mindrecord"
+    path.write_bytes(bytes(path.stat().st_size))
+    with pytest.raises(DataError, match="train-00001.mindrecord is damaged") as caught:
+        list(Dataset(copy, "train").read(range(24)))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("key", "value"), [("mels", 80), ("hop_ms", 10), ("sample_rate", 8000), ("max_frames", 400)])
+def test_other_sound_settings(tiny: Config, key: str, value: int) -> None:
+    with pytest.raises(DataError, match=rf"{key}=\d+, model.audio.{key} is {value}"):
+        Dataset(tiny.data.path, "train", replace(tiny.model.audio, **{key: value}))
+
+
+def test_shorter_sound_is_fine(tiny: Config) -> None:
+    Dataset(tiny.data.path, "train", replace(tiny.model.audio, max_frames=64, layers=1))
