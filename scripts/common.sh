@@ -213,7 +213,7 @@ install_into_venv() {
     echo "Making .venv with $("$base" --version)"
     "$base" -m venv --clear "$ROOT/.venv" || die "$base cannot make .venv: see the message above"
   fi
-  echo "Installing $1 into .venv: about a minute and 3 GB, once"
+  echo "Installing $1 into .venv: once, a minute or two and 3 to 4 GB of disk"
   "$VENV_PYTHON" -m pip install --disable-pip-version-check --quiet -r "$ROOT/$1" ||
     die "pip could not install $1: see the message above"
   echo "$wanted" > "$stamp"
