@@ -1,0 +1,88 @@
+"""Sample-level rows: mismatched triplets by permuting the batch's encodings."""
+
+import mindspore as ms
+from mindspore import Tensor, ops
+
+from src.data.schema import AUDIO, IMAGE, MATCH_CASES, TEXT
+
+FORBIDDEN = -1e9  # added to the score of a candidate that must not be drawn
+CASE = {name: number for number, name in enumerate(MATCH_CASES)}
+
+
+def draw_negative(similarity: Tensor, allowed: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """Draws one candidate a row with probability ∝ exp(similarity) among the allowed (the Gumbel-max trick).
+
+    Args:
+        similarity: (R, B) float32, scaled; without gradient.
+        allowed: (R, B) float32, 1 where the candidate may be drawn.
+        noise: (R, B) float32, Gumbel.
+
+    Returns:
+        index (R,) int32 and valid (R,) float32, 0 where nothing was allowed.
+    """
+    scores = similarity + noise + (1.0 - allowed) * FORBIDDEN
+    return ops.argmax(scores, 1).astype(ms.int32), (allowed.sum(1) > 0).astype(ms.float32)
+
+
+def build_rows(
+    case: Tensor,
+    row_presence: Tensor,
+    ids: Tensor,
+    presence: Tensor,
+    text: Tensor,
+    image: Tensor,
+    audio: Tensor,
+    scale: Tensor,
+    noise: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Which text, picture and sound each sample-level row is made of.
+
+    A row starts from its own triplet; what its case says does not belong is replaced by a hard negative: a text
+    that resembles the row's picture, a picture or a sound that resembles its text. Samples of the same
+    picture are never drawn. In the case ``none`` the three come from three pictures.
+
+    Args:
+        case: (R,) int32, a column of ``schema.MATCH_CASES``.
+        row_presence: (R, 3) int32: the modalities that the row shows.
+        ids: (B,) int32 picture ids; the rows are the first R samples of the batch.
+        presence: (B, 3) int32: what the samples have, so that absent content is never drawn.
+        text, image, audio: (B, E) embeddings.
+        scale: () inverse temperature.
+        noise: (R, B) Gumbel noise.
+
+    Returns:
+        text, image and audio index (R,) int32, and the row's weight (R,) float32: 0 where the batch held no negative.
+    """
+    rows = case.shape[0]
+    have = presence.astype(ms.float32)
+    text, image, audio = (ops.stop_gradient(x * scale**0.5) for x in (text, image, audio))
+    own = ops.arange(rows).astype(ms.int32)
+    other = ops.not_equal(ids[:rows].reshape(-1, 1), ids.reshape(1, -1)).astype(ms.float32)  # (R, B)
+
+    to_text = ops.matmul(image[:rows], text.T)  # (R, B)
+    to_image = ops.matmul(text[:rows], image.T)
+    to_audio = ops.matmul(text[:rows], audio.T)
+    other_text, text_valid = draw_negative(to_text, other * have[:, TEXT].reshape(1, -1), noise)
+    other_image, image_valid = draw_negative(to_image, other * have[:, IMAGE].reshape(1, -1), noise)
+    # the sound of a row without any match differs from the replaced picture as well
+    apart = ops.not_equal(ops.gather(ids, other_image, 0).reshape(-1, 1), ids.reshape(1, -1)).astype(ms.float32)
+    none = ops.equal(case, CASE["none"]).astype(ms.float32)
+    third = apart * none.reshape(-1, 1) + (1.0 - none.reshape(-1, 1))
+    other_audio, audio_valid = draw_negative(to_audio, other * third * have[:, AUDIO].reshape(1, -1), noise)
+
+    all_apart = none.astype(ms.int32)
+    swap_text = ops.equal(case, CASE["image+audio"]).astype(ms.int32) * row_presence[:, TEXT]
+    swap_image = (ops.equal(case, CASE["text+audio"]).astype(ms.int32) + all_apart) * row_presence[:, IMAGE]
+    swap_audio = (ops.equal(case, CASE["text+image"]).astype(ms.int32) + all_apart) * row_presence[:, AUDIO]
+    valid = _kept(swap_text, text_valid) * _kept(swap_image, image_valid) * _kept(swap_audio, audio_valid)
+    return (
+        own * (1 - swap_text) + other_text * swap_text,
+        own * (1 - swap_image) + other_image * swap_image,
+        own * (1 - swap_audio) + other_audio * swap_audio,
+        valid,
+    )
+
+
+def _kept(swap: Tensor, valid: Tensor) -> Tensor:
+    """1 unless a swap was asked for that the batch could not serve."""
+    return 1.0 - swap.astype(ms.float32) * (1.0 - valid)

@@ -1,0 +1,35 @@
+"""Audio encoder: log-mel frames, a strided convolution, a Transformer."""
+
+import mindspore as ms
+import numpy as np
+from mindspore import Parameter, Tensor, nn
+from mindspore.common.initializer import Normal, initializer
+
+from src.config import AudioEncoderConfig
+from src.models.layers import INIT_STD, Linear, Transformer, padding_bias
+
+
+class AudioEncoder(nn.Cell):
+    """A convolution whose kernel is as long as its stride (a linear map of joined frames), positions, Transformer.
+
+    Inputs:
+        audio (B, M, N) uint8 log-mel; frames (B,) int32, how many of the M are sound.
+
+    Outputs:
+        tokens (B, F, D) float with F = M / stride; mask (B, F) int32, 1 where a token holds any sound.
+    """
+
+    def __init__(self, config: AudioEncoderConfig) -> None:
+        super().__init__()
+        self.tokens = config.max_frames // config.stride
+        self.joined = config.stride * config.mels
+        self.project = Linear(self.joined, config.width)
+        self.positions = Parameter(initializer(Normal(INIT_STD), (1, self.tokens, config.width)), name="positions")
+        self.transformer = Transformer(config)
+        self.starts = Tensor(np.arange(self.tokens, dtype=np.int32)[None] * config.stride)  # (1, F)
+
+    def construct(self, audio, frames):
+        mask = (self.starts < frames.reshape(-1, 1)).astype(ms.int32)  # (B, F)
+        x = audio.astype(ms.float32) / 127.5 - 1.0
+        x = self.project(x.reshape(-1, self.tokens, self.joined))  # (B, F, D)
+        return self.transformer(x + self.positions, padding_bias(mask)), mask

@@ -1,0 +1,99 @@
+"""Heads: what is read off the encoders."""
+
+import math
+
+import mindspore as ms
+from mindspore import Parameter, Tensor, nn, ops
+from mindspore.common.initializer import initializer
+
+from src.models.layers import Gelu, LayerNorm, Linear
+
+INITIAL_SCALE = math.log(1 / 0.07)  # of the contrastive logits, as in CLIP
+MAX_SCALE = math.log(100.0)
+
+
+def masked_mean(tokens: Tensor, mask: Tensor) -> Tensor:
+    """(B, L, D), (B, L) → (B, D): the mean over the positions whose mask is 1; zeros where there is none."""
+    weights = mask.astype(tokens.dtype).expand_dims(-1)  # (B, L, 1)
+    return (tokens * weights).sum(1) / ops.maximum(weights.sum(1), Tensor(1.0, tokens.dtype))
+
+
+class EmbeddingHead(nn.Cell):
+    """Mean of the tokens, projected to the shared space and scaled to length 1.
+
+    Inputs:
+        tokens (B, L, D) float; mask (B, L) int32.
+
+    Outputs:
+        (B, E) float32 of unit length.
+    """
+
+    def __init__(self, width: int, embed_dim: int) -> None:
+        super().__init__()
+        self.project = Linear(width, embed_dim)
+
+    def construct(self, tokens, mask):
+        x = self.project(masked_mean(tokens, mask)).astype(ms.float32)
+        return x * ops.rsqrt((x * x).sum(-1, keepdims=True) + 1e-12)
+
+
+class Scale(nn.Cell):
+    """The learned inverse temperature of the contrastive logits, kept within [1, 100]. Output: () float32."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log_scale = Parameter(Tensor(INITIAL_SCALE, ms.float32), name="log_scale")
+
+    def construct(self):
+        return ops.exp(ops.clamp(self.log_scale, 0.0, MAX_SCALE))
+
+
+class MaskedTextHead(nn.Cell):
+    """BERT's masked-language head; the output table is the text encoder's token table.
+
+    Inputs:
+        hidden (N, D) float: fused tokens at the masked positions; table (V, Dt) float.
+
+    Outputs:
+        logits (N, V) float.
+    """
+
+    def __init__(self, width: int, text_width: int, vocab_size: int) -> None:
+        super().__init__()
+        self.transform = Linear(width, text_width)
+        self.gelu = Gelu()
+        self.norm = LayerNorm(text_width)
+        self.bias = Parameter(initializer("zeros", (vocab_size,)), name="bias")
+        self.product_bt = ops.MatMul(transpose_b=True)
+
+    def construct(self, hidden, table):
+        return self.product_bt(self.norm(self.gelu(self.transform(hidden))), table) + self.bias
+
+
+class MatchingHead(nn.Cell):
+    """Which of text, image and audio belong together, as a five-way classification (``schema.MATCH_CASES``).
+
+    It reads the fused [CLS] and the elementwise products of the three pairs of embeddings: from the [CLS] alone it
+    takes far longer to learn, since attention has to find the agreement that the products already hold.
+
+    Inputs:
+        cls (B, D) float; text, image, audio (B, E) float32: embeddings, taken as given (no gradient);
+        presence (B, 3) int32.
+
+    Outputs:
+        logits (B, 5) float.
+    """
+
+    def __init__(self, width: int, embed_dim: int, cases: int) -> None:
+        super().__init__()
+        self.join = Linear(width + 3 * embed_dim, width)
+        self.gelu = Gelu()
+        self.classify = Linear(width, cases)
+
+    def construct(self, cls, text, image, audio, presence):
+        here = presence.astype(ms.float32)
+        text, image, audio = text * here[:, 0:1], image * here[:, 1:2], audio * here[:, 2:3]
+        scale = text.shape[1] ** 0.5  # a product of unit vectors has entries of about 1/E
+        pairs = ops.concat((text * image, text * audio, image * audio), 1) * scale  # (B, 3·E)
+        features = ops.concat((cls, ops.stop_gradient(pairs).astype(cls.dtype)), 1)
+        return self.classify(self.gelu(self.join(features)))

@@ -1,0 +1,36 @@
+"""Image encoder: a Transformer over square patches of pixels (ViT, Dosovitskiy et al. 2020)."""
+
+import mindspore as ms
+from mindspore import Parameter, nn
+from mindspore.common.initializer import Normal, initializer
+
+from src.config import ImageEncoderConfig
+from src.models.layers import INIT_STD, Linear, Transformer
+
+
+class ImageEncoder(nn.Cell):
+    """Patches, a linear projection, positions, Transformer.
+
+    Inputs:
+        image (B, S, S, 3) uint8.
+
+    Outputs:
+        (B, P, D) float with P = (S / patch)², rows of patches from the top.
+    """
+
+    def __init__(self, config: ImageEncoderConfig) -> None:
+        super().__init__()
+        self.patch, self.side = config.patch, config.size // config.patch
+        self.patches = self.side**2
+        self.project = Linear(config.patch**2 * 3, config.width)
+        self.positions = Parameter(initializer(Normal(INIT_STD), (1, self.patches, config.width)), name="positions")
+        self.transformer = Transformer(config)
+
+    def split_patches(self, image):
+        """(B, S, S, 3) uint8 → (B, P, patch·patch·3) float in [−1, 1]."""
+        x = image.astype(ms.float32) / 127.5 - 1.0
+        x = x.reshape(-1, self.side, self.patch, self.side, self.patch, 3).transpose(0, 1, 3, 2, 4, 5)
+        return x.reshape(-1, self.patches, self.patch**2 * 3)  # (B, P, patch·patch·3)
+
+    def construct(self, image):
+        return self.transformer(self.project(self.split_patches(image)) + self.positions, None)

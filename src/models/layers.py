@@ -1,0 +1,289 @@
+"""The Transformer's parts, shared by every encoder and decoder.
+
+Letters: ``B`` batch, ``L`` length, ``D`` width, ``H`` heads, ``N`` rows (B·L).
+
+MindSpore's CPU kernels for the gradients of layer norm, bias and GELU are several times slower than the arithmetic
+they do. On a CPU :class:`Linear`, :class:`LayerNorm` and :class:`Gelu` therefore bring their own backward, made of
+matrix products and plain elementwise operators; elsewhere the stock operators run, which accelerators fuse.
+"""
+
+import math
+
+import mindspore as ms
+from mindspore import Parameter, Tensor, nn, ops
+from mindspore.common.initializer import Normal, initializer
+
+from src import runtime
+
+# Primitives instead of Tensor methods: the graph compiler resolves a method call many times slower.
+reshape, transpose, cast = ops.Reshape(), ops.Transpose(), ops.Cast()
+row_mean = ops.ReduceMean(keep_dims=True)
+matmul, matmul_at, matmul_bt = ops.MatMul(), ops.MatMul(transpose_a=True), ops.MatMul(transpose_b=True)
+bias_add = ops.BiasAdd()
+
+INIT_STD = 0.02  # of every weight matrix and embedding table, as in BERT and ViT
+MASKED = -1e4  # added to the logits of masked positions; representable in fp16
+
+
+def _column_sums(x: Tensor) -> Tensor:
+    """(N, D) → (D,). A matrix product with a row of ones: many times faster than ReduceSum over axis 0 on a CPU."""
+    return reshape(matmul(ops.ones((1, x.shape[0]), x.dtype), x), (x.shape[1],))  # (D,)
+
+
+class _LinearKernel(nn.Cell):
+    """x (N, I), weight (O, I), bias (O,) → (N, O)."""
+
+    def construct(self, x, weight, bias):
+        return bias_add(matmul_bt(x, weight), bias)
+
+    def bprop(self, x, weight, bias, out, dout):
+        return matmul(dout, weight), matmul_at(dout, x), _column_sums(dout)
+
+
+class Linear(nn.Cell):
+    """y = x·Wᵀ + b over the last axis.
+
+    Args:
+        inputs: width of x.
+        outputs: width of y.
+
+    Inputs:
+        x (…, I) float.
+
+    Outputs:
+        (…, O) float.
+    """
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.inputs, self.outputs = inputs, outputs
+        self.weight = Parameter(initializer(Normal(INIT_STD), (outputs, inputs)), name="weight")
+        self.bias = Parameter(initializer("zeros", (outputs,)), name="bias")
+        self.kernel = _LinearKernel() if runtime.is_cpu() else None
+
+    def construct(self, x):
+        rows = reshape(x, (-1, self.inputs))  # (N, I)
+        if self.kernel is None:
+            y = bias_add(matmul_bt(rows, self.weight), self.bias)
+        else:
+            y = self.kernel(rows, self.weight, self.bias)
+        return reshape(y, x.shape[:-1] + (self.outputs,))  # (…, O)
+
+
+class _LayerNormKernel(nn.Cell):
+    """x (N, D), gain (D,), shift (D,) → (N, D), with the normalised rows and 1/deviation kept for the backward."""
+
+    def __init__(self, epsilon: float) -> None:
+        super().__init__()
+        self.epsilon = epsilon
+
+    def construct(self, x, gain, shift):
+        centred = x - row_mean(x, -1)
+        scale = ops.rsqrt(row_mean(centred * centred, -1) + self.epsilon)
+        normal = centred * scale
+        return normal * gain + shift, normal, scale
+
+    def bprop(self, x, gain, shift, out, dout):
+        _, normal, scale = out
+        dy = dout[0]
+        e = dy * gain
+        dx = (e - row_mean(e, -1) - normal * row_mean(e * normal, -1)) * scale
+        return dx, _column_sums(dy * normal), _column_sums(dy)
+
+
+class LayerNorm(nn.Cell):
+    """Layer normalisation over the last axis (Ba et al. 2016).
+
+    Inputs:
+        x (…, D) float.
+
+    Outputs:
+        (…, D) float.
+    """
+
+    def __init__(self, width: int, epsilon: float = 1e-5) -> None:
+        super().__init__()
+        self.width = width
+        self.gain = Parameter(initializer("ones", (width,)), name="gain")
+        self.shift = Parameter(initializer("zeros", (width,)), name="shift")
+        self.kernel = _LayerNormKernel(epsilon) if runtime.is_cpu() else None
+        self.stock = ops.LayerNorm(begin_norm_axis=-1, begin_params_axis=-1, epsilon=epsilon)
+
+    def construct(self, x):
+        if self.kernel is None:
+            return self.stock(x, self.gain, self.shift)[0]
+        rows = reshape(x, (-1, self.width))  # (N, D)
+        return reshape(self.kernel(rows, self.gain, self.shift)[0], x.shape)  # (…, D)
+
+
+class _GeluKernel(nn.Cell):
+    """x → x·Φ(x), with Φ kept for the backward: Φ + x·φ."""
+
+    def construct(self, x):
+        phi = 0.5 + 0.5 * ops.erf(x * math.sqrt(0.5))
+        return x * phi, phi
+
+    def bprop(self, x, out, dout):
+        density = ops.exp(x * x * -0.5) * (1.0 / math.sqrt(2.0 * math.pi))
+        return (dout[0] * (out[1] + x * density),)
+
+
+class Gelu(nn.Cell):
+    """The exact (erf) GELU of BERT and ViT (Hendrycks and Gimpel 2016)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kernel = _GeluKernel() if runtime.is_cpu() else None
+        self.stock = nn.GELU(approximate=False)
+
+    def construct(self, x):
+        return self.stock(x) if self.kernel is None else self.kernel(x)[0]
+
+
+def padding_bias(mask: Tensor) -> Tensor:
+    """mask (B, L), 1 where a position may be attended → additive bias (B, 1, 1, L), float32."""
+    bias = (1.0 - cast(mask, ms.float32)) * MASKED
+    return reshape(bias, (mask.shape[0], 1, 1, mask.shape[1]))  # (B, 1, 1, L)
+
+
+def causal_bias(length: int) -> Tensor:
+    """(1, 1, L, L) float32: position i attends to j ≤ i."""
+    ones = ops.ones((length, length), ms.float32)
+    return reshape((1.0 - ops.tril(ones)) * MASKED, (1, 1, length, length))  # (1, 1, L, L)
+
+
+class Attention(nn.Cell):
+    """Multi-head scaled dot-product attention (Vaswani et al. 2017).
+
+    Args:
+        width: D, of queries and outputs.
+        heads: H; must divide D.
+        memory_width: width of what keys and values are made of; D by default.
+
+    Inputs:
+        x (B, Lq, D); memory (B, Lk, memory width); bias, broadcastable to (B, H, Lq, Lk), or None.
+
+    Outputs:
+        (B, Lq, D).
+    """
+
+    def __init__(self, width: int, heads: int, memory_width: int | None = None) -> None:
+        super().__init__()
+        memory_width = memory_width or width
+        self.width, self.heads, self.head_width = width, heads, width // heads
+        self.scale = self.head_width**-0.5
+        self.query = Linear(width, width)
+        self.key = Linear(memory_width, width)
+        self.value = Linear(memory_width, width)
+        self.output = Linear(width, width)
+        self.scores = ops.BatchMatMul(transpose_b=True)
+        self.mix = ops.BatchMatMul()
+        self.softmax = ops.Softmax(-1)
+
+    def split_heads(self, x):
+        split = reshape(x, (x.shape[0], x.shape[1], self.heads, self.head_width))
+        return transpose(split, (0, 2, 1, 3))  # (B, H, L, D/H)
+
+    def keys_values(self, memory):
+        """(B, Lk, memory width) → keys and values (B, H, Lk, D/H)."""
+        return self.split_heads(self.key(memory)), self.split_heads(self.value(memory))
+
+    def attend(self, x, keys, values, bias):
+        """Attention of x (B, Lq, D) over keys and values that were made before."""
+        scores = self.scores(self.split_heads(self.query(x) * self.scale), keys)  # (B, H, Lq, Lk)
+        if bias is not None:
+            scores = scores + cast(bias, scores.dtype)
+        # fp32 softmax: the exponentials of half precision overflow in long rows
+        weights = cast(self.softmax(cast(scores, ms.float32)), values.dtype)
+        mixed = transpose(self.mix(weights, values), (0, 2, 1, 3))  # (B, Lq, H, D/H)
+        return self.output(reshape(mixed, x.shape))  # (B, Lq, D)
+
+    def construct(self, x, memory, bias):
+        keys, values = self.keys_values(memory)
+        return self.attend(x, keys, values, bias)
+
+
+class FeedForward(nn.Cell):
+    """Linear → GELU → Linear. Inputs and outputs (B, L, D)."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.up = Linear(width, hidden)
+        self.gelu = Gelu()
+        self.down = Linear(hidden, width)
+
+    def construct(self, x):
+        return self.down(self.gelu(self.up(x)))
+
+
+class Block(nn.Cell):
+    """One Transformer layer: self-attention, optional cross-attention, feed-forward, each with a residual.
+
+    Args:
+        width, heads, ffn: D, H and the hidden width of the feed-forward part.
+        norm: ``pre`` normalises what enters a part (ViT), ``post`` what leaves its residual sum (BERT).
+        dropout: probability, on the output of every part.
+        memory_width: width of the cross-attended memory, or None for a block without cross-attention.
+
+    Inputs:
+        x (B, L, D); bias for self-attention or None; memory (B, Lm, memory width) and memory_bias, or None.
+
+    Outputs:
+        (B, L, D).
+    """
+
+    def __init__(
+        self, width: int, heads: int, ffn: int, norm: str, dropout: float, memory_width: int | None = None
+    ) -> None:
+        super().__init__()
+        self.pre = norm == "pre"
+        self.attention = Attention(width, heads)
+        self.attention_norm = LayerNorm(width)
+        self.crosses = memory_width is not None
+        if self.crosses:
+            self.cross_attention = Attention(width, heads, memory_width)
+            self.cross_norm = LayerNorm(width)
+        self.ffn = FeedForward(width, ffn)
+        self.ffn_norm = LayerNorm(width)
+        self.dropout = nn.Dropout(p=dropout) if dropout else None
+
+    def drop(self, x):
+        return x if self.dropout is None else self.dropout(x)
+
+    def construct(self, x, bias, memory=None, memory_bias=None):
+        if self.pre:
+            normal = self.attention_norm(x)
+            x = x + self.drop(self.attention(normal, normal, bias))
+            if self.crosses:
+                x = x + self.drop(self.cross_attention(self.cross_norm(x), memory, memory_bias))
+            return x + self.drop(self.ffn(self.ffn_norm(x)))
+        x = self.attention_norm(x + self.drop(self.attention(x, x, bias)))
+        if self.crosses:
+            x = self.cross_norm(x + self.drop(self.cross_attention(x, memory, memory_bias)))
+        return self.ffn_norm(x + self.drop(self.ffn(x)))
+
+
+class Transformer(nn.Cell):
+    """A stack of blocks; a pre-norm stack ends with one more norm, a post-norm stack does not.
+
+    Args:
+        config: any part of the model's configuration with width, layers, heads, ffn, norm and dropout.
+        memory_width: width of the cross-attended memory, or None.
+
+    Inputs and outputs: as :class:`Block`.
+    """
+
+    def __init__(self, config, memory_width: int | None = None) -> None:
+        super().__init__()
+        self.blocks = nn.CellList(
+            [
+                Block(config.width, config.heads, config.ffn, config.norm, config.dropout, memory_width)
+                for _ in range(config.layers)
+            ]
+        )
+        self.final_norm = LayerNorm(config.width) if config.norm == "pre" else None
+
+    def construct(self, x, bias, memory=None, memory_bias=None):
+        for block in self.blocks:
+            x = block(x, bias, memory, memory_bias)
+        return x if self.final_norm is None else self.final_norm(x)

@@ -1,0 +1,29 @@
+"""Text encoder: BERT's embeddings and layers."""
+
+from mindspore import Parameter, nn, ops
+from mindspore.common.initializer import Normal, initializer
+
+from src.config import TextEncoderConfig
+from src.models.layers import INIT_STD, LayerNorm, Transformer, padding_bias
+
+
+class TextEncoder(nn.Cell):
+    """Token and position embeddings, layer norm, Transformer.
+
+    Inputs:
+        ids (B, T) int32; mask (B, T) int32, 1 on tokens.
+
+    Outputs:
+        (B, T, D) float.
+    """
+
+    def __init__(self, config: TextEncoderConfig, vocab_size: int) -> None:
+        super().__init__()
+        self.tokens = Parameter(initializer(Normal(INIT_STD), (vocab_size, config.width)), name="tokens")
+        self.positions = Parameter(initializer(Normal(INIT_STD), (1, config.max_len, config.width)), name="positions")
+        self.norm = LayerNorm(config.width)
+        self.transformer = Transformer(config)
+
+    def construct(self, ids, mask):
+        x = ops.gather(self.tokens, ids, 0) + self.positions  # (B, T, D)
+        return self.transformer(self.norm(x), padding_bias(mask))

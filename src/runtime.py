@@ -1,0 +1,74 @@
+"""Device, mode, seed and ranks: the only place that asks which device this is."""
+
+import importlib.metadata
+import os
+import random
+import sys
+
+import mindspore as ms
+import numpy as np
+
+from src.config import RuntimeConfig
+
+PYTHONS = ((3, 10), (3, 12))  # first and last version that MindSpore 2.10 has a wheel for
+
+
+class RuntimeSetupError(RuntimeError):
+    """The environment cannot run the project; the message is one line with the mend."""
+
+
+def check_environment() -> None:
+    """Raises RuntimeSetupError for a Python or numpy that MindSpore cannot work with ."""
+    if not PYTHONS[0] <= sys.version_info[:2] <= PYTHONS[1]:
+        found = ".".join(map(str, sys.version_info[:2]))
+        raise RuntimeSetupError(f"Python {found} is not supported: MindSpore 2.10 needs 3.10, 3.11 or 3.12")
+    numpy = importlib.metadata.version("numpy")
+    if int(numpy.split(".")[0]) >= 2:
+        # MindSpore declares no bound, yet its shape parsing fails under numpy 2 with a SystemError
+        raise RuntimeSetupError(f"numpy {numpy} breaks MindSpore 2.10: pip install 'numpy>=1.26,<2'")
+
+
+def is_cpu() -> bool:
+    """True when graphs run on a CPU; the model's fast CPU backward and nothing else depends on it."""
+    return ms.get_context("device_target") == "CPU"
+
+
+def setup(config: RuntimeConfig, seed: int) -> tuple[int, int]:
+    """Prepares device, mode, seeds and, under msrun, the communication.
+
+    Returns:
+        (rank, number of ranks).
+
+    Raises:
+        RuntimeSetupError: the device is not there, or ``distributed`` without msrun.
+    """
+    check_environment()
+    try:
+        ms.set_device(config.device)
+    except (RuntimeError, ValueError) as error:
+        raise RuntimeSetupError(
+            f"runtime.device={config.device} is not usable here: {str(error).strip().splitlines()[0]}"
+        ) from None
+    ms.set_context(mode=ms.GRAPH_MODE if config.mode == "graph" else ms.PYNATIVE_MODE)
+    if config.graph_kernel:
+        ms.set_context(enable_graph_kernel=True)
+    seed_everything(seed)
+    return _join_ranks() if config.distributed else (0, 1)
+
+
+def seed_everything(seed: int) -> None:
+    """Seeds Python, numpy and MindSpore (parameter initialisation and dropout)."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    ms.set_seed(seed)
+
+
+def _join_ranks() -> tuple[int, int]:
+    if "MS_WORKER_NUM" not in os.environ and "RANK_TABLE_FILE" not in os.environ:
+        raise RuntimeSetupError("runtime.distributed=true needs msrun: see scripts/run_distributed_ascend.sh")
+    from mindspore.communication import get_group_size, get_rank, init
+
+    init()
+    rank, ranks = get_rank(), get_group_size()
+    ms.set_auto_parallel_context(parallel_mode=ms.ParallelMode.DATA_PARALLEL, gradients_mean=True, device_num=ranks)
+    return rank, ranks

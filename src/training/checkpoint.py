@@ -1,0 +1,199 @@
+"""Checkpoints: folders that hold everything needed to go on, to evaluate, or to export.
+
+    step-00001000/
+        config.yaml           the resolved configuration
+        vocab.txt             the vocabulary it was trained with
+        model.safetensors     weights by name
+        optimizer.safetensors moments, step, loss scale (left out where only the model is shipped)
+        state.json            step and best metric
+
+A checkpoint is written beside its place and renamed, so that a kill at any moment leaves either the whole or nothing.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from mindspore import Parameter, Tensor, nn
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from src.config import Config, ConfigError, load_config, to_yaml
+from src.data.tokenizer import Tokenizer
+from src.models.opt import OPT
+
+CONFIG, VOCAB, MODEL, OPTIMIZER, STATE = (
+    "config.yaml",
+    "vocab.txt",
+    "model.safetensors",
+    "optimizer.safetensors",
+    "state.json",
+)
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be used; its message is one line that names the file or tensor."""
+
+
+def locate(path: str | Path) -> Path:
+    """The checkpoint folder that ``path`` means: itself, or the latest of a run folder.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    path = Path(path)
+    if (path / MODEL).is_file():
+        return path
+    pointer = path / "checkpoints" / "latest"
+    if pointer.is_file() and (path / "checkpoints" / pointer.read_text().strip() / MODEL).is_file():
+        return path / "checkpoints" / pointer.read_text().strip()
+    raise CheckpointError(f"no checkpoint in {path}: expected {MODEL} or a run folder with checkpoints/latest")
+
+
+def load_checkpoint_config(folder: Path, overrides: Sequence[str] = ()) -> Config:
+    """The configuration a checkpoint was trained with; its own copy of the vocabulary is used."""
+    return load_config(folder / CONFIG, [f"model.text.vocab={folder / VOCAB}", *overrides])
+
+
+def load_model(path: str | Path, overrides: Sequence[str] = (), config_file: str | Path | None = None):
+    """Builds the model of a checkpoint and loads its weights.
+
+    Args:
+        path: run folder, checkpoint folder, or a folder like ``pretrained/opt_demo``.
+        overrides: ``key=value`` changes of the configuration.
+        config_file: configuration to use instead of the checkpoint's own.
+
+    Returns:
+        (Config, OPT).
+
+    Raises:
+        CheckpointError, ConfigError.
+    """
+    folder = locate(path)
+    config = load_config(config_file, overrides) if config_file else load_checkpoint_config(folder, overrides)
+    model = build_model(config)
+    load_weights(model, folder)
+    return config, model
+
+
+def build_model(config: Config) -> OPT:
+    """The network of a configuration, with new weights."""
+    if not Path(config.model.text.vocab).is_file():
+        raise ConfigError(f"model.text.vocab={config.model.text.vocab}: no such file")
+    return OPT(config.model, Tokenizer(config.model.text.vocab).size)
+
+
+def read_tensors(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a safetensors file by name."""
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"cannot read {path}: {str(error).splitlines()[0]}") from None
+
+
+def load_weights(cell: nn.Cell, folder: Path) -> None:
+    """Sets every parameter of a network from a checkpoint folder; none may be missing, unknown or of another shape."""
+    path = folder / MODEL
+    set_parameters(dict(cell.parameters_and_names()), read_tensors(path), path)
+
+
+def set_parameters(parameters: Mapping[str, Parameter], arrays: Mapping[str, np.ndarray], path: Path) -> None:
+    """Copies arrays into the parameters of the same names, or raises a CheckpointError and changes nothing."""
+    for name in parameters.keys() ^ arrays.keys():
+        problem = "is not in" if name in parameters else "is not in the model but in"
+        raise CheckpointError(f"tensor {name} {problem} {path}: another model wrote it")
+    for name, parameter in parameters.items():
+        if tuple(parameter.shape) != arrays[name].shape:
+            raise CheckpointError(
+                f"tensor {name} of {path} is {list(arrays[name].shape)}, the model's is {list(parameter.shape)}"
+            )
+    for name, parameter in parameters.items():
+        parameter.set_data(Tensor(arrays[name], parameter.dtype))
+
+
+def save_checkpoint(
+    checkpoints: Path,
+    step: int,
+    config: Config,
+    model: nn.Cell,
+    optimizer_state: Mapping[str, Parameter] | None = None,
+    state: Mapping[str, Any] | None = None,
+    keep: int = 0,
+) -> Path:
+    """Writes ``step-…`` under ``checkpoints`` whole or not at all, points ``latest`` at it, removes older ones.
+
+    Args:
+        keep: how many checkpoints stay; 0: all.
+
+    Returns:
+        The new folder.
+
+    Raises:
+        CheckpointError: it could not be written (a full disk); earlier checkpoints are untouched.
+    """
+    name = f"step-{step:08d}"
+    beside, place = checkpoints / f".writing-{name}", checkpoints / name
+    try:
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir(parents=True)
+        write_model(beside, config, model)
+        if optimizer_state is not None:
+            _save_arrays(beside / OPTIMIZER, optimizer_state)
+        _write(beside / STATE, json.dumps({"step": step, **(state or {})}, indent=1) + "\n")
+        if place.exists():
+            shutil.rmtree(place)
+        beside.rename(place)
+        _point(checkpoints / "latest", name)
+    except OSError as error:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise CheckpointError(f"cannot write {place}: {error.strerror or error}") from None
+    _remove_old(checkpoints, keep)
+    return place
+
+
+def write_model(folder: Path, config: Config, model: nn.Cell) -> None:
+    """Configuration, vocabulary and weights: what evaluation and export need."""
+    _write(folder / CONFIG, to_yaml(config))
+    shutil.copyfile(config.model.text.vocab, folder / VOCAB)
+    _save_arrays(folder / MODEL, dict(model.parameters_and_names()))
+
+
+def _save_arrays(path: Path, parameters: Mapping[str, Parameter]) -> None:
+    try:
+        # a copy: asnumpy shares memory with the device tensor on a CPU
+        save_file({name: np.array(parameter.asnumpy()) for name, parameter in parameters.items()}, path)
+    except SafetensorError as error:
+        raise OSError(str(error)) from None
+    with open(path, "rb+") as file:
+        os.fsync(file.fileno())
+
+
+def _write(path: Path, text: str) -> None:
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _point(pointer: Path, name: str) -> None:
+    beside = pointer.with_name(f".writing-{pointer.name}")
+    _write(beside, name + "\n")
+    os.replace(beside, pointer)
+
+
+def _remove_old(checkpoints: Path, keep: int) -> None:
+    if keep:
+        for old in sorted(checkpoints.glob("step-*"))[:-keep]:
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """The content of state.json."""
+    try:
+        return json.loads((folder / STATE).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"cannot read {folder / STATE}: {str(error).splitlines()[0]}") from None
