@@ -1,0 +1,24 @@
+"""What every command shares: a user's error is one line on stderr, never a traceback."""
+
+import sys
+from collections.abc import Callable
+
+from src.config import ConfigError
+from src.data.errors import DataError
+from src.runtime import RuntimeSetupError
+from src.training.checkpoint import CheckpointError
+
+USER_ERRORS = (ConfigError, DataError, CheckpointError, RuntimeSetupError)
+WRONG_USE, INTERRUPTED = 2, 130  # exit codes; argparse and shells use the same
+
+
+def run(main: Callable[[], None]) -> None:
+    """Calls a command's main function and turns what the user can mend into ``error: …`` and an exit code."""
+    try:
+        main()
+    except USER_ERRORS as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(WRONG_USE)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(INTERRUPTED)
