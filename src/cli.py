@@ -5,10 +5,11 @@ from collections.abc import Callable
 
 from src.config import ConfigError
 from src.data.errors import DataError
+from src.export import ExportError
 from src.runtime import RuntimeSetupError
 from src.training.checkpoint import CheckpointError
 
-USER_ERRORS = (ConfigError, DataError, CheckpointError, RuntimeSetupError)
+USER_ERRORS = (ConfigError, DataError, CheckpointError, RuntimeSetupError, ExportError)
 WRONG_USE, INTERRUPTED = 2, 130  # exit codes; argparse and shells use the same
 
 

@@ -1,0 +1,52 @@
+"""Writes a trained model as graphs for deployment, loads them back and compares them with the model."""
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+from src import cli
+from src.config import load_config
+from src.export import REPORT, check_request, export_graphs
+from src.models.opt import count_parameters
+from src.runtime import setup
+from src.training.checkpoint import VOCAB, load_checkpoint_config, load_model, locate
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog="The folder holds a graph a file, export.json (inputs, outputs, differences, checksums, preprocessing), "
+        "config.yaml and vocab.txt.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--checkpoint", required=True, metavar="DIR", help="run or checkpoint folder, pretrained/opt_demo"
+    )
+    parser.add_argument("--config", metavar="FILE", help="configuration to use instead of the checkpoint's own")
+    parser.add_argument("--format", choices=("MINDIR", "AIR"), default="MINDIR", help="AIR needs Ascend")
+    parser.add_argument("--output", metavar="DIR", type=Path, default=Path("runs/export"), help="default: runs/export")
+    parser.add_argument("--batch-size", type=int, default=0, metavar="N", help="rows of every input; 0: any (default)")
+    parser.add_argument("settings", nargs="*", metavar="key=value", help="changes of the configuration")
+    return parser.parse_intermixed_args()
+
+
+def main() -> None:
+    args = parse()
+    folder = locate(args.checkpoint)
+    # the weights were trained with the checkpoint's vocabulary, whichever configuration is used
+    settings = [f"model.text.vocab={folder / VOCAB}", *args.settings]
+    config = load_config(args.config, settings) if args.config else load_checkpoint_config(folder, settings)
+    check_request(config.runtime.device, args.output, args.format, args.batch_size)
+    # one process, whatever the model was trained on; a file can be loaded back in graph mode only
+    setup(replace(config.runtime, distributed=False, mode="graph"), config.seed)
+    config, model = load_model(folder, settings, args.config)
+    print(f"{folder}: {count_parameters(model)['total']:,} parameters")
+    report = export_graphs(config, model, args.output, args.format, args.batch_size)
+    for entry in report["graphs"].values():
+        compared = f"differs by at most {entry['max_abs_diff']:.1e}" if "max_abs_diff" in entry else "not compared"
+        print(f"{args.output / entry['file']}: {compared}")
+    print(args.output / REPORT)
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,146 @@
+"""The model cut into graphs for deployment, with named inputs and outputs.
+
+    text_encoder     text_ids, text_mask                → text_embedding, text_tokens
+    image_encoder    image                              → image_embedding, image_tokens
+    audio_encoder    audio, audio_frames                → audio_embedding, audio_tokens, audio_mask
+    cross_encoder    tokens, masks and presence         → fused, fused_mask, match_logits
+    text_decoder     text_ids, fused, fused_mask        → text_logits
+
+Equal names fit together: the encoders feed the cross-modal encoder, which feeds the decoder. Pictures and log-mel
+frames enter as bytes and are scaled inside the graph.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from mindspore import nn
+
+from src.config import ModelConfig
+from src.data.schema import MATCH_CASES, Field, batch_fields
+from src.models.opt import OPT
+
+
+class TextGraph(nn.Cell):
+    """text_ids, text_mask (B, T) int32 → embedding (B, E), tokens (B, T, D)."""
+
+    def __init__(self, model: OPT) -> None:
+        super().__init__()
+        self.model = model
+
+    def construct(self, text_ids, text_mask):
+        tokens = self.model.text_encoder(text_ids, text_mask)
+        return self.model.embed_text(tokens, text_mask), tokens
+
+
+class ImageGraph(nn.Cell):
+    """image (B, S, S, 3) uint8 → embedding (B, E), tokens (B, P, D)."""
+
+    def __init__(self, model: OPT) -> None:
+        super().__init__()
+        self.model = model
+
+    def construct(self, image):
+        tokens = self.model.image_encoder(image)
+        return self.model.embed_image(tokens), tokens
+
+
+class AudioGraph(nn.Cell):
+    """audio (B, M, N) uint8, audio_frames (B,) int32 → embedding (B, E), tokens (B, F, D), mask (B, F) int32."""
+
+    def __init__(self, model: OPT) -> None:
+        super().__init__()
+        self.model = model
+
+    def construct(self, audio, audio_frames):
+        tokens, mask = self.model.audio_encoder(audio, audio_frames)
+        return self.model.embed_audio(tokens, mask), tokens, mask
+
+
+class CrossGraph(nn.Cell):
+    """Inputs of :class:`src.models.cross_encoder.CrossEncoder` → fused (B, L, D), mask (B, L), matching logits (B, 5).
+
+    The embeddings that matching reads are made from the tokens, so that they cannot contradict them.
+    """
+
+    def __init__(self, model: OPT) -> None:
+        super().__init__()
+        self.model = model
+
+    def construct(self, text_tokens, image_tokens, audio_tokens, text_mask, audio_mask, presence):
+        model = self.model
+        fused, mask = model.cross_encoder(text_tokens, image_tokens, audio_tokens, text_mask, audio_mask, presence)
+        text = model.embed_text(text_tokens, text_mask)
+        image = model.embed_image(image_tokens)
+        audio = model.embed_audio(audio_tokens, audio_mask)
+        return fused, mask, model.matching_head(fused[:, 0], text, image, audio, presence)
+
+
+class DecoderGraph(nn.Cell):
+    """text_ids (B, T) int32, fused (B, L, D), fused_mask (B, L) int32 → logits (B, T, V).
+
+    Position i sees the tokens up to i: what stands behind the part that is written so far does no harm.
+    """
+
+    def __init__(self, model: OPT) -> None:
+        super().__init__()
+        self.decoder, self.vocab_size = model.text_decoder, model.vocab_size
+
+    def construct(self, text_ids, fused, fused_mask):
+        logits = self.decoder(text_ids, fused, fused_mask)
+        return logits.reshape(-1, text_ids.shape[1], self.vocab_size)  # (B, T, V)
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A network to export; ``outputs`` says the meaning of what comes out, by name and in order."""
+
+    cell: nn.Cell
+    inputs: dict[str, Field]
+    outputs: dict[str, str]
+
+
+def build_graphs(model: OPT, config: ModelConfig) -> dict[str, Graph]:
+    """The graphs by the name of their file."""
+    handed = _handed_fields(model, config)
+    fields = batch_fields(config, 1, 0.5) | handed
+    meanings = {name: field.meaning for name, field in handed.items()}
+    meanings |= {
+        f"{name}_embedding": "unit vector: dot products are similarities" for name in ("text", "image", "audio")
+    }
+    meanings["match_logits"] = f"which belong together: {', '.join(MATCH_CASES)}"
+    meanings["text_logits"] = "of the token behind each input token"
+    cross = ("text_tokens", "image_tokens", "audio_tokens", "text_mask", "audio_mask", "presence")
+    plan: dict[str, tuple[type[nn.Cell], tuple[str, ...], tuple[str, ...]]] = {
+        "text_encoder": (TextGraph, ("text_ids", "text_mask"), ("text_embedding", "text_tokens")),
+        "image_encoder": (ImageGraph, ("image",), ("image_embedding", "image_tokens")),
+        "audio_encoder": (AudioGraph, ("audio", "audio_frames"), ("audio_embedding", "audio_tokens", "audio_mask")),
+        "cross_encoder": (CrossGraph, cross, ("fused", "fused_mask", "match_logits")),
+        "text_decoder": (DecoderGraph, ("text_ids", "fused", "fused_mask"), ("text_logits",)),
+    }
+    return {
+        name: Graph(
+            kind(model).set_train(False),
+            {key: fields[key] for key in inputs},
+            {key: meanings[key] for key in outputs},
+        )
+        for name, (kind, inputs, outputs) in plan.items()
+    }
+
+
+def _handed_fields(model: OPT, config: ModelConfig) -> dict[str, Field]:
+    """What the graphs hand to each other."""
+    frames, length = model.audio_encoder.tokens, model.cross_encoder.length
+    shapes = {
+        "text": (model.text_len, config.text.width),
+        "image": (model.image_encoder.patches, config.image.width),
+        "audio": (frames, config.audio.width),
+    }
+    tokens = {
+        f"{name}_tokens": Field(np.float32, shape, f"{name} encoder's; where presence is 0, any finite numbers")
+        for name, shape in shapes.items()
+    }
+    return tokens | {
+        "audio_mask": Field(np.int32, (frames,), "1 on tokens that hold sound"),
+        "fused": Field(np.float32, (length, config.cross.width), "[CLS], text, image and audio, fused"),
+        "fused_mask": Field(np.int32, (length,), "1 where fused may be attended"),
+    }
