@@ -1,0 +1,126 @@
+"""What is read off the encoders: embeddings, masked tokens, matching."""
+
+import math
+
+import mindspore as ms
+import numpy as np
+import pytest
+import torch
+from mindspore import Tensor
+
+from src.models.heads import EmbeddingHead, MaskedTextHead, MatchingHead, Scale, masked_mean
+from src.models.opt import OPT, count_parameters
+from tests.oracles import VOCAB, affine_slots, assert_parity, norm_slots, random, randomise, tiny_model
+
+B, L, D, E = 4, 5, 6, 8
+MASK = np.array([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0], [0, 0, 1, 0, 0], [0, 0, 0, 0, 0]], np.int32)
+
+
+def test_masked_mean() -> None:
+    tokens = random(B, L, D)
+    found = masked_mean(Tensor(tokens), Tensor(MASK)).asnumpy()
+    for row in range(B):
+        kept = tokens[row][MASK[row] == 1]
+        np.testing.assert_allclose(found[row], kept.mean(0) if len(kept) else np.zeros(D), atol=1e-6)
+
+
+def test_embedding_head_is_what_pytorch_computes() -> None:
+    project = torch.nn.Linear(D, E)
+    mask = MASK[:3]
+
+    def oracle(tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        weights = mask.float()[..., None]
+        return torch.nn.functional.normalize(project((tokens * weights).sum(1) / weights.sum(1)), dim=-1)
+
+    assert_parity(EmbeddingHead(D, E), [random(3, L, D), mask], oracle, affine_slots("project.", project))
+
+
+def test_embedding_has_unit_length_and_an_absent_modality_stays_finite() -> None:
+    head = EmbeddingHead(D, E)  # its bias is zero: an empty row projects to exactly nothing
+    vectors = head(Tensor(random(B, L, D)), Tensor(MASK)).asnumpy()
+    np.testing.assert_allclose((vectors[:3] ** 2).sum(1), 1, atol=1e-5)
+    assert not vectors[3].any()
+    gradient = ms.grad(lambda x: (head(x, Tensor(MASK)) * Tensor(random(B, E))).sum())(Tensor(random(B, L, D)))
+    assert np.isfinite(gradient.asnumpy()).all() and not gradient.asnumpy()[3].any()
+
+
+def test_scale_begins_as_clip_and_stays_within_bounds() -> None:
+    scale = Scale()
+    assert float(scale()) == pytest.approx(1 / 0.07, rel=1e-5)
+    for log_scale, expected in ((50.0, 100.0), (-50.0, 1.0), (math.log(30), 30.0)):
+        scale.log_scale.set_data(Tensor(log_scale, ms.float32))
+        assert float(scale()) == pytest.approx(expected, rel=1e-5)
+
+
+def test_masked_text_head_is_what_pytorch_computes() -> None:
+    transform, norm = torch.nn.Linear(D, E), torch.nn.LayerNorm(E)
+    bias = torch.nn.Parameter(torch.zeros(VOCAB))
+
+    def oracle(hidden: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+        return norm(torch.nn.functional.gelu(transform(hidden))) @ table.T + bias
+
+    slots = {"bias": (bias, slice(None))} | affine_slots("transform.", transform) | norm_slots("norm.", norm)
+    assert_parity(MaskedTextHead(D, E, VOCAB), [random(7, D), random(VOCAB, E)], oracle, slots)
+
+
+def matching_logits(head: MatchingHead, inputs: list[np.ndarray], presence: np.ndarray) -> np.ndarray:
+    return head(*map(Tensor, inputs), Tensor(presence)).asnumpy()
+
+
+def test_matching_head_reads_what_is_shown_and_trains_no_embedding() -> None:
+    head = MatchingHead(D, E, 5)
+    randomise(head)
+    inputs = [random(B, D), *(random(B, E, seed=i) for i in range(3))]
+    presence = np.array([[1, 1, 1], [1, 1, 0], [1, 0, 1], [0, 1, 1]], np.int32)
+    before = matching_logits(head, inputs, presence)
+    assert before.shape == (B, 5)
+    for which in range(3):
+        other = list(inputs)
+        other[1 + which] = random(B, E, seed=9)
+        moved = np.abs(matching_logits(head, other, presence) - before).max(1) > 1e-4
+        assert moved.tolist() == (presence[:, which] == 1).tolist()
+
+    gradients = ms.grad(lambda *x: head(*x, Tensor(presence)).sum(), (0, 1, 2, 3))(*map(Tensor, inputs))
+    assert np.abs(gradients[0].asnumpy()).max() > 1e-3, "the fused [CLS] learns"
+    assert not any(gradient.asnumpy().any() for gradient in gradients[1:])
+
+
+def test_matching_head_sees_agreement_of_each_pair() -> None:
+    """Its pair features are the products: from the picture and the sound alone, the text absent, too."""
+    head = MatchingHead(D, E, 5)
+    randomise(head)
+    cls, vector = np.zeros((1, D), np.float32), random(1, E)
+    for shown in ((1, 1, 0), (1, 0, 1), (0, 1, 1)):
+        inputs = [cls, vector, vector, vector]
+        agree = matching_logits(head, inputs, np.array([shown], np.int32))
+        inputs[1 + max(i for i in range(3) if shown[i])] = -vector
+        assert np.abs(matching_logits(head, inputs, np.array([shown], np.int32)) - agree).max() > 1e-3
+
+
+@pytest.fixture(scope="module")
+def opt() -> OPT:
+    return OPT(tiny_model(), VOCAB)
+
+
+def test_masked_tokens_are_read_at_their_places_in_the_text(opt: OPT) -> None:
+    length, width = opt.cross_encoder.length, tiny_model().cross.width
+    fused = random(3, length, width)
+    positions = np.array([[0, 2], [6, 1], [3, 3]], np.int32)
+    found = opt.masked_text_logits(Tensor(fused), Tensor(positions)).asnumpy()
+    rows = np.stack([fused[b, 1 + t] for b in range(3) for t in positions[b]])  # the fused [CLS] stands in front
+    expected = opt.masked_text_head(Tensor(rows), opt.text_encoder.tokens).asnumpy()
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_parameters_are_counted_per_part(opt: OPT) -> None:
+    counts = count_parameters(opt)
+    total = counts.pop("total")
+    assert total == sum(counts.values()) == sum(p.size for p in opt.get_parameters())
+    assert counts["scale"] == 1 and counts["text_head"] == 16 * 12 + 12
+    assert set(counts) >= {"text_encoder", "image_encoder", "audio_encoder", "cross_encoder", "text_decoder"}
+
+
+def test_every_trained_parameter_has_a_name_of_its_own(opt: OPT) -> None:
+    """Optimiser state and checkpoints go by name."""
+    names = [parameter.name for parameter in opt.trainable_params()]
+    assert len(names) == len(set(names)) == len(dict(opt.parameters_and_names()))
