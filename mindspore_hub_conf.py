@@ -1,0 +1,40 @@
+"""Networks by name, as MindSpore Hub asks for them."""
+
+from pathlib import Path
+
+from src.config import ConfigError, load_config
+from src.models.opt import OPT
+from src.training.checkpoint import MODEL, CheckpointError, build_model, load_model
+
+ROOT = Path(__file__).resolve().parent
+NETWORKS = {f"opt_{size}": ROOT / "config" / "model" / f"{size}.yaml" for size in ("demo", "base", "large")}
+
+
+def create_network(name: str, *args: str, **kwargs: bool) -> OPT:
+    """Builds a network; the device is MindSpore's current one.
+
+        model = create_network("opt_demo", pretrained=True)
+        model = create_network("opt_base", "model.text.vocab=vocab.txt", "model.text.max_len=40")
+
+    Args:
+        name: ``opt_demo``, ``opt_base`` or ``opt_large``.
+        *args: ``key=value`` changes of the configuration.
+        **kwargs: ``pretrained`` (False): load the weights in ``pretrained/<name>``.
+
+    Raises:
+        ConfigError: unknown name or setting.
+        CheckpointError: ``pretrained`` without such weights.
+    """
+    return _create(name, args, **kwargs)
+
+
+def _create(name: str, settings: tuple[str, ...], pretrained: bool = False) -> OPT:
+    if name not in NETWORKS:
+        raise ConfigError(f"unknown network {name!r}: {', '.join(NETWORKS)}")
+    if not pretrained:
+        vocab = f"model.text.vocab={ROOT / 'config' / 'vocab' / 'demo.txt'}"
+        return build_model(load_config(NETWORKS[name], [vocab, *settings]))
+    folder = ROOT / "pretrained" / name
+    if not (folder / MODEL).is_file():
+        raise CheckpointError(f"no weights of {name} here: {folder / MODEL} is missing; leave out pretrained=True")
+    return load_model(folder, settings)[1]
