@@ -6,6 +6,7 @@ line that names the key, the value and the file it came from.
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from dataclasses import dataclass, field
@@ -203,7 +204,9 @@ class OptimizerConfig:
         _require(self.warmup_steps >= 0, "warmup_steps", "must not be negative")
         for name in ("beta1", "beta2"):
             _require(0 <= getattr(self, name) < 1, name, "must be in [0, 1)")
-        _require(self.clip_norm > 0, "clip_norm", "must be positive")
+        for name in ("eps", "clip_norm"):
+            _require(getattr(self, name) > 0, name, "must be positive")
+        _require(self.weight_decay >= 0, "weight_decay", "must not be negative")
 
 
 @dataclass(frozen=True)
@@ -253,6 +256,7 @@ class Config:
     eval: EvalConfig = field(default_factory=EvalConfig)
 
     def __post_init__(self) -> None:
+        _require(self.seed >= 0, "seed", "must not be negative")
         _require(self.task in TASKS, "task", f"must be one of {', '.join(TASKS)}")
         weights = self.objectives
         _require(any(getattr(weights, name) > 0 for name in OBJECTIVES), "objectives", "one weight must be positive")
@@ -402,9 +406,13 @@ def _coerce(value: Any, kind: Any, where: str) -> Any:
         return tuple(_coerce(entry, item, where) for entry in value)
     if kind is float and not isinstance(value, bool):
         try:
-            return float(value)
+            number = float(value)
         except (TypeError, ValueError):
-            pass
+            number = None
+        if number is not None:
+            if not math.isfinite(number):
+                raise ConfigError(f"{where}: must be finite")
+            return number
     elif isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
         return value
     raise ConfigError(f"{where}: must be {_type_name(kind)}, not {type(value).__name__}")
