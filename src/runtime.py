@@ -46,8 +46,9 @@ def setup(config: RuntimeConfig, seed: int) -> tuple[int, int]:
     try:
         ms.set_device(config.device)
     except (RuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0].partition(" Please check")[0]  # behind it: how to build MindSpore
         raise RuntimeSetupError(
-            f"runtime.device={config.device} is not usable here: {str(error).strip().splitlines()[0]}"
+            f"runtime.device={config.device} is not usable here: {reason} runtime.device=CPU works everywhere"
         ) from None
     ms.set_context(mode=ms.GRAPH_MODE if config.mode == "graph" else ms.PYNATIVE_MODE)
     if config.graph_kernel:
@@ -60,7 +61,7 @@ def seed_everything(seed: int) -> None:
     """Seeds Python, numpy and MindSpore (parameter initialisation and dropout)."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
-    ms.set_seed(seed)
+    ms.set_seed(seed % 2**32)  # it seeds numpy as well, which takes no more
 
 
 def _join_ranks() -> tuple[int, int]:

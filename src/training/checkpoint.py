@@ -151,7 +151,7 @@ def save_checkpoint(
     except OSError as error:
         shutil.rmtree(beside, ignore_errors=True)
         raise CheckpointError(f"cannot write {place}: {error.strerror or error}") from None
-    _remove_old(checkpoints, keep)
+    _remove_old(checkpoints, keep, place)
     return place
 
 
@@ -185,9 +185,11 @@ def _point(pointer: Path, name: str) -> None:
     os.replace(beside, pointer)
 
 
-def _remove_old(checkpoints: Path, keep: int) -> None:
+def _remove_old(checkpoints: Path, keep: int, newest: Path) -> None:
+    """Leaves ``newest``, which may have a lower step than what an earlier run left, and the highest of the others."""
     if keep:
-        for old in sorted(checkpoints.glob("step-*"))[:-keep]:
+        others = sorted(set(checkpoints.glob("step-*")) - {newest})
+        for old in others[: max(0, len(others) - keep + 1)]:
             shutil.rmtree(old, ignore_errors=True)
 
 

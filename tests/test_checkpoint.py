@@ -1,0 +1,308 @@
+"""Checkpoints: whole or absent, equal to the bit, and every damage named."""
+
+import errno
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import mindspore as ms
+import numpy as np
+import pytest
+from mindspore import Parameter, Tensor
+from safetensors.numpy import load_file, save_file
+
+from src.config import Config, ConfigError
+from src.models.opt import OPT
+from src.training import checkpoint
+from src.training.checkpoint import (
+    CheckpointError,
+    build_model,
+    load_checkpoint_config,
+    load_model,
+    load_weights,
+    locate,
+    read_state,
+    read_tensors,
+    save_checkpoint,
+    set_parameters,
+)
+from tests.oracles import VOCAB, randomise, tiny_model
+
+FILES = {"config.yaml", "vocab.txt", "model.safetensors", "optimizer.safetensors", "state.json"}
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
+    """Of a tiny model with a vocabulary of its own."""
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(chr(0x4E00 + i) for i in range(VOCAB - 5))]
+    vocab = tmp_path_factory.mktemp("vocab") / "words.txt"
+    vocab.write_text("\n".join(words) + "\n", encoding="utf-8")
+    model = tiny_model()
+    return Config(name="kept", model=replace(model, text=replace(model.text, vocab=str(vocab))))
+
+
+@pytest.fixture(scope="module")
+def model(config: Config) -> OPT:
+    cell = build_model(config)
+    randomise(cell)
+    return cell
+
+
+def moments() -> dict[str, Parameter]:
+    return {
+        "moment1.text": Parameter(Tensor(np.arange(6, dtype=np.float32).reshape(2, 3)), name="moment1.text"),
+        "step": Parameter(Tensor(41, ms.int32), name="step"),
+    }
+
+
+@pytest.fixture
+def saved(tmp_path: Path, config: Config, model: OPT) -> Path:
+    """A run folder with one checkpoint."""
+    save_checkpoint(tmp_path / "checkpoints", 41, config, model, moments(), {"best": 0.5})
+    return tmp_path
+
+
+def refused(action: Callable[[], object]) -> str:
+    with pytest.raises(CheckpointError) as error:
+        action()
+    message = str(error.value)
+    assert "\n" not in message and 0 < len(message) < 400
+    return message
+
+
+def values(cell: OPT) -> dict[str, np.ndarray]:
+    return {name: parameter.asnumpy().copy() for name, parameter in cell.parameters_and_names()}
+
+
+def assert_same(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert found[name].dtype == value.dtype and np.array_equal(found[name], value), name
+
+
+def test_round_trip_is_equal_to_the_bit(saved: Path, config: Config, model: OPT) -> None:
+    folder = locate(saved)
+    assert folder == saved / "checkpoints" / "step-00000041" and {p.name for p in folder.iterdir()} == FILES
+    for path in (saved, folder, str(saved)):
+        loaded_config, loaded = load_model(path)
+        assert_same(values(loaded), values(model))
+    text = replace(config.model.text, vocab=str(folder / "vocab.txt"))
+    assert loaded_config == replace(config, model=replace(config.model, text=text))
+    assert read_state(folder) == {"step": 41, "best": 0.5}
+    state = read_tensors(folder / "optimizer.safetensors")
+    assert_same(state, {name: parameter.asnumpy() for name, parameter in moments().items()})
+
+
+def test_optimizer_state_is_restored(saved: Path) -> None:
+    path = locate(saved) / "optimizer.safetensors"
+    target = {name: Parameter(Tensor(np.zeros_like(p.asnumpy())), name=name) for name, p in moments().items()}
+    set_parameters(target, read_tensors(path), path)
+    for name, parameter in moments().items():
+        assert target[name].dtype == parameter.dtype
+        assert np.array_equal(target[name].asnumpy(), parameter.asnumpy())
+
+
+def test_a_loaded_model_computes_the_same(saved: Path, model: OPT) -> None:
+    _, loaded = load_model(saved)
+    ids = Tensor(np.array([[2, 9, 8, 3, 0, 0, 0]], np.int32))
+    mask = Tensor(np.array([[1, 1, 1, 1, 0, 0, 0]], np.int32))
+    outputs = [cell.text_encoder(ids, mask).asnumpy() for cell in (model, loaded)]
+    assert np.array_equal(*outputs)
+
+
+def test_a_folder_that_moved_still_loads(saved: Path, model: OPT, tmp_path: Path) -> None:
+    """It carries its vocabulary: the original is not needed."""
+    moved = tmp_path / "elsewhere"
+    shutil.move(locate(saved), moved)
+    config, loaded = load_model(moved)
+    assert config.model.text.vocab == str(moved / "vocab.txt")
+    assert_same(values(loaded), values(model))
+
+
+def test_overrides_reach_the_config(saved: Path) -> None:
+    assert load_checkpoint_config(locate(saved), ["eval.gallery=5"]).eval.gallery == 5
+    with pytest.raises(ConfigError, match="eval.galery"):
+        load_model(saved, ["eval.galery=5"])
+
+
+@pytest.mark.parametrize("make", [lambda path: None, lambda path: path.mkdir(), lambda path: path.write_text("x")])
+def test_a_place_without_a_checkpoint(tmp_path: Path, make: Callable[[Path], object]) -> None:
+    place = tmp_path / "run"
+    make(place)
+    assert "no checkpoint in" in (message := refused(lambda: locate(place))) and str(place) in message
+
+
+def test_latest_that_points_to_nothing(saved: Path) -> None:
+    shutil.rmtree(locate(saved))
+    assert "no checkpoint in" in refused(lambda: locate(saved))
+
+
+def change(folder: Path, edit: Callable[[dict[str, np.ndarray]], object]) -> Path:
+    path = folder / "model.safetensors"
+    arrays = load_file(path)
+    edit(arrays)
+    save_file(arrays, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("edit", "says"),
+    [
+        (lambda arrays: arrays.pop("cross_encoder.cls"), "tensor cross_encoder.cls is not in"),
+        (lambda arrays: arrays.update(extra=np.zeros(1)), "tensor extra is not in the model but in"),
+        (
+            lambda arrays: arrays.update({"scale.log_scale": np.zeros((1, 2), np.float32)}),
+            "tensor scale.log_scale of",
+        ),
+    ],
+    ids=["missing", "unknown", "shape"],
+)
+def test_tensors_of_another_model(saved: Path, config: Config, edit: Callable, says: str) -> None:
+    path = change(locate(saved), edit)
+    fresh = build_model(config)
+    before = values(fresh)
+    message = refused(lambda: load_weights(fresh, locate(saved)))
+    assert says in message and str(path) in message
+    assert_same(values(fresh), before)
+
+
+def test_the_wrong_shape_is_told_from_the_right_one(saved: Path) -> None:
+    """An override that changes a width."""
+    message = refused(lambda: load_model(saved, ["model.embed_dim=16"]))
+    assert "[12" in message and "[16" in message and "model.safetensors" in message
+
+
+@pytest.mark.parametrize("keep", [0, 5, 100, -10])
+def test_a_truncated_file(saved: Path, config: Config, keep: int) -> None:
+    path = locate(saved) / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:keep])
+    assert f"cannot read {path}" in refused(lambda: load_weights(build_model(config), locate(saved)))
+
+
+def test_missing_and_broken_parts(saved: Path) -> None:
+    folder = locate(saved)
+    assert "absent.safetensors" in refused(lambda: read_tensors(folder / "absent.safetensors"))
+    for damage in (lambda path: path.write_text("{"), lambda path: path.write_text(""), lambda path: path.unlink()):
+        damage(folder / "state.json")
+        assert f"cannot read {folder / 'state.json'}" in refused(lambda: read_state(folder))
+    (folder / "config.yaml").unlink()
+    with pytest.raises(ConfigError, match="config.yaml"):
+        load_model(folder)
+
+
+def test_a_vocabulary_that_is_missing(config: Config) -> None:
+    model = replace(config.model, text=replace(config.model.text, vocab="absent.txt"))
+    with pytest.raises(ConfigError, match="model.text.vocab=absent.txt"):
+        build_model(replace(config, model=model))
+
+
+STEPS = ("mkdir", "config", "vocab", "model", "optimizer", "state", "rename", "point")
+
+
+class Killed(BaseException):
+    """As a signal: nothing in the code under test may catch it."""
+
+
+def break_at(step: str, error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets writing go wrong at a step, half of its bytes written."""
+
+    def wrap(owner: object, name: str, when: Callable[..., bool]) -> None:
+        real = getattr(owner, name)
+
+        def broken(*args: object, **kwargs: object) -> object:
+            if when(*args):
+                if name == "_write":
+                    args[0].write_text(args[1][: len(args[1]) // 2])
+                raise error
+            return real(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, broken)
+
+    match step:
+        case "mkdir":
+            wrap(Path, "mkdir", lambda path: ".writing" in path.name)
+        case "vocab":
+            wrap(checkpoint.shutil, "copyfile", lambda *_: True)
+        case "model" | "optimizer":
+            wrap(checkpoint, "save_file", lambda _, path: path.name == f"{step}.safetensors")
+        case "rename":
+            wrap(Path, "rename", lambda *_: True)
+        case "point":
+            wrap(checkpoint.os, "replace", lambda *_: True)
+        case "config" | "state":
+            wrap(checkpoint, "_write", lambda path, _: path.stem == step)
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_kill_leaves_what_was_there(
+    saved: Path, config: Config, model: OPT, step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoints = saved / "checkpoints"
+    break_at(step, Killed(), monkeypatch)
+    with pytest.raises(Killed):
+        save_checkpoint(checkpoints, 50, config, model, moments(), keep=1)
+    monkeypatch.undo()
+    assert locate(saved).name == "step-00000041"
+    assert_same(values(load_model(saved)[1]), values(model))
+    for folder in checkpoints.glob("step-*"):
+        assert {path.name for path in folder.iterdir()} == FILES, "what bears the name is whole"
+
+    save_checkpoint(checkpoints, 50, config, model, moments(), keep=1)  # what the killed one left is no obstacle
+    assert locate(saved).name == "step-00000050"
+    assert sorted(os.listdir(checkpoints)) == ["latest", "step-00000050"]
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_full_disk_is_one_line_and_leaves_what_was_there(
+    saved: Path, config: Config, model: OPT, step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    break_at(step, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), monkeypatch)
+    message = refused(lambda: save_checkpoint(saved / "checkpoints", 50, config, model, moments(), keep=1))
+    monkeypatch.undo()
+    assert "step-00000050" in message and "No space left on device" in message
+    assert locate(saved).name == "step-00000041"
+    assert_same(values(load_model(saved)[1]), values(model))
+    assert not [name for name in os.listdir(saved / "checkpoints") if name.startswith(".writing-step")]
+
+
+def test_a_folder_that_may_not_be_written(tmp_path: Path, config: Config, model: OPT) -> None:
+    (tmp_path / "checkpoints").write_text("a file")
+    assert "cannot write" in refused(lambda: save_checkpoint(tmp_path / "checkpoints", 1, config, model))
+
+
+def steps(folder: Path) -> list[int]:
+    return sorted(int(path.name.removeprefix("step-")) for path in folder.glob("step-*"))
+
+
+@pytest.mark.parametrize(("keep", "left"), [(0, [1, 2, 3, 10]), (1, [10]), (2, [3, 10]), (9, [1, 2, 3, 10])])
+def test_the_newest_stay(tmp_path: Path, config: Config, model: OPT, keep: int, left: list[int]) -> None:
+    for step in (1, 2, 3, 10):
+        place = save_checkpoint(tmp_path / "checkpoints", step, config, model, keep=keep)
+        assert locate(tmp_path) == place
+    assert steps(tmp_path / "checkpoints") == left
+
+
+def test_the_one_just_written_stays_even_where_later_steps_lie(tmp_path: Path, config: Config, model: OPT) -> None:
+    """A shorter run into the folder of a longer one."""
+    save_checkpoint(tmp_path / "checkpoints", 500, config, model, keep=1)
+    save_checkpoint(tmp_path / "checkpoints", 20, config, model, keep=1)
+    assert locate(tmp_path).name == "step-00000020"
+
+
+def test_a_step_written_twice_is_the_second(tmp_path: Path, config: Config, model: OPT) -> None:
+    fresh = build_model(config)
+    save_checkpoint(tmp_path / "checkpoints", 5, config, model)
+    save_checkpoint(tmp_path / "checkpoints", 5, config, fresh)
+    assert_same(values(load_model(tmp_path)[1]), values(fresh))
+    assert steps(tmp_path / "checkpoints") == [5]
+
+
+def test_a_checkpoint_is_a_copy(tmp_path: Path, config: Config) -> None:
+    """What is trained on after saving does not reach the file."""
+    cell = build_model(config)
+    before = values(cell)
+    place = save_checkpoint(tmp_path / "checkpoints", 1, config, cell)
+    randomise(cell)
+    assert_same(read_tensors(place / "model.safetensors"), before)
