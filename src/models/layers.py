@@ -251,16 +251,39 @@ class Block(nn.Cell):
         return x if self.dropout is None else self.dropout(x)
 
     def construct(self, x, bias, memory=None, memory_bias=None):
-        if self.pre:
-            normal = self.attention_norm(x)
-            x = x + self.drop(self.attention(normal, normal, bias))
-            if self.crosses:
-                x = x + self.drop(self.cross_attention(self.cross_norm(x), memory, memory_bias))
-            return x + self.drop(self.ffn(self.ffn_norm(x)))
-        x = self.attention_norm(x + self.drop(self.attention(x, x, bias)))
+        memory = self.cross_attention.keys_values(memory) if self.crosses else None
+        return self.extend(x, bias, memory, memory_bias)[0]
+
+    def extend(self, x, bias, memory=None, memory_bias=None, past=None):
+        """The layer over keys and values that were made before, as decoding needs it.
+
+        Args:
+            x: (B, L, D); with ``past`` one position, L = 1.
+            bias: for self-attention over its keys, or None.
+            memory: keys and values (B, H, Lm, D/H) of the memory, or None.
+            past: (keys, values, place) with keys and values (B, H, Lk, D/H) of earlier positions and place
+                (1, 1, Lk, 1), 1.0 where this position's own are written and 0.0 elsewhere; None: x is all there is.
+
+        Returns:
+            y (B, L, D), and the keys and values that self-attention read.
+        """
+        normal = self.attention_norm(x) if self.pre else x
+        keys, values = self.attention.keys_values(normal)
+        if past is not None:
+            place = past[2]
+            keys = past[0] * (1.0 - place) + keys * place
+            values = past[1] * (1.0 - place) + values * place
+        x = x + self.drop(self.attention.attend(normal, keys, values, bias))
+        if not self.pre:
+            x = self.attention_norm(x)
         if self.crosses:
-            x = self.cross_norm(x + self.drop(self.cross_attention(x, memory, memory_bias)))
-        return self.ffn_norm(x + self.drop(self.ffn(x)))
+            normal = self.cross_norm(x) if self.pre else x
+            x = x + self.drop(self.cross_attention.attend(normal, memory[0], memory[1], memory_bias))
+            if not self.pre:
+                x = self.cross_norm(x)
+        if self.pre:
+            return x + self.drop(self.ffn(self.ffn_norm(x))), keys, values
+        return self.ffn_norm(x + self.drop(self.ffn(x))), keys, values
 
 
 class Transformer(nn.Cell):
@@ -286,4 +309,8 @@ class Transformer(nn.Cell):
     def construct(self, x, bias, memory=None, memory_bias=None):
         for block in self.blocks:
             x = block(x, bias, memory, memory_bias)
+        return self.finish(x)
+
+    def finish(self, x):
+        """What follows the last block."""
         return x if self.final_norm is None else self.final_norm(x)

@@ -1,10 +1,11 @@
 """Text decoder: causal, reading the fused tokens by cross-attention."""
 
+import mindspore as ms
 from mindspore import Parameter, nn, ops
 from mindspore.common.initializer import Normal, initializer
 
 from src.config import TextDecoderConfig
-from src.models.layers import INIT_STD, Transformer, causal_bias, padding_bias
+from src.models.layers import INIT_STD, MASKED, Transformer, causal_bias, padding_bias
 
 
 class TextDecoder(nn.Cell):
@@ -44,4 +45,57 @@ class TextDecoder(nn.Cell):
         x = ops.gather(self.tokens, ids, 0) + self.positions[:, :length]  # (B, T', D)
         memory = memory + self.memory_positions
         x = self.transformer(x, causal_bias(length), memory, padding_bias(memory_mask))
+        return self.logits(x)
+
+    def logits(self, x):
+        """Hidden (B, T', D) → (B·T', V)."""
         return self.product_bt(x.reshape(-1, self.width), self.tokens) + self.output_bias  # (B·T', V)
+
+    def read(self, memory, places):
+        """Keys and values of a memory, made once for any number of texts.
+
+        Args:
+            memory: (B, Lm, D), the ``places`` of the fused tokens, in that order.
+            places: (Lm,) int32.
+
+        Returns:
+            for each layer its keys and values, both (B, H, Lm, D/H).
+        """
+        memory = memory + ops.gather(self.memory_positions, places, 1)
+        made = ()
+        for block in self.transformer.blocks:
+            made = (*made, block.cross_attention.keys_values(memory))
+        return made
+
+    def score(self, ids, memory, memory_bias):
+        """As the decoder itself, over the keys and values of :meth:`read`: ids (B, T') → logits (B·T', V)."""
+        length = ids.shape[1]
+        x = ops.gather(self.tokens, ids, 0) + self.positions[:, :length]  # (B, T', D)
+        bias = causal_bias(length)
+        for i, block in enumerate(self.transformer.blocks):
+            x = block.extend(x, bias, memory[i], memory_bias)[0]
+        return self.logits(self.transformer.finish(x))
+
+    def step(self, ids, position, past, memory, memory_bias):
+        """One token further.
+
+        Args:
+            ids: (B,) int32, the tokens at ``position``, (1,) int32.
+            past: for each layer keys and values (B, H, T, D/H) of earlier positions; what stands from ``position``
+                on does not matter.
+            memory, memory_bias: as in :meth:`score`.
+
+        Returns:
+            logits (B, V), and for each layer the keys and values with this position written.
+        """
+        length = past[0][0].shape[2]
+        places = ops.arange(length).astype(ms.int32)  # (T,)
+        place = (places == position).astype(ms.float32).reshape(1, 1, length, 1)
+        bias = (places > position).astype(ms.float32).reshape(1, 1, 1, length) * MASKED
+        x = ops.gather(self.tokens, ids, 0) + ops.gather(self.positions[0], position, 0)  # (B, D)
+        x = x.expand_dims(1)
+        written = ()
+        for i, block in enumerate(self.transformer.blocks):
+            x, keys, values = block.extend(x, bias, memory[i], memory_bias, (past[i][0], past[i][1], place))
+            written = (*written, (keys, values))
+        return self.logits(self.transformer.finish(x)), written

@@ -1,0 +1,194 @@
+"""Encodes what is compared: every text, picture and sound once.
+
+Letters: ``n`` items, ``L`` tokens of an item, ``D`` their width, ``E`` embedding width.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from mindspore import nn
+
+from src.data.pipeline import Loader
+from src.data.schema import AUDIO, IMAGE, MODALITIES, TEXT
+from src.generation.batches import fitting_size, progress, run_batched
+from src.models.opt import OPT
+
+
+class _EncodeText(nn.Cell):
+    """ids, mask (B, T) int32 → tokens (B, T, D), mask, embeddings (B, E)."""
+
+    def __init__(self, model: OPT) -> None:
+        super().__init__(auto_prefix=False)
+        self.model = model
+
+    def construct(self, ids, mask):
+        tokens = self.model.text_encoder(ids, mask)
+        return tokens, mask, self.model.embed_text(tokens, mask)
+
+
+class _EncodeImage(nn.Cell):
+    """image (B, S, S, 3) uint8 → tokens (B, P, D), embeddings (B, E)."""
+
+    def __init__(self, model: OPT) -> None:
+        super().__init__(auto_prefix=False)
+        self.model = model
+
+    def construct(self, image):
+        tokens = self.model.image_encoder(image)
+        return tokens, self.model.embed_image(tokens)
+
+
+class _EncodeAudio(nn.Cell):
+    """audio (B, M, N) uint8, frames (B,) int32 → tokens (B, F, D), mask (B, F) int32, embeddings (B, E)."""
+
+    def __init__(self, model: OPT) -> None:
+        super().__init__(auto_prefix=False)
+        self.model = model
+
+    def construct(self, audio, frames):
+        tokens, mask = self.model.audio_encoder(audio, frames)
+        return tokens, mask, self.model.embed_audio(tokens, mask)
+
+
+@dataclass(frozen=True)
+class Items:
+    """Encoded items of one modality.
+
+    ``pictures`` says what belongs together: items of the same number are of the same picture. ``samples`` says where
+    an item stands in its split.
+    """
+
+    tokens: np.ndarray  # float32 [n, L, D]
+    mask: np.ndarray  # int32 [n, L], 1 on tokens
+    embeddings: np.ndarray  # float32 [n, E]
+    pictures: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # int64 [n]
+    samples: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # int64 [n]
+    ids: np.ndarray | None = None  # int32 [n, T]: of texts
+
+    def __len__(self) -> int:
+        return len(self.embeddings)
+
+    def take(self, rows: np.ndarray) -> "Items":
+        """Some of the items: an index or a mask."""
+        ids = None if self.ids is None else self.ids[rows]
+        return Items(
+            self.tokens[rows], self.mask[rows], self.embeddings[rows], self.pictures[rows], self.samples[rows], ids
+        )
+
+
+class Encoder:
+    """The three encoders with their embedding heads, in batches of one shape.
+
+    Args:
+        model: the network.
+        batch_size: rows at once; fewer items are encoded by a smaller graph.
+    """
+
+    def __init__(self, model: OPT, batch_size: int) -> None:
+        self.batch_size = batch_size
+        self._text, self._image, self._audio = _EncodeText(model), _EncodeImage(model), _EncodeAudio(model)
+
+    def text(self, ids: np.ndarray, mask: np.ndarray) -> Items:
+        """ids, mask int32 [n, T]."""
+        return replace(Items(*self._run(self._text, (ids, mask))), ids=ids)
+
+    def image(self, pixels: np.ndarray) -> Items:
+        """pixels uint8 [n, S, S, 3]."""
+        tokens, embeddings = self._run(self._image, (pixels,))
+        return Items(tokens, np.ones(tokens.shape[:2], np.int32), embeddings)
+
+    def audio(self, sounds: np.ndarray, frames: np.ndarray) -> Items:
+        """sounds uint8 [n, M, N], frames int32 [n]."""
+        return Items(*self._run(self._audio, (sounds, frames)))
+
+    def _run(self, cell: nn.Cell, arrays: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
+        return run_batched(cell, fitting_size(len(arrays[0]), self.batch_size), arrays, "encoding")
+
+
+class _Stream:
+    """Gathers rows until a batch of an encoder is full, so that what a sample lacks or repeats costs nothing."""
+
+    def __init__(self, encode: Callable[..., Items], batch_size: int) -> None:
+        self.encode, self.batch_size = encode, batch_size
+        self.waiting: list[tuple[np.ndarray, ...]] = []  # pictures, samples, what the encoder reads
+        self.count = 0
+        self.done: list[Items] = []
+
+    def add(self, *arrays: np.ndarray) -> None:
+        if len(arrays[0]):
+            self.waiting.append(arrays)
+            self.count += len(arrays[0])
+        while self.count >= self.batch_size:
+            self._encode(self.batch_size)
+
+    def finish(self) -> Items | None:
+        """All items, or None where there were none."""
+        if self.count:
+            self._encode(self.count)
+        if not self.done:
+            return None
+        names = ("tokens", "mask", "embeddings", "pictures", "samples")
+        joined = Items(*(np.concatenate([getattr(part, name) for part in self.done]) for name in names))
+        ids = [part.ids for part in self.done if part.ids is not None]
+        return replace(joined, ids=np.concatenate(ids)) if ids else joined
+
+    def _encode(self, count: int) -> None:
+        columns = [np.concatenate(parts) for parts in zip(*self.waiting, strict=True)]
+        pictures, samples, *inputs = [column[:count] for column in columns]
+        self.done.append(replace(self.encode(*inputs), pictures=pictures, samples=samples))
+        self.count -= count
+        self.waiting = [tuple(column[count:] for column in columns)] if self.count else []
+
+
+def encode_split(encoder: Encoder, loader: Loader, pictures: int = 0) -> dict[int, Items]:
+    """The items of a split's first pictures (0: all) by modality; a modality that nothing has is left out.
+
+    A picture is an item once, however many captions it has.
+    """
+    numbers, samples = number_pictures(loader.dataset.samples[:, 2], pictures)
+    streams = {
+        TEXT: _Stream(encoder.text, encoder.batch_size),
+        IMAGE: _Stream(encoder.image, encoder.batch_size),
+        AUDIO: _Stream(encoder.audio, encoder.batch_size),
+    }
+    seen = np.zeros(numbers.max(initial=-1) + 1, bool)
+    batches = -(-samples // encoder.batch_size)
+    for batch, n, _ in progress(loader.evaluation(encoder.batch_size, samples), "encoding", batches):
+        row = batch["sample_id"][:n].astype(np.int64)
+        presence, number = batch["presence"][:n] == 1, numbers[row]
+        first = np.zeros(n, bool)
+        first[np.unique(number, return_index=True)[1]] = True
+        fresh = presence[:, IMAGE] & first & ~seen[number]
+        seen[number[fresh]] = True
+        for modality, chosen, names in (
+            (TEXT, presence[:, TEXT], ("text_ids", "text_mask")),
+            (IMAGE, fresh, ("image",)),
+            (AUDIO, presence[:, AUDIO], ("audio", "audio_frames")),
+        ):
+            streams[modality].add(number[chosen], row[chosen], *(batch[name][:n][chosen] for name in names))
+    found = {modality: stream.finish() for modality, stream in streams.items()}
+    return {modality: items for modality, items in found.items() if items is not None}
+
+
+def number_pictures(image_ids: np.ndarray, pictures: int) -> tuple[np.ndarray, int]:
+    """Pictures numbered as they first appear, int64 [n], and how many samples the first ``pictures`` (0: all) take."""
+    _, first, inverse = np.unique(image_ids, return_index=True, return_inverse=True)
+    order = np.empty(len(first), np.int64)
+    order[np.argsort(first)] = np.arange(len(first))
+    numbers = order[inverse]
+    beyond = np.flatnonzero(numbers >= pictures) if pictures else []
+    return numbers, int(beyond[0]) if len(beyond) else len(numbers)
+
+
+def first_pictures(items: dict[int, Items], pictures: int) -> dict[int, Items]:
+    """Only the items of the first pictures (0: all)."""
+    if not pictures:
+        return items
+    kept = {modality: group.take(group.pictures < pictures) for modality, group in items.items()}
+    return {modality: group for modality, group in kept.items() if len(group)}
+
+
+def name_of(modality: int) -> str:
+    """Its letter in names of directions: t, i or a."""
+    return MODALITIES[modality][0]

@@ -1,0 +1,161 @@
+"""Everything that is measured of a model on a split of a dataset."""
+
+import platform
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from src.config import Config
+from src.data.errors import DataError
+from src.data.pipeline import Loader
+from src.data.schema import AUDIO, IMAGE, TEXT
+from src.data.tokenizer import Tokenizer
+from src.evaluation.captioning import caption_figures, transcript_figures
+from src.evaluation.encode import Encoder, Items, encode_split, first_pictures
+from src.evaluation.report import write_json
+from src.evaluation.retrieval import Retriever
+from src.evaluation.sheets import Sheets
+from src.generation.greedy import GreedyDecoder
+from src.models.opt import OPT, count_parameters
+
+EXAMPLES = 12  # captions that metrics.json shows
+
+
+class Evaluator:
+    """Measures a model; its graphs are compiled at first use and serve every later call with the weights of then.
+
+    Args:
+        config: which parts run (task), how much of the split they read and how retrieval is ranked again (eval).
+        model: the network, shared with whoever trains it.
+    """
+
+    def __init__(self, config: Config, model: OPT) -> None:
+        self.config, self.model = config, model
+        self.tokenizer = Tokenizer(config.model.text.vocab)
+        self.encoder = Encoder(model, config.eval.batch_size)
+        self.decoder = GreedyDecoder(model, self.tokenizer, config.eval.batch_size)
+        self.retriever = Retriever(model, self.tokenizer, config.eval, self.decoder)
+        self._loaders: dict[str, Loader] = {}
+
+    def run(
+        self,
+        split: str = "",
+        output: Path | None = None,
+        *,
+        gallery: int | None = None,
+        captions: int | None = None,
+        rerank: int | None = None,
+    ) -> dict[str, Any]:
+        """Evaluates a split.
+
+        Args:
+            split: by default that of the configuration.
+            output: folder for metrics.json, captions.json and figures; None: nothing is written.
+            gallery, captions, rerank: instead of the configuration's.
+
+        Returns:
+            task, split, gallery, retrieval, reranked, caption, transcription, examples, fused_passes, seconds,
+            parameters and versions; parts that the task or the data leave out are missing.
+        """
+        settings = self.config.eval
+        split = split or settings.split
+        gallery = settings.gallery if gallery is None else gallery
+        captions = settings.captions if captions is None else captions
+        rerank = settings.rerank if rerank is None else rerank
+        retrieves = self.config.task in ("pretrain", "retrieval")
+        writes = self.config.task in ("pretrain", "caption") and captions > 0
+        trained = self.model.training
+        self.model.set_train(False)
+        try:
+            return self._run(split, output, gallery, captions if writes else None, rerank, retrieves)
+        finally:
+            self.model.set_train(trained)
+
+    def _run(
+        self, split: str, output: Path | None, gallery: int, captions: int | None, rerank: int, retrieves: bool
+    ) -> dict[str, Any]:
+        metrics: dict[str, Any] = {"task": self.config.task, "split": split}
+        seconds: dict[str, float] = {}
+        loader = self._loader(split)
+        sheets = Sheets(loader, output / "figures") if output else None
+
+        began = time.monotonic()
+        limits = ([gallery] if retrieves else []) + ([captions] if captions is not None else [])
+        items = encode_split(self.encoder, loader, 0 if 0 in limits else max(limits, default=1))
+        if TEXT not in items and AUDIO not in items:
+            raise DataError(f"{loader.dataset.folder}: split {split!r} has neither texts nor sounds to evaluate")
+        seconds["encode"] = time.monotonic() - began
+        if retrieves:
+            began, fused = time.monotonic(), self.retriever.fused
+            compared = first_pictures(items, gallery)
+            metrics["gallery"] = max(len(group) for group in compared.values())
+            first, second, rankings = self.retriever.evaluate(compared, rerank)
+            metrics.update(retrieval=first, reranked=second, fused_passes=self.retriever.fused - fused)
+            seconds["retrieval"] = time.monotonic() - began
+            if sheets:
+                sheets.retrieval(compared, rankings)
+        if captions is not None:
+            began = time.monotonic()
+            metrics.update(self._write(loader, first_pictures(items, captions), sheets))
+            seconds["generation"] = time.monotonic() - began
+        metrics.update(seconds=seconds, parameters=count_parameters(self.model), versions=versions())
+        if output:
+            write_json(output / "metrics.json", metrics)
+        return metrics
+
+    def _loader(self, split: str) -> Loader:
+        if split not in self._loaders:
+            self._loaders[split] = Loader(self.config, split)
+        return self._loaders[split]
+
+    def _write(self, loader: Loader, items: dict[int, Items], sheets: Sheets | None) -> dict[str, Any]:
+        """Captions from the pictures alone, transcripts from the sounds alone, and their figures."""
+        about = loader.dataset.info["about"]
+        world = about.get("world") if about.get("source") == "demo" else None
+        metrics: dict[str, Any] = {}
+        if TEXT not in items:
+            return metrics
+        texts = self._references(loader, items[TEXT])
+        if IMAGE in items:
+            groups = _group(items[TEXT].pictures, texts)
+            pictures = items[IMAGE].take(np.isin(items[IMAGE].pictures, list(groups)))
+            if len(pictures):
+                written = self.decoder.texts(self.decoder.write(pictures.tokens, label="captions"))
+                references = [groups[number] for number in pictures.pictures]
+                metrics["caption"] = caption_figures(written, references, world)
+                metrics["examples"] = [
+                    {"caption": caption, "references": group}
+                    for caption, group in list(zip(written, references, strict=True))[:EXAMPLES]
+                ]
+                if sheets:
+                    sheets.captions(pictures, written, references, world)
+        if AUDIO in items:
+            said = dict(zip(items[TEXT].samples.tolist(), texts, strict=True))
+            sounds = items[AUDIO].take(np.isin(items[AUDIO].samples, items[TEXT].samples))
+            if len(sounds):
+                heard = self.decoder.write(audio=(sounds.tokens, sounds.mask), label="transcripts")
+                written = self.decoder.texts(heard)
+                references = [said[sample] for sample in sounds.samples.tolist()]
+                metrics["transcription"] = transcript_figures(written, references, world)
+        return metrics
+
+    def _references(self, loader: Loader, texts: Items) -> list[str]:
+        """The captions as they were written: the tokens lack what the vocabulary has not."""
+        records, captions = loader.dataset.samples[texts.samples, :2].T
+        found = loader.dataset.read(records)
+        return [record.captions[caption] for record, caption in zip(found, captions, strict=True)]
+
+
+def versions() -> dict[str, str]:
+    """Of what the figures depend on."""
+    return {"python": platform.python_version()} | {name: version(name) for name in ("mindspore", "numpy")}
+
+
+def _group(numbers: np.ndarray, texts: list[str]) -> dict[int, list[str]]:
+    groups: dict[int, list[str]] = {}
+    for number, text in zip(numbers.tolist(), texts, strict=True):
+        groups.setdefault(number, []).append(text)
+    return groups

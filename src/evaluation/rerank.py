@@ -1,0 +1,190 @@
+"""Second scores of pairs: does the pair match, and how likely is the text given the other one.
+
+Letters: ``n`` pairs, ``R`` pairs scored at once, ``U`` items of which the texts are scored, ``T`` text tokens, ``L``
+memory length, ``V`` vocabulary.
+"""
+
+from collections.abc import Iterator
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor, nn, ops
+
+from src.data.schema import AUDIO, IMAGE, MATCH_CASES, MODALITIES, TEXT
+from src.evaluation.encode import Items
+from src.generation.batches import fitting_size, pad_rows, progress, run_batched
+from src.models.layers import padding_bias
+from src.models.opt import OPT
+
+PAIRS_AT_ONCE = 256
+LOGITS_AT_ONCE = 1 << 24  # entries of the table of logits: 64 MB
+LENGTH_STEP = 4  # texts are cut behind the longest, rounded up so that galleries share a graph
+ITEM_SHARE = 12  # of so many pairs scored at once one may bring a new picture or sound
+
+
+class _TextLikelihood(nn.Cell):
+    """Fuses items alone, reads them into keys and values once, and scores texts over those.
+
+    Args:
+        model: the network.
+        given: IMAGE or AUDIO.
+        pad_id: the token that is no text.
+
+    Inputs:
+        tokens (U, L, D) float, mask (U, L) int32; owner (R,) int32: the item of each text; ids (R, T) int32.
+
+    Outputs:
+        (R,) float32: Σ_t log p(token t | tokens before t, item), the closing [SEP] included.
+    """
+
+    def __init__(self, model: OPT, given: int, pad_id: int) -> None:
+        super().__init__(auto_prefix=False)
+        self.model, self.given, self.pad_id = model, given, pad_id
+        text_len, patches = model.text_len, model.image_encoder.patches
+        sounds = model.audio_encoder.tokens
+        self.image_shape = model.image_encoder.positions.shape[1:]
+        self.audio_shape = model.audio_encoder.positions.shape[1:]
+        self.text_shape = (text_len, model.text_encoder.tokens.shape[1])
+        self.presence = tuple(int(modality == given) for modality in (TEXT, IMAGE, AUDIO))
+        # Of an absent modality only the first place can be attended: the others are not read at all.
+        length = {TEXT: 1, IMAGE: 1, AUDIO: 1} | {given: patches if given == IMAGE else sounds}
+        starts = {TEXT: 1, IMAGE: 1 + text_len, AUDIO: 1 + text_len + patches}
+        places = [0] + [starts[m] + i for m in (TEXT, IMAGE, AUDIO) for i in range(length[m])]
+        self.places = Tensor(np.array(places, np.int32))
+
+    def construct(self, tokens, mask, owner, ids):
+        items = tokens.shape[0]
+        image, audio, audio_mask = tokens, tokens, mask
+        if self.given == IMAGE:
+            audio = ops.zeros((items,) + self.audio_shape, tokens.dtype)
+            audio_mask = ops.zeros((items, self.audio_shape[0]), ms.int32)
+        else:
+            image = ops.zeros((items,) + self.image_shape, tokens.dtype)
+        text = ops.zeros((items,) + self.text_shape, tokens.dtype)
+        text_mask = ops.zeros((items, self.text_shape[0]), ms.int32)
+        presence = ops.tile(Tensor([self.presence], ms.int32), (items, 1))
+        fused, fused_mask = self.model.cross_encoder(text, image, audio, text_mask, audio_mask, presence)
+        bias = padding_bias(ops.gather(fused_mask, self.places, 1))
+        memory = ()
+        for keys, values in self.model.text_decoder.read(ops.gather(fused, self.places, 1), self.places):
+            memory = (*memory, (ops.gather(keys, owner, 0), ops.gather(values, owner, 0)))
+        logits = self.model.text_decoder.score(ids[:, :-1], memory, ops.gather(bias, owner, 0))  # (R·(T−1), V)
+        labels = ids[:, 1:].reshape(-1, 1)
+        chosen = ops.gather_elements(ops.log_softmax(logits.astype(ms.float32), -1), 1, labels)
+        return (chosen * (labels != self.pad_id).astype(ms.float32)).reshape(ids.shape[0], -1).sum(1)
+
+
+class TextLikelihood:
+    """log p(text | picture alone) or log p(text | sound alone) of pairs, in nats, under the text decoder."""
+
+    def __init__(self, model: OPT, pad_id: int) -> None:
+        self.model, self.pad_id = model, pad_id
+        self.cells = {given: _TextLikelihood(model, given, pad_id) for given in (IMAGE, AUDIO)}
+        self.fused = 0  # items that went through the cross-modal encoder
+
+    def score(self, given: int, items: Items, ids: np.ndarray, pairs: np.ndarray, label: str = "") -> np.ndarray:
+        """The likelihood of every pair.
+
+        Args:
+            given: IMAGE or AUDIO: what the items are.
+            ids: texts int32 [m, T], [CLS] … [SEP] [PAD] …
+            pairs: int64 [n, 2]: text, item.
+
+        Returns:
+            float64 [n].
+        """
+        length = int((ids != self.pad_id).sum(1).max())
+        ids = ids[:, : min(ids.shape[1], -(-length // LENGTH_STEP) * LENGTH_STEP)]
+        rows = self.rows_at_once(len(pairs), ids.shape[1])
+        most_items = max(1, rows // ITEM_SHARE)
+        order = np.lexsort((pairs[:, 0], pairs[:, 1]))  # the pairs of an item stand together: it is fused once
+        scores = np.empty(len(pairs))
+        with progress(None, label, len(pairs)) as bar:
+            for part in _chunks(pairs[order, 1], rows, most_items):
+                chosen = order[part]
+                used, owner = np.unique(pairs[chosen, 1], return_inverse=True)
+                self.fused += len(used)
+                inputs = (
+                    pad_rows(items.tokens[used], most_items),
+                    pad_rows(items.mask[used], most_items),
+                    pad_rows(owner.astype(np.int32), rows),
+                    pad_rows(ids[pairs[chosen, 0]], rows),
+                )
+                scores[chosen] = self.cells[given](*map(Tensor, inputs)).asnumpy()[: len(chosen)]
+                bar.update(len(chosen))
+        return scores
+
+    def rows_at_once(self, pairs: int, length: int) -> int:
+        """R: bounded by what the logits of a big vocabulary take."""
+        room = max(8, LOGITS_AT_ONCE // (length * self.model.vocab_size))
+        return fitting_size(pairs, min(PAIRS_AT_ONCE, 1 << (room.bit_length() - 1)))
+
+
+def _chunks(sorted_items: np.ndarray, rows: int, most_items: int) -> Iterator[slice]:
+    """Cuts pairs sorted by item into pieces of at most ``rows`` pairs and ``most_items`` different items."""
+    number = np.cumsum(np.diff(sorted_items, prepend=sorted_items[:1]) != 0)
+    start = 0
+    while start < len(number):
+        stop = min(start + rows, int(np.searchsorted(number, number[start] + most_items)))
+        yield slice(start, stop)
+        start = stop
+
+
+class _Matching(nn.Cell):
+    """Tokens, masks and embeddings of rows with one modality absent → logits (R, 5) of the matching head."""
+
+    def __init__(self, model: OPT) -> None:
+        super().__init__(auto_prefix=False)
+        self.model = model
+
+    def construct(self, text, image, audio, text_mask, audio_mask, presence, text_e, image_e, audio_e):
+        fused, _ = self.model.cross_encoder(text, image, audio, text_mask, audio_mask, presence)
+        return self.model.matching_head(fused[:, 0], text_e, image_e, audio_e, presence)
+
+
+class Matching:
+    """log p(the pair belongs together) by the matching head: one fused pass a pair, in nats."""
+
+    def __init__(self, model: OPT) -> None:
+        self.model, self.cell = model, _Matching(model)
+        self.fused = 0
+
+    def score(self, items: dict[int, Items], pairs: np.ndarray, label: str = "") -> np.ndarray:
+        """The score of every pair.
+
+        Args:
+            items: of the two modalities.
+            pairs: int64 [n, 2]: items of the lower and of the higher modality in the order text, image, audio.
+
+        Returns:
+            float64 [n].
+        """
+        model = self.model
+        here = sorted(items)
+        presence = np.array([int(modality in here) for modality in (TEXT, IMAGE, AUDIO)], np.int32)
+        absent = ({TEXT, IMAGE, AUDIO} - set(here)).pop()
+        shapes = {
+            TEXT: (model.text_len, model.text_encoder.tokens.shape[1]),
+            IMAGE: model.image_encoder.positions.shape[1:],
+            AUDIO: model.audio_encoder.positions.shape[1:],
+        }
+        logits = np.empty((len(pairs), len(MATCH_CASES)), np.float64)
+        rows = fitting_size(len(pairs), PAIRS_AT_ONCE)
+        for start in progress(range(0, len(pairs), rows), label):
+            part = pairs[start : start + rows]
+            tokens, mask, embeddings = {}, {}, {}
+            for modality, chosen in zip(here, part.T, strict=True):
+                group = items[modality]
+                tokens[modality], mask[modality] = group.tokens[chosen], group.mask[chosen]
+                embeddings[modality] = group.embeddings[chosen]
+            tokens[absent] = np.broadcast_to(np.float32(0), (len(part), *shapes[absent]))
+            mask[absent] = np.broadcast_to(np.int32(0), (len(part), shapes[absent][0]))
+            embeddings[absent] = np.zeros_like(embeddings[here[0]])
+            inputs = [tokens[m] for m in (TEXT, IMAGE, AUDIO)]
+            inputs += [mask[TEXT], mask[AUDIO], np.broadcast_to(presence, (len(part), 3))]
+            inputs += [embeddings[m] for m in (TEXT, IMAGE, AUDIO)]
+            logits[start : start + rows] = run_batched(self.cell, rows, inputs)[0]
+            self.fused += len(part)
+        own = MATCH_CASES.index("+".join(MODALITIES[modality] for modality in here))
+        whole = np.logaddexp.reduce(logits, axis=1)
+        return np.logaddexp(logits[:, own], logits[:, MATCH_CASES.index("all")]) - whole

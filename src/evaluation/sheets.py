@@ -1,0 +1,82 @@
+"""Pictures of an evaluation: what was found for the first queries of a split, and what was written under pictures."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from src.data import image
+from src.data.pipeline import Loader
+from src.data.schema import AUDIO, IMAGE, TEXT
+from src.evaluation.captioning import facts_of
+from src.evaluation.encode import Items
+from src.evaluation.figures import Hit, Query, caption_sheet, retrieval_sheet
+from src.evaluation.retrieval import SHOWN, Ranking
+
+ROWS = 6  # queries of a sheet: the first of the split, not the best
+CAPTIONS = 24
+SHEETS = {  # direction → file and title
+    "t2i": ("retrieval_text.png", "Pictures found by text"),
+    "a2i": ("retrieval_voice.png", "Pictures found by voice"),
+    "i2t": ("retrieval_picture.png", "Texts found by picture"),
+}
+MODALITY = {"t": TEXT, "i": IMAGE, "a": AUDIO}
+
+
+class Sheets:
+    """Draws into a folder; media are read again from the dataset, so that no evaluation keeps them in memory."""
+
+    def __init__(self, loader: Loader, folder: Path) -> None:
+        self.loader, self.folder = loader, folder
+        self.size = loader.config.model.image.size
+
+    def retrieval(self, items: dict[int, Items], rankings: dict[str, Ranking]) -> None:
+        """A sheet for each direction of SHEETS that was ranked."""
+        for direction, (file, title) in SHEETS.items():
+            if direction not in rankings:
+                continue
+            asked, offered = items[MODALITY[direction[0]]], items[MODALITY[direction[2]]]
+            ranking = rankings[direction]
+            rows = []
+            for row in range(min(ROWS, len(ranking.queries))):
+                query = int(ranking.queries[row])
+                best = zip(ranking.indices[row, :SHOWN], ranking.shares[row, :SHOWN], strict=True)
+                hits = [
+                    self.hit(direction[2], offered, int(index), share, asked.pictures[query]) for index, share in best
+                ]
+                rows.append((self.query(direction[0], int(asked.samples[query])), hits))
+            title += f", each with its share among {ranking.indices.shape[1]} candidates"
+            retrieval_sheet(self.folder / file, title, rows)
+
+    def query(self, letter: str, sample: int) -> Query:
+        picture, caption, sound = self.media(sample)
+        return caption if letter == "t" else (picture if letter == "i" else sound, caption)
+
+    def hit(self, letter: str, offered: Items, index: int, share: float, wanted: int) -> Hit:
+        picture, caption, _ = self.media(int(offered.samples[index]))
+        return caption, picture if letter == "i" else None, share, bool(offered.pictures[index] == wanted)
+
+    def media(self, sample: int) -> tuple[np.ndarray | None, str, np.ndarray | None]:
+        """A sample's picture uint8 [S, S, 3], caption, and sound uint8 [M, N]."""
+        record_index, caption, _ = self.loader.dataset.samples[sample]
+        record = next(self.loader.dataset.read([record_index]))
+        picture = image.decode(record.image, self.size, record.key) if record.image is not None else None
+        text = record.captions[caption] if caption >= 0 else ""
+        return picture, text, record.sounds[max(caption, 0)] if record.sounds else None
+
+    def captions(self, pictures: Items, written: list[str], references: list[list[str]], world: str | None) -> None:
+        """The first captions under their pictures, and all of them as a COCO result file."""
+        shown = []
+        for sample, text, group in list(zip(pictures.samples, written, references, strict=True))[:CAPTIONS]:
+            right = all(facts_of(text, group, world).values()) if world else text in group
+            shown.append((self.media(int(sample))[0], text, group[0], right))
+        caption_sheet(self.folder / "captions.png", "Captions written from the picture alone", shown)
+        keys = [record.key for record in self.loader.dataset.read(self.loader.dataset.samples[pictures.samples, 0])]
+        save_captions(self.folder.parent / "captions.json", keys, written)
+
+
+def save_captions(path: Path, names: list[str], written: list[str]) -> None:
+    """The COCO result format: a list of {"image_id", "caption"}."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    entries = [{"image_id": name, "caption": text} for name, text in zip(names, written, strict=True)]
+    path.write_text(json.dumps(entries, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")

@@ -1,0 +1,48 @@
+"""Running a graph of one fixed shape over any number of rows."""
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from mindspore import Tensor, nn
+from tqdm import tqdm
+
+QUIET_SECONDS = 2.0  # work that is over sooner shows no progress bar
+
+
+def fitting_size(rows: int, largest: int) -> int:
+    """The batch size for so many rows: the next power of two, so that few shapes are compiled, but at most ``largest``.
+
+    A single query is then not padded to a whole batch.
+    """
+    return min(largest, 1 << max(0, rows - 1).bit_length())
+
+
+def pad_rows(array: np.ndarray, size: int) -> np.ndarray:
+    """[n, …] → [size, …] by repeating the last row."""
+    return np.pad(array, [(0, size - len(array))] + [(0, 0)] * (array.ndim - 1), mode="edge")
+
+
+def run_batched(cell: nn.Cell, size: int, arrays: Sequence[np.ndarray], label: str = "") -> tuple[np.ndarray, ...]:
+    """Calls the Cell on batches of ``size`` rows, the last one padded, and joins what it returns.
+
+    Args:
+        cell: takes the arrays as tensors [size, …] and returns one or several tensors [size, …].
+        arrays: [n, …] with n ≥ 1, the same n for all.
+        label: of the progress bar.
+    """
+    count = len(arrays[0])
+    joined: tuple[np.ndarray, ...] = ()
+    for start in progress(range(0, count, size), label):
+        rows = slice(start, min(start + size, count))
+        results = cell(*[Tensor(pad_rows(array[rows], size)) for array in arrays])
+        # asnumpy shares memory with the graph's output, which the next call may overwrite
+        parts = [part.asnumpy() for part in (results if isinstance(results, tuple) else (results,))]
+        joined = joined or tuple(np.empty((count, *part.shape[1:]), part.dtype) for part in parts)
+        for whole, part in zip(joined, parts, strict=True):
+            whole[rows] = part[: rows.stop - start]
+    return joined
+
+
+def progress(steps: Iterable | None, label: str, total: int | None = None) -> tqdm:
+    """A progress bar that appears once the work takes more than a moment, and goes when it is done."""
+    return tqdm(steps, label, total, delay=QUIET_SECONDS, leave=False, dynamic_ncols=True)

@@ -1,0 +1,165 @@
+"""Greedy decoding: the cache changes nothing, rows are independent, the end is found, special tokens never written."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import mindspore as ms
+import numpy as np
+import pytest
+from mindspore import Tensor
+
+from src.data.schema import AUDIO, IMAGE
+from src.data.tokenizer import SPECIALS, Tokenizer
+from src.generation.batches import fitting_size, pad_rows
+from src.generation.greedy import GreedyDecoder
+from src.models.opt import OPT
+from src.models.text_decoder import TextDecoder
+from tests.oracles import CLS, MASK, PAD, SEP, VOCAB, random, randomise, run_mode, tiny_model
+
+UNK = 1
+ROWS = 4
+
+
+@pytest.fixture(scope="module")
+def model() -> OPT:
+    ms.set_seed(1)
+    model = OPT(tiny_model(), VOCAB)
+    randomise(model, seed=1)
+    for block in model.text_decoder.transformer.blocks:  # what is written must depend on the memory, not the biases
+        value = block.cross_attention.value.weight
+        value.set_data(value * 5)
+    model.set_train(False)
+    return model
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    path = tmp_path_factory.mktemp("vocab") / "vocab.txt"
+    path.write_text("\n".join([*SPECIALS, *(chr(ord("一") + i) for i in range(VOCAB - len(SPECIALS)))]))
+    return Tokenizer(path)
+
+
+@pytest.fixture(scope="module")
+def decoder(model: OPT, tokenizer: Tokenizer) -> GreedyDecoder:
+    """Compiled once for all tests."""
+    return GreedyDecoder(model, tokenizer, ROWS)
+
+
+@pytest.fixture(autouse=True)
+def graph_mode() -> Iterator[None]:
+    with run_mode("graph"):
+        yield
+
+
+def pictures(model: OPT, rows: int) -> np.ndarray:
+    return random(rows, *model.image_encoder.positions.shape[1:], seed=3)
+
+
+def sounds(model: OPT, rows: int) -> tuple[np.ndarray, np.ndarray]:
+    tokens = random(rows, *model.audio_encoder.positions.shape[1:], seed=4)
+    return tokens, (np.arange(tokens.shape[1]) < 1 + np.arange(rows)[:, None] % tokens.shape[1]).astype(np.int32)
+
+
+def whole_logits(model: OPT, ids: np.ndarray, image: np.ndarray | None, audio: tuple | None) -> np.ndarray:
+    """Logits [n, T', V] by the decoder as it is trained, over everything written so far."""
+    rows = len(ids)
+    presence = np.zeros((rows, 3), np.int32)
+    presence[:, IMAGE], presence[:, AUDIO] = image is not None, audio is not None
+    image = image if image is not None else random(rows, *model.image_encoder.positions.shape[1:])
+    audio = audio or (random(rows, *model.audio_encoder.positions.shape[1:]), sounds(model, rows)[1])
+    text = random(rows, model.text_len, model.text_encoder.tokens.shape[1])
+    text_mask = np.ones((rows, model.text_len), np.int32)
+    given = [Tensor(array) for array in (text, image, audio[0], text_mask, audio[1], presence)]
+    fused, mask = model.cross_encoder(*given)
+    return model.text_decoder(Tensor(ids), fused, mask).asnumpy().reshape(rows, ids.shape[1], VOCAB)
+
+
+def decode_slowly(model: OPT, rows: int, image: np.ndarray | None, audio: tuple | None) -> np.ndarray:
+    """Greedy decoding that computes everything again for every token."""
+    ids = np.full((rows, model.text_len), PAD, np.int32)
+    ids[:, 0] = CLS
+    for position in range(model.text_len - 1):
+        logits = whole_logits(model, ids[:, :-1], image, audio)[:, position].copy()
+        logits[:, [PAD, UNK, CLS, MASK]] = -np.inf
+        ended = (ids == SEP).any(1)
+        ids[:, position + 1] = np.where(ended, PAD, logits.argmax(1))
+    return ids
+
+
+@pytest.mark.parametrize("given", ["image", "audio", "image+audio"])
+def test_cached_decoding_is_decoding_without_a_cache(model: OPT, decoder: GreedyDecoder, given: str) -> None:
+    image = pictures(model, ROWS) if "image" in given else None
+    audio = sounds(model, ROWS) if "audio" in given else None
+    written = decoder.write(image, audio)
+    with run_mode("pynative"):
+        expected = decode_slowly(model, ROWS, image, audio)
+    np.testing.assert_array_equal(written, expected)
+    assert len(np.unique(written, axis=0)) > 1, "all rows alike: the memory is not read"
+
+
+@pytest.mark.parametrize("norm", ["pre", "post"])
+def test_step_gives_the_logits_of_the_whole(norm: str) -> None:
+    """One position at a time, over a cache that holds garbage behind it."""
+    config, rows, length, fused = tiny_model(layers=2, norm=norm), 3, 5, 6
+    decoder = TextDecoder(config.text_decoder, VOCAB, length, fused, config.cross.width)
+    randomise(decoder)
+    ids = np.random.default_rng(0).integers(0, VOCAB, (rows, length)).astype(np.int32)
+    memory = random(rows, fused, config.cross.width)
+    seen = np.array([0, 2, 3, 5], np.int32)  # the other places are masked, so leaving them out changes nothing
+    mask = np.tile(np.isin(np.arange(fused), seen).astype(np.int32), (rows, 1))
+    with run_mode("pynative"):
+        expected = decoder(Tensor(ids), Tensor(memory), Tensor(mask)).asnumpy().reshape(rows, length, VOCAB)
+        read = decoder.read(Tensor(memory[:, seen]), Tensor(seen))
+        bias = Tensor(np.zeros((rows, 1, 1, len(seen)), np.float32))
+        scored = decoder.score(Tensor(ids), read, bias).asnumpy().reshape(expected.shape)
+        np.testing.assert_allclose(scored, expected, atol=1e-4)
+        heads = config.text_decoder.heads
+        garbage = Tensor(9 * random(rows, heads, length, config.text_decoder.width // heads))
+        past = ((garbage, garbage),) * 2
+        for position in range(length):
+            at = Tensor([position], ms.int32)
+            logits, past = decoder.step(Tensor(ids[:, position]), at, past, read, bias)
+            np.testing.assert_allclose(logits.asnumpy(), expected[:, position], atol=1e-4)
+
+
+def test_rows_do_not_depend_on_the_batch(model: OPT, tokenizer: Tokenizer, decoder: GreedyDecoder) -> None:
+    image = pictures(model, 5)
+    whole = decoder.write(image)
+    np.testing.assert_array_equal(decoder.write(image[::-1])[::-1], whole)
+    np.testing.assert_array_equal(decoder.write(image), whole)  # the cache of the last call is overwritten
+    np.testing.assert_array_equal(GreedyDecoder(model, tokenizer, 2).write(image[2:]), whole[2:])
+
+
+@contextmanager
+def output_bias(model: OPT, values: dict[int, float]) -> Iterator[None]:
+    """Other biases of some tokens inside the block."""
+    parameter = model.text_decoder.output_bias
+    before = parameter.asnumpy().copy()
+    changed = before.copy()
+    changed[list(values)] = list(values.values())
+    parameter.set_data(Tensor(changed))
+    yield
+    parameter.set_data(Tensor(before))
+
+
+def test_special_tokens_are_never_written(model: OPT, decoder: GreedyDecoder) -> None:
+    with output_bias(model, dict.fromkeys([PAD, UNK, CLS, MASK], 50.0)):
+        written = decoder.write(pictures(model, ROWS))
+    behind = np.cumsum(written == SEP, axis=1) - (written == SEP) > 0
+    assert not np.isin(written[:, 1:][~behind[:, 1:]], [PAD, UNK, CLS, MASK]).any()
+    assert (written[behind] == PAD).all()
+
+
+def test_stops_at_the_end(model: OPT, decoder: GreedyDecoder) -> None:
+    image = pictures(model, 3)
+    plain = decoder.write(image)
+    with output_bias(model, {SEP: 100.0}):  # also: the graph reads the weights of now, not those of its compilation
+        written = decoder.write(image)
+    assert (written[:, :2] == [CLS, SEP]).all() and (written[:, 2:] == PAD).all()
+    assert decoder.texts(written) == ["", "", ""]
+    np.testing.assert_array_equal(decoder.write(image), plain)
+
+
+def test_batches_fit_few_rows() -> None:
+    assert [fitting_size(rows, 100) for rows in (1, 2, 3, 64, 65, 100, 1000)] == [1, 2, 4, 64, 100, 100, 100]
+    np.testing.assert_array_equal(pad_rows(np.array([[1, 2], [3, 4]]), 4), [[1, 2], [3, 4], [3, 4], [3, 4]])
