@@ -26,6 +26,8 @@ FIGURES = {
     "bleu4": "BLEU-4",
     "rouge_l": "ROUGE-L",
     "cider_d": "CIDEr-D",
+    "character_error_rate": "character error rate",
+    "sentences_right": "whole sentences right",
 }
 
 
@@ -61,7 +63,7 @@ def retrieval_table(
     return table(rows, headers)
 
 
-def caption_table(caption: Mapping[str, Any]) -> str:
+def caption_table(caption: Mapping[str, Any], title: str = "captions") -> str:
     """Caption figures, one a line: {"facts_right": …, "bleu4": …} or by tokens {"words": {"bleu4": …}, …}."""
     rows = []
     for name, value in caption.items():
@@ -69,11 +71,12 @@ def caption_table(caption: Mapping[str, Any]) -> str:
             rows += [[f"{FIGURES.get(inner, inner)}, {name}", figure] for inner, figure in value.items()]
         else:
             rows.append([FIGURES.get(name, name), value])
-    return table(rows, ["captions", ""])
+    return table(rows, [title, ""])
 
 
 def summary(metrics: Mapping[str, Any]) -> str:
-    """What an evaluation found, as text: ``retrieval`` with ``gallery`` and ``reranked``, ``caption``, ``parameters``.
+    """What an evaluation found, as text: ``retrieval`` with ``gallery`` and ``reranked``, ``caption``,
+    ``transcription``, ``parameters``.
 
     What is absent is left out.
     """
@@ -83,6 +86,8 @@ def summary(metrics: Mapping[str, Any]) -> str:
         parts.append(retrieval_table(metrics["retrieval"], metrics.get("reranked")))
     if metrics.get("caption"):
         parts.append(caption_table(metrics["caption"]))
+    if metrics.get("transcription"):
+        parts.append(caption_table(metrics["transcription"], "transcripts of speech"))
     if metrics.get("parameters"):
         parts.append(table(list(metrics["parameters"].items()), ["parameters", ""]))
     return "\n\n".join(parts)

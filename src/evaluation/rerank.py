@@ -19,7 +19,7 @@ from src.models.opt import OPT
 PAIRS_AT_ONCE = 256
 LOGITS_AT_ONCE = 1 << 24  # entries of the table of logits: 64 MB
 LENGTH_STEP = 4  # texts are cut behind the longest, rounded up so that galleries share a graph
-ITEM_SHARE = 12  # of so many pairs scored at once one may bring a new picture or sound
+ITEM_STEP = 8  # room for items, rounded up likewise
 
 
 class _TextLikelihood(nn.Cell):
@@ -96,7 +96,9 @@ class TextLikelihood:
         length = int((ids != self.pad_id).sum(1).max())
         ids = ids[:, : min(ids.shape[1], -(-length // LENGTH_STEP) * LENGTH_STEP)]
         rows = self.rows_at_once(len(pairs), ids.shape[1])
-        most_items = max(1, rows // ITEM_SHARE)
+        # a graph has room for as many items as so many pairs usually have
+        usual = rows * len(np.unique(pairs[:, 1])) / len(pairs)
+        most_items = min(rows, -(-int(usual + 1) // ITEM_STEP) * ITEM_STEP)
         order = np.lexsort((pairs[:, 0], pairs[:, 1]))  # the pairs of an item stand together: it is fused once
         scores = np.empty(len(pairs))
         with progress(None, label, len(pairs)) as bar:

@@ -165,8 +165,13 @@ class Retriever:
         return [part.reshape(direction.candidates.shape) for part, direction in zip(parts, directions, strict=True)]
 
 
+def softmax(scores: np.ndarray) -> np.ndarray:
+    """Over the last axis."""
+    shares = np.exp(scores - scores.max(-1, keepdims=True))
+    return shares / shares.sum(-1, keepdims=True)
+
+
 def _rank(direction: _Direction, scores: np.ndarray) -> Ranking:
     """The candidates [Q, k] in the order of their scores, in nats, with the softmax of those."""
-    shares = np.exp(scores - scores.max(1, keepdims=True))
-    shares /= shares.sum(1, keepdims=True)
-    return Ranking(direction.queries, recall.rerank(direction.candidates, scores), -np.sort(-shares, axis=1))
+    order = recall.rerank(direction.candidates, scores)
+    return Ranking(direction.queries, order, -np.sort(-softmax(scores), axis=1))

@@ -1,0 +1,145 @@
+"""The user's own pictures, sounds and texts: found, read, and what cannot be read named."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from src.config import ModelConfig
+from src.data import audio, image
+from src.data.errors import DataError
+from src.data.schema import AUDIO, IMAGE, MODALITIES, TEXT
+from src.data.tokenizer import Tokenizer
+from src.evaluation.encode import Encoder, Items
+
+ENDINGS = {
+    IMAGE: (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
+    AUDIO: (".wav", ".flac", ".ogg", ".mp3"),
+    TEXT: (".txt",),
+}
+MODALITY = {ending: modality for modality, endings in ENDINGS.items() for ending in endings}
+
+
+@dataclass(frozen=True)
+class Medium:
+    """One picture uint8 [S, S, 3], sound uint8 [M, N] of at most max_frames frames, or text."""
+
+    name: str  # file, or the text itself
+    modality: int
+    content: np.ndarray | str
+
+
+def find_files(path: Path, modalities: tuple[int, ...]) -> list[Path]:
+    """The file itself, or the files of a folder (not of those inside it) that are of the modalities, by name.
+
+    Raises:
+        DataError: there is no such file or folder, or it holds none.
+    """
+    endings = [ending for modality in modalities for ending in ENDINGS[modality]]
+    if path.is_dir():
+        files = sorted(file for file in path.iterdir() if file.suffix.lower() in endings and file.is_file())
+        if not files:
+            raise DataError(f"{path} holds nothing to read: expected files that end in {' '.join(endings)}")
+        return files
+    if not path.is_file():
+        raise DataError(f"{path}: no such file or folder")
+    if path.suffix.lower() not in endings:
+        raise DataError(f"{path}: expected a file that ends in {' '.join(endings)}")
+    return [path]
+
+
+def read_files(files: list[Path], model: ModelConfig) -> list[Medium]:
+    """What can be read; the rest is named on stderr, counted and left out.
+
+    Raises:
+        DataError: nothing could be read.
+    """
+    read, failures = [], []
+    for file in files:
+        try:
+            read.append(read_file(file, model))
+        except DataError as error:
+            failures.append(str(error))
+    if not read:
+        many = f"none of {len(failures)} files can be read; " if len(failures) > 1 else ""
+        raise DataError(many + failures[0])
+    for failure in failures:
+        print(f"skipped: {failure}", file=sys.stderr)
+    if failures:
+        print(f"skipped {len(failures)} of {len(files)} files", file=sys.stderr)
+    return read
+
+
+def read_file(file: Path, model: ModelConfig) -> Medium:
+    """One file of any modality.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    modality = MODALITY[file.suffix.lower()]
+    try:
+        if modality == IMAGE:
+            return Medium(str(file), IMAGE, image.decode(file.read_bytes(), model.image.size, str(file)))
+        if modality == AUDIO:
+            wave, rate = audio.load_sound(file)
+            return Medium(str(file), AUDIO, audio.log_mel(wave, rate, model.audio))
+        text = file.read_text(encoding="utf-8").strip()
+    except UnicodeDecodeError:
+        raise DataError(f"{file}: not UTF-8 text") from None
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read ({error.strerror or error})") from None
+    if not text:
+        raise DataError(f"{file}: the text is empty")
+    return Medium(str(file), TEXT, text)
+
+
+def read_query(query: str, model: ModelConfig) -> Medium:
+    """A picture or sound where the query ends like a file of one, otherwise text."""
+    ending = Path(query).suffix.lower()
+    if ending in MODALITY:
+        (file,) = find_files(Path(query), (IMAGE, AUDIO, TEXT))
+        return read_file(file, model)
+    if Path(query).is_dir():
+        raise DataError(f"--query {query} is a folder: expected a text, a picture or a sound")
+    if not query.strip():
+        raise DataError("--query is empty: expected a text, a picture or a sound")
+    return Medium(query, TEXT, query)
+
+
+def encode(encoder: Encoder, tokenizer: Tokenizer, media: list[Medium], model: ModelConfig) -> Items:
+    """Items of media that are all of one modality."""
+    modality = media[0].modality
+    contents = [medium.content for medium in media]
+    if modality == IMAGE:
+        return encoder.image(np.stack(contents))
+    if modality == AUDIO:
+        sounds = np.zeros((len(media), model.audio.max_frames, model.audio.mels), np.uint8)
+        for row, sound in zip(sounds, contents, strict=True):
+            row[: len(sound)] = sound
+        return encoder.audio(sounds, np.array([len(sound) for sound in contents], np.int32))
+    for text in contents:
+        _warn_of_loss(text, tokenizer, model.text.max_len)
+    rows = [tokenizer.encode(text, model.text.max_len) for text in contents]
+    return encoder.text(np.stack([ids for ids, _ in rows]), np.stack([mask for _, mask in rows]))
+
+
+def _warn_of_loss(text: str, tokenizer: Tokenizer, max_len: int) -> None:
+    """Says on stderr what the model will not read."""
+    pieces = tokenizer.tokens(text)
+    if len(pieces) > max_len - 2:
+        print(f"note: {text[:20]!r}… is cut to its first {max_len - 2} tokens (model.text.max_len)", file=sys.stderr)
+    unknown = sorted({char for char in text if not char.isspace() and "[UNK]" in tokenizer.tokens(char)})
+    if unknown:
+        print(f"note: the model does not know {' '.join(unknown)}", file=sys.stderr)
+
+
+def plural(modality: int) -> str:
+    """What a list of them is called."""
+    return {TEXT: "texts", IMAGE: "pictures", AUDIO: "sounds"}[modality]
+
+
+def group(media: list[Medium]) -> dict[int, list[Medium]]:
+    """Media by modality."""
+    groups = {modality: [m for m in media if m.modality == modality] for modality in range(len(MODALITIES))}
+    return {modality: members for modality, members in groups.items() if members}

@@ -1,0 +1,247 @@
+"""The evaluation engine against plain computation: scores of pairs, what is encoded, figures, whole runs."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import mindspore as ms
+import numpy as np
+import pytest
+from mindspore import Tensor
+
+from src.config import Config, EvalConfig, ObjectivesConfig
+from src.data.pipeline import Loader
+from src.data.schema import AUDIO, IMAGE, MATCH_CASES, TEXT
+from src.evaluation import rerank
+from src.evaluation.captioning import caption_figures, edit_distance, facts_of, transcript_figures
+from src.evaluation.encode import Items, encode_split, first_pictures, number_pictures
+from src.evaluation.evaluate import Evaluator
+from src.evaluation.rerank import Matching, TextLikelihood
+from src.evaluation.retrieval import Retriever
+from src.models.opt import OPT
+from src.training.checkpoint import build_model
+from tests.conftest import tiny_dataset
+from tests.oracles import random, randomise, run_mode, tiny_model
+
+COUPLES = [(TEXT, IMAGE), (TEXT, AUDIO), (IMAGE, AUDIO)]
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
+    """A tiny model on a tiny dataset: 12 dev records, some without text, picture or sound, some with two captions."""
+    folder = tmp_path_factory.mktemp("evaluate")
+    small = Config(
+        model=tiny_model(),
+        eval=EvalConfig(split="dev", batch_size=4, rerank=3, rerank_matching=0.5, rerank_likelihood=1.0),
+    )
+    return tiny_dataset(folder, config=small)
+
+
+@pytest.fixture(scope="module")
+def model(config: Config) -> OPT:
+    ms.set_seed(1)
+    model = build_model(config)
+    randomise(model, seed=1)
+    model.set_train(False)
+    return model
+
+
+@pytest.fixture(scope="module")
+def evaluator(config: Config, model: OPT) -> Evaluator:
+    return Evaluator(config, model)
+
+
+@pytest.fixture(autouse=True)
+def graph_mode() -> Iterator[None]:
+    with run_mode("graph"):
+        yield
+
+
+def made_up(model: OPT, count: int = 6) -> dict[int, Items]:
+    """Items of three modalities at random; texts and sounds of several lengths."""
+    rng = np.random.default_rng(5)
+    shapes = {
+        TEXT: (model.text_len, model.text_encoder.tokens.shape[1]),
+        IMAGE: model.image_encoder.positions.shape[1:],
+        AUDIO: model.audio_encoder.positions.shape[1:],
+    }
+    lengths = {TEXT: rng.integers(3, model.text_len, count), AUDIO: rng.integers(1, shapes[AUDIO][0] + 1, count)}
+    items = {}
+    for modality, (length, width) in shapes.items():
+        mask = (np.arange(length) < lengths.get(modality, np.full(count, length))[:, None]).astype(np.int32)
+        embeddings = random(count, 12, seed=modality)
+        embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
+        ids = None
+        if modality == TEXT:
+            ids = np.where(mask, rng.integers(5, model.vocab_size, mask.shape), 0).astype(np.int32)
+        numbers = np.arange(count)
+        items[modality] = Items(random(count, length, width, seed=modality), mask, embeddings, numbers, numbers, ids)
+    return items
+
+
+def fuse(model: OPT, items: dict[int, Items], rows: dict[int, int]) -> tuple[Tensor, Tensor, Tensor]:
+    """One fused row [1, L, D] of some items, its mask, and the presence; what is absent is garbage."""
+    chosen = {modality: group.take(np.array([rows.get(modality, 0)])) for modality, group in items.items()}
+    presence = np.array([[int(modality in rows) for modality in (TEXT, IMAGE, AUDIO)]], np.int32)
+    tokens = [Tensor(chosen[modality].tokens) for modality in (TEXT, IMAGE, AUDIO)]
+    masks = [Tensor(chosen[modality].mask) for modality in (TEXT, AUDIO)]
+    return *model.cross_encoder(*tokens, *masks, Tensor(presence)), Tensor(presence)
+
+
+@pytest.mark.parametrize("given", [IMAGE, AUDIO])
+@pytest.mark.parametrize("at_once", [4, 256])
+def test_likelihood_of_pairs(model: OPT, monkeypatch: pytest.MonkeyPatch, given: int, at_once: int) -> None:
+    """Σ log p over the tokens behind [CLS], whatever the order of the pairs and however they are cut into chunks."""
+    monkeypatch.setattr(rerank, "PAIRS_AT_ONCE", at_once)
+    monkeypatch.setattr(rerank, "ITEM_STEP", 2)
+    items = made_up(model)
+    pairs = np.random.default_rng(1).permutation([(text, item) for text in range(6) for item in (0, 2, 5)][:11])
+    scorer = TextLikelihood(model, pad_id=0)
+    found = scorer.score(given, items[given], items[TEXT].ids, pairs)
+    with run_mode("pynative"):
+        for score, (text, item) in zip(found, pairs, strict=True):
+            fused, mask, _ = fuse(model, items, {given: item})
+            ids = items[TEXT].ids[[text]]
+            logits = model.text_decoder(Tensor(ids[:, :-1]), fused, mask).asnumpy().astype(np.float64)
+            logs = logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)
+            expected = sum(logs[at, token] for at, token in enumerate(ids[0, 1:]) if token)
+            assert score == pytest.approx(expected, abs=1e-3)
+    assert scorer.fused >= 3 and (at_once == 4 or scorer.fused == 3), "an item is fused once a chunk"
+
+
+@pytest.mark.parametrize("couple", COUPLES)
+def test_matching_of_pairs(model: OPT, monkeypatch: pytest.MonkeyPatch, couple: tuple[int, int]) -> None:
+    monkeypatch.setattr(rerank, "PAIRS_AT_ONCE", 4)
+    items = made_up(model)
+    pairs = np.array([(0, 0), (0, 3), (4, 1), (5, 5), (2, 3)])
+    found = Matching(model).score({modality: items[modality] for modality in couple}, pairs)
+    own = {(TEXT, IMAGE): "text+image", (TEXT, AUDIO): "text+audio", (IMAGE, AUDIO): "image+audio"}[couple]
+    with run_mode("pynative"):
+        for score, pair in zip(found, pairs.tolist(), strict=True):
+            fused, _, presence = fuse(model, items, dict(zip(couple, pair, strict=True)))
+            rows = dict(zip(couple, pair, strict=True))
+            vectors = [Tensor(items[m].embeddings[[rows.get(m, 0)]]) for m in (TEXT, IMAGE, AUDIO)]
+            logits = model.matching_head(fused[:, 0], *vectors, presence).asnumpy()[0]
+            chances = np.exp(logits) / np.exp(logits).sum()
+            expected = np.log(chances[MATCH_CASES.index(own)] + chances[MATCH_CASES.index("all")])
+            assert score == pytest.approx(expected, abs=1e-3)
+
+
+class Told:
+    """A scorer that knows the answer."""
+
+    def __init__(self) -> None:
+        self.asked: list[np.ndarray] = []
+
+    def score(self, items: dict[int, Items], pairs: np.ndarray, label: str) -> np.ndarray:
+        self.asked.append(pairs)
+        return np.where(pairs[:, 0] == pairs[:, 1], 0.0, -5.0)
+
+
+def test_second_ranking_follows_the_second_score(config: Config, model: OPT, evaluator: Evaluator) -> None:
+    items = {modality: group for modality, group in made_up(model).items() if modality != AUDIO}
+    settings = replace(config.eval, rerank_embedding=0.0, rerank_matching=2.0, rerank_likelihood=0.0)
+    retriever = Retriever(model, evaluator.tokenizer, settings, evaluator.decoder)
+    retriever.matching = told = Told()
+    first, second, rankings = retriever.evaluate(items, depth=4)
+    assert first.keys() == second.keys() == {"t2i", "i2t"}
+    similarity = items[TEXT].embeddings @ items[IMAGE].embeddings.T
+    for direction, table in (("t2i", similarity), ("i2t", similarity.T)):
+        ranks = (table > np.diag(table)[:, None]).sum(1)
+        assert first[direction]["r1"] == pytest.approx((ranks < 1).mean())
+        assert second[direction]["r1"] == pytest.approx((ranks < 4).mean()), "what is among the best four comes first"
+        share = rankings[direction].shares[ranks < 4][0]
+        np.testing.assert_allclose(share, np.array([1, *[np.exp(-10)] * 3]) / (1 + 3 * np.exp(-10)))
+    (pairs,) = told.asked
+    assert len(np.unique(pairs, axis=0)) == len(pairs), "a pair that both directions propose is scored once"
+    settings = replace(settings, rerank_matching=0.0)
+    retriever = Retriever(model, evaluator.tokenizer, settings, evaluator.decoder)
+    assert retriever.evaluate(items, depth=4)[1] == {}, "nothing to rank again by"
+
+
+def test_pictures_are_numbered_as_they_appear() -> None:
+    numbers, samples = number_pictures(np.array([7, 7, 2, 9, 2, 1]), 2)
+    assert numbers.tolist() == [0, 0, 1, 2, 1, 3] and samples == 3
+    assert number_pictures(np.array([7, 7, 2]), 0)[1] == 3
+    assert number_pictures(np.array([7, 7, 2]), 9)[1] == 3
+
+
+def test_every_item_is_encoded_once(config: Config, model: OPT, evaluator: Evaluator) -> None:
+    loader = Loader(config, "dev")
+    items = encode_split(evaluator.encoder, loader)
+    samples = loader.dataset.samples
+    records = list(loader.dataset.read(samples[:, 0]))
+    present = np.array([record.presence(caption) for record, caption in zip(records, samples[:, 1], strict=True)])
+    assert len(items[TEXT]) == present[:, TEXT].sum() and len(items[AUDIO]) == present[:, AUDIO].sum()
+    assert len(items[IMAGE]) == len(np.unique(samples[present[:, IMAGE] == 1, 2])) < present[:, IMAGE].sum()
+    batch, _, _ = next(loader.evaluation(len(samples)))
+    with run_mode("pynative"):
+        tokens = model.image_encoder(Tensor(batch["image"][items[IMAGE].samples]))
+        np.testing.assert_allclose(items[IMAGE].embeddings, model.embed_image(tokens).asnumpy(), atol=1e-5)
+        ids, mask = (Tensor(batch[name][items[TEXT].samples]) for name in ("text_ids", "text_mask"))
+        vectors = model.embed_text(model.text_encoder(ids, mask), mask).asnumpy()
+        np.testing.assert_allclose(items[TEXT].embeddings, vectors, atol=1e-5)
+    few = first_pictures(items, 3)
+    assert max(group.pictures.max() for group in few.values()) == 2
+    again = encode_split(evaluator.encoder, loader, 3)
+    assert {m: group.samples.tolist() for m, group in few.items()} == {m: g.samples.tolist() for m, g in again.items()}
+
+
+def test_edit_distance() -> None:
+    assert [edit_distance(*pair) for pair in (("", ""), ("abc", ""), ("", "ab"), ("kitten", "sitting"))] == [0, 3, 2, 3]
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        first, second = ("".join(rng.choice(list("ab"), rng.integers(0, 7))) for _ in range(2))
+        assert edit_distance(first, second) == _slow_distance(first, second)
+
+
+def _slow_distance(first: str, second: str) -> int:
+    if not first or not second:
+        return len(first) + len(second)
+    same = _slow_distance(first[1:], second[1:]) + (first[0] != second[0])
+    return min(same, 1 + _slow_distance(first[1:], second), 1 + _slow_distance(first, second[1:]))
+
+
+def test_facts_of_captions() -> None:
+    references = [["红底，左边一只大猫，右边两个苹果"], ["红底，左边一只大猫，右边两个苹果"]]
+    written = ["左边一只大猫，右边两个苹果，红底", "红底，左边一只小猫，右边两个苹果"]
+    figures = caption_figures(written, references, "demo")
+    assert figures["facts_right"] == 0.5 and figures["facts"]["sizes"] == 0.5 and figures["facts"]["objects"] == 1.0
+    assert {"bleu4", "cider_d", "characters"} <= figures.keys()
+    assert "facts_right" not in caption_figures(written, references, None)
+    assert facts_of("红", references[0], "demo") == dict.fromkeys(figures["facts"], False)
+    heard = transcript_figures(written, [references[0][0]] * 2, "demo")
+    assert heard["facts_right"] == 0.5 and heard["sentences_right"] == 0.0
+    assert transcript_figures(["一二三"], ["一，二四"], None)["character_error_rate"] == pytest.approx(1 / 3)
+
+
+def test_whole_run(config: Config, evaluator: Evaluator, tmp_path: Path) -> None:
+    metrics = evaluator.run("dev", tmp_path)
+    assert metrics["retrieval"].keys() == metrics["reranked"].keys() == {"t2i", "i2t", "t2a", "a2t", "i2a", "a2i"}
+    assert metrics["fused_passes"] > 0 and metrics["parameters"]["total"] > 0
+    assert metrics["caption"]["pictures"] > 0 and metrics["transcription"]["sounds"] > 0
+    assert json.loads((tmp_path / "metrics.json").read_text())["gallery"] == metrics["gallery"]
+    files = {path.name for path in (tmp_path / "figures").iterdir()}
+    assert files == {"retrieval_text.png", "retrieval_voice.png", "retrieval_picture.png", "captions.png"}
+    results = json.loads((tmp_path / "captions.json").read_text())
+    assert len(results) == metrics["caption"]["pictures"] and results[0].keys() == {"image_id", "caption"}
+
+    quick = evaluator.run("dev", rerank=0, captions=2)
+    assert quick["retrieval"] == metrics["retrieval"] and quick["reranked"] == {}
+    assert quick["caption"]["pictures"] <= 2 and quick["fused_passes"] == 0
+
+
+def test_training_mode_is_left_as_it_was(evaluator: Evaluator, model: OPT) -> None:
+    model.set_train(True)
+    evaluator.run("dev", gallery=4, captions=0, rerank=0)
+    assert model.training and model.text_encoder.training
+    model.set_train(False)
+
+
+def test_task_decides_what_runs(config: Config, model: OPT) -> None:
+    objectives = ObjectivesConfig(denoise_text=1.0)
+    metrics = Evaluator(replace(config, task="caption", objectives=objectives), model).run("dev", captions=3)
+    assert "retrieval" not in metrics and metrics["caption"]["pictures"] <= 3
+    metrics = Evaluator(replace(config, task="retrieval"), model).run("dev", gallery=3, rerank=0)
+    assert "caption" not in metrics and metrics["retrieval"]
