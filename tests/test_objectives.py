@@ -1,0 +1,312 @@
+"""One forward for every objective: values, gradients and where they go, rows of the levels, and that it learns."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import mindspore as ms
+import numpy as np
+import pytest
+from mindspore import Tensor, nn, ops
+
+from src.config import OBJECTIVES, ObjectivesConfig
+from src.data.schema import AUDIO, MATCH_CASES, TEXT
+from src.models.opt import OPT
+from src.tasks.objectives import Objectives, active_objectives, level_rows, needed_fields
+from tests.oracles import MASK_RATIO, VOCAB, Arrays, randomise, run_mode, tensors, tiny_batch, tiny_model
+
+MODEL = tiny_model()
+B = 10
+WEIGHTS = {"contrastive": 0.7, "mlm": 0.5, "matching": 1.5, "denoise_text": 2.0}
+ALL = ObjectivesConfig(**WEIGHTS, mask_ratio=MASK_RATIO, token_fraction=0.5, sample_fraction=0.8, modality_fraction=0.6)
+ROWS = {"mlm": range(5), "matching": range(8), "denoise_text": range(4, B)}  # what each level reads of the batch
+Values = dict[str, float]
+
+# where the gradient of each loss goes: the text is absent from what denoising reads, the matching head takes the
+# embeddings as given, and only the contrastive loss trains the embedding heads
+FLOW = {
+    "contrastive": {
+        "text_encoder",
+        "image_encoder",
+        "audio_encoder",
+        "text_head",
+        "image_head",
+        "audio_head",
+        "scale",
+    },
+    "mlm": {"text_encoder", "image_encoder", "audio_encoder", "cross_encoder", "masked_text_head"},
+    "matching": {"text_encoder", "image_encoder", "audio_encoder", "cross_encoder", "matching_head"},
+    "denoise_text": {"image_encoder", "audio_encoder", "cross_encoder", "text_decoder"},
+}
+
+
+def only(name: str, config: ObjectivesConfig = ALL) -> ObjectivesConfig:
+    return replace(config, **{other: WEIGHTS[name] if other == name else 0.0 for other in OBJECTIVES})
+
+
+def batch_with_repeats() -> Arrays:
+    """Two samples of one picture, samples that lack something."""
+    batch = tiny_batch(MODEL, B)
+    batch["image_id"][3] = batch["image_id"][0]
+    for row, presence in ((1, (1, 1, 0)), (2, (0, 1, 1)), (6, (1, 0, 1)), (7, (0, 1, 1))):
+        batch["presence"][row] = presence
+        for name in ("match_presence", "denoise_presence"):
+            batch[name][row] *= np.array(presence, np.int32)
+        if not presence[TEXT]:
+            for name in ("text_ids", "text_mask", "mlm_ids", "mlm_positions", "mlm_labels", "mlm_weights"):
+                batch[name][row] = 0
+        if not presence[AUDIO]:
+            batch["audio"][row], batch["audio_frames"][row] = 0, 0
+    return batch
+
+
+@pytest.fixture(scope="module")
+def opt() -> OPT:
+    model = OPT(MODEL, VOCAB)
+    randomise(model, spread=0.1)
+    return model
+
+
+def losses(opt: OPT, config: ObjectivesConfig, batch: Arrays) -> Values:
+    """total and each active loss, in pynative mode."""
+    found = Objectives(opt, config, B)(tensors(batch))
+    return dict(zip(("total", *active_objectives(config)), map(float, found), strict=True))
+
+
+def gradients(opt: OPT, config: ObjectivesConfig, batch: Arrays) -> tuple[Values, Arrays]:
+    """The losses, and the total's gradients by parameter of the model, in pynative mode."""
+    named = dict(opt.parameters_and_names())
+    function = ms.value_and_grad(Objectives(opt, config, B), None, list(named.values()), has_aux=True)
+    values, found = function(tensors({name: batch[name] for name in needed_fields(config)}))
+    names = ("total", *active_objectives(config))
+    return (
+        dict(zip(names, map(float, values), strict=True)),
+        {name: gradient.asnumpy() for name, gradient in zip(named, found, strict=True)},
+    )
+
+
+class Step(nn.Cell):
+    """One step of Adam: the losses and the gradients before it."""
+
+    def __init__(self, model: OPT) -> None:
+        super().__init__()
+        self.objectives, self.fields = Objectives(model, ALL, B), needed_fields(ALL)
+        self.optimizer = nn.Adam(model.trainable_params(), learning_rate=1e-2)
+        self.differentiate = ops.value_and_grad(self.forward, None, self.optimizer.parameters, has_aux=True)
+
+    def forward(self, *tensors):
+        batch = {}  # as an input a dict would be a constant, compiled in anew for every batch
+        for i in range(len(self.fields)):
+            batch[self.fields[i]] = tensors[i]
+        values = self.objectives(batch)
+        return values[0], values
+
+    def construct(self, *tensors):
+        (_, values), gradients = self.differentiate(*tensors)
+        self.optimizer(gradients)
+        return values, gradients
+
+
+@pytest.fixture(scope="module")
+def graph(opt: OPT) -> Callable[[Arrays], tuple[Values, Arrays]]:
+    """Training of a model that begins where ``opt`` is, compiled once: call it in graph mode."""
+    model = OPT(MODEL, VOCAB)
+    for parameter, value in zip(model.get_parameters(), opt.get_parameters(), strict=True):
+        parameter.set_data(Tensor(value.asnumpy().copy()))
+    names, step = [name for name, _ in model.parameters_and_names()], Step(model)
+
+    def run(batch: Arrays) -> tuple[Values, Arrays]:
+        values, found = step(*(Tensor(batch[name]) for name in needed_fields(ALL)))
+        return (
+            dict(zip(("total", *OBJECTIVES), map(float, values), strict=True)),
+            {name: gradient.asnumpy() for name, gradient in zip(names, found, strict=True)},
+        )
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def in_pynative(opt: OPT) -> tuple[Values, Arrays]:
+    return gradients(opt, ALL, batch_with_repeats())
+
+
+def test_names_and_fields_follow_the_weights() -> None:
+    assert active_objectives(ALL) == OBJECTIVES
+    assert active_objectives(only("mlm")) == ("mlm",)
+    assert "mlm_ids" in needed_fields(only("mlm")) and "match_noise" not in needed_fields(only("mlm"))
+    assert set(needed_fields(ALL)) == set(tiny_batch(MODEL, 2)) - {"sample_id"}
+    assert [level_rows(128, x) for x in (1.0, 0.5, 0.25, 0.001)] == [128, 64, 32, 1]
+
+
+def test_graph_equals_pynative(
+    graph: Callable[[Arrays], tuple[Values, Arrays]], in_pynative: tuple[Values, Arrays]
+) -> None:
+    with run_mode("graph"):
+        values, found = graph(batch_with_repeats())
+    assert values == pytest.approx(in_pynative[0], rel=1e-5)
+    for name, expected in in_pynative[1].items():
+        np.testing.assert_allclose(found[name], expected, atol=2e-5, rtol=1e-3, err_msg=name)
+
+
+def test_total_is_the_weighted_sum(in_pynative: tuple[Values, Arrays]) -> None:
+    values = in_pynative[0]
+    assert tuple(values) == ("total", *OBJECTIVES) and all(value > 0.01 for value in values.values())
+    assert values["total"] == pytest.approx(sum(WEIGHTS[name] * values[name] for name in OBJECTIVES), rel=1e-5)
+
+
+@pytest.fixture(scope="module")
+def alone(opt: OPT) -> dict[str, tuple[Values, Arrays]]:
+    """Each objective with the others switched off, from a batch that holds only the fields it needs."""
+    return {name: gradients(opt, only(name), batch_with_repeats()) for name in OBJECTIVES}
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_switching_off_the_others_changes_no_loss(
+    in_pynative: tuple[Values, Arrays], alone: dict[str, tuple[Values, Arrays]], name: str
+) -> None:
+    """Each level finds its own rows in the stack."""
+    values, _ = alone[name]
+    assert set(values) == {"total", name}
+    assert values[name] == pytest.approx(in_pynative[0][name], rel=1e-5)
+    assert values["total"] == pytest.approx(WEIGHTS[name] * values[name], rel=1e-6)
+
+
+def test_gradients_add_up(in_pynative: tuple[Values, Arrays], alone: dict[str, tuple[Values, Arrays]]) -> None:
+    for name, whole in in_pynative[1].items():
+        total = sum(found[name] for _, found in alone.values())
+        np.testing.assert_allclose(total, whole, atol=5e-5, rtol=1e-3, err_msg=name)
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_gradient_reaches_the_parts_it_should_and_no_others(alone: dict[str, tuple[Values, Arrays]], name: str) -> None:
+    _, found = alone[name]
+    reached = {key.split(".")[0] for key, gradient in found.items() if gradient.any()}
+    assert reached == FLOW[name]
+    # softmax is blind to what every key shares, so a key's bias has none but rounding; denoising is given no text
+    without = ("key.bias", *(("text_project.weight", "text_project.bias") if name == "denoise_text" else ()))
+    for key, gradient in found.items():
+        if key.split(".")[0] in reached and not key.endswith(without):
+            assert np.isfinite(gradient).all() and np.abs(gradient).max() > 1e-7, f"{key} does not learn"
+
+
+def test_a_modality_that_nobody_has_is_untouched(opt: OPT) -> None:
+    """No sample has a sound: what lies in its place has no influence and the audio encoder learns nothing."""
+    batch = tiny_batch(MODEL, B)
+    for name in ("presence", "match_presence", "denoise_presence"):
+        batch[name][:, AUDIO] = 0
+    values, found = gradients(opt, ALL, batch)
+    batch["audio"] = 255 - batch["audio"]
+    batch["audio_frames"][:] = MODEL.audio.max_frames
+    assert losses(opt, ALL, batch) == values
+    assert not any(gradient.any() for key, gradient in found.items() if key.startswith("audio_"))
+    assert found["cross_encoder.absent"][AUDIO].any() and not found["cross_encoder.modality"][AUDIO].any()
+
+
+def test_each_level_reads_its_share_of_the_batch(opt: OPT) -> None:
+    """Rows outside of a level's share do not matter to it, rows inside do."""
+    fields = {"mlm": "mlm_ids", "matching": "match_presence", "denoise_text": "denoise_presence"}
+    batch = tiny_batch(MODEL, B)
+    before = losses(opt, ALL, batch)
+    for name, field in fields.items():
+        inside = ROWS[name]
+        outside = [row for row in range(B) if row not in inside]
+        for rows, matters in (([inside[0]], True), ([inside[-1]], True), (outside, False)):
+            other = batch[field].copy()
+            other[rows] = 7 if field == "mlm_ids" else 1 - other[rows]
+            after = losses(opt, only(name), {**batch, field: other})[name]
+            assert (after != before[name]) == matters, (name, rows)
+
+
+def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """[N]"""
+    logits = logits.astype(np.float64)
+    peak = logits.max(1)
+    return np.log(np.exp(logits - peak[:, None]).sum(1)) + peak - logits[np.arange(len(labels)), labels]
+
+
+def encode(opt: OPT, batch: Arrays, ids: str = "text_ids") -> tuple[Tensor, ...]:
+    mask = Tensor(batch["text_mask"])
+    audio, audio_mask = opt.audio_encoder(Tensor(batch["audio"]), Tensor(batch["audio_frames"]))
+    return (
+        opt.text_encoder(Tensor(batch[ids]), mask),
+        opt.image_encoder(Tensor(batch["image"])),
+        audio,
+        mask,
+        audio_mask,
+    )
+
+
+def test_contrastive_is_the_mean_of_six_directions(opt: OPT) -> None:
+    batch = batch_with_repeats()
+    text, image, audio, mask, audio_mask = encode(opt, batch)
+    heads = (opt.embed_text(text, mask), opt.embed_image(image), opt.embed_audio(audio, audio_mask))
+    vectors, scale = [x.asnumpy() for x in heads], float(opt.scale())
+    found = []
+    for x, y in ((a, b) for a in range(3) for b in range(3) if a != b):
+        costs = []
+        items = np.flatnonzero(batch["presence"][:, y])
+        for row in np.flatnonzero(batch["presence"][:, x] * batch["presence"][:, y]):
+            similar = scale * vectors[y][items] @ vectors[x][row]
+            positives = np.flatnonzero(batch["image_id"][items] == batch["image_id"][row])
+            costs.append(np.mean([cross_entropy(similar[None], np.array([p]))[0] for p in positives]))
+        found.append(np.mean(costs))
+    assert losses(opt, only("contrastive"), batch)["contrastive"] == pytest.approx(np.mean(found), rel=1e-4)
+
+
+def test_mlm_predicts_the_hidden_tokens_from_what_is_left(opt: OPT) -> None:
+    batch = batch_with_repeats()
+    fused = opt.cross_encoder(*encode(opt, batch, "mlm_ids"), Tensor(batch["presence"]))[0]
+    logits = opt.masked_text_logits(fused, Tensor(batch["mlm_positions"])).asnumpy()
+    costs = cross_entropy(logits, batch["mlm_labels"].ravel()).reshape(B, -1)
+    rows, slots = np.nonzero(batch["mlm_weights"])
+    mine = rows < 5
+    expected = costs[rows[mine], slots[mine]].mean()
+    assert losses(opt, only("mlm"), batch)["mlm"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_denoising_writes_each_next_token_up_to_the_end(opt: OPT) -> None:
+    """[CLS] w₁ … wₙ predict w₁ … wₙ [SEP]; nothing is asked of padding, nor of rows that are given nothing."""
+    batch = batch_with_repeats()
+    batch["denoise_presence"][5] = 0
+    fused, mask = opt.cross_encoder(*encode(opt, batch), Tensor(batch["denoise_presence"]))
+    logits = opt.text_decoder(Tensor(batch["text_ids"][:, :-1]), fused, mask).asnumpy().reshape(B, -1, VOCAB)
+    costs = []
+    for row in ROWS["denoise_text"]:
+        if batch["denoise_presence"][row].any():
+            for place in range(1, int(batch["text_mask"][row].sum())):
+                costs.extend(cross_entropy(logits[row, place - 1][None], batch["text_ids"][row, place][None]))
+    assert losses(opt, only("denoise_text"), batch)["denoise_text"] == pytest.approx(np.mean(costs), rel=1e-4)
+
+
+def test_a_row_that_shows_less_than_two_modalities_is_not_matched(opt: OPT) -> None:
+    batch = tiny_batch(MODEL, B)
+    batch["match_presence"][3] = (0, 1, 0)
+    before = losses(opt, only("matching"), batch)
+    batch["match_case"][3] = (batch["match_case"][3] + 1) % len(MATCH_CASES)
+    assert losses(opt, only("matching"), batch) == before
+    batch["match_presence"][:, 1:] = 0
+    values, found = gradients(opt, only("matching"), batch)
+    assert values["matching"] == 0 and not any(gradient.any() for gradient in found.values())
+
+
+def test_matching_rows_of_one_picture_cost_nothing_they_cannot_know(opt: OPT) -> None:
+    """One picture in the whole batch: only the rows that belong together remain."""
+    batch = tiny_batch(MODEL, B)
+    batch["image_id"][:] = 1
+    before = losses(opt, only("matching"), batch)
+    mismatched = np.flatnonzero(batch["match_case"] != MATCH_CASES.index("all"))
+    batch["match_presence"][mismatched] = (1, 1, 1)
+    batch["match_noise"][mismatched] = batch["match_noise"][mismatched, ::-1]
+    assert losses(opt, only("matching"), batch) == before and before["matching"] > 0
+
+
+def test_one_batch_is_overfitted_in_each_objective(graph: Callable[[Arrays], tuple[Values, Arrays]]) -> None:
+    """To under a tenth of its first loss: samples of different pictures, with all they have."""
+    batch = tiny_batch(MODEL, B)
+    with run_mode("graph"):
+        first = last = graph(batch)[0]
+        for _ in range(300):
+            if all(last[name] < 0.1 * first[name] for name in OBJECTIVES):
+                break
+            last = graph(batch)[0]
+    for name in OBJECTIVES:
+        assert last[name] < 0.1 * first[name], (name, first, last)
