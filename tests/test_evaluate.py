@@ -1,5 +1,6 @@
 """The evaluation engine against plain computation: scores of pairs, what is encoded, figures, whole runs."""
 
+import copy
 import json
 from collections.abc import Iterator
 from dataclasses import replace
@@ -89,8 +90,7 @@ def fuse(model: OPT, items: dict[int, Items], rows: dict[int, int]) -> tuple[Ten
     return *model.cross_encoder(*tokens, *masks, Tensor(presence)), Tensor(presence)
 
 
-@pytest.mark.parametrize("given", [IMAGE, AUDIO])
-@pytest.mark.parametrize("at_once", [4, 256])
+@pytest.mark.parametrize(("given", "at_once"), [(IMAGE, 4), (AUDIO, 256)])
 def test_likelihood_of_pairs(model: OPT, monkeypatch: pytest.MonkeyPatch, given: int, at_once: int) -> None:
     """Σ log p over the tokens behind [CLS], whatever the order of the pairs and however they are cut into chunks."""
     monkeypatch.setattr(rerank, "PAIRS_AT_ONCE", at_once)
@@ -110,12 +110,19 @@ def test_likelihood_of_pairs(model: OPT, monkeypatch: pytest.MonkeyPatch, given:
     assert scorer.fused >= 3 and (at_once == 4 or scorer.fused == 3), "an item is fused once a chunk"
 
 
+@pytest.fixture(scope="module")
+def matching(model: OPT) -> Matching:
+    return Matching(model)
+
+
 @pytest.mark.parametrize("couple", COUPLES)
-def test_matching_of_pairs(model: OPT, monkeypatch: pytest.MonkeyPatch, couple: tuple[int, int]) -> None:
+def test_matching_of_pairs(
+    model: OPT, matching: Matching, monkeypatch: pytest.MonkeyPatch, couple: tuple[int, int]
+) -> None:
     monkeypatch.setattr(rerank, "PAIRS_AT_ONCE", 4)
     items = made_up(model)
     pairs = np.array([(0, 0), (0, 3), (4, 1), (5, 5), (2, 3)])
-    found = Matching(model).score({modality: items[modality] for modality in couple}, pairs)
+    found = matching.score({modality: items[modality] for modality in couple}, pairs)
     own = {(TEXT, IMAGE): "text+image", (TEXT, AUDIO): "text+audio", (IMAGE, AUDIO): "image+audio"}[couple]
     with run_mode("pynative"):
         for score, pair in zip(found, pairs.tolist(), strict=True):
@@ -239,9 +246,11 @@ def test_training_mode_is_left_as_it_was(evaluator: Evaluator, model: OPT) -> No
     model.set_train(False)
 
 
-def test_task_decides_what_runs(config: Config, model: OPT) -> None:
-    objectives = ObjectivesConfig(denoise_text=1.0)
-    metrics = Evaluator(replace(config, task="caption", objectives=objectives), model).run("dev", captions=3)
+def test_task_decides_what_runs(config: Config, evaluator: Evaluator) -> None:
+    other = copy.copy(evaluator)  # its graphs are compiled already
+    other.config = replace(config, task="caption", objectives=ObjectivesConfig(denoise_text=1.0))
+    metrics = other.run("dev", captions=3)
     assert "retrieval" not in metrics and metrics["caption"]["pictures"] <= 3
-    metrics = Evaluator(replace(config, task="retrieval"), model).run("dev", gallery=3, rerank=0)
+    other.config = replace(config, task="retrieval")
+    metrics = other.run("dev", gallery=3, rerank=0)
     assert "caption" not in metrics and metrics["retrieval"]
