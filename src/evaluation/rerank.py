@@ -19,7 +19,7 @@ from src.models.opt import OPT
 PAIRS_AT_ONCE = 256
 LOGITS_AT_ONCE = 1 << 24  # entries of the table of logits: 64 MB
 LENGTH_STEP = 4  # texts are cut behind the longest, rounded up so that galleries share a graph
-ITEM_STEP = 8  # room for items, rounded up likewise
+ITEM_STEP = 4  # room for items, rounded up likewise
 
 
 class _TextLikelihood(nn.Cell):
@@ -40,35 +40,15 @@ class _TextLikelihood(nn.Cell):
     def __init__(self, model: OPT, given: int, pad_id: int) -> None:
         super().__init__(auto_prefix=False)
         self.model, self.given, self.pad_id = model, given, pad_id
-        text_len, patches = model.text_len, model.image_encoder.patches
-        sounds = model.audio_encoder.tokens
-        self.image_shape = model.image_encoder.positions.shape[1:]
-        self.audio_shape = model.audio_encoder.positions.shape[1:]
-        self.text_shape = (text_len, model.text_encoder.tokens.shape[1])
-        self.presence = tuple(int(modality == given) for modality in (TEXT, IMAGE, AUDIO))
-        # Of an absent modality only the first place can be attended: the others are not read at all.
-        length = {TEXT: 1, IMAGE: 1, AUDIO: 1} | {given: patches if given == IMAGE else sounds}
-        starts = {TEXT: 1, IMAGE: 1 + text_len, AUDIO: 1 + text_len + patches}
-        places = [0] + [starts[m] + i for m in (TEXT, IMAGE, AUDIO) for i in range(length[m])]
-        self.places = Tensor(np.array(places, np.int32))
+        self.places = Tensor(model.cross_encoder.places_alone(given))
 
     def construct(self, tokens, mask, owner, ids):
-        items = tokens.shape[0]
-        image, audio, audio_mask = tokens, tokens, mask
-        if self.given == IMAGE:
-            audio = ops.zeros((items,) + self.audio_shape, tokens.dtype)
-            audio_mask = ops.zeros((items, self.audio_shape[0]), ms.int32)
-        else:
-            image = ops.zeros((items,) + self.image_shape, tokens.dtype)
-        text = ops.zeros((items,) + self.text_shape, tokens.dtype)
-        text_mask = ops.zeros((items, self.text_shape[0]), ms.int32)
-        presence = ops.tile(Tensor([self.presence], ms.int32), (items, 1))
-        fused, fused_mask = self.model.cross_encoder(text, image, audio, text_mask, audio_mask, presence)
-        bias = padding_bias(ops.gather(fused_mask, self.places, 1))
+        fused, fused_mask = self.model.cross_encoder.fuse_alone(tokens, mask, self.given)
         memory = ()
-        for keys, values in self.model.text_decoder.read(ops.gather(fused, self.places, 1), self.places):
+        for keys, values in self.model.text_decoder.read(fused, self.places):
             memory = (*memory, (ops.gather(keys, owner, 0), ops.gather(values, owner, 0)))
-        logits = self.model.text_decoder.score(ids[:, :-1], memory, ops.gather(bias, owner, 0))  # (R·(T−1), V)
+        bias = ops.gather(padding_bias(fused_mask), owner, 0)
+        logits = self.model.text_decoder.score(ids[:, :-1], memory, bias)  # (R·(T−1), V)
         labels = ids[:, 1:].reshape(-1, 1)
         chosen = ops.gather_elements(ops.log_softmax(logits.astype(ms.float32), -1), 1, labels)
         return (chosen * (labels != self.pad_id).astype(ms.float32)).reshape(ids.shape[0], -1).sum(1)

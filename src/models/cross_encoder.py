@@ -63,6 +63,36 @@ class CrossEncoder(nn.Cell):
         mask = ops.concat((ops.ones((rows, 1), ms.int32), text_mask, image_mask, audio_mask), 1)  # (B, L)
         return self.transformer(tokens, padding_bias(mask)), mask
 
+    def fuse_alone(self, tokens, mask, which: int):
+        """Fuses one modality, the other two absent, at its own length: half of the work or less for the same numbers.
+
+        Args:
+            tokens: (B, length, width of the modality) float; mask (B, length) int32.
+            which: the modality.
+
+        Returns:
+            fused (B, 3 + length, D) and mask (B, 3 + length): what :meth:`construct` gives at ``places_alone(which)``.
+        """
+        rows = tokens.shape[0]
+        one = ops.ones((rows, 1), ms.int32)
+        parts, masks = (ops.tile(self.cls, (rows, 1, 1)),), (one,)
+        for modality in (TEXT, IMAGE, AUDIO):
+            if modality == which:
+                project = (self.text_project, self.image_project, self.audio_project)[modality]
+                parts, masks = (*parts, project(tokens) + self.modality[modality]), (*masks, mask)
+            else:
+                parts, masks = (*parts, ops.tile(self.absent[modality], (rows, 1, 1))), (*masks, one)
+        mask = ops.concat(masks, 1)
+        return self.transformer(ops.concat(parts, 1), padding_bias(mask)), mask
+
+    def places_alone(self, which: int) -> np.ndarray:
+        """int32 [3 + length]: the fused places that may be attended when only one modality is there."""
+        lengths = (self.first_text.shape[1], self.patches, self.first_audio.shape[1])
+        starts = (1, 1 + lengths[TEXT], 1 + lengths[TEXT] + lengths[IMAGE])
+        shown = [length if modality == which else 1 for modality, length in enumerate(lengths)]
+        places = [np.arange(start, start + count) for start, count in zip(starts, shown, strict=True)]
+        return np.concatenate([[0], *places]).astype(np.int32)
+
 
 def _first(length: int) -> Tensor:
     """(1, length, 1) float32: one in the first place, zeros behind."""
