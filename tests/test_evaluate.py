@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from mindspore import Tensor
 
-from src.config import Config, EvalConfig, ObjectivesConfig
+from src.config import Config, ConfigError, EvalConfig, ObjectivesConfig
 from src.data.pipeline import Loader
 from src.data.schema import AUDIO, IMAGE, MATCH_CASES, TEXT
 from src.evaluation import rerank
@@ -191,7 +191,8 @@ def test_every_item_is_encoded_once(config: Config, model: OPT, evaluator: Evalu
         np.testing.assert_allclose(items[TEXT].embeddings, vectors, atol=1e-5)
     few = first_pictures(items, 3)
     assert max(group.pictures.max() for group in few.values()) == 2
-    again = encode_split(evaluator.encoder, loader, 3)
+    again = encode_split(evaluator.encoder, loader, 3, keep_tokens=[TEXT])
+    assert again[TEXT].tokens.size and not again[IMAGE].tokens.size and again[IMAGE].embeddings.size
     assert {m: group.samples.tolist() for m, group in few.items()} == {m: g.samples.tolist() for m, g in again.items()}
 
 
@@ -251,6 +252,8 @@ def test_task_decides_what_runs(config: Config, evaluator: Evaluator) -> None:
     other.config = replace(config, task="caption", objectives=ObjectivesConfig(denoise_text=1.0))
     metrics = other.run("dev", captions=3)
     assert "retrieval" not in metrics and metrics["caption"]["pictures"] <= 3
+    with pytest.raises(ConfigError, match="captions=0 leaves nothing"):
+        other.run("dev", captions=0)
     other.config = replace(config, task="retrieval")
     metrics = other.run("dev", gallery=3, rerank=0)
     assert "caption" not in metrics and metrics["retrieval"]

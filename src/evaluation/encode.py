@@ -3,7 +3,7 @@
 Letters: ``n`` items, ``L`` tokens of an item, ``D`` their width, ``E`` embedding width.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -64,7 +64,7 @@ class Items:
     embeddings: np.ndarray  # float32 [n, E]
     pictures: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # int64 [n]
     samples: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # int64 [n]
-    ids: np.ndarray | None = None  # int32 [n, T]: of texts
+    ids: np.ndarray | None = None  # int32 [n, T]: of texts; of sounds what the model wrote down, where it did
 
     def __len__(self) -> int:
         return len(self.embeddings)
@@ -109,8 +109,8 @@ class Encoder:
 class _Stream:
     """Gathers rows until a batch of an encoder is full, so that what a sample lacks or repeats costs nothing."""
 
-    def __init__(self, encode: Callable[..., Items], batch_size: int) -> None:
-        self.encode, self.batch_size = encode, batch_size
+    def __init__(self, encode: Callable[..., Items], batch_size: int, keeps_tokens: bool) -> None:
+        self.encode, self.batch_size, self.keeps_tokens = encode, batch_size, keeps_tokens
         self.waiting: list[tuple[np.ndarray, ...]] = []  # pictures, samples, what the encoder reads
         self.count = 0
         self.done: list[Items] = []
@@ -136,21 +136,27 @@ class _Stream:
     def _encode(self, count: int) -> None:
         columns = [np.concatenate(parts) for parts in zip(*self.waiting, strict=True)]
         pictures, samples, *inputs = [column[:count] for column in columns]
-        self.done.append(replace(self.encode(*inputs), pictures=pictures, samples=samples))
+        items = replace(self.encode(*inputs), pictures=pictures, samples=samples)
+        self.done.append(items if self.keeps_tokens else replace(items, tokens=items.tokens[:, :0].copy()))
         self.count -= count
         self.waiting = [tuple(column[count:] for column in columns)] if self.count else []
 
 
-def encode_split(encoder: Encoder, loader: Loader, pictures: int = 0) -> dict[int, Items]:
-    """The items of a split's first pictures (0: all) by modality; a modality that nothing has is left out.
+def encode_split(
+    encoder: Encoder, loader: Loader, pictures: int = 0, keep_tokens: Collection[int] = (TEXT, IMAGE, AUDIO)
+) -> dict[int, Items]:
+    """The items of a split's first pictures by modality; a modality that nothing has is left out.
 
     A picture is an item once, however many captions it has.
+
+    Args:
+        pictures: how many; 0: all.
+        keep_tokens: the modalities whose tokens are kept beside the embeddings: they take a hundred times the memory.
     """
     numbers, samples = number_pictures(loader.dataset.samples[:, 2], pictures)
     streams = {
-        TEXT: _Stream(encoder.text, encoder.batch_size),
-        IMAGE: _Stream(encoder.image, encoder.batch_size),
-        AUDIO: _Stream(encoder.audio, encoder.batch_size),
+        modality: _Stream(encode, encoder.batch_size, modality in keep_tokens)
+        for modality, encode in ((TEXT, encoder.text), (IMAGE, encoder.image), (AUDIO, encoder.audio))
     }
     seen = np.zeros(numbers.max(initial=-1) + 1, bool)
     batches = -(-samples // encoder.batch_size)

@@ -2,13 +2,14 @@
 
 import platform
 import time
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from src.config import Config
+from src.config import Config, ConfigError
 from src.data.errors import DataError
 from src.data.pipeline import Loader
 from src.data.schema import AUDIO, IMAGE, TEXT
@@ -67,6 +68,8 @@ class Evaluator:
         rerank = settings.rerank if rerank is None else rerank
         retrieves = self.config.task in ("pretrain", "retrieval")
         writes = self.config.task in ("pretrain", "caption") and captions > 0
+        if not retrieves and not writes:
+            raise ConfigError(f"eval.captions=0 leaves nothing to evaluate of task={self.config.task}")
         trained = self.model.training
         self.model.set_train(False)
         try:
@@ -84,14 +87,18 @@ class Evaluator:
 
         began = time.monotonic()
         limits = ([gallery] if retrieves else []) + ([captions] if captions is not None else [])
-        items = encode_split(self.encoder, loader, 0 if 0 in limits else max(limits, default=1))
+        tokens = self._tokens_read(retrieves and rerank > 0, captions is not None)
+        items = encode_split(self.encoder, loader, 0 if 0 in limits else max(limits, default=1), tokens)
         if TEXT not in items and AUDIO not in items:
             raise DataError(f"{loader.dataset.folder}: split {split!r} has neither texts nor sounds to evaluate")
         seconds["encode"] = time.monotonic() - began
         if retrieves:
             began, fused = time.monotonic(), self.retriever.fused
             compared = first_pictures(items, gallery)
-            metrics["gallery"] = max(len(group) for group in compared.values())
+            if rerank and self.config.eval.rerank_likelihood and {IMAGE, AUDIO} <= compared.keys():
+                items[AUDIO] = self._write_down(items[AUDIO])
+                compared = first_pictures(items, gallery)
+            metrics["gallery"] = len(compared.get(IMAGE, compared.get(TEXT, ())))
             first, second, rankings = self.retriever.evaluate(compared, rerank)
             metrics.update(retrieval=first, reranked=second, fused_passes=self.retriever.fused - fused)
             seconds["retrieval"] = time.monotonic() - began
@@ -100,11 +107,17 @@ class Evaluator:
         if captions is not None:
             began = time.monotonic()
             metrics.update(self._write(loader, first_pictures(items, captions), sheets))
-            seconds["generation"] = time.monotonic() - began
+            seconds["captions"] = time.monotonic() - began
         metrics.update(seconds=seconds, parameters=count_parameters(self.model), versions=versions())
         if output:
             write_json(output / "metrics.json", metrics)
         return metrics
+
+    def _tokens_read(self, reranks: bool, writes: bool) -> set[int]:
+        """The modalities of which more than the embeddings is read."""
+        matches = reranks and self.config.eval.rerank_matching > 0
+        reads = reranks and self.config.eval.rerank_likelihood > 0
+        return {TEXT, IMAGE, AUDIO} if matches else {IMAGE, AUDIO} if reads or writes else set()
 
     def _loader(self, split: str) -> Loader:
         if split not in self._loaders:
@@ -136,11 +149,16 @@ class Evaluator:
             said = dict(zip(items[TEXT].samples.tolist(), texts, strict=True))
             sounds = items[AUDIO].take(np.isin(items[AUDIO].samples, items[TEXT].samples))
             if len(sounds):
-                heard = self.decoder.write(audio=(sounds.tokens, sounds.mask), label="transcripts")
-                written = self.decoder.texts(heard)
+                written = self.decoder.texts(self._write_down(sounds).ids)
                 references = [said[sample] for sample in sounds.samples.tolist()]
                 metrics["transcription"] = transcript_figures(written, references, world)
         return metrics
+
+    def _write_down(self, sounds: Items) -> Items:
+        """The sounds with what the model hears in them, written once."""
+        if sounds.ids is not None:
+            return sounds
+        return replace(sounds, ids=self.decoder.write(audio=(sounds.tokens, sounds.mask), label="transcripts"))
 
     def _references(self, loader: Loader, texts: Items) -> list[str]:
         """The captions as they were written: the tokens lack what the vocabulary has not."""

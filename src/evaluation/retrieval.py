@@ -104,7 +104,9 @@ class Retriever:
         if TEXT in items:
             given = max(items)
             return self.likelihood.score(given, items[given], items[TEXT].ids, pairs, label)
-        written = self.decoder.write(audio=(items[AUDIO].tokens, items[AUDIO].mask), label="writing down")
+        written = items[AUDIO].ids
+        if written is None:
+            written = self.decoder.write(audio=(items[AUDIO].tokens, items[AUDIO].mask))
         return self.likelihood.score(IMAGE, items[IMAGE], written, pairs[:, ::-1], label)
 
     def evaluate(self, items: dict[int, Items], depth: int) -> tuple[dict, dict, dict[str, Ranking]]:
