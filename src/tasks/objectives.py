@@ -6,7 +6,8 @@ permuting rows). The cross-modal encoder runs once, on the stacked rows of the l
 """
 
 import mindspore as ms
-from mindspore import nn, ops
+import numpy as np
+from mindspore import Tensor, nn, ops
 
 from src.config import OBJECTIVES, ObjectivesConfig
 from src.data.schema import AUDIO, IMAGE, TEXT
@@ -16,6 +17,14 @@ from src.losses.matching import build_rows
 from src.models.opt import OPT
 
 CLEAN_FIELDS = ("image_id", "presence", "text_ids", "text_mask", "image", "audio", "audio_frames")
+# parts of the model whose parameters an objective's gradient reaches
+ENCODERS = frozenset({"text_encoder", "image_encoder", "audio_encoder"})
+REACHED = {
+    "contrastive": ENCODERS | {"text_head", "image_head", "audio_head", "scale"},
+    "mlm": ENCODERS | {"cross_encoder", "masked_text_head"},
+    "matching": ENCODERS | {"cross_encoder", "matching_head"},
+    "denoise_text": frozenset({"cross_encoder", "text_decoder"}),  # and the encoders of what it is given
+}
 LEVEL_FIELDS = {
     "mlm": ("mlm_ids", "mlm_positions", "mlm_labels", "mlm_weights"),
     "denoise_text": ("denoise_presence",),
@@ -58,15 +67,31 @@ class Objectives(nn.Cell):
     def __init__(self, model: OPT, config: ObjectivesConfig, batch_size: int, gather: nn.Cell | None = None) -> None:
         super().__init__()
         self.model, self.gather = model, gather
-        self.names = active_objectives(config)
+        self.names, self.fields = active_objectives(config), needed_fields(config)
         self.weights = tuple(float(getattr(config, name)) for name in self.names)
         self.contrasts, self.matches = "contrastive" in self.names, "matching" in self.names
         self.masks, self.denoises = "mlm" in self.names, "denoise_text" in self.names
         self.token_rows = level_rows(batch_size, config.token_fraction)
         self.modality_rows = level_rows(batch_size, config.modality_fraction)
         self.sample_rows = level_rows(batch_size, config.sample_fraction)
+        given = config.denoise_given if self.denoises else ()
+        fuses_pairs = self.contrasts or self.masks or self.matches
+        self.reads = {  # what no active loss reads is not encoded
+            "text_encoder": self.contrasts or self.matches,
+            "image_encoder": fuses_pairs or any("image" in name for name in given),
+            "audio_encoder": fuses_pairs or any("audio" in name for name in given),
+        }
+        self.no_text = _zeros(batch_size, model.text_encoder)
+        self.no_image = _zeros(batch_size, model.image_encoder)
+        self.no_audio = _zeros(batch_size, model.audio_encoder)
+        self.no_sound = Tensor(np.zeros(self.no_audio.shape[:2], np.int32))
         self.batch_size = batch_size
         self.smoothing = config.label_smoothing
+
+    def trained_parts(self) -> frozenset[str]:
+        """The model's parts that some active objective trains."""
+        given = {name for name in ("image_encoder", "audio_encoder") if self.reads[name] and self.denoises}
+        return frozenset(given).union(*(REACHED[name] for name in self.names))
 
     def construct(self, batch):
         clean = self.encode(batch)
@@ -96,11 +121,17 @@ class Objectives(nn.Cell):
         return (total, *losses)
 
     def encode(self, batch):
-        """The clean view: tokens and masks of the three modalities."""
-        text = self.model.text_encoder(batch["text_ids"], batch["text_mask"])
-        image = self.model.image_encoder(batch["image"])
-        audio, audio_mask = self.model.audio_encoder(batch["audio"], batch["audio_frames"])
-        return text, image, audio, batch["text_mask"], audio_mask
+        """The clean view: tokens and masks of the three modalities; zeros where nothing reads them."""
+        model, reads = self.model, self.reads
+        text_mask = batch["text_mask"]
+        text, image, audio, audio_mask = self.no_text, self.no_image, self.no_audio, self.no_sound
+        if reads["text_encoder"]:
+            text = model.text_encoder(batch["text_ids"], text_mask)
+        if reads["image_encoder"]:
+            image = model.image_encoder(batch["image"])
+        if reads["audio_encoder"]:
+            audio, audio_mask = model.audio_encoder(batch["audio"], batch["audio_frames"])
+        return text, image, audio, text_mask, audio_mask
 
     def embed(self, clean):
         """Unit vectors (B, E) of text, image and audio."""
@@ -202,6 +233,11 @@ class Objectives(nn.Cell):
         logits = self.model.text_decoder(ids[:, :-1], fused, mask)  # (R·(T−1), V)
         weights = text_mask[:, 1:].astype(ms.float32) * given
         return cross_entropy(logits, ids[:, 1:].reshape(-1), weights.reshape(-1), self.smoothing)
+
+
+def _zeros(batch_size: int, encoder: nn.Cell) -> Tensor:
+    """(B, length, D) in place of an encoder's tokens."""
+    return Tensor(np.zeros((batch_size, *encoder.positions.shape[1:]), np.float32))
 
 
 def _append(stacks, rows):

@@ -123,11 +123,13 @@ def save_checkpoint(
     optimizer_state: Mapping[str, Parameter] | None = None,
     state: Mapping[str, Any] | None = None,
     keep: int = 0,
+    best: bool = False,
 ) -> Path:
     """Writes ``step-…`` under ``checkpoints`` whole or not at all, points ``latest`` at it, removes older ones.
 
     Args:
-        keep: how many checkpoints stay; 0: all.
+        keep: how many checkpoints stay, beside the best; 0: all.
+        best: point ``best`` at it, too.
 
     Returns:
         The new folder.
@@ -148,6 +150,8 @@ def save_checkpoint(
             shutil.rmtree(place)
         beside.rename(place)
         _point(checkpoints / "latest", name)
+        if best:
+            _point(checkpoints / "best", name)
     except OSError as error:
         shutil.rmtree(beside, ignore_errors=True)
         raise CheckpointError(f"cannot write {place}: {error.strerror or error}") from None
@@ -186,9 +190,11 @@ def _point(pointer: Path, name: str) -> None:
 
 
 def _remove_old(checkpoints: Path, keep: int, newest: Path) -> None:
-    """Leaves ``newest``, which may have a lower step than what an earlier run left, and the highest of the others."""
+    """Leaves ``newest`` (its step may be below an earlier run's), the best, and the highest of the others."""
     if keep:
-        others = sorted(set(checkpoints.glob("step-*")) - {newest})
+        best = checkpoints / "best"
+        kept = {newest, checkpoints / best.read_text().strip()} if best.is_file() else {newest}
+        others = sorted(set(checkpoints.glob("step-*")) - kept)
         for old in others[: max(0, len(others) - keep + 1)]:
             shutil.rmtree(old, ignore_errors=True)
 

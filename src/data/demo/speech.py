@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[3]
 HINT = "no speech: pip install espeakng-loader==0.2.4 gives the demo its voice; going on with pictures and text"
 # f2, f3 and f5 are missing on purpose: their breath is noise that no seed repeats
 VOICES = ("cmn", "cmn+f1", "cmn+m3", "cmn+f4", "cmn+m1", "cmn+linda", "cmn+m7")
-RATES = (250, 300)  # eSpeak's words a minute: the longest caption of the quick world stays below 3.8 s
+RATES = (290, 330)  # eSpeak's words a minute: the longest caption of the quick world stays below 3.2 s
 PITCHES = (35, 65)  # of 0 … 99
 CHUNK = 250  # captions a process
 PROCESSES = 2

@@ -1,0 +1,72 @@
+"""AdamW with bias correction (Loshchilov and Hutter 2019), as one in-graph update."""
+
+from collections.abc import Sequence
+
+import mindspore as ms
+import numpy as np
+from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
+
+from src.config import OptimizerConfig
+
+
+def decays(parameter: Parameter) -> bool:
+    """Weight decay applies to matrices alone: never to gains, biases, single vectors or position tables."""
+    return sum(size > 1 for size in parameter.shape) > 1 and "positions" not in parameter.name
+
+
+_adam = ops.Adam()
+_update = ops.MultitypeFuncGraph("adamw_update")
+
+
+@_update.register(*["Tensor"] * 7, "Number", *["Tensor"] * 4)
+def _update_one(beta1, beta2, power1, power2, rate, eps, factor, decay, parameter, first, second, gradient):
+    ops.assign(parameter, parameter * (1.0 - rate * decay))
+    return _adam(parameter, first, second, power1, power2, rate, beta1, beta2, eps, gradient * factor)
+
+
+class AdamW(nn.Cell):
+    """m ← β₁m + (1−β₁)g;  v ← β₂v + (1−β₂)g²;  w ← (1 − lr·λ)·w − lr · m̂ / (√v̂ + ε), m̂ and v̂ bias-corrected.
+
+    The update is MindSpore's fused Adam with ε scaled by √(1 − β₂ᵗ), which makes it equal the formula above
+    (``nn.AdamWeightDecay`` has no bias correction, ``nn.Adam`` no decoupled decay).
+
+    Args:
+        parameters: what is trained.
+        config: betas, eps, weight_decay.
+        rates: (steps,) learning rate of every step; the last one holds afterwards.
+
+    Inputs:
+        factor () float32 that multiplies the gradients (clipping, loss scale). The gradients themselves are read from
+        the Parameters ``gradients``, one a trained parameter.
+
+    Outputs:
+        () float32, the learning rate that was used.
+    """
+
+    def __init__(self, parameters: Sequence[Parameter], config: OptimizerConfig, rates: np.ndarray) -> None:
+        super().__init__()
+        self.parameters_ = ParameterTuple(parameters)
+        self.gradients = self.parameters_.clone("gradient", init="zeros")
+        self.first = self.parameters_.clone("adam_m", init="zeros")
+        self.second = self.parameters_.clone("adam_v", init="zeros")
+        self.step = Parameter(Tensor(0, ms.int32), name="adam_step", requires_grad=False)
+        self.rates = Tensor(rates)
+        self.last = len(rates) - 1
+        self.decay = tuple(config.weight_decay if decays(p) else 0.0 for p in self.parameters_)
+        self.beta1, self.beta2 = Tensor(config.beta1, ms.float32), Tensor(config.beta2, ms.float32)
+        self.eps = config.eps
+        self.map = ops.HyperMap()
+
+    def state(self) -> dict[str, Parameter]:
+        """What a checkpoint must keep, by name."""
+        return {p.name: p for p in (*self.first, *self.second, self.step)}
+
+    def construct(self, factor):
+        rate = self.rates[ops.minimum(self.step, self.last)]
+        ops.assign_add(self.step, 1)
+        time = self.step.astype(ms.float32)
+        power1, power2 = ops.pow(self.beta1, time), ops.pow(self.beta2, time)
+        eps = self.eps * ops.sqrt(1.0 - power2)
+        update = ops.partial(_update, self.beta1, self.beta2, power1, power2, rate, eps, factor)
+        self.map(update, self.decay, self.parameters_, self.first, self.second, self.gradients)
+        return rate

@@ -1,0 +1,148 @@
+"""One training step: a graph that makes the gradients, a look at them, a graph that updates the weights."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import mindspore as ms
+import numpy as np
+from mindspore import Parameter, Tensor, nn, ops
+
+from src.training.optimizer import AdamW
+
+SCALE_GROWTH_STEPS = 1000  # steps without overflow after which the loss scale doubles
+INITIAL_LOSS_SCALE = 65536.0
+
+
+class NonFiniteError(RuntimeError):
+    """A loss that is not a number; nothing was updated."""
+
+
+_square_sum = ops.MultitypeFuncGraph("square_sum")
+_store = ops.MultitypeFuncGraph("store")
+
+
+@_square_sum.register("Tensor")
+def _square_sum_one(gradient):
+    return ops.square(ops.cast(gradient, ms.float32)).sum()
+
+
+@_store.register("Tensor", "Tensor")
+def _store_one(place, gradient):
+    return ops.assign(place, gradient)
+
+
+class Gradients(nn.Cell):
+    """Losses and gradients of a batch; the gradients stay on the device, in Parameters.
+
+    The update is a graph of its own: in one graph it would need a branch, and MindSpore runs graphs with branches
+    without reusing memory (on a CPU twenty times slower at the demo's size).
+
+    Args:
+        objectives: :class:`src.tasks.objectives.Objectives`.
+        optimizer: says what is trained and holds the gradients.
+        mean_gradients: :class:`src.training.ranks.MeanGradients`, or None on one device.
+
+    Inputs:
+        loss_scale () float32, then the tensors that ``objectives.fields`` names. (A dict would be compiled in as a
+        constant, once a batch.)
+
+    Outputs:
+        losses (1 + n,) float32: the total and each loss; norm () float32 of the unscaled gradients.
+    """
+
+    def __init__(self, objectives: nn.Cell, optimizer: AdamW, mean_gradients: nn.Cell | None = None) -> None:
+        super().__init__()
+        self.objectives, self.mean_gradients = objectives, mean_gradients
+        self.gradients = optimizer.gradients
+        self.map = ops.HyperMap()
+        self.value_and_grad = ops.value_and_grad(self.forward, None, optimizer.parameters_, has_aux=True)
+
+    def forward(self, loss_scale, *tensors):
+        batch = {}
+        for name, tensor in zip(self.objectives.fields, tensors):  # noqa: B905 - the graph compiler has no strict=
+            batch[name] = tensor
+        losses = ops.stack(self.objectives(batch))  # (1 + n,)
+        return losses[0] * loss_scale, losses
+
+    def construct(self, loss_scale, *tensors):
+        (_, losses), gradients = self.value_and_grad(loss_scale, *tensors)
+        if self.mean_gradients is not None:
+            gradients = self.mean_gradients(gradients)
+        norm = ops.sqrt(ops.addn(self.map(_square_sum, gradients))) / loss_scale
+        self.map(_store, self.gradients, gradients)
+        return losses, norm
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step did: losses by name with their weighted ``total``, gradient norm, learning rate, overflow."""
+
+    losses: dict[str, float]
+    norm: float
+    rate: float
+    skipped: bool
+
+
+class TrainStep:
+    """Runs a step; call it with a batch of numpy arrays.
+
+    With a loss scale (mixed precision) a step whose gradients overflow updates nothing and halves the scale, which
+    doubles again after 1,000 clean steps.
+
+    Args:
+        objectives: :class:`src.tasks.objectives.Objectives`.
+        optimizer: the update.
+        clip_norm: largest global norm of the gradients.
+        loss_scale: start of the dynamic loss scale, or None in full precision.
+        mean_gradients: :class:`src.training.ranks.MeanGradients`, or None on one device.
+
+    Raises:
+        NonFiniteError: when called, if a loss (in full precision: or a gradient) is not finite.
+    """
+
+    def __init__(
+        self,
+        objectives: nn.Cell,
+        optimizer: AdamW,
+        clip_norm: float,
+        loss_scale: float | None = None,
+        mean_gradients: nn.Cell | None = None,
+    ) -> None:
+        self.names, self.fields = objectives.names, objectives.fields
+        self.optimizer, self.clip_norm, self.scales = optimizer, clip_norm, loss_scale is not None
+        self.loss_scale = Parameter(Tensor(loss_scale or 1.0, ms.float32), name="loss_scale", requires_grad=False)
+        self.clean_steps = Parameter(Tensor(0, ms.int32), name="clean_steps", requires_grad=False)
+        self.make_gradients = Gradients(objectives, optimizer, mean_gradients)
+        self.make_gradients.set_train()
+
+    def state(self) -> dict[str, Parameter]:
+        """The optimiser's state and the loss scale, by name."""
+        return self.optimizer.state() | {"loss_scale": self.loss_scale, "clean_steps": self.clean_steps}
+
+    def __call__(self, batch: Mapping[str, np.ndarray]) -> StepResult:
+        tensors = [Tensor(batch[name]) for name in self.fields]
+        losses, norm = self.make_gradients(self.loss_scale.value(), *tensors)
+        values, norm = losses.asnumpy(), float(norm.asnumpy())
+        named = {name: float(value) for name, value in zip(("total", *self.names), values, strict=True)}
+        overflow = not math.isfinite(norm)
+        if not np.isfinite(values).all() or (overflow and not self.scales):
+            bad = [name for name, value in named.items() if not math.isfinite(value)]
+            raise NonFiniteError(f"not finite: {', '.join(bad) or 'the gradients'}")
+        rate = 0.0 if overflow else self.update(norm)
+        if self.scales:
+            self.adapt_scale(overflow)
+        return StepResult(named, norm, rate, overflow)
+
+    def update(self, norm: float) -> float:
+        factor = min(1.0, self.clip_norm / (norm + 1e-6)) / float(self.loss_scale.asnumpy())
+        return float(self.optimizer(Tensor(factor, ms.float32)).asnumpy())
+
+    def adapt_scale(self, overflow: bool) -> None:
+        scale, clean = float(self.loss_scale.asnumpy()), int(self.clean_steps.asnumpy()) + 1
+        if overflow:
+            scale, clean = max(1.0, scale / 2), 0
+        elif clean >= SCALE_GROWTH_STEPS:
+            scale, clean = scale * 2, 0
+        self.loss_scale.set_data(Tensor(scale, ms.float32))
+        self.clean_steps.set_data(Tensor(clean, ms.int32))

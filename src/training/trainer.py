@@ -1,0 +1,173 @@
+"""The training loop: batches in, a run folder out.
+
+    runs/<name>/config.yaml, metrics.jsonl, tensorboard/, checkpoints/step-…/, checkpoints/latest, checkpoints/best
+"""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import mindspore as ms
+from mindspore import nn
+
+from src.config import Config, ConfigError, to_yaml
+from src.data.pipeline import Batch, Loader
+from src.evaluation.evaluate import Evaluator
+from src.evaluation.report import table
+from src.models.opt import OPT, count_parameters
+from src.tasks import registry
+from src.tasks.objectives import Objectives
+from src.training import checkpoint
+from src.training.log import RunLog
+from src.training.optimizer import AdamW
+from src.training.ranks import GatherRows, MeanGradients
+from src.training.schedule import learning_rates
+from src.training.step import INITIAL_LOSS_SCALE, NonFiniteError, StepResult, TrainStep
+
+
+class TrainingError(RuntimeError):
+    """A run that cannot go on; its message is one line."""
+
+
+class Trainer:
+    """Builds everything a run needs and runs it.
+
+    Args:
+        config: the run.
+        rank, ranks: this process among its peers (:func:`src.runtime.setup`).
+        resume: go on from the run folder's latest checkpoint; the losses are those of an uninterrupted run.
+    """
+
+    def __init__(self, config: Config, rank: int = 0, ranks: int = 1, resume: bool = False) -> None:
+        self.config, self.rank = config, rank
+        self.folder = Path(config.train.output)
+        self.checkpoints = self.folder / "checkpoints"
+        if not resume and (self.checkpoints / "latest").exists():
+            raise ConfigError(f"train.output={self.folder} holds a finished or interrupted run: --resume, or another name")
+        self.task = registry.get(config.task)
+        self.loader = Loader(config, config.data.train_split, rank, ranks)
+        self.model = checkpoint.build_model(config)
+        self.step_number, self.best = 0, float("-inf")
+        if config.train.init_from and not resume:
+            checkpoint.load_weights(self.model, checkpoint.locate(config.train.init_from))
+        self.step = self._build_step(ranks)
+        if resume:
+            self._resume()
+        self.evaluator = Evaluator(config, self.model) if rank == 0 and config.train.eval_every else None
+
+    def _build_step(self, ranks: int) -> TrainStep:
+        config = self.config
+        half = config.runtime.precision == "fp16"
+        network: nn.Cell = self.model
+        if half:
+            network = ms.amp.auto_mixed_precision(self.model, "auto", ms.float16)
+        gather = GatherRows(self.rank) if ranks > 1 else None
+        objectives = Objectives(network, config.objectives, config.data.batch_size, gather)
+        rates = learning_rates(config.optimizer, config.train.steps)
+        optimizer = AdamW(trained_parameters(self.model, objectives), config.optimizer, rates)
+        return TrainStep(
+            objectives,
+            optimizer,
+            config.optimizer.clip_norm,
+            INITIAL_LOSS_SCALE if half else None,
+            MeanGradients(ranks) if ranks > 1 else None,
+        )
+
+    def _resume(self) -> None:
+        folder = checkpoint.locate(self.folder)
+        checkpoint.load_weights(self.model, folder)
+        path = folder / checkpoint.OPTIMIZER
+        checkpoint.set_parameters(self.step.state(), checkpoint.read_tensors(path), path)
+        state = checkpoint.read_state(folder)
+        self.step_number, self.best = state["step"], state["best"] if state["best"] is not None else float("-inf")
+
+    def run(self) -> None:
+        """Trains to the last step, evaluating and saving on the way.
+
+        Raises:
+            TrainingError: a loss is not finite; the last checkpoint is the one before it.
+        """
+        config, steps = self.config, self.config.train.steps
+        if self.rank == 0:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            (self.folder / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+            print(parameter_table(self.model), flush=True)
+        log = RunLog(self.folder, self.step_number, steps, self.rank == 0)
+        batches = self.loader.batches(self.step_number)
+        try:
+            self._loop(batches, log)
+        finally:
+            batches.close()
+            log.close()
+
+    def _loop(self, batches, log: RunLog) -> None:
+        train = self.config.train
+        marked, marked_step = time.perf_counter(), self.step_number
+        while self.step_number < train.steps:
+            result = self._advance(next(batches))
+            log.advance(result.losses["total"])
+            if self.step_number % train.log_every == 0 or self.step_number == train.steps:
+                now = time.perf_counter()
+                samples = (self.step_number - marked_step) * self.config.data.batch_size
+                log.write(self.step_number, _scalars(result, samples / (now - marked)))
+                marked, marked_step = now, self.step_number
+            improved = bool(train.eval_every) and self.step_number % train.eval_every == 0 and self._evaluate(log)
+            if improved or self.step_number % train.save_every == 0 or self.step_number == train.steps:
+                self._save(improved)
+                marked, marked_step = time.perf_counter(), self.step_number  # the rate is that of training alone
+
+    def _advance(self, batch: Batch) -> StepResult:
+        try:
+            result = self.step(batch)
+        except NonFiniteError as error:
+            ids = ", ".join(map(str, batch["sample_id"][:8]))
+            raise TrainingError(
+                f"step {self.step_number + 1}: {error}; nothing was updated; the batch begins with samples {ids}; "
+                f"lower optimizer.lr or look at the data, then --resume"
+            ) from None
+        self.step_number += 1
+        return result
+
+    def _evaluate(self, log: RunLog) -> bool:
+        """Measures the held-out split; True when the task's figure is the best so far."""
+        if self.evaluator is None:
+            return False
+        self.step.make_gradients.set_train(False)
+        figures = self.task.figures(self.evaluator, self.config)
+        self.step.make_gradients.set_train(True)
+        log.write(self.step_number, {f"eval/{name}": value for name, value in figures.items()})
+        log.say(f"step {self.step_number}: " + "  ".join(f"{name} {value:.3f}" for name, value in figures.items()))
+        value = figures[self.task.best]
+        improved, self.best = value > self.best, max(value, self.best)
+        return improved
+
+    def _save(self, best: bool) -> None:
+        if self.rank == 0:
+            state = {"best": self.best if self.best > float("-inf") else None}
+            checkpoint.save_checkpoint(
+                self.checkpoints,
+                self.step_number,
+                self.config,
+                self.model,
+                self.step.state(),
+                state,
+                self.config.train.keep_checkpoints,
+                best,
+            )
+
+
+def trained_parameters(model: OPT, objectives: Objectives) -> list[ms.Parameter]:
+    """The parameters that an active objective reaches; the others keep their values and cost no memory."""
+    parts = objectives.trained_parts()
+    return [p for name, p in model.parameters_and_names() if name.split(".")[0] in parts]
+
+
+def parameter_table(model: OPT) -> str:
+    """Parameters of every part, to be printed."""
+    rows = [(name, f"{count:,}") for name, count in count_parameters(model).items()]
+    return table(rows, ("part", "parameters"))
+
+
+def _scalars(result: StepResult, rate: float) -> dict[str, Any]:
+    losses = {"loss" if name == "total" else f"loss/{name}": value for name, value in result.losses.items()}
+    return losses | {"lr": result.rate, "grad_norm": result.norm, "samples_per_second": round(rate, 2)}

@@ -1,0 +1,35 @@
+"""Trains a model: pre-training, retrieval or captioning, as the configuration says.
+
+python train.py --config config/pretrain/demo.yaml
+python train.py --config config/pretrain/demo.yaml train.steps=1000 optimizer.lr=1e-3 train.output=runs/longer
+python train.py --config config/pretrain/demo.yaml --resume         go on where a killed run stopped
+python train.py --config config/caption/demo.yaml train.init_from=runs/demo/pretrain
+"""
+
+import argparse
+
+from src import cli
+from src.config import load_config
+from src.runtime import setup
+from src.training.trainer import Trainer
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--config", required=True, metavar="FILE", help="YAML configuration, see config/")
+    parser.add_argument("--resume", action="store_true", help="go on from the latest checkpoint of train.output")
+    parser.add_argument("settings", nargs="*", metavar="key=value", help="changes of the configuration")
+    return parser.parse_intermixed_args()
+
+
+def main() -> None:
+    args = parse()
+    config = load_config(args.config, args.settings)
+    rank, ranks = setup(config.runtime, config.seed)
+    Trainer(config, rank, ranks, args.resume).run()
+
+
+if __name__ == "__main__":
+    cli.run(main)
