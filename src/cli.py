@@ -8,8 +8,9 @@ from src.data.errors import DataError
 from src.export import ExportError
 from src.runtime import RuntimeSetupError
 from src.training.checkpoint import CheckpointError
+from src.training.step import TrainingError
 
-USER_ERRORS = (ConfigError, DataError, CheckpointError, RuntimeSetupError, ExportError)
+USER_ERRORS = (ConfigError, DataError, CheckpointError, RuntimeSetupError, ExportError, TrainingError)
 WRONG_USE, INTERRUPTED = 2, 130  # exit codes; argparse and shells use the same
 
 

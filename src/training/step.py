@@ -14,7 +14,11 @@ SCALE_GROWTH_STEPS = 1000  # steps without overflow after which the loss scale d
 INITIAL_LOSS_SCALE = 65536.0
 
 
-class NonFiniteError(RuntimeError):
+class TrainingError(RuntimeError):
+    """A run that cannot go on; its message is one line."""
+
+
+class NonFiniteError(TrainingError):
     """A loss that is not a number; nothing was updated."""
 
 
@@ -35,8 +39,8 @@ def _store_one(place, gradient):
 class Gradients(nn.Cell):
     """Losses and gradients of a batch; the gradients stay on the device, in Parameters.
 
-    The update is a graph of its own: in one graph it would need a branch, and MindSpore runs graphs with branches
-    without reusing memory (on a CPU twenty times slower at the demo's size).
+    The update is a graph of its own, so that the host sees losses and norm before anything changes, without a branch
+    in a graph.
 
     Args:
         objectives: :class:`src.tasks.objectives.Objectives`.

@@ -1,7 +1,4 @@
-"""The training loop: batches in, a run folder out.
-
-    runs/<name>/config.yaml, metrics.jsonl, tensorboard/, checkpoints/step-…/, checkpoints/latest, checkpoints/best
-"""
+"""The training loop: batches in, a run folder out (config.yaml, metrics.jsonl, tensorboard/, checkpoints/)."""
 
 import time
 from pathlib import Path
@@ -22,11 +19,7 @@ from src.training.log import RunLog
 from src.training.optimizer import AdamW
 from src.training.ranks import GatherRows, MeanGradients
 from src.training.schedule import learning_rates
-from src.training.step import INITIAL_LOSS_SCALE, NonFiniteError, StepResult, TrainStep
-
-
-class TrainingError(RuntimeError):
-    """A run that cannot go on; its message is one line."""
+from src.training.step import INITIAL_LOSS_SCALE, NonFiniteError, StepResult, TrainingError, TrainStep
 
 
 class Trainer:
@@ -43,7 +36,7 @@ class Trainer:
         self.folder = Path(config.train.output)
         self.checkpoints = self.folder / "checkpoints"
         if not resume and (self.checkpoints / "latest").exists():
-            raise ConfigError(f"train.output={self.folder} holds a finished or interrupted run: --resume, or another name")
+            raise ConfigError(f"train.output={self.folder} holds a run already: --resume, or take another folder")
         self.task = registry.get(config.task)
         self.loader = Loader(config, config.data.train_split, rank, ranks)
         self.model = checkpoint.build_model(config)

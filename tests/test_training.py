@@ -1,0 +1,226 @@
+"""The update, the schedule, the loop: against PyTorch, and against themselves after an interruption."""
+
+import dataclasses
+import json
+import math
+
+import mindspore as ms
+import numpy as np
+import pytest
+from conftest import tiny_dataset
+from mindspore import Parameter, Tensor
+
+from src.config import (
+    AudioEncoderConfig,
+    Config,
+    ConfigError,
+    CrossEncoderConfig,
+    ImageEncoderConfig,
+    ModelConfig,
+    ObjectivesConfig,
+    OptimizerConfig,
+    TextDecoderConfig,
+    TextEncoderConfig,
+    TrainConfig,
+)
+from src.training.checkpoint import MODEL, locate, read_tensors
+from src.training.optimizer import AdamW, decays
+from src.training.schedule import learning_rates
+from src.training.step import NonFiniteError, TrainingError, TrainStep
+from src.training.trainer import Trainer
+
+
+@pytest.fixture(autouse=True)
+def graph_mode():
+    mode = ms.get_context("mode")
+    ms.set_context(mode=ms.GRAPH_MODE)
+    yield
+    ms.set_context(mode=mode)
+
+
+def test_schedule_warms_up_and_ends_at_the_floor():
+    config = OptimizerConfig(lr=1e-2, min_lr=1e-4, warmup_steps=10)
+    rates = learning_rates(config, 100)
+    assert rates[0] == pytest.approx(1e-3) and rates[9] == pytest.approx(1e-2)
+    assert (np.diff(rates[:10]) > 0).all() and (np.diff(rates[10:]) < 0).all()
+    middle = 1e-4 + (1e-2 - 1e-4) * 0.5 * (1 + math.cos(math.pi * 0.5))
+    assert rates[55] == pytest.approx(middle, rel=1e-5) and rates[-1] < 1.1e-4 + 1e-5
+
+
+def test_adamw_equals_torch():
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(0)
+    starts = {"a.weight": (5, 4), "a.bias": (4,), "b.positions": (1, 6, 4), "c.gain": (4,)}
+    arrays = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in starts.items()}
+    parameters = [Parameter(Tensor(array), name=name) for name, array in arrays.items()]
+    assert [decays(p) for p in parameters] == [True, False, False, False]
+    config = OptimizerConfig(lr=1e-2, min_lr=1e-3, warmup_steps=3, weight_decay=0.1)
+    rates = learning_rates(config, 8)
+    ours = AdamW(parameters, config, rates)
+    twins = [torch.nn.Parameter(torch.tensor(array)) for array in arrays.values()]
+    groups = [{"params": twins[:1], "weight_decay": 0.1}, {"params": twins[1:], "weight_decay": 0.0}]
+    theirs = torch.optim.AdamW(groups, lr=1.0, betas=(config.beta1, config.beta2), eps=config.eps)
+    for rate in rates:
+        for parameter, twin, place in zip(parameters, twins, ours.gradients, strict=True):
+            gradient = rng.standard_normal(parameter.shape).astype(np.float32)
+            place.set_data(Tensor(gradient))
+            twin.grad = torch.tensor(gradient * 0.5)
+        for group in theirs.param_groups:
+            group["lr"] = float(rate)
+        theirs.step()
+        assert float(ours(Tensor(0.5, ms.float32)).asnumpy()) == pytest.approx(float(rate))
+    for parameter, twin in zip(parameters, twins, strict=True):
+        np.testing.assert_allclose(parameter.asnumpy(), twin.detach().numpy(), rtol=0, atol=2e-6)
+
+
+class Quadratic(ms.nn.Cell):
+    """loss = mean((w·x)²), whose gradient is known."""
+
+    names, fields = ("square",), ("x",)
+
+    def __init__(self):
+        super().__init__()
+        self.w = Parameter(Tensor(np.array([3.0, 4.0], np.float32)), name="w")
+
+    def construct(self, batch):
+        loss = ((self.w * batch["x"]) ** 2).sum()
+        return loss, loss
+
+
+def quadratic_step(loss_scale=None, clip_norm=1.0):
+    objectives = Quadratic()
+    config = OptimizerConfig(lr=0.1, warmup_steps=0, weight_decay=0.0)
+    optimizer = AdamW(objectives.trainable_params(), config, learning_rates(config, 10))
+    return objectives, TrainStep(objectives, optimizer, clip_norm, loss_scale)
+
+
+def test_step_reports_the_unscaled_norm_and_clips():
+    ones = {"x": np.ones(2, np.float32)}
+    for scale in (None, 64.0):
+        objectives, step = quadratic_step(scale)
+        result = step(ones)
+        assert result.losses == {"total": 25.0, "square": 25.0}
+        assert result.norm == pytest.approx(10.0)  # the gradient is 2·w = (6, 8)
+        np.testing.assert_allclose(step.optimizer.first[0].asnumpy(), 0.1 * np.array([0.6, 0.8]), rtol=1e-4)
+        assert (objectives.w.asnumpy() < [3.0, 4.0]).all()
+
+
+def test_non_finite_loss_updates_nothing():
+    objectives, step = quadratic_step()
+    step({"x": np.ones(2, np.float32)})
+    before = {name: p.asnumpy().copy() for name, p in step.state().items()} | {"w": objectives.w.asnumpy().copy()}
+    with pytest.raises(NonFiniteError, match="total, square"):
+        step({"x": np.array([np.nan, 1.0], np.float32)})
+    after = {name: p.asnumpy() for name, p in step.state().items()} | {"w": objectives.w.asnumpy()}
+    for name in before:
+        np.testing.assert_array_equal(before[name], after[name])
+
+
+def test_overflow_skips_the_step_and_halves_the_loss_scale():
+    objectives, step = quadratic_step(loss_scale=2.0**127)
+    result = step({"x": np.full(2, 10.0, np.float32)})
+    assert result.skipped and result.rate == 0.0
+    assert float(step.loss_scale.asnumpy()) == 2.0**126
+    np.testing.assert_array_equal(objectives.w.asnumpy(), [3.0, 4.0])
+
+
+SMALL = {"width": 16, "layers": 1, "heads": 2, "ffn": 32}
+MODEL_CONFIG = ModelConfig(
+    embed_dim=8,
+    text=TextEncoderConfig(max_len=12, **SMALL),
+    image=ImageEncoderConfig(size=32, patch=16, **SMALL),
+    audio=AudioEncoderConfig(max_frames=32, mels=16, **SMALL),
+    cross=CrossEncoderConfig(**SMALL),
+    text_decoder=TextDecoderConfig(**SMALL),
+)
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    """A small run with every objective."""
+    base = tiny_dataset(tmp_path_factory.mktemp("data"), config=Config(model=MODEL_CONFIG))
+    objectives = ObjectivesConfig(contrastive=1.0, mlm=0.5, matching=0.5, denoise_text=1.0)
+    data = dataclasses.replace(base.data, batch_size=4, eval_split=base.data.train_split)
+    optimizer = OptimizerConfig(lr=1e-3, warmup_steps=2)
+    return dataclasses.replace(base, data=data, objectives=objectives, optimizer=optimizer)
+
+
+def with_run(config, output, **train):
+    settings = TrainConfig(output=str(output), steps=4, log_every=1, save_every=2, **train)
+    return dataclasses.replace(config, train=settings)
+
+
+def start(config, resume=False):
+    ms.set_seed(config.seed)
+    return Trainer(config, resume=resume)
+
+
+@pytest.fixture(scope="module")
+def finished(config, tmp_path_factory):
+    """Four uninterrupted steps."""
+    ms.set_context(mode=ms.GRAPH_MODE)
+    run = with_run(config, tmp_path_factory.mktemp("runs") / "whole", keep_checkpoints=5)
+    start(run).run()
+    return run
+
+
+def losses(folder):
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [(line["step"], line["loss"], line["grad_norm"], line["lr"]) for line in lines if "loss" in line]
+
+
+def test_resumed_run_equals_the_uninterrupted_one(config, finished, tmp_path):
+    run = with_run(config, tmp_path / "cut")
+    trainer = start(run)
+    save = trainer._save
+
+    def save_then_die(best):
+        save(best)
+        raise KeyboardInterrupt
+
+    trainer._save = save_then_die
+    with pytest.raises(KeyboardInterrupt):
+        trainer.run()
+    with open(tmp_path / "cut" / "metrics.jsonl", "a") as file:
+        file.write('{"step": 3, "loss"')  # what a kill leaves of a line
+    ms.set_seed(99)  # nothing may depend on it
+    Trainer(run, resume=True).run()
+
+    whole, cut = locate(finished.train.output), locate(run.train.output)
+    assert losses(tmp_path / "cut") == losses(whole.parent.parent)
+    for name in (MODEL, "optimizer.safetensors"):
+        expected, found = read_tensors(whole / name), read_tensors(cut / name)
+        assert expected.keys() == found.keys()
+        for tensor in expected:
+            np.testing.assert_array_equal(found[tensor], expected[tensor], err_msg=tensor)
+
+
+def test_run_folder_explains_itself(finished):
+    folder = locate(finished.train.output).parent.parent
+    assert (folder / "config.yaml").is_file() and any((folder / "tensorboard").iterdir())
+    first = json.loads((folder / "metrics.jsonl").read_text().splitlines()[0])
+    assert {"step", "loss", "loss/contrastive", "loss/mlm", "loss/matching", "loss/denoise_text"} <= first.keys()
+    assert first["samples_per_second"] > 0
+
+
+def test_a_second_run_does_not_overwrite_the_first(finished):
+    with pytest.raises(ConfigError, match="--resume"):
+        Trainer(finished)
+
+
+def test_non_finite_loss_stops_the_run_and_names_the_step(config, tmp_path):
+    run = with_run(config, tmp_path / "nan")
+    trainer = start(run)
+    bias = trainer.model.text_head.project.bias
+    bias.set_data(Tensor(np.full(bias.shape, np.nan, np.float32)))
+    with pytest.raises(TrainingError, match="step 1: not finite: total, contrastive.*samples"):
+        trainer.run()
+
+
+def test_fine_tuning_starts_from_the_given_weights(config, finished, tmp_path):
+    run = with_run(config, tmp_path / "tuned", init_from=finished.train.output)
+    trainer = Trainer(run)
+    arrays = read_tensors(locate(finished.train.output) / MODEL)
+    for name, parameter in trainer.model.parameters_and_names():
+        np.testing.assert_array_equal(parameter.asnumpy(), arrays[name])
+    assert trainer.step_number == 0
