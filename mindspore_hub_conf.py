@@ -7,7 +7,10 @@ from src.models.opt import OPT
 from src.training.checkpoint import MODEL, CheckpointError, build_model, load_model
 
 ROOT = Path(__file__).resolve().parent
-NETWORKS = {f"opt_{size}": ROOT / "config" / "model" / f"{size}.yaml" for size in ("demo", "base", "large")}
+NETWORKS = {  # the weights in pretrained/opt_demo are of the full world
+    f"opt_{name}": ROOT / "config" / "model" / f"{file}.yaml"
+    for name, file in (("demo", "demo_full"), ("base", "base"), ("large", "large"))
+}
 
 
 def create_network(name: str, *args: str, **kwargs: bool) -> OPT:

@@ -20,7 +20,8 @@ from src.training.checkpoint import build_model, load_model, save_checkpoint
 
 PARTS = ("text", "image", "audio", "cross", "text_decoder")
 TINY = [f"model.{part}.{size}" for part in PARTS for size in ("width=16", "layers=1", "heads=2", "ffn=32")]
-LIMITS = {"text_ids": (0, 203), "audio_frames": (1, 161)}
+TINY += ["model.text.max_len=12", "model.image.size=16", "model.audio.max_frames=40", "model.audio.mels=8"]
+LIMITS = {"text_ids": (0, 203), "audio_frames": (1, 41)}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -121,16 +122,16 @@ def test_report(exported: Path) -> None:
             assert hashlib.sha256((exported / name).read_bytes()).hexdigest() == digest
     audio = report["graphs"]["audio_encoder"]
     assert [(port["name"], port["shape"], port["type"]) for port in audio["inputs"]] == [
-        ("audio", ["B", 160, 64], "uint8"),
+        ("audio", ["B", 40, 8], "uint8"),
         ("audio_frames", ["B"], "int32"),
     ]
     assert [(port["name"], port["shape"]) for port in audio["outputs"]] == [
         ("audio_embedding", ["B", 128]),
-        ("audio_tokens", ["B", 40, 16]),
-        ("audio_mask", ["B", 40]),
+        ("audio_tokens", ["B", 10, 16]),
+        ("audio_mask", ["B", 10]),
     ]
     assert report["preprocessing"]["audio"]["hop_ms"] == 20
-    assert report["preprocessing"]["image"]["size"] == 64
+    assert report["preprocessing"]["image"]["size"] == 16
 
 
 def test_folder_explains_itself(exported: Path) -> None:
