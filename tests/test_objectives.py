@@ -9,7 +9,7 @@ import pytest
 from mindspore import Tensor, nn, ops
 
 from src.config import OBJECTIVES, ObjectivesConfig
-from src.data.schema import AUDIO, MATCH_CASES, TEXT
+from src.data.schema import AUDIO, IMAGE, MATCH_CASES, TEXT
 from src.models.opt import OPT
 from src.tasks.objectives import Objectives, active_objectives, level_rows, needed_fields
 from tests.oracles import MASK_RATIO, VOCAB, Arrays, randomise, run_mode, tensors, tiny_batch, tiny_model
@@ -310,3 +310,14 @@ def test_one_batch_is_overfitted_in_each_objective(graph: Callable[[Arrays], tup
             last = graph(batch)[0]
     for name in OBJECTIVES:
         assert last[name] < 0.1 * first[name], (name, first, last)
+
+
+@pytest.mark.parametrize(("given", "column"), [("image", IMAGE), ("audio", AUDIO)])
+def test_a_lone_modality_is_fused_at_its_own_length_for_the_same_loss(opt: OPT, given: str, column: int) -> None:
+    batch = batch_with_repeats()
+    batch["denoise_presence"][:] = np.eye(3, dtype=np.int32)[column] * batch["presence"][:, column : column + 1]
+    objectives = Objectives(opt, replace(only("denoise_text"), denoise_given=(given,)), B)
+    assert objectives.lone == column
+    short = float(objectives(tensors(batch))[0])
+    objectives.lone = None
+    assert short == pytest.approx(float(objectives(tensors(batch))[0]), rel=1e-5)

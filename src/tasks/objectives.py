@@ -10,10 +10,11 @@ import numpy as np
 from mindspore import Tensor, nn, ops
 
 from src.config import OBJECTIVES, ObjectivesConfig
-from src.data.schema import AUDIO, IMAGE, TEXT
+from src.data.schema import AUDIO, IMAGE, MODALITIES, TEXT
 from src.losses.classification import cross_entropy
 from src.losses.contrastive import contrastive_loss
 from src.losses.matching import build_rows
+from src.models.layers import padding_bias
 from src.models.opt import OPT
 
 CLEAN_FIELDS = ("image_id", "presence", "text_ids", "text_mask", "image", "audio", "audio_frames")
@@ -75,6 +76,10 @@ class Objectives(nn.Cell):
         self.modality_rows = level_rows(batch_size, config.modality_fraction)
         self.sample_rows = level_rows(batch_size, config.sample_fraction)
         given = config.denoise_given if self.denoises else ()
+        self.lone = None  # the modality that every fused row shows alone, if the losses leave it at that
+        if not (self.masks or self.matches) and given in (("image",), ("audio",)):
+            self.lone = MODALITIES.index(given[0])
+            self.lone_places = Tensor(model.cross_encoder.places_alone(self.lone))
         fuses_pairs = self.contrasts or self.masks or self.matches
         self.reads = {  # what no active loss reads is not encoded
             "text_encoder": self.contrasts or self.matches,
@@ -99,7 +104,9 @@ class Objectives(nn.Cell):
         if self.contrasts or self.matches:
             embeddings = self.embed(clean)
         fused, mask, matched = None, None, None
-        if self.masks or self.denoises or self.matches:
+        if self.lone is not None:
+            fused, mask = self.fuse_lone(clean)
+        elif self.masks or self.denoises or self.matches:
             fused, mask, matched = self.fuse(batch, clean, embeddings)
 
         losses = ()
@@ -171,6 +178,17 @@ class Objectives(nn.Cell):
         fused, mask = self.model.cross_encoder(*[_stack(parts) for parts in stacks])
         return fused, mask, matched
 
+    def fuse_lone(self, clean):
+        """The modality level's rows when all show the same single modality: at its own length, the same numbers.
+
+        Returns fused (R, 3 + length, D) and its mask (R, 3 + length).
+        """
+        _, image, audio, _, audio_mask = clean
+        n = self.batch_size - self.modality_rows
+        if self.lone == IMAGE:
+            return self.model.cross_encoder.fuse_alone(image[n:], ops.ones(image.shape[:2], ms.int32)[n:], IMAGE)
+        return self.model.cross_encoder.fuse_alone(audio[n:], audio_mask[n:], AUDIO)
+
     def match_rows(self, batch, embeddings):
         text, image, audio = embeddings
         n = self.sample_rows
@@ -230,7 +248,11 @@ class Objectives(nn.Cell):
         n = self.batch_size - self.modality_rows
         ids, text_mask = batch["text_ids"][n:], batch["text_mask"][n:]
         given = (batch["denoise_presence"][n:].sum(1) > 0).astype(ms.float32).reshape(-1, 1)
-        logits = self.model.text_decoder(ids[:, :-1], fused, mask)  # (R·(T−1), V)
+        decoder = self.model.text_decoder
+        if self.lone is None:
+            logits = decoder(ids[:, :-1], fused, mask)  # (R·(T−1), V)
+        else:
+            logits = decoder.score(ids[:, :-1], decoder.read(fused, self.lone_places), padding_bias(mask))
         weights = text_mask[:, 1:].astype(ms.float32) * given
         return cross_entropy(logits, ids[:, 1:].reshape(-1), weights.reshape(-1), self.smoothing)
 
