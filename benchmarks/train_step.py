@@ -1,0 +1,217 @@
+"""Times a pre-training step beside the same step in PyTorch: all losses, and each of them left out.
+
+    python -m benchmarks.train_step
+
+Both frameworks start from the same weights, see the same batch and do the same arithmetic; their losses are compared
+before anything is timed. A row of the table is a process of its own, in which the two take turns, so that whatever
+else the machine does meets both alike. A figure is the median of the rounds.
+"""
+
+import argparse
+import multiprocessing
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from statistics import median
+from unittest.mock import patch
+
+import mindspore as ms
+import numpy as np
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks import torch_twin
+from src import cli, runtime
+from src.config import Config, load_config
+from src.data.schema import MATCH_CASES, batch_fields
+from src.data.tokenizer import Tokenizer
+from src.evaluation.report import table
+from src.tasks.objectives import Objectives, active_objectives, needed_fields
+from src.training.checkpoint import build_model
+from src.training.optimizer import AdamW
+from src.training.schedule import learning_rates
+from src.training.step import TrainStep
+from src.training.trainer import trained_parameters
+
+WARM_UP = 2  # rounds that are not counted: compilation, memory pools
+LOSS_TOLERANCE = 1e-3  # relative; two frameworks' float32 sums in different orders
+PEAK_SIZE = 2048  # of the matrix product that shows what the machine can do
+
+Batch = dict[str, np.ndarray]
+
+
+def make_batch(config: Config, seed: int = 0) -> Batch:
+    """Samples with all modalities: texts and sounds of half to full length, every level drawn."""
+    rng = np.random.default_rng(seed)
+    size, model = config.data.batch_size, config.model
+    fields = batch_fields(model, size, config.objectives.mask_ratio)
+    batch = {name: np.zeros((size, *spec.shape), spec.dtype) for name, spec in fields.items()}
+    shortest = model.text.max_len // 2
+    lengths = rng.integers(shortest, model.text.max_len + 1, (size, 1))
+    places = np.arange(model.text.max_len)
+    batch["text_mask"][:] = places < lengths
+    batch["text_ids"][:] = rng.integers(5, Tokenizer(model.text.vocab).size, batch["text_ids"].shape)
+    batch["text_ids"] *= batch["text_mask"]
+    slots = batch["mlm_positions"].shape[1]
+    batch["mlm_positions"][:] = 1 + np.argsort(rng.random((size, shortest - 2)), axis=1)[:, :slots]
+    batch["mlm_labels"][:] = np.take_along_axis(batch["text_ids"], batch["mlm_positions"], 1)
+    batch["mlm_ids"][:] = batch["text_ids"]
+    np.put_along_axis(batch["mlm_ids"], batch["mlm_positions"], 4, 1)
+    batch["mlm_weights"][:] = 1
+    batch["image"][:] = rng.integers(0, 256, batch["image"].shape)
+    batch["audio_frames"][:] = rng.integers(model.audio.max_frames // 2, model.audio.max_frames + 1, size)
+    batch["audio"][:] = rng.integers(0, 256, batch["audio"].shape)
+    batch["image_id"][:] = batch["sample_id"][:] = np.arange(size)
+    batch["presence"][:] = batch["match_presence"][:] = 1
+    batch["denoise_presence"][:] = np.array([(0, 1, 1), (0, 1, 0), (0, 0, 1)])[np.arange(size) % 3]
+    batch["match_case"][:] = np.arange(size) % len(MATCH_CASES)
+    batch["match_noise"][:] = rng.gumbel(size=batch["match_noise"].shape)
+    return batch
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One row of the table."""
+
+    name: str
+    settings: tuple[str, ...]  # key=value changes of the configuration
+    stock: bool = False  # MindSpore's own operators in place of the CPU backward
+    environment: tuple[tuple[str, str], ...] = ()  # variables that must be set before MindSpore is loaded
+
+
+@dataclass(frozen=True)
+class Result:
+    """Seconds of every round, and the GFLOP of a step's matrix products."""
+
+    mindspore: list[float]
+    pytorch: list[float]
+    matrix_product: list[float]
+    gflop: float
+
+
+def measure(variant: Variant, path: str, rounds: int) -> Result:
+    """Builds a step in both frameworks and lets them take turns; runs in a process of its own."""
+    config = load_config(path, variant.settings)
+    runtime.setup(config.runtime, config.seed)
+    with patch.object(runtime, "is_cpu", lambda: not variant.stock):
+        model = build_model(config)
+    twin = torch_twin.OPT(config.model, model.vocab_size)
+    weights = {key: torch.from_numpy(np.array(value.asnumpy())) for key, value in model.parameters_and_names()}
+    twin.load_state_dict(weights)
+    batch = make_batch(config)
+    pytorch, gflop = pytorch_step(twin, config, batch)
+    mindspore = mindspore_step(model, config, batch)
+    ours, theirs = mindspore(), pytorch()
+    if not abs(ours - theirs) <= LOSS_TOLERANCE * abs(theirs):
+        raise RuntimeError(f"{variant.name}: the total loss is {ours} in MindSpore but {theirs} in PyTorch")
+    square = torch.randn(PEAK_SIZE, PEAK_SIZE)
+    steps = (mindspore, pytorch, lambda: square @ square)
+    seconds: tuple[list[float], ...] = ([], [], [])
+    for number in range(WARM_UP + rounds):
+        for step, times in zip(steps, seconds, strict=True):
+            began = time.perf_counter()
+            step()
+            if number >= WARM_UP:
+                times.append(time.perf_counter() - began)
+    return Result(*seconds, gflop)
+
+
+def mindspore_step(model: ms.nn.Cell, config: Config, batch: Batch) -> Callable[[], float]:
+    objectives = Objectives(model, config.objectives, config.data.batch_size)
+    rates = learning_rates(config.optimizer, config.train.steps)
+    optimizer = AdamW(trained_parameters(model, objectives), config.optimizer, rates)
+    step = TrainStep(objectives, optimizer, config.optimizer.clip_norm)
+    return lambda: step(batch).losses["total"]
+
+
+def pytorch_step(twin: torch.nn.Module, config: Config, batch: Batch) -> tuple[Callable[[], float], float]:
+    """The step, and the GFLOP of its matrix products, forward and backward."""
+    objectives = torch_twin.Objectives(twin, config)
+    matrices, plain = [], []
+    for name, parameter in twin.named_parameters():
+        vector = "positions" in name or sum(size > 1 for size in parameter.shape) < 2
+        (plain if vector else matrices).append(parameter)
+    optimizer = torch.optim.AdamW(
+        [{"params": matrices}, {"params": plain, "weight_decay": 0.0}],
+        betas=(config.optimizer.beta1, config.optimizer.beta2),
+        eps=config.optimizer.eps,
+        weight_decay=config.optimizer.weight_decay,
+        fused=True,
+    )
+    rates = learning_rates(config.optimizer, config.train.steps)
+    tensors = {name: torch.from_numpy(batch[name]) for name in needed_fields(config.objectives)}
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        objectives(tensors).backward()
+    done = 0
+
+    def step() -> float:
+        nonlocal done
+        for group in optimizer.param_groups:
+            group["lr"] = float(rates[min(done, len(rates) - 1)])
+        done += 1
+        optimizer.zero_grad()
+        loss = objectives(tensors)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(twin.parameters(), config.optimizer.clip_norm)
+        optimizer.step()
+        return loss.item()
+
+    return step, counter.get_total_flops() / 1e9
+
+
+def plan(path: str, settings: tuple[str, ...]) -> list[Variant]:
+    """The rows of the table."""
+    fused = Variant(
+        "all losses, graph kernel",
+        (*settings, "runtime.graph_kernel=true"),
+        environment=(("OMP_WAIT_POLICY", "PASSIVE"),),  # active waiting makes fused kernels twice as slow
+    )
+    losses = active_objectives(load_config(path, settings).objectives)
+    return [
+        Variant("all losses", settings),
+        Variant("all losses, stock operators", settings, stock=True),
+        fused,
+        *(Variant(f"without {name}", (*settings, f"objectives.{name}=0")) for name in losses),
+    ]
+
+
+def run_apart(variant: Variant, path: str, rounds: int) -> Result:
+    """Measures in a new process: MindSpore does not give back a graph's memory."""
+    with (
+        patch.dict(os.environ, dict(variant.environment)),
+        ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool,
+    ):
+        return pool.submit(measure, variant, path, rounds).result()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.train_step", description=__doc__.splitlines()[0], allow_abbrev=False
+    )
+    parser.add_argument("--config", default="config/pretrain/demo.yaml", metavar="FILE")
+    parser.add_argument("--rounds", type=int, default=15, help="how often each step is timed (default: 15)")
+    parser.add_argument("settings", nargs="*", metavar="key=value", help="changes of the configuration")
+    args = parser.parse_intermixed_args()
+    size = load_config(args.config, args.settings).data.batch_size
+    results = {}
+    for variant in plan(args.config, tuple(args.settings)):
+        results[variant.name] = run_apart(variant, args.config, args.rounds)
+        ours, theirs = median(results[variant.name].mindspore), median(results[variant.name].pytorch)
+        print(f"{variant.name}: {1e3 * ours:.0f} ms, PyTorch {1e3 * theirs:.0f} ms", flush=True)
+    peak = 2 * PEAK_SIZE**3 / min(min(result.matrix_product) for result in results.values()) / 1e9
+    rows = []
+    for name, result in results.items():
+        ours, theirs = median(result.mindspore), median(result.pytorch)
+        share = f"{100 * result.gflop / ours / peak:.0f} %"
+        rows.append(
+            [name, f"{1e3 * ours:.0f}", f"{size / ours:.0f}", share, f"{1e3 * theirs:.0f}", f"{ours / theirs:.2f}"]
+        )
+    print("\n" + table(rows, ["step", "ms", "samples/s", "of peak", "PyTorch ms", "ratio"]))
+    print(f"\nbatch {size}, {args.rounds} rounds, matrix products at best {peak:.0f} GFLOP/s")
+
+
+if __name__ == "__main__":
+    cli.run(main)
