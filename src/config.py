@@ -1,7 +1,7 @@
 """Typed configuration: frozen dataclasses filled from YAML files and ``key=value`` overrides.
 
-A file may name a parent with ``base:`` (a path relative to the file); its own keys win. Every error is one
-line that names the key, the value and the file it came from.
+A file may name a parent, or a list of them, with ``base:`` (paths relative to the file); its own keys win, and a later
+parent's those of an earlier one. Every error is one line that names the key, the value and the file it came from.
 """
 
 import dataclasses
@@ -328,8 +328,10 @@ def _read(path: Path, children: tuple[Path, ...]) -> list[tuple[Path, dict]]:
     mapping = _parse_yaml(text, str(path)) or {}
     if not isinstance(mapping, dict):
         raise ConfigError(f"{path} must hold key: value pairs")
-    base = mapping.pop("base", None)
-    parents = _read(path.parent / str(base), (*children, path.resolve())) if base else []
+    bases = mapping.pop("base", None) or []
+    parents: list[tuple[Path, dict]] = []
+    for base in bases if isinstance(bases, list) else [bases]:
+        parents += _read(path.parent / str(base), (*children, path.resolve()))
     return [*parents, (path, mapping)]
 
 

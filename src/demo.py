@@ -63,19 +63,19 @@ def build_stages(folder: Path, world: str, fast: bool) -> list[Stage]:
     data, export, evaluation = folder / "data", folder / "export", folder / "evaluation"
     train_settings = (f"data.path={data}", *(FAST_TRAIN if fast else ()))
     eval_settings = (f"data.path={data}", *(FAST_EVAL if fast else ()))
-    make_data = ("-m", "src.data.prepare", "demo", "--world", world, "--config", "config/model/demo.yaml")
+    make_data = ("-m", "src.data.prepare", "demo", "--world", world, "--config", f"config/model/{world}.yaml")
 
     def train(task: str, *settings: str) -> Command:
         output = f"train.output={folder / task}"
-        return "train.py", "--config", f"config/{task}/demo.yaml", *train_settings, output, *settings
+        return "train.py", "--config", f"config/{task}/{world}.yaml", *train_settings, output, *settings
 
     def evaluate(task: str) -> Command:
         files = ("--checkpoint", str(folder / task), "--output", str(evaluation / task))
-        return "eval.py", "--config", f"config/{task}/demo.yaml", *files, *eval_settings
+        return "eval.py", "--config", f"config/{task}/{world}.yaml", *files, *eval_settings
 
     start = f"train.init_from={folder / 'pretrain'}"
     checkpoint = ("--checkpoint", str(folder / "retrieval"))
-    to_mindir = ("export.py", "--config", "config/retrieval/demo.yaml", *checkpoint, "--format", "MINDIR")
+    to_mindir = ("export.py", "--config", f"config/retrieval/{world}.yaml", *checkpoint, "--format", "MINDIR")
     return [
         Stage("data", ((*make_data, "--output", str(data), *(FAST_DATA if fast else ())),), data),
         Stage("pretrain", (train("pretrain"),), folder / "pretrain", ("data",)),

@@ -275,3 +275,11 @@ def test_every_field_is_explained() -> None:
     source = (ROOT / "src" / "config.py").read_text(encoding="utf-8")
     for key in ("hop_ms", "stride", "eval_every", "gallery", "rerank", "clip_norm", "token_fraction", "mode"):
         assert re.search(rf"^    {key}: .*  # ", source, re.MULTILINE), f"{key} has no comment"
+
+
+def test_of_several_bases_the_later_one_wins(tmp_path: Path) -> None:
+    (tmp_path / "first.yaml").write_text("seed: 2\nname: first\n", encoding="utf-8")
+    (tmp_path / "second.yaml").write_text("seed: 3\n", encoding="utf-8")
+    (tmp_path / "child.yaml").write_text("base: [first.yaml, second.yaml]\n", encoding="utf-8")
+    config = load_config(tmp_path / "child.yaml")
+    assert (config.seed, config.name) == (3, "first")

@@ -10,6 +10,7 @@ from mindspore import Tensor, nn, ops
 
 from src.config import OBJECTIVES, ObjectivesConfig
 from src.data.schema import AUDIO, IMAGE, MATCH_CASES, TEXT
+from src.losses.matching import build_rows
 from src.models.opt import OPT
 from src.tasks.objectives import Objectives, active_objectives, level_rows, needed_fields
 from tests.oracles import MASK_RATIO, VOCAB, Arrays, randomise, run_mode, tensors, tiny_batch, tiny_model
@@ -44,9 +45,10 @@ def only(name: str, config: ObjectivesConfig = ALL) -> ObjectivesConfig:
 
 
 def batch_with_repeats() -> Arrays:
-    """Two samples of one picture, samples that lack something."""
+    """Samples that lack something, and two pictures that stand twice; of one of them only one caption has a sound."""
     batch = tiny_batch(MODEL, B)
     batch["image_id"][3] = batch["image_id"][0]
+    batch["image_id"][1] = batch["image_id"][4]
     for row, presence in ((1, (1, 1, 0)), (2, (0, 1, 1)), (6, (1, 0, 1)), (7, (0, 1, 1))):
         batch["presence"][row] = presence
         for name in ("match_presence", "denoise_presence"):
@@ -275,6 +277,25 @@ def test_denoising_writes_each_next_token_up_to_the_end(opt: OPT) -> None:
             for place in range(1, int(batch["text_mask"][row].sum())):
                 costs.extend(cross_entropy(logits[row, place - 1][None], batch["text_ids"][row, place][None]))
     assert losses(opt, only("denoise_text"), batch)["denoise_text"] == pytest.approx(np.mean(costs), rel=1e-4)
+
+
+def test_matching_classifies_the_rows_that_were_built(opt: OPT) -> None:
+    """Tokens, masks and embeddings of each part come from the sample that the row took it from."""
+    batch = batch_with_repeats()
+    text, image, audio, mask, audio_mask = encode(opt, batch)
+    vectors = (opt.embed_text(text, mask), opt.embed_image(image), opt.embed_audio(audio, audio_mask))
+    n = len(ROWS["matching"])
+    drawn = (batch["match_case"][:n], batch["match_presence"][:n], batch["image_id"], batch["presence"])
+    *indices, weights = build_rows(*map(Tensor, drawn), *vectors, opt.scale(), Tensor(batch["match_noise"][:n]))
+    t, i, a = (index.asnumpy() for index in indices)
+    assert any((index != np.arange(n)).any() for index in (t, i, a))
+    parts = (text[Tensor(t)], image[Tensor(i)], audio[Tensor(a)], mask[Tensor(t)], audio_mask[Tensor(a)])
+    fused = opt.cross_encoder(*parts, Tensor(drawn[1]))[0]
+    chosen = [vector[Tensor(index)] for vector, index in zip(vectors, (t, i, a), strict=True)]
+    logits = opt.matching_head(fused[:, 0], *chosen, Tensor(drawn[1])).asnumpy()
+    counts = weights.asnumpy() * (drawn[1].sum(1) > 1)
+    expected = (cross_entropy(logits, drawn[0]) * counts).sum() / counts.sum()
+    assert losses(opt, only("matching"), batch)["matching"] == pytest.approx(expected, rel=1e-4)
 
 
 def test_a_row_that_shows_less_than_two_modalities_is_not_matched(opt: OPT) -> None:
