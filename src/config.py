@@ -49,7 +49,7 @@ class RuntimeConfig:
     mode: Literal["graph", "pynative"] = "graph"  # pynative is for debugging: about twice as slow
     precision: Literal["fp32", "fp16"] = "fp32"  # fp16: mixed precision with a dynamic loss scale
     distributed: bool = False  # data parallel over the ranks that msrun started
-    graph_kernel: bool = False  # fuse elementwise chains; needs g++ on a CPU
+    graph_kernel: bool = False  # fuse elementwise chains; on a CPU it needs g++, decorator and attrs
 
 
 @dataclass(frozen=True)

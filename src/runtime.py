@@ -2,8 +2,10 @@
 
 import ctypes
 import importlib.metadata
+import importlib.util
 import os
 import random
+import shutil
 import sys
 
 import mindspore as ms
@@ -19,7 +21,7 @@ class RuntimeSetupError(RuntimeError):
 
 
 def check_environment() -> None:
-    """Raises RuntimeSetupError for a Python or numpy that MindSpore cannot work with ."""
+    """Raises RuntimeSetupError for a Python or numpy that MindSpore cannot work with."""
     if not PYTHONS[0] <= sys.version_info[:2] <= PYTHONS[1]:
         found = ".".join(map(str, sys.version_info[:2]))
         raise RuntimeSetupError(f"Python {found} is not supported: MindSpore 2.10 needs 3.10, 3.11 or 3.12")
@@ -30,7 +32,7 @@ def check_environment() -> None:
 
 
 def is_cpu() -> bool:
-    """True when graphs run on a CPU; the model's fast CPU backward and nothing else depends on it."""
+    """True when graphs run on a CPU."""
     return ms.get_context("device_target") == "CPU"
 
 
@@ -53,11 +55,19 @@ def setup(config: RuntimeConfig, seed: int) -> tuple[int, int]:
         ) from None
     ms.set_context(mode=ms.GRAPH_MODE if config.mode == "graph" else ms.PYNATIVE_MODE)
     if config.graph_kernel:
-        ms.set_context(enable_graph_kernel=True)
+        _fuse_kernels()
     if is_cpu():
         keep_freed_memory()
     seed_everything(seed)
     return _join_ranks() if config.distributed else (0, 1)
+
+
+def _fuse_kernels() -> None:
+    missing = [] if shutil.which("g++") else ["g++"]
+    missing += [name for name in ("decorator", "attr") if importlib.util.find_spec(name) is None]
+    if is_cpu() and missing:
+        raise RuntimeSetupError(f"runtime.graph_kernel=true needs {', '.join(missing)}: install, or leave it false")
+    ms.set_context(enable_graph_kernel=True)
 
 
 def keep_freed_memory() -> None:

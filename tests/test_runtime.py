@@ -80,3 +80,9 @@ def test_the_seed_fixes_every_generator(seed: int) -> None:
         return [random.random(), np.random.rand(), *weights.ravel().tolist()]
 
     assert draws() == draws()
+
+
+def test_kernel_fusion_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime.shutil, "which", lambda name: None)
+    with pytest.raises(RuntimeSetupError, match=r"runtime.graph_kernel=true needs g\+\+"):
+        runtime.setup(RuntimeConfig(graph_kernel=True), seed=1)
