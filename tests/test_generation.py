@@ -162,4 +162,5 @@ def test_stops_at_the_end(model: OPT, decoder: GreedyDecoder) -> None:
 
 def test_batches_fit_few_rows() -> None:
     assert [fitting_size(rows, 100) for rows in (1, 2, 3, 64, 65, 100, 1000)] == [1, 2, 4, 64, 100, 100, 100]
+    assert [fitting_size(rows, 100, {100, 8}) for rows in (3, 8, 9, 1000)] == [8, 8, 100, 100], "compiled before"
     np.testing.assert_array_equal(pad_rows(np.array([[1, 2], [3, 4]]), 4), [[1, 2], [3, 4], [3, 4], [3, 4]])

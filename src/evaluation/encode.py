@@ -88,6 +88,7 @@ class Encoder:
     def __init__(self, model: OPT, batch_size: int) -> None:
         self.batch_size = batch_size
         self._text, self._image, self._audio = _EncodeText(model), _EncodeImage(model), _EncodeAudio(model)
+        self._compiled: dict[nn.Cell, set[int]] = {cell: set() for cell in (self._text, self._image, self._audio)}
 
     def text(self, ids: np.ndarray, mask: np.ndarray) -> Items:
         """ids, mask int32 [n, T]."""
@@ -103,7 +104,9 @@ class Encoder:
         return Items(*self._run(self._audio, (sounds, frames)))
 
     def _run(self, cell: nn.Cell, arrays: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
-        return run_batched(cell, fitting_size(len(arrays[0]), self.batch_size), arrays, "encoding")
+        size = fitting_size(len(arrays[0]), self.batch_size, self._compiled[cell])
+        self._compiled[cell].add(size)
+        return run_batched(cell, size, arrays, "encoding")
 
 
 class _Stream:
@@ -143,7 +146,11 @@ class _Stream:
 
 
 def encode_split(
-    encoder: Encoder, loader: Loader, pictures: int = 0, keep_tokens: Collection[int] = (TEXT, IMAGE, AUDIO)
+    encoder: Encoder,
+    loader: Loader,
+    pictures: int = 0,
+    wanted: Collection[int] = (TEXT, IMAGE, AUDIO),
+    keep_tokens: Collection[int] = (TEXT, IMAGE, AUDIO),
 ) -> dict[int, Items]:
     """The items of a split's first pictures by modality; a modality that nothing has is left out.
 
@@ -151,12 +158,15 @@ def encode_split(
 
     Args:
         pictures: how many; 0: all.
+        wanted: the modalities that are encoded. Of texts the ids are there in any case.
         keep_tokens: the modalities whose tokens are kept beside the embeddings: they take a hundred times the memory.
     """
     numbers, samples = number_pictures(loader.dataset.samples[:, 2], pictures)
+    encoders = {TEXT: encoder.text if TEXT in wanted else _only_ids, IMAGE: encoder.image, AUDIO: encoder.audio}
     streams = {
         modality: _Stream(encode, encoder.batch_size, modality in keep_tokens)
-        for modality, encode in ((TEXT, encoder.text), (IMAGE, encoder.image), (AUDIO, encoder.audio))
+        for modality, encode in encoders.items()
+        if modality in wanted or modality == TEXT
     }
     seen = np.zeros(numbers.max(initial=-1) + 1, bool)
     batches = -(-samples // encoder.batch_size)
@@ -172,9 +182,15 @@ def encode_split(
             (IMAGE, fresh, ("image",)),
             (AUDIO, presence[:, AUDIO], ("audio", "audio_frames")),
         ):
-            streams[modality].add(number[chosen], row[chosen], *(batch[name][:n][chosen] for name in names))
+            if modality in streams:
+                streams[modality].add(number[chosen], row[chosen], *(batch[name][:n][chosen] for name in names))
     found = {modality: stream.finish() for modality, stream in streams.items()}
     return {modality: items for modality, items in found.items() if items is not None}
+
+
+def _only_ids(ids: np.ndarray, mask: np.ndarray) -> Items:
+    """Texts that nothing is compared with."""
+    return Items(np.zeros((len(ids), 0, 0), np.float32), mask, np.zeros((len(ids), 0), np.float32), ids=ids)
 
 
 def number_pictures(image_ids: np.ndarray, pictures: int) -> tuple[np.ndarray, int]:

@@ -87,10 +87,11 @@ class Evaluator:
 
         began = time.monotonic()
         limits = ([gallery] if retrieves else []) + ([captions] if captions is not None else [])
+        wanted = {TEXT, IMAGE, AUDIO} if retrieves else {IMAGE, AUDIO} if self._transcribes else {IMAGE}
         tokens = self._tokens_read(retrieves and rerank > 0, captions is not None)
-        items = encode_split(self.encoder, loader, 0 if 0 in limits else max(limits, default=1), tokens)
-        if TEXT not in items and AUDIO not in items:
-            raise DataError(f"{loader.dataset.folder}: split {split!r} has neither texts nor sounds to evaluate")
+        items = encode_split(self.encoder, loader, 0 if 0 in limits else max(limits), wanted, tokens)
+        if len(items) < 2:
+            raise DataError(f"{loader.dataset.folder}: split {split!r} has only one modality: nothing to compare")
         seconds["encode"] = time.monotonic() - began
         if retrieves:
             began, fused = time.monotonic(), self.retriever.fused
@@ -112,6 +113,11 @@ class Evaluator:
         if output:
             write_json(output / "metrics.json", metrics)
         return metrics
+
+    @property
+    def _transcribes(self) -> bool:
+        """Whether the model was trained to write from sound alone."""
+        return "audio" in self.config.objectives.denoise_given
 
     def _tokens_read(self, reranks: bool, writes: bool) -> set[int]:
         """The modalities of which more than the embeddings is read."""
@@ -145,7 +151,7 @@ class Evaluator:
                 ]
                 if sheets:
                     sheets.captions(pictures, written, references, world)
-        if AUDIO in items:
+        if AUDIO in items and self._transcribes:
             said = dict(zip(items[TEXT].samples.tolist(), texts, strict=True))
             sounds = items[AUDIO].take(np.isin(items[AUDIO].samples, items[TEXT].samples))
             if len(sounds):

@@ -9,12 +9,14 @@ from tqdm import tqdm
 QUIET_SECONDS = 2.0  # work that is over sooner shows no progress bar
 
 
-def fitting_size(rows: int, largest: int) -> int:
-    """The batch size for so many rows: the next power of two, so that few shapes are compiled, but at most ``largest``.
+def fitting_size(rows: int, largest: int, compiled: Iterable[int] = ()) -> int:
+    """The batch size for so many rows, at most ``largest``.
 
-    A single query is then not padded to a whole batch.
+    The smallest size that is compiled already and holds the rows; otherwise the next power of two, so that few shapes
+    are compiled and a single query is not padded to a whole batch.
     """
-    return min(largest, 1 << max(0, rows - 1).bit_length())
+    rows = min(rows, largest)
+    return min((size for size in compiled if size >= rows), default=min(largest, 1 << max(0, rows - 1).bit_length()))
 
 
 def pad_rows(array: np.ndarray, size: int) -> np.ndarray:

@@ -127,7 +127,7 @@ class GreedyDecoder:
             int32 [n, T]: [CLS] tokens [SEP] [PAD] …; a text that found no end within T has no [SEP].
         """
         count = len(image) if image is not None else len(audio[0])
-        size = fitting_size(count, self.batch_size)
+        size = fitting_size(count, self.batch_size, self._graphs)
         presence = np.zeros((size, 3), np.int32)
         presence[:, IMAGE], presence[:, AUDIO] = image is not None, audio is not None
         if image is None:
