@@ -90,10 +90,14 @@ def test_the_tests_command_checks_and_passes_its_arguments_on(house: House):
     assert pytest_call == "python -m pytest -q --durations=10 tests/test_config.py"
 
 
-def test_ci_runs_the_tests_command(house: House):
+def test_ci_runs_every_file_in_a_process_of_its_own(house: House):
+    (house.root / "tests").mkdir()
+    for name in ("test_a.py", "test_b.py"):
+        (house.root / "tests" / name).touch()
     assert house.run(".ci/run").returncode == 0
-    assert house.calls()[-1] == "python -m pytest -q --durations=10"
-    assert house.run(".ci/run", EXIT="1").returncode == 1
+    assert house.calls()[-2:] == ["python -m pytest -q tests/test_a.py", "python -m pytest -q tests/test_b.py"]
+    result = house.run(".ci/run", EXIT="1")
+    assert result.returncode == 1
 
 
 def test_a_failed_installation_is_reported_and_tried_again(house: House):

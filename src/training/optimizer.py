@@ -10,8 +10,9 @@ from src.config import OptimizerConfig
 
 
 def decays(parameter: Parameter) -> bool:
-    """Weight decay applies to matrices alone: never to gains, biases, single vectors or position tables."""
-    return sum(size > 1 for size in parameter.shape) > 1 and "positions" not in parameter.name
+    """Weight decay applies to matrices alone: never to gains, biases, or tables of single vectors such as positions."""
+    single = ("positions", "modality", "absent")
+    return sum(size > 1 for size in parameter.shape) > 1 and parameter.name.rpartition(".")[2] not in single
 
 
 _adam = ops.Adam()
