@@ -11,8 +11,8 @@ from src.config import OptimizerConfig
 
 def decays(parameter: Parameter) -> bool:
     """Weight decay applies to matrices alone: never to gains, biases, or tables of single vectors such as positions."""
-    single = ("positions", "modality", "absent")
-    return sum(size > 1 for size in parameter.shape) > 1 and parameter.name.rpartition(".")[2] not in single
+    is_matrix = sum(size > 1 for size in parameter.shape) > 1
+    return is_matrix and not parameter.name.endswith(("positions", "modality", "absent"))
 
 
 _adam = ops.Adam()
