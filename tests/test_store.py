@@ -143,4 +143,5 @@ def test_other_sound_settings(tiny: Config, key: str, value: int) -> None:
 
 
 def test_shorter_sound_is_fine(tiny: Config) -> None:
-    Dataset(tiny.data.path, "train", replace(tiny.model.audio, max_frames=64, layers=1))
+    shorter = Dataset(tiny.data.path, "train", replace(tiny.model.audio, max_frames=64, layers=1))
+    assert len(shorter) == len(Dataset(tiny.data.path, "train"))
