@@ -189,7 +189,10 @@ class ObjectivesConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    lr: float = 1.5e-3  # peak learning rate
+    name: Literal["adamw", "muon"] = "adamw"  # muon: layers' matrices by Muon, the rest by AdamW
+    lr: float = 1.5e-3  # peak learning rate of AdamW
+    muon_lr: float = 0.02  # ... of Muon
+    muon_momentum: float = 0.95
     min_lr: float = 1e-6  # where the cosine ends
     warmup_steps: int = 50
     beta1: float = 0.9
@@ -202,7 +205,8 @@ class OptimizerConfig:
         _require(self.lr > 0, "lr", "must be positive")
         _require(0 <= self.min_lr <= self.lr, "min_lr", f"must be between 0 and lr={self.lr}")
         _require(self.warmup_steps >= 0, "warmup_steps", "must not be negative")
-        for name in ("beta1", "beta2"):
+        _require(self.muon_lr > 0, "muon_lr", "must be positive")
+        for name in ("beta1", "beta2", "muon_momentum"):
             _require(0 <= getattr(self, name) < 1, name, "must be in [0, 1)")
         for name in ("eps", "clip_norm"):
             _require(getattr(self, name) > 0, name, "must be positive")

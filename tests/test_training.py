@@ -24,6 +24,7 @@ from src.config import (
     TrainConfig,
 )
 from src.training.checkpoint import MODEL, locate, read_tensors
+from src.training.muon import Muon, Orthogonalise, build_optimizer
 from src.training.optimizer import AdamW, decays
 from src.training.schedule import learning_rates
 from src.training.step import NonFiniteError, TrainingError, TrainStep
@@ -71,6 +72,49 @@ def test_adamw_equals_torch():
         assert float(ours(Tensor(0.5, ms.float32)).asnumpy()) == pytest.approx(float(rate))
     for parameter, twin in zip(parameters, twins, strict=True):
         np.testing.assert_allclose(parameter.asnumpy(), twin.detach().numpy(), rtol=0, atol=2e-6)
+
+
+def test_orthogonalise_levels_the_singular_values():
+    x = np.random.default_rng(0).standard_normal((3, 6, 16)).astype(np.float32) * 1e-3
+    y = Orthogonalise()(Tensor(x)).asnumpy()
+    for before, after in zip(x, y, strict=True):
+        u, _, v = np.linalg.svd(before, full_matrices=False)
+        kept = u.T @ after @ v.T  # diagonal where the singular vectors are the same
+        np.testing.assert_allclose(kept - np.diag(np.diag(kept)), 0, atol=2e-3)
+        assert (np.diag(kept) > 0.65).all() and (np.diag(kept) < 1.25).all()
+
+
+def test_muon_equals_torch():
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(0)
+    starts = {"a.weight": (8, 8), "up.weight": (16, 8), "tokens": (5, 8), "down.weight": (8, 16), "a.bias": (8,)}
+    arrays = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in starts.items()}
+    parameters = [Parameter(Tensor(array), name=name) for name, array in arrays.items()]
+    config = OptimizerConfig(name="muon", lr=1e-2, muon_lr=0.02, warmup_steps=3, weight_decay=0.1)
+    rates = learning_rates(config, 6)
+    ours = build_optimizer(parameters, config, rates)
+    assert isinstance(ours, Muon) and sorted(p.name for p in ours.parameters_) == sorted(starts)
+    twins = {name: torch.nn.Parameter(torch.tensor(array)) for name, array in arrays.items()}
+    matrices = [twin for name, twin in twins.items() if name.endswith("weight")]
+    muon = torch.optim.Muon(matrices, lr=1.0, momentum=config.muon_momentum, weight_decay=0.1)
+    groups = [{"params": [twins["tokens"]], "weight_decay": 0.1}, {"params": [twins["a.bias"]], "weight_decay": 0.0}]
+    adam = torch.optim.AdamW(groups, lr=1.0, betas=(config.beta1, config.beta2), eps=config.eps)
+    for rate in rates:
+        for parameter, place in zip(ours.parameters_, ours.gradients, strict=True):
+            gradient = rng.standard_normal(parameter.shape).astype(np.float32)
+            place.set_data(Tensor(gradient))
+            twins[parameter.name].grad = torch.tensor(gradient)
+        for group in (*muon.param_groups, *adam.param_groups):
+            group["lr"] = float(rate) * (2.0 if group in muon.param_groups else 1.0)
+        muon.step()
+        adam.step()
+        ours(Tensor(1.0, ms.float32))
+    for parameter in ours.parameters_:
+        # PyTorch orthogonalises in bfloat16
+        tolerance = 2e-3 if parameter.name.endswith("weight") else 2e-6
+        expected = twins[parameter.name].detach().numpy()
+        np.testing.assert_allclose(parameter.asnumpy(), expected, rtol=0, atol=tolerance)
+        assert np.abs(parameter.asnumpy() - arrays[parameter.name]).max() > 10 * tolerance
 
 
 class Quadratic(ms.nn.Cell):

@@ -16,7 +16,7 @@ from src.tasks import registry
 from src.tasks.objectives import Objectives
 from src.training import checkpoint
 from src.training.log import RunLog
-from src.training.optimizer import AdamW
+from src.training.muon import build_optimizer
 from src.training.ranks import GatherRows, MeanGradients
 from src.training.schedule import learning_rates
 from src.training.step import INITIAL_LOSS_SCALE, NonFiniteError, StepResult, TrainingError, TrainStep
@@ -57,7 +57,7 @@ class Trainer:
         gather = GatherRows(self.rank) if ranks > 1 else None
         objectives = Objectives(network, config.objectives, config.data.batch_size, gather)
         rates = learning_rates(config.optimizer, config.train.steps)
-        optimizer = AdamW(trained_parameters(self.model, objectives), config.optimizer, rates)
+        optimizer = build_optimizer(trained_parameters(self.model, objectives), config.optimizer, rates)
         return TrainStep(
             objectives,
             optimizer,
