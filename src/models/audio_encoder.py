@@ -6,7 +6,7 @@ from mindspore import Parameter, Tensor, nn
 from mindspore.common.initializer import Normal, initializer
 
 from src.config import AudioEncoderConfig
-from src.models.layers import TABLE_STD, Linear, Transformer, padding_bias
+from src.models.layers import POSITION_STD, Linear, Transformer, padding_bias
 
 
 class AudioEncoder(nn.Cell):
@@ -24,7 +24,7 @@ class AudioEncoder(nn.Cell):
         self.tokens = config.max_frames // config.stride
         self.joined = config.stride * config.mels
         self.project = Linear(self.joined, config.width)
-        self.positions = Parameter(initializer(Normal(TABLE_STD), (1, self.tokens, config.width)), name="positions")
+        self.positions = Parameter(initializer(Normal(POSITION_STD), (1, self.tokens, config.width)), name="positions")
         self.transformer = Transformer(config)
         self.starts = Tensor(np.arange(self.tokens, dtype=np.int32)[None] * config.stride)  # (1, F)
 

@@ -7,7 +7,7 @@ from mindspore.common.initializer import Normal, initializer
 
 from src.config import ModelConfig
 from src.data.schema import AUDIO, IMAGE, TEXT
-from src.models.layers import TABLE_STD, Linear, Transformer, padding_bias
+from src.models.layers import TOKEN_STD, Linear, Transformer, padding_bias
 
 
 class CrossEncoder(nn.Cell):
@@ -35,9 +35,9 @@ class CrossEncoder(nn.Cell):
         self.text_project = Linear(config.text.width, width)
         self.image_project = Linear(config.image.width, width)
         self.audio_project = Linear(config.audio.width, width)
-        self.cls = Parameter(initializer(Normal(TABLE_STD), (1, 1, width)), name="cls")
-        self.modality = Parameter(initializer(Normal(TABLE_STD), (3, 1, 1, width)), name="modality")
-        self.absent = Parameter(initializer(Normal(TABLE_STD), (3, 1, 1, width)), name="absent")
+        self.cls = Parameter(initializer(Normal(TOKEN_STD), (1, 1, width)), name="cls")
+        self.modality = Parameter(initializer(Normal(TOKEN_STD), (3, 1, 1, width)), name="modality")
+        self.absent = Parameter(initializer(Normal(TOKEN_STD), (3, 1, 1, width)), name="absent")
         self.transformer = Transformer(config.cross)
         self.patches = patches
         self.first_text = _first(text_len)

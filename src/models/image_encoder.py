@@ -5,7 +5,7 @@ from mindspore import Parameter, nn
 from mindspore.common.initializer import Normal, initializer
 
 from src.config import ImageEncoderConfig
-from src.models.layers import TABLE_STD, Linear, Transformer
+from src.models.layers import POSITION_STD, Linear, Transformer
 
 
 class ImageEncoder(nn.Cell):
@@ -23,7 +23,7 @@ class ImageEncoder(nn.Cell):
         self.patch, self.side = config.patch, config.size // config.patch
         self.patches = self.side**2
         self.project = Linear(config.patch**2 * 3, config.width)
-        self.positions = Parameter(initializer(Normal(TABLE_STD), (1, self.patches, config.width)), name="positions")
+        self.positions = Parameter(initializer(Normal(POSITION_STD), (1, self.patches, config.width)), name="positions")
         self.transformer = Transformer(config)
 
     def split_patches(self, image):

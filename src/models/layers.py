@@ -21,7 +21,10 @@ row_mean = ops.ReduceMean(keep_dims=True)
 matmul, matmul_at, matmul_bt = ops.MatMul(), ops.MatMul(transpose_a=True), ops.MatMul(transpose_b=True)
 bias_add = ops.BiasAdd()
 
-TABLE_STD = 0.1  # of embedding tables and positions at the start
+# Starting scales of tables: what is added to something starts about as large as that, or it is learned late
+TOKEN_STD = 0.1
+POSITION_STD = 0.3
+MEMORY_POSITION_STD = 1.0  # added to what a layer norm has normalised
 MASKED = -1e4  # added to the logits of masked positions; representable in fp16
 
 

@@ -5,7 +5,7 @@ from mindspore import Parameter, nn, ops
 from mindspore.common.initializer import Normal, initializer
 
 from src.config import TextDecoderConfig
-from src.models.layers import TABLE_STD, MASKED, Transformer, causal_bias, padding_bias
+from src.models.layers import MASKED, MEMORY_POSITION_STD, POSITION_STD, TOKEN_STD, Transformer, causal_bias, padding_bias
 
 
 class TextDecoder(nn.Cell):
@@ -31,10 +31,10 @@ class TextDecoder(nn.Cell):
     ) -> None:
         super().__init__()
         self.width = config.width
-        self.tokens = Parameter(initializer(Normal(TABLE_STD), (vocab_size, config.width)), name="tokens")
-        self.positions = Parameter(initializer(Normal(TABLE_STD), (1, max_len, config.width)), name="positions")
+        self.tokens = Parameter(initializer(Normal(TOKEN_STD), (vocab_size, config.width)), name="tokens")
+        self.positions = Parameter(initializer(Normal(POSITION_STD), (1, max_len, config.width)), name="positions")
         self.memory_positions = Parameter(
-            initializer(Normal(TABLE_STD), (1, memory_len, memory_width)), name="memory_positions"
+            initializer(Normal(MEMORY_POSITION_STD), (1, memory_len, memory_width)), name="memory_positions"
         )
         self.transformer = Transformer(config, memory_width)
         self.output_bias = Parameter(initializer("zeros", (vocab_size,)), name="output_bias")

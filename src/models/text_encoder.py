@@ -4,7 +4,7 @@ from mindspore import Parameter, nn, ops
 from mindspore.common.initializer import Normal, initializer
 
 from src.config import TextEncoderConfig
-from src.models.layers import TABLE_STD, LayerNorm, Transformer, padding_bias
+from src.models.layers import POSITION_STD, TOKEN_STD, LayerNorm, Transformer, padding_bias
 
 
 class TextEncoder(nn.Cell):
@@ -19,8 +19,8 @@ class TextEncoder(nn.Cell):
 
     def __init__(self, config: TextEncoderConfig, vocab_size: int) -> None:
         super().__init__()
-        self.tokens = Parameter(initializer(Normal(TABLE_STD), (vocab_size, config.width)), name="tokens")
-        self.positions = Parameter(initializer(Normal(TABLE_STD), (1, config.max_len, config.width)), name="positions")
+        self.tokens = Parameter(initializer(Normal(TOKEN_STD), (vocab_size, config.width)), name="tokens")
+        self.positions = Parameter(initializer(Normal(POSITION_STD), (1, config.max_len, config.width)), name="positions")
         self.norm = LayerNorm(config.width)
         self.transformer = Transformer(config)
 
