@@ -73,14 +73,16 @@ def build_stages(folder: Path, world: str, fast: bool) -> list[Stage]:
         files = ("--checkpoint", str(folder / task), "--output", str(evaluation / task))
         return "eval.py", "--config", f"config/{task}/{world}.yaml", *files, *eval_settings
 
-    start = f"train.init_from={folder / 'pretrain'}"
+    def start(earlier: str) -> str:
+        return f"train.init_from={folder / earlier}"
+
     checkpoint = ("--checkpoint", str(folder / "retrieval"))
     to_mindir = ("export.py", "--config", f"config/retrieval/{world}.yaml", *checkpoint, "--format", "MINDIR")
     return [
         Stage("data", ((*make_data, "--output", str(data), *(FAST_DATA if fast else ())),), data),
         Stage("pretrain", (train("pretrain"),), folder / "pretrain", ("data",)),
-        Stage("retrieval", (train("retrieval", start),), folder / "retrieval", ("pretrain",)),
-        Stage("caption", (train("caption", start),), folder / "caption", ("pretrain",)),
+        Stage("retrieval", (train("retrieval", start("pretrain")),), folder / "retrieval", ("pretrain",)),
+        Stage("caption", (train("caption", start("retrieval")),), folder / "caption", ("retrieval",)),
         Stage("evaluate", (evaluate("retrieval"), evaluate("caption")), evaluation, ("retrieval", "caption")),
         Stage("export", ((*to_mindir, "--output", str(export)),), export, ("retrieval",)),
     ]
