@@ -16,7 +16,9 @@ from typing import Any, Literal
 import yaml
 
 TASKS = ("pretrain", "retrieval", "caption")
-OBJECTIVES = ("contrastive", "mlm", "matching", "denoise_text")  # fields of ObjectivesConfig that are loss weights
+# fields of ObjectivesConfig that are loss weights, in the order in which the losses are logged
+OBJECTIVES = ("contrastive", "mlm", "mvm_code", "mvm_feature", "mam_feature", "mam_contrastive", "matching")
+OBJECTIVES += ("denoise_text", "denoise_image")
 
 
 class ConfigError(ValueError):
@@ -135,6 +137,7 @@ class TextDecoderConfig:
 @dataclass(frozen=True)
 class ModelConfig:
     embed_dim: int = 128  # E: width of the shared contrastive space
+    masked_features: bool = False  # heads that predict hidden patches and frames, for mvm_feature and mam_*
     text: TextEncoderConfig = field(default_factory=TextEncoderConfig)
     image: ImageEncoderConfig = field(default_factory=ImageEncoderConfig)
     audio: AudioEncoderConfig = field(default_factory=AudioEncoderConfig)
@@ -163,13 +166,22 @@ class DataConfig:
 class ObjectivesConfig:
     contrastive: float = 1.0  # weights; 0 removes the computation as well
     mlm: float = 0.0
+    mvm_code: float = 0.0  # codes of hidden patches; needs data.codes
+    mvm_feature: float = 0.0  # clean features of hidden patches
+    mam_feature: float = 0.0  # clean features of hidden frames
+    mam_contrastive: float = 0.0  # which hidden frame is which
     matching: float = 0.0
     denoise_text: float = 0.0
-    mask_ratio: float = 0.15  # share of the words that MLM hides
-    token_fraction: float = 1.0  # share of the batch that the token level (MLM) reads
+    denoise_image: float = 0.0  # needs data.codes
+    mask_ratio: float = 0.15  # share of the words, patches and frames that the token level hides
+    mam_span: int = 3  # sound tokens hidden in a row
+    mam_temperature: float = 0.1  # of the cosines that tell frames apart
+    token_fraction: float = 1.0  # share of the batch that the token level reads
     modality_fraction: float = 1.0  # ... the modality level (denoising)
     sample_fraction: float = 1.0  # ... the sample level (matching)
     denoise_given: tuple[str, ...] = ("image+audio", "image", "audio")  # what is left when the text is absent
+    draw_given: tuple[str, ...] = ("text+audio", "text", "audio")  # ... when the picture is absent
+    draw_drop: float = 0.1  # share of the drawing rows that are given nothing, for classifier-free guidance
     label_smoothing: float = 0.0  # of the denoised text
 
     def __post_init__(self) -> None:
@@ -179,12 +191,12 @@ class ObjectivesConfig:
             _require(0 < getattr(self, name) <= 1, name, "must be in (0, 1]")
         _require(0 < self.mask_ratio < 1, "mask_ratio", "must be in (0, 1)")
         _require(0 <= self.label_smoothing < 1, "label_smoothing", "must be in [0, 1)")
-        given = {"image+audio", "image", "audio"}
-        _require(
-            bool(self.denoise_given) and set(self.denoise_given) <= given,
-            "denoise_given",
-            f"must be a list out of {', '.join(sorted(given))}",
-        )
+        _require(self.mam_span > 0, "mam_span", "must be positive")
+        _require(self.mam_temperature > 0, "mam_temperature", "must be positive")
+        _require(0 <= self.draw_drop < 1, "draw_drop", "must be in [0, 1)")
+        for name, other in (("denoise_given", "image"), ("draw_given", "text")):
+            choices, given = {f"{other}+audio", other, "audio"}, getattr(self, name)
+            _require(bool(given) and set(given) <= choices, name, f"must be a list out of {', '.join(sorted(choices))}")
 
 
 @dataclass(frozen=True)
@@ -235,6 +247,7 @@ class EvalConfig:
     batch_size: int = 100
     gallery: int = 1000  # items of the retrieval gallery, the first of the split; 0: the whole split
     captions: int = 1000  # pictures to caption; 0: none
+    probe: int = 1000  # samples on which masked modelling and matching are measured; 0: all
     rerank: int = 16  # best k by embedding that are scored again; 0: embeddings only
     rerank_embedding: float = 1.0  # weights of the three scores in the second ranking
     rerank_matching: float = 0.0
@@ -242,7 +255,7 @@ class EvalConfig:
 
     def __post_init__(self) -> None:
         _require(self.batch_size > 0, "batch_size", "must be positive")
-        for name in ("gallery", "captions", "rerank"):
+        for name in ("gallery", "captions", "probe", "rerank"):
             _require(getattr(self, name) >= 0, name, "must not be negative")
 
 
@@ -264,6 +277,9 @@ class Config:
         _require(self.task in TASKS, "task", f"must be one of {', '.join(TASKS)}")
         weights = self.objectives
         _require(any(getattr(weights, name) > 0 for name in OBJECTIVES), "objectives", "one weight must be positive")
+        for name in ("mvm_feature", "mam_feature", "mam_contrastive"):
+            wanted = getattr(weights, name) > 0
+            _require(self.model.masked_features or not wanted, f"objectives.{name}", "needs model.masked_features=true")
         _require(
             self.task != "caption" or weights.denoise_text > 0, "objectives.denoise_text", "a caption task needs it"
         )

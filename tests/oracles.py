@@ -43,9 +43,10 @@ def tiny_model(layers: int = 1, norm: str = "pre", dropout: float = 0.0) -> Mode
     common = {"layers": layers, "norm": norm, "dropout": dropout, "heads": 2}
     return ModelConfig(
         embed_dim=12,
+        masked_features=True,
         text=TextEncoderConfig(max_len=7, width=16, ffn=20, **common),
         image=ImageEncoderConfig(size=8, patch=4, width=24, ffn=28, **common),
-        audio=AudioEncoderConfig(mels=4, max_frames=12, stride=4, width=8, ffn=12, **common),
+        audio=AudioEncoderConfig(mels=4, max_frames=24, stride=4, width=8, ffn=12, **common),
         cross=CrossEncoderConfig(width=20, ffn=24, **common),
         text_decoder=TextDecoderConfig(width=14, ffn=18, **common),
     )
@@ -68,6 +69,7 @@ def tiny_batch(model: ModelConfig, batch_size: int, seed: int = 0) -> Arrays:
     batch["match_case"][:] = np.arange(batch_size) % len(MATCH_CASES)
     batch["match_presence"][:] = 1
     batch["denoise_presence"][:] = np.array([(0, 1, 1), (0, 1, 0), (0, 0, 1)])[np.arange(batch_size) % 3]
+    batch["draw_presence"][:] = np.array([(1, 0, 1), (1, 0, 0), (0, 0, 1), (0, 0, 0)])[np.arange(batch_size) % 4]
     for row in range(batch_size):
         _fill_row(batch, row, model, rng)
     check_batch(batch, fields)
@@ -90,6 +92,11 @@ def _fill_row(batch: Arrays, row: int, model: ModelConfig, rng: np.random.Genera
     frames = int(rng.integers(1, model.audio.max_frames + 1))
     batch["audio"][row, :frames] = rng.integers(1, 256, (frames, model.audio.mels))
     batch["audio_frames"][row] = frames
+    for name, places in (("mvm", (model.image.size // model.image.patch) ** 2), ("mam", -(-frames // model.audio.stride))):
+        slots = batch[f"{name}_positions"].shape[1]
+        hidden = np.sort(rng.permutation(places)[:slots])
+        batch[f"{name}_positions"][row, : len(hidden)] = hidden
+        batch[f"{name}_weights"][row, : len(hidden)] = 1
 
 
 def tensors(batch: Arrays) -> dict[str, Tensor]:

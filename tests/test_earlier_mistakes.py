@@ -150,7 +150,7 @@ def test_sizes_are_constants() -> None:
     small = tiny_model()
     other = replace(small, text=replace(small.text, max_len=9), audio=replace(small.audio, max_frames=20))
     lengths = [OPT(model, VOCAB).cross_encoder.length for model in (small, other)]
-    assert lengths == [1 + 7 + 4 + 3, 1 + 9 + 4 + 5]
+    assert lengths == [1 + 7 + 4 + 6, 1 + 9 + 4 + 5]
 
 
 def test_every_command_is_a_script_of_its_own() -> None:

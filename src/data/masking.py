@@ -1,4 +1,4 @@
-"""What a sample's row draws at random: hidden words, what denoising is given, what matching compares.
+"""What a sample's row draws at random: hidden words, patches and frames, what denoising is given, what is compared.
 
 Every function takes the generator of :func:`sample_rng` and nothing else that changes, so that an epoch's draws
 are the same in whatever order and process the samples are made.
@@ -8,7 +8,7 @@ import functools
 
 import numpy as np
 
-from src.data.schema import MATCH_CASES, MODALITIES, TEXT
+from src.data.schema import MATCH_CASES, MODALITIES
 from src.data.tokenizer import Tokenizer
 
 ORDER, SAMPLE = 0, 1  # purposes, so that the streams of one epoch never meet
@@ -68,18 +68,41 @@ def _hidden_tokens(words: np.ndarray, slots: int, ratio: float, rng: np.random.G
     return np.array(sorted(chosen), np.int64)
 
 
-def draw_given(choices: tuple[str, ...], presence: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """What denoising may see, int32 [3]: one of the choices that the sample has, never its text.
+def mask_places(length: int, slots: int, ratio: float, span: int, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
+    """Hides about ``ratio`` of ``length`` places, in runs of ``span``, but at least one where there is any.
 
-    A sample that has none of the choices whole shows what it has of picture and sound.
+    Returns:
+        positions int32 [K], sorted, and weights float32 [K]; unused slots are 0.
+    """
+    positions, weights = np.zeros(slots, np.int32), np.zeros(slots, np.float32)
+    wanted = min(slots, max(1, round(length * ratio))) if length else 0
+    hidden: set[int] = set()
+    for start in rng.permutation(length):
+        if len(hidden) >= wanted:
+            break
+        hidden.update(range(start, min(start + span, length, start + wanted - len(hidden))))
+    chosen = sorted(hidden)
+    positions[: len(chosen)], weights[: len(chosen)] = chosen, 1
+    return positions, weights
+
+
+def draw_given(
+    choices: tuple[str, ...], presence: np.ndarray, absent: int, drop: float, rng: np.random.Generator
+) -> np.ndarray:
+    """What denoising may see, int32 [3]: one of the choices that the sample has, never the modality ``absent``.
+
+    A sample that has none of the choices whole shows what it has of the other two. With the chance ``drop`` nothing is
+    shown.
     """
     table = _given_table(choices)
     possible = table[(table <= presence).all(axis=1)]
-    draw = rng.random()
+    choice, dropped = rng.random(2)
+    if dropped < drop:
+        return np.zeros(3, np.int32)
     if len(possible):
-        return possible[int(draw * len(possible))]
+        return possible[int(choice * len(possible))]
     rest = np.array(presence, np.int32)
-    rest[TEXT] = 0
+    rest[absent] = 0
     return rest
 
 

@@ -128,7 +128,14 @@ class Loader:
         rng = masking.sample_rng(self.config.seed, epoch, int(batch["sample_id"][row]))
         batch["match_noise"][row] = rng.gumbel(size=len(batch["match_noise"]))
         batch["match_case"][row], batch["match_presence"][row] = masking.draw_match(presence, rng)
-        batch["denoise_presence"][row] = masking.draw_given(objectives.denoise_given, presence, rng)
+        batch["denoise_presence"][row] = masking.draw_given(objectives.denoise_given, presence, TEXT, 0.0, rng)
+        shown = masking.draw_given(objectives.draw_given, presence, IMAGE, objectives.draw_drop, rng)
+        batch["draw_presence"][row] = shown
+        places = self._places(batch, row)
+        for name, span in (("mvm", 1), ("mam", objectives.mam_span)):
+            slots = batch[f"{name}_positions"].shape[1]
+            drawn = masking.mask_places(places[name], slots, objectives.mask_ratio, span, rng)
+            batch[f"{name}_positions"][row], batch[f"{name}_weights"][row] = drawn
         batch["mlm_ids"][row] = batch["text_ids"][row]
         if objectives.mlm and presence[TEXT]:
             ids, slots = batch["text_ids"][row], batch["mlm_positions"].shape[1]
@@ -136,6 +143,12 @@ class Loader:
             masked = masking.mask_words(ids, words, slots, objectives.mask_ratio, self.tokenizer, rng)
             for name, value in zip(("mlm_ids", "mlm_positions", "mlm_labels", "mlm_weights"), masked, strict=True):
                 batch[name][row] = value
+
+    def _places(self, batch: Batch, row: int) -> dict[str, int]:
+        """How many patches and sound tokens the row has."""
+        image, stride = self.config.model.image, self.config.model.audio.stride
+        patches = (image.size // image.patch) ** 2 * int(batch["presence"][row, IMAGE])
+        return {"mvm": patches, "mam": -(-int(batch["audio_frames"][row]) // stride)}
 
 
 def _text(record: Record, caption: int) -> str:

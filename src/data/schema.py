@@ -24,7 +24,7 @@ class Field:
 
 
 def masked_slots(max_len: int, mask_ratio: float) -> int:
-    """``K``: how many masked-token slots a row of ``max_len`` tokens carries (at least one)."""
+    """``K``: how many slots for hidden places a row of ``max_len`` tokens carries (at least one)."""
     return max(1, round(max_len * mask_ratio))
 
 
@@ -32,6 +32,8 @@ def batch_fields(model: ModelConfig, batch_size: int, mask_ratio: float) -> dict
     """The fields of a training batch, by name."""
     text, image, audio = model.text, model.image, model.audio
     slots = masked_slots(text.max_len, mask_ratio)
+    patches = masked_slots((image.size // image.patch) ** 2, mask_ratio)
+    frames = masked_slots(audio.max_frames // audio.stride, mask_ratio)
     return {
         "sample_id": Field(np.int32, (), "position of the sample in its split"),
         "image_id": Field(np.int32, (), "equal for samples of the same picture, which are never negatives"),
@@ -45,7 +47,12 @@ def batch_fields(model: ModelConfig, batch_size: int, mask_ratio: float) -> dict
         "mlm_positions": Field(np.int32, (slots,), "where the hidden tokens are; 0 in unused slots"),
         "mlm_labels": Field(np.int32, (slots,), "what they were"),
         "mlm_weights": Field(np.float32, (slots,), "1 for a used slot, 0 for an unused one"),
-        "denoise_presence": Field(np.int32, (3,), "what the denoising row is given; the text never"),
+        "mvm_positions": Field(np.int32, (patches,), "hidden patches; 0 in unused slots"),
+        "mvm_weights": Field(np.float32, (patches,), "1 for a used slot, 0 for an unused one"),
+        "mam_positions": Field(np.int32, (frames,), "hidden sound tokens; 0 in unused slots"),
+        "mam_weights": Field(np.float32, (frames,), "1 for a used slot, 0 for an unused one"),
+        "denoise_presence": Field(np.int32, (3,), "what the row that writes is given; the text never"),
+        "draw_presence": Field(np.int32, (3,), "what the row that draws is given; the picture never"),
         "match_case": Field(np.int32, (), "column of MATCH_CASES"),
         "match_presence": Field(np.int32, (3,), "modalities of the matching row: two or three"),
         "match_noise": Field(np.float32, (batch_size,), "Gumbel noise that samples the hard negatives"),

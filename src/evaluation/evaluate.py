@@ -16,6 +16,7 @@ from src.data.schema import AUDIO, IMAGE, TEXT
 from src.data.tokenizer import Tokenizer
 from src.evaluation.captioning import caption_figures, transcript_figures
 from src.evaluation.encode import Encoder, Items, encode_split, first_pictures
+from src.evaluation.probe import Probe
 from src.evaluation.report import write_json
 from src.evaluation.retrieval import Retriever
 from src.evaluation.sheets import Sheets
@@ -39,6 +40,7 @@ class Evaluator:
         self.encoder = Encoder(model, config.eval.batch_size)
         self.decoder = GreedyDecoder(model, self.tokenizer, config.eval.batch_size)
         self.retriever = Retriever(model, self.tokenizer, config.eval, self.decoder)
+        self.probe = Probe(config, model) if config.task == "pretrain" else None
         self._loaders: dict[str, Loader] = {}
 
     def run(
@@ -58,7 +60,7 @@ class Evaluator:
             gallery, captions, rerank: instead of the configuration's.
 
         Returns:
-            task, split, gallery, retrieval, reranked, caption, transcription, examples, fused_passes, seconds,
+            task, split, gallery, retrieval, reranked, caption, transcription, examples, probe, fused_passes, seconds,
             parameters and versions; parts that the task or the data leave out are missing.
         """
         settings = self.config.eval
@@ -109,6 +111,12 @@ class Evaluator:
             began = time.monotonic()
             metrics.update(self._write(loader, first_pictures(items, captions), sheets))
             seconds["captions"] = time.monotonic() - began
+        if self.probe is not None and self.probe.active:
+            began = time.monotonic()
+            metrics["probe"] = self.probe.run(loader, self.config.eval.probe)
+            seconds["probe"] = time.monotonic() - began
+            if sheets and "confusion" in metrics["probe"]:
+                sheets.confusion(metrics["probe"]["confusion"])
         metrics.update(seconds=seconds, parameters=count_parameters(self.model), versions=versions())
         if output:
             write_json(output / "metrics.json", metrics)

@@ -101,6 +101,28 @@ def caption_sheet(out_png: str | Path, title: str, items: Sequence[tuple[np.ndar
         save(page.figure, out_png)
 
 
+def confusion_matrix(out_png: str | Path, title: str, names: Sequence[str], counts: Sequence[Sequence[int]]) -> None:
+    """A square of shares: a row for each truth, a column for each answer, the right answers on the diagonal.
+
+    Args: counts: [truth][answer].
+    """
+    table = np.asarray(counts, float)
+    shares = table / np.maximum(table.sum(1, keepdims=True), 1)
+    with style():
+        figure = new_figure(6.4, 5.4)
+        axis = figure.add_subplot()
+        axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+        axis.set_title(title, loc="left", fontsize=11, pad=10)
+        axis.set_xticks(range(len(names)), names, rotation=30, ha="right")
+        axis.set_yticks(range(len(names)), [f"{name} ({int(n)})" for name, n in zip(names, table.sum(1), strict=True)])
+        axis.set_xlabel("answer", color=GREY)
+        axis.set_ylabel("truth", color=GREY)
+        for (row, column), share in np.ndenumerate(shares):
+            axis.text(column, row, f"{share:.2f}", ha="center", va="center", color="white" if share > 0.6 else INK)
+        figure.tight_layout(pad=1.4)
+        save(figure, out_png)
+
+
 def _read_losses(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Steps and values of each loss in a metrics file."""
     if not path.is_file():

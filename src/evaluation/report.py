@@ -31,6 +31,15 @@ FIGURES = {
 }
 
 
+PROBES = {
+    "mlm_accuracy": "hidden words right",
+    "mvm_code_accuracy": "codes of hidden patches right",
+    "patch_cosine": "cosine of hidden patches",
+    "frame_cosine": "cosine of hidden sound",
+    "matching_accuracy": "matching, five cases",
+}
+
+
 def table(rows: Sequence[Sequence[Any]], headers: Sequence[str]) -> str:
     """A text table in which wide East Asian characters count as two columns; numbers, also as text, are flush right."""
     for number, row in enumerate(rows):
@@ -74,9 +83,16 @@ def caption_table(caption: Mapping[str, Any], title: str = "captions") -> str:
     return table(rows, [title, ""])
 
 
+def probe_table(probe: Mapping[str, Any]) -> str:
+    """What was learned ("mlm_accuracy", …) beside what looking at nothing reaches ("mlm_chance", …)."""
+    names = [name for name in PROBES if name in probe]
+    rows = [[PROBES[name], probe[name], probe[f"{name.rpartition('_')[0]}_chance"]] for name in names]
+    return table(rows, ["held-out", "model", "chance"])
+
+
 def summary(metrics: Mapping[str, Any]) -> str:
     """What an evaluation found, as text: ``retrieval`` with ``gallery`` and ``reranked``, ``caption``,
-    ``transcription``, ``parameters``.
+    ``transcription``, ``probe``, ``parameters``.
 
     What is absent is left out.
     """
@@ -88,6 +104,8 @@ def summary(metrics: Mapping[str, Any]) -> str:
         parts.append(caption_table(metrics["caption"]))
     if metrics.get("transcription"):
         parts.append(caption_table(metrics["transcription"], "transcripts of speech"))
+    if metrics.get("probe"):
+        parts.append(probe_table(metrics["probe"]))
     if metrics.get("parameters"):
         parts.append(table(list(metrics["parameters"].items()), ["parameters", ""]))
     return "\n\n".join(parts)

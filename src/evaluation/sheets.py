@@ -7,10 +7,10 @@ import numpy as np
 
 from src.data import image
 from src.data.pipeline import Loader
-from src.data.schema import AUDIO, IMAGE, TEXT
+from src.data.schema import AUDIO, IMAGE, MATCH_CASES, TEXT
 from src.evaluation.captioning import facts_of
 from src.evaluation.encode import Items
-from src.evaluation.figures import Hit, Query, caption_sheet, retrieval_sheet
+from src.evaluation.figures import Hit, Query, caption_sheet, confusion_matrix, retrieval_sheet
 from src.evaluation.retrieval import SHOWN, Ranking
 
 ROWS = 6  # queries of a sheet: the first of the split, not the best
@@ -63,6 +63,11 @@ class Sheets:
         picture = image.decode(record.image, self.size, record.key) if record.image is not None else None
         text = record.captions[caption] if caption >= 0 else ""
         return picture, text, record.sounds[max(caption, 0)] if record.sounds else None
+
+    def confusion(self, counts: list[list[int]]) -> None:
+        """What matching answered in each of its five cases."""
+        title = "Which of text, picture and sound belong together"
+        confusion_matrix(self.folder / "matching.png", title, MATCH_CASES, counts)
 
     def captions(self, pictures: Items, written: list[str], references: list[list[str]], world: str | None) -> None:
         """The first captions under their pictures, and all of them as a COCO result file."""

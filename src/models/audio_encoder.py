@@ -6,14 +6,15 @@ from mindspore import Parameter, Tensor, nn
 from mindspore.common.initializer import Normal, initializer
 
 from src.config import AudioEncoderConfig
-from src.models.layers import POSITION_STD, Linear, Transformer, padding_bias
+from src.models.layers import POSITION_STD, Linear, Transformer, hide, padding_bias
 
 
 class AudioEncoder(nn.Cell):
     """A convolution whose kernel is as long as its stride (a linear map of joined frames), positions, Transformer.
 
     Inputs:
-        audio (B, M, N) uint8 log-mel; frames (B,) int32, how many of the M are sound.
+        audio (B, M, N) uint8 log-mel; frames (B,) int32, how many of the M are sound; to hide tokens also
+        hidden (B, F) float32, 1 where one is hidden, and the vector (1, 1, D) that stands in its place.
 
     Outputs:
         tokens (B, F, D) float with F = M / stride; mask (B, F) int32, 1 where a token holds any sound.
@@ -28,8 +29,10 @@ class AudioEncoder(nn.Cell):
         self.transformer = Transformer(config)
         self.starts = Tensor(np.arange(self.tokens, dtype=np.int32)[None] * config.stride)  # (1, F)
 
-    def construct(self, audio, frames):
+    def construct(self, audio, frames, hidden=None, vector=None):
         mask = (self.starts < frames.reshape(-1, 1)).astype(ms.int32)  # (B, F)
         x = audio.astype(ms.float32) / 127.5 - 1.0
         x = self.project(x.reshape(-1, self.tokens, self.joined))  # (B, F, D)
+        if hidden is not None:
+            x = hide(x, hidden, vector)
         return self.transformer(x + self.positions, padding_bias(mask)), mask

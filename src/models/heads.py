@@ -4,9 +4,9 @@ import math
 
 import mindspore as ms
 from mindspore import Parameter, Tensor, nn, ops
-from mindspore.common.initializer import initializer
+from mindspore.common.initializer import Normal, initializer
 
-from src.models.layers import Gelu, LayerNorm, Linear
+from src.models.layers import POSITION_STD, Gelu, LayerNorm, Linear
 
 INITIAL_SCALE = math.log(1 / 0.07)  # of the contrastive logits, as in CLIP
 MAX_SCALE = math.log(100.0)
@@ -68,6 +68,27 @@ class MaskedTextHead(nn.Cell):
 
     def construct(self, hidden, table):
         return self.product_bt(self.norm(self.gelu(self.transform(hidden))), table) + self.bias
+
+
+class MaskedFeatureHead(nn.Cell):
+    """Predicts the clean tokens of an encoder where they were hidden, and holds what stood there instead.
+
+    Inputs:
+        hidden (…, D) float: fused tokens at the hidden positions.
+
+    Outputs:
+        (…, De) float, of the encoder's width.
+    """
+
+    def __init__(self, width: int, encoder_width: int) -> None:
+        super().__init__()
+        self.vector = Parameter(initializer(Normal(POSITION_STD), (1, 1, encoder_width)), name="vector")
+        self.transform = Linear(width, width)
+        self.gelu = Gelu()
+        self.project = Linear(width, encoder_width)
+
+    def construct(self, hidden):
+        return self.project(self.gelu(self.transform(hidden)))
 
 
 class MatchingHead(nn.Cell):

@@ -5,14 +5,15 @@ from mindspore import Parameter, nn
 from mindspore.common.initializer import Normal, initializer
 
 from src.config import ImageEncoderConfig
-from src.models.layers import POSITION_STD, Linear, Transformer
+from src.models.layers import POSITION_STD, Linear, Transformer, hide
 
 
 class ImageEncoder(nn.Cell):
     """Patches, a linear projection, positions, Transformer.
 
     Inputs:
-        image (B, S, S, 3) uint8.
+        image (B, S, S, 3) uint8; to hide patches also hidden (B, P) float32, 1 where one is hidden, and the vector
+        (1, 1, D) that stands in its place.
 
     Outputs:
         (B, P, D) float with P = (S / patch)², rows of patches from the top.
@@ -32,5 +33,8 @@ class ImageEncoder(nn.Cell):
         x = x.reshape(-1, self.side, self.patch, self.side, self.patch, 3).transpose(0, 1, 3, 2, 4, 5)
         return x.reshape(-1, self.patches, self.patch**2 * 3)  # (B, P, patch·patch·3)
 
-    def construct(self, image):
-        return self.transformer(self.project(self.split_patches(image)) + self.positions, None)
+    def construct(self, image, hidden=None, vector=None):
+        x = self.project(self.split_patches(image))
+        if hidden is not None:
+            x = hide(x, hidden, vector)
+        return self.transformer(x + self.positions, None)

@@ -156,6 +156,21 @@ def causal_bias(length: int) -> Tensor:
     return reshape((1.0 - ops.tril(ones)) * MASKED, (1, 1, length, length))  # (1, 1, L, L)
 
 
+def hide(tokens: Tensor, hidden: Tensor, vector: Tensor) -> Tensor:
+    """Tokens (B, L, D) with ``vector`` (1, 1, D) where ``hidden`` (B, L) float is 1."""
+    hidden = cast(reshape(hidden, (tokens.shape[0], tokens.shape[1], 1)), tokens.dtype)
+    return tokens * (1.0 - hidden) + cast(vector, tokens.dtype) * hidden
+
+
+def at(tokens: Tensor, positions: Tensor) -> Tensor:
+    """Tokens (B, L, D) at positions (B, K) int32 → (B, K, D)."""
+    rows, slots = positions.shape
+    first = ops.arange(rows).reshape(rows, 1) * tokens.shape[1]  # of each row in the flat table
+    flat = reshape(positions + cast(first, positions.dtype), (rows * slots,))
+    found = ops.gather(reshape(tokens, (-1, tokens.shape[2])), flat, 0)
+    return reshape(found, (rows, slots, tokens.shape[2]))
+
+
 class Attention(nn.Cell):
     """Multi-head scaled dot-product attention (Vaswani et al. 2017).
 

@@ -10,8 +10,9 @@ from src.config import ModelConfig
 from src.data.schema import MATCH_CASES
 from src.models.audio_encoder import AudioEncoder
 from src.models.cross_encoder import CrossEncoder
-from src.models.heads import EmbeddingHead, MaskedTextHead, MatchingHead, Scale
+from src.models.heads import EmbeddingHead, MaskedFeatureHead, MaskedTextHead, MatchingHead, Scale
 from src.models.image_encoder import ImageEncoder
+from src.models.layers import at
 from src.models.text_decoder import TextDecoder
 from src.models.text_encoder import TextEncoder
 
@@ -36,7 +37,14 @@ class OPT(nn.Cell):
         self.audio_head = EmbeddingHead(config.audio.width, config.embed_dim)
         self.scale = Scale()
         self.cross_encoder = CrossEncoder(config, self.text_len, self.image_encoder.patches, self.audio_encoder.tokens)
+        # where each modality begins in the fused tokens, behind the [CLS]
+        self.first_text = 1
+        self.first_image = self.first_text + self.text_len
+        self.first_audio = self.first_image + self.image_encoder.patches
         self.masked_text_head = MaskedTextHead(width, config.text.width, vocab_size)
+        if config.masked_features:
+            self.masked_image_head = MaskedFeatureHead(width, config.image.width)
+            self.masked_audio_head = MaskedFeatureHead(width, config.audio.width)
         self.matching_head = MatchingHead(width, config.embed_dim, len(MATCH_CASES))
         self.text_decoder = TextDecoder(
             config.text_decoder, vocab_size, self.text_len, self.cross_encoder.length, width
@@ -56,11 +64,16 @@ class OPT(nn.Cell):
 
     def masked_text_logits(self, fused, positions):
         """Logits (B·K, V) of the tokens at ``positions`` (B, K) of the text in ``fused`` (B, L, D)."""
-        rows, slots = positions.shape
-        offsets = ops.arange(rows).reshape(rows, 1) * fused.shape[1] + 1  # the text stands behind the [CLS]
-        flat = (positions + offsets.astype(positions.dtype)).reshape(rows * slots)  # (B·K,)
-        hidden = ops.gather(fused.reshape(-1, fused.shape[2]), flat, 0)
-        return self.masked_text_head(hidden, self.text_encoder.tokens)
+        hidden = at(fused, positions + self.first_text)
+        return self.masked_text_head(hidden.reshape(-1, fused.shape[2]), self.text_encoder.tokens)
+
+    def fused_image(self, fused, positions):
+        """Fused patches (B, K, D) at ``positions`` (B, K) of the picture."""
+        return at(fused, positions + self.first_image)
+
+    def fused_audio(self, fused, positions):
+        """Fused sound tokens (B, K, D) at ``positions`` (B, K) of the sound."""
+        return at(fused, positions + self.first_audio)
 
 
 def count_parameters(model: nn.Cell) -> dict[str, int]:

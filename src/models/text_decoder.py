@@ -5,7 +5,15 @@ from mindspore import Parameter, nn, ops
 from mindspore.common.initializer import Normal, initializer
 
 from src.config import TextDecoderConfig
-from src.models.layers import MASKED, MEMORY_POSITION_STD, POSITION_STD, TOKEN_STD, Transformer, causal_bias, padding_bias
+from src.models.layers import (
+    MASKED,
+    MEMORY_POSITION_STD,
+    POSITION_STD,
+    TOKEN_STD,
+    Transformer,
+    causal_bias,
+    padding_bias,
+)
 
 
 class TextDecoder(nn.Cell):

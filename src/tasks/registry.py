@@ -42,7 +42,8 @@ def _caption(metrics: dict[str, Any]) -> dict[str, float]:
 
 def pretrain_figures(evaluator: Evaluator, config: Config) -> dict[str, float]:
     metrics = _measure(evaluator, config)
-    return _retrieval(metrics) | _caption(metrics)
+    probe = {name: value for name, value in metrics.get("probe", {}).items() if name.endswith(("accuracy", "cosine"))}
+    return _retrieval(metrics) | _caption(metrics) | probe
 
 
 def retrieval_figures(evaluator: Evaluator, config: Config) -> dict[str, float]:

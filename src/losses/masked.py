@@ -1,0 +1,64 @@
+"""Losses of masked picture and sound tokens: regression to the clean features, and telling frames apart."""
+
+import mindspore as ms
+from mindspore import Tensor, ops
+
+from src.models.layers import MASKED
+
+EPSILON = 1e-6
+
+
+def normalised(features: Tensor) -> Tensor:
+    """(…, D) → (…, D) float32 of mean 0 and variance 1 a token, without gradient: what regression aims at.
+
+    Without it the encoder could make the regression easy by shrinking its features.
+    """
+    x = ops.stop_gradient(features).astype(ms.float32)
+    x = x - x.mean(-1, keep_dims=True)
+    return x * ops.rsqrt((x * x).mean(-1, keep_dims=True) + EPSILON)
+
+
+def feature_regression(predicted: Tensor, target: Tensor, weights: Tensor) -> Tensor:
+    """Mean squared error over the weighted slots; predicting the mean everywhere costs about 1.
+
+    Args:
+        predicted: (B, K, D) float.
+        target: (B, K, D) float32, normalised.
+        weights: (B, K) float32; slots of weight 0 do not count.
+
+    Returns:
+        () float32; 0 when every weight is 0.
+    """
+    error = predicted.astype(ms.float32) - target
+    losses = (error * error).mean(-1)  # (B, K)
+    return (losses * weights).sum() / ops.maximum(weights.sum(), Tensor(1.0, ms.float32))
+
+
+def frame_contrastive(predicted: Tensor, target: Tensor, weights: Tensor, temperature: float) -> Tensor:
+    """Each masked slot finds its own clean frame among those of the same sample (wav2vec 2.0, equation 3).
+
+    loss = −mean over slots of log softmax_j(cos(predicted_i, target_j) / temperature) at j = i, with j over the masked
+    slots of the sample. A slot that is alone in its sample has nothing to be told from and does not count.
+
+    Args:
+        predicted: (B, K, D) float; target: (B, K, D) float32, without gradient.
+        weights: (B, K) float32; slots of weight 0 are neither query nor candidate.
+        temperature: of the cosines.
+
+    Returns:
+        () float32; 0 when nothing counts.
+    """
+    slots = weights.shape[1]
+    queries, candidates = _unit(predicted), _unit(target)
+    cosine = ops.BatchMatMul(transpose_b=True)(queries, candidates)  # (B, K, K)
+    logits = cosine / temperature + (1.0 - weights.expand_dims(1)) * MASKED
+    own = ops.eye(slots, slots, ms.float32)
+    losses = -(ops.log_softmax(logits, -1) * own).sum(-1)  # (B, K)
+    company = (weights.sum(1, keepdims=True) > 1).astype(ms.float32)  # (B, 1)
+    counted = weights * company
+    return (losses * counted).sum() / ops.maximum(counted.sum(), Tensor(1.0, ms.float32))
+
+
+def _unit(x: Tensor) -> Tensor:
+    x = x.astype(ms.float32)
+    return x * ops.rsqrt((x * x).sum(-1, keepdims=True) + EPSILON)

@@ -1,0 +1,230 @@
+"""The three levels of pre-training: which rows each sends through the cross-modal encoder, and its losses on them.
+
+A level is a Cell with ``names``, its active losses in their order; ``reads``, the modalities whose clean tokens it
+reads; ``count``, how many fused rows it takes; ``rows``, their six tensors (text, image, audio tokens, text mask, audio
+mask, presence) with whatever its losses need again; and ``losses`` on what came back, (count, L, D) and (count, L).
+Letters as in :mod:`src.models.opt`.
+"""
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor, nn, ops
+
+from src.config import ObjectivesConfig
+from src.data.schema import AUDIO, IMAGE, MODALITIES, TEXT
+from src.losses.classification import cross_entropy
+from src.losses.masked import feature_regression, frame_contrastive, normalised
+from src.losses.matching import build_rows
+from src.models.layers import at
+from src.models.opt import OPT
+
+TOKEN_LOSSES = ("mlm", "mvm_code", "mvm_feature", "mam_feature", "mam_contrastive")
+SAMPLE_LOSSES = ("matching",)
+MODALITY_LOSSES = ("denoise_text", "denoise_image")
+
+
+def _active(config: ObjectivesConfig, names: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(name for name in names if getattr(config, name) > 0)
+
+
+def level_rows(batch_size: int, fraction: float) -> int:
+    """How many rows of a batch a level reads (at least one)."""
+    return max(1, round(batch_size * fraction))
+
+
+class TokenLevel(nn.Cell):
+    """Masked language, image and audio modelling, on rows whose words, patches and frames are hidden together.
+
+    The encoders run once more, on the masked view of these rows; what a modality's losses leave alone keeps its clean
+    tokens. The targets of the regression are the clean view's tokens, without gradient.
+
+    Args:
+        model: the network.
+        config: weights, shares and the temperature of the frames.
+        batch_size: B.
+    """
+
+    def __init__(self, model: OPT, config: ObjectivesConfig, batch_size: int) -> None:
+        super().__init__(auto_prefix=False)  # the parameters keep the names that they have in the model
+        self.model, self.names = model, _active(config, TOKEN_LOSSES)
+        self.count = level_rows(batch_size, config.token_fraction)
+        self.temperature = config.mam_temperature
+        self.hides_text = "mlm" in self.names
+        self.hides_image = "mvm_code" in self.names or "mvm_feature" in self.names
+        self.hides_audio = "mam_feature" in self.names or "mam_contrastive" in self.names
+        # what is hidden is read clean only as a target
+        context = {TEXT: not self.hides_text, IMAGE: not self.hides_image or "mvm_feature" in self.names, AUDIO: True}
+        self.reads = frozenset(which for which, read in context.items() if read)
+
+    def rows(self, batch, clean, embeddings):
+        n, model = self.count, self.model
+        text, image, audio, text_mask, audio_mask = clean
+        text, image, audio, text_mask, audio_mask = text[:n], image[:n], audio[:n], text_mask[:n], audio_mask[:n]
+        if self.hides_text:
+            text = model.text_encoder(batch["mlm_ids"][:n], text_mask)
+        if self.hides_image:
+            hidden = slots_to_mask(batch["mvm_positions"][:n], batch["mvm_weights"][:n], image.shape[1])
+            image = model.image_encoder(batch["image"][:n], hidden, model.masked_image_head.vector)
+        if self.hides_audio:
+            hidden = slots_to_mask(batch["mam_positions"][:n], batch["mam_weights"][:n], audio.shape[1])
+            sound, frames = batch["audio"][:n], batch["audio_frames"][:n]
+            audio, audio_mask = model.audio_encoder(sound, frames, hidden, model.masked_audio_head.vector)
+        return (text, image, audio, text_mask, audio_mask, batch["presence"][:n]), ()
+
+    def losses(self, batch, clean, embeddings, fused, mask, state):
+        n, found = self.count, ()
+        if self.hides_text:
+            weights = batch["mlm_weights"][:n].reshape(-1)
+            found = (*found, cross_entropy(self.words(batch, fused), batch["mlm_labels"][:n].reshape(-1), weights))
+        if "mvm_code" in self.names:
+            logits, codes = self.codes(batch, fused)
+            weights = batch["mvm_weights"][:n].reshape(-1) * (codes >= 0).astype(ms.float32)
+            found = (*found, cross_entropy(logits, ops.relu(codes), weights))
+        if "mvm_feature" in self.names:
+            predicted, target = self.patches(batch, clean, fused)
+            found = (*found, feature_regression(predicted, target, batch["mvm_weights"][:n]))
+        if self.hides_audio:
+            predicted, target = self.frames(batch, clean, fused)
+            weights = batch["mam_weights"][:n]
+            if "mam_feature" in self.names:
+                found = (*found, feature_regression(predicted, target, weights))
+            if "mam_contrastive" in self.names:
+                found = (*found, frame_contrastive(predicted, target, weights, self.temperature))
+        return found
+
+    def words(self, batch, fused):
+        """Logits (n·K, V) of the hidden words."""
+        return self.model.masked_text_logits(fused, batch["mlm_positions"][: self.count])
+
+    def codes(self, batch, fused):
+        """Logits (n·K, codes) of the hidden patches and their codes (n·K,), −1 where there is no picture."""
+        positions = batch["mvm_positions"][: self.count]
+        hidden = self.model.fused_image(fused, positions)
+        codes = ops.gather_elements(batch["image_codes"][: self.count], 1, positions).reshape(-1)
+        return self.model.masked_code_head(hidden.reshape(-1, fused.shape[2])), codes
+
+    def patches(self, batch, clean, fused):
+        """Predicted and clean features (n, K, D) of the hidden patches."""
+        positions = batch["mvm_positions"][: self.count]
+        predicted = self.model.masked_image_head(self.model.fused_image(fused, positions))
+        return predicted, normalised(at(clean[IMAGE][: self.count], positions))
+
+    def frames(self, batch, clean, fused):
+        """Predicted and clean features (n, K, D) of the hidden sound tokens."""
+        positions = batch["mam_positions"][: self.count]
+        predicted = self.model.masked_audio_head(self.model.fused_audio(fused, positions))
+        return predicted, normalised(at(clean[AUDIO][: self.count], positions))
+
+
+class SampleLevel(nn.Cell):
+    """Five-way matching on rows that in-batch permutation has mixed. Arguments: as :class:`TokenLevel`."""
+
+    def __init__(self, model: OPT, config: ObjectivesConfig, batch_size: int) -> None:
+        super().__init__(auto_prefix=False)  # the parameters keep the names that they have in the model
+        self.model, self.names = model, _active(config, SAMPLE_LOSSES)
+        self.count = level_rows(batch_size, config.sample_fraction)
+        self.reads = frozenset({TEXT, IMAGE, AUDIO})
+
+    def rows(self, batch, clean, embeddings):
+        n = self.count
+        text, image, audio, text_mask, audio_mask = clean
+        matched = build_rows(
+            batch["match_case"][:n],
+            batch["match_presence"][:n],
+            batch["image_id"],
+            batch["presence"],
+            embeddings[0],
+            embeddings[1],
+            embeddings[2],
+            ops.stop_gradient(self.model.scale()),
+            batch["match_noise"][:n],
+        )
+        rows = (
+            ops.gather(text, matched[0], 0),
+            ops.gather(image, matched[1], 0),
+            ops.gather(audio, matched[2], 0),
+            ops.gather(text_mask, matched[0], 0),
+            ops.gather(audio_mask, matched[2], 0),
+            batch["match_presence"][:n],
+        )
+        return rows, matched
+
+    def losses(self, batch, clean, embeddings, fused, mask, state):
+        logits, weights = self.answers(batch, embeddings, fused, state)
+        return (cross_entropy(logits, batch["match_case"][: self.count], weights),)
+
+    def answers(self, batch, embeddings, fused, state):
+        """Logits (n, 5) of the cases and weights (n,): 0 where a row shows too little or the batch held no negative."""
+        presence = batch["match_presence"][: self.count]
+        text, image, audio = embeddings
+        logits = self.model.matching_head(
+            fused[:, 0],
+            ops.gather(text, state[0], 0),
+            ops.gather(image, state[1], 0),
+            ops.gather(audio, state[2], 0),
+            presence,
+        )
+        return logits, state[3] * (presence.sum(1) > 1).astype(ms.float32)
+
+
+class ModalityLevel(nn.Cell):
+    """Denoising: rows whose text is absent write it, rows whose picture is absent draw it, code by code.
+
+    The level reads the last rows of the batch (the others read the first); with both losses the first half of them
+    draws and the second half writes. Arguments: as :class:`TokenLevel`.
+    """
+
+    def __init__(self, model: OPT, config: ObjectivesConfig, batch_size: int) -> None:
+        super().__init__(auto_prefix=False)  # the parameters keep the names that they have in the model
+        self.model, self.names = model, _active(config, MODALITY_LOSSES)
+        self.count = level_rows(batch_size, config.modality_fraction)
+        self.smoothing = config.label_smoothing
+        self.draws = {("denoise_image",): self.count, ("denoise_text",): 0}.get(self.names, self.count // 2)
+        self.first = batch_size - self.count
+        given = {"denoise_text": config.denoise_given, "denoise_image": config.draw_given}
+        shown = "+".join("+".join(given[name]) for name in self.names)
+        self.reads = frozenset(which for which, name in enumerate(MODALITIES) if name in shown)
+
+    def rows(self, batch, clean, embeddings):
+        n, text_from = self.first, self.first + self.draws
+        text, image, audio, text_mask, audio_mask = clean
+        presence = ()
+        if "denoise_image" in self.names:
+            presence = (*presence, batch["draw_presence"][n:text_from])
+        if "denoise_text" in self.names:
+            presence = (*presence, batch["denoise_presence"][text_from:])
+        presence = presence[0] if len(presence) == 1 else ops.concat(presence, 0)
+        return (text[n:], image[n:], audio[n:], text_mask[n:], audio_mask[n:], presence), ()
+
+    def losses(self, batch, clean, embeddings, fused, mask, state):
+        found = ()
+        if "denoise_text" in self.names:
+            found = (*found, self.write(batch, fused[self.draws :], mask[self.draws :]))
+        if "denoise_image" in self.names:
+            found = (*found, self.draw(batch, fused[: self.draws], mask[: self.draws]))
+        return found
+
+    def write(self, batch, fused, mask):
+        logits = self.model.text_decoder(self.input_ids(batch), fused, mask)  # (R·(T−1), V)
+        return self.text_loss(batch, logits)
+
+    def input_ids(self, batch):
+        return batch["text_ids"][self.first + self.draws :, :-1]
+
+    def text_loss(self, batch, logits):
+        n = self.first + self.draws
+        given = (batch["denoise_presence"][n:].sum(1) > 0).astype(ms.float32).reshape(-1, 1)
+        weights = batch["text_mask"][n:, 1:].astype(ms.float32) * given
+        return cross_entropy(logits, batch["text_ids"][n:, 1:].reshape(-1), weights.reshape(-1), self.smoothing)
+
+    def draw(self, batch, fused, mask):
+        codes = batch["image_codes"][self.first : self.first + self.draws]  # (R, P'); −1 where there is no picture
+        logits = self.model.image_decoder(ops.relu(codes), fused, mask)  # (R·P', codes)
+        return cross_entropy(logits, ops.relu(codes).reshape(-1), (codes >= 0).astype(ms.float32).reshape(-1))
+
+
+def slots_to_mask(positions: Tensor, weights: Tensor, length: int) -> Tensor:
+    """(B, K) int32 positions, (B, K) weights → (B, length) float32, 1 at the positions of used slots."""
+    places = Tensor(np.arange(length, dtype=np.int32).reshape(1, 1, length))
+    hits = ops.equal(positions.expand_dims(2), places).astype(ms.float32) * weights.expand_dims(2)  # (B, K, length)
+    return hits.sum(1)
