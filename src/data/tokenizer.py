@@ -1,6 +1,6 @@
 """BERT-compatible WordPiece on a ``vocab.txt``, whole words of Chinese text, and a vocabulary builder.
 
-    python -m src.data.tokenizer build --output vocab.txt captions.txt …
+python -m src.data.tokenizer build --output vocab.txt captions.txt …
 """
 
 import argparse
@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from src.data.errors import DataError
+from src.files import write_text
 
 PAD, UNK, CLS, SEP, MASK = SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 LONGEST_WORD = 100  # characters; BERT gives up on longer ones
@@ -272,8 +273,7 @@ def main() -> None:
         vocab = build_vocab(_texts(args.files), args.size)
     except DataError as error:
         sys.exit(f"error: {error}")
-    Path(args.output).parent.mkdir(parents=True, exist_ok=True)
-    Path(args.output).write_text("\n".join(vocab) + "\n", encoding="utf-8")
+    write_text(args.output, "\n".join(vocab) + "\n")
     print(f"{args.output}: {len(vocab)} tokens")
 
 

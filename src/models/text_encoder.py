@@ -20,7 +20,9 @@ class TextEncoder(nn.Cell):
     def __init__(self, config: TextEncoderConfig, vocab_size: int) -> None:
         super().__init__()
         self.tokens = Parameter(initializer(Normal(TOKEN_STD), (vocab_size, config.width)), name="tokens")
-        self.positions = Parameter(initializer(Normal(POSITION_STD), (1, config.max_len, config.width)), name="positions")
+        self.positions = Parameter(
+            initializer(Normal(POSITION_STD), (1, config.max_len, config.width)), name="positions"
+        )
         self.norm = LayerNorm(config.width)
         self.transformer = Transformer(config)
 

@@ -1,6 +1,6 @@
 """manifest.jsonl: one picture a line, with captions and sounds, any of which may be missing.
 
-    {"id": "42", "image": "42.jpg", "captions": ["一只猫", "猫在睡觉"], "audio": ["42a.wav", null], "split": "train"}
+{"id": "42", "image": "42.jpg", "captions": ["一只猫", "猫在睡觉"], "audio": ["42a.wav", null], "split": "train"}
 """
 
 import argparse
