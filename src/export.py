@@ -16,6 +16,7 @@ from src.data.audio import DECADES
 from src.data.schema import Field
 from src.data.tokenizer import SPECIALS, Tokenizer
 from src.evaluation.report import write_json
+from src.files import replace_folder
 from src.models.graphs import Graph, build_graphs
 from src.models.opt import OPT
 from src.training.checkpoint import CONFIG, VOCAB
@@ -64,9 +65,7 @@ def export_graphs(config: Config, model: OPT, output: Path, file_format: str, ba
     try:
         beside.mkdir(parents=True)
         report = _write_all(config, model, beside, file_format, batch_size)
-        if output.exists():
-            shutil.rmtree(output)
-        beside.rename(output)
+        replace_folder(beside, output)
     except OSError as error:
         raise ExportError(f"cannot write {output}: {error.strerror or error}") from None
     finally:

@@ -1,6 +1,7 @@
 """Checkpoints: whole or absent, equal to the bit, and every damage named."""
 
 import errno
+import itertools
 import os
 import shutil
 from collections.abc import Callable
@@ -213,7 +214,7 @@ def break_at(step: str, error: BaseException, monkeypatch: pytest.MonkeyPatch) -
 
         def broken(*args: object, **kwargs: object) -> object:
             if when(*args):
-                if name == "_write":
+                if name == "write_text":
                     args[0].write_text(args[1][: len(args[1]) // 2])
                 raise error
             return real(*args, **kwargs)
@@ -230,9 +231,9 @@ def break_at(step: str, error: BaseException, monkeypatch: pytest.MonkeyPatch) -
         case "rename":
             wrap(Path, "rename", lambda *_: True)
         case "point":
-            wrap(checkpoint.os, "replace", lambda *_: True)
+            wrap(os, "replace", lambda _, path: path.name == "latest")
         case "config" | "state":
-            wrap(checkpoint, "_write", lambda path, _: path.stem == step)
+            wrap(checkpoint, "write_text", lambda path, _: path.stem == step)
 
 
 @pytest.mark.parametrize("step", STEPS)
@@ -291,12 +292,69 @@ def test_the_one_just_written_stays_even_where_later_steps_lie(tmp_path: Path, c
     assert locate(tmp_path).name == "step-00000020"
 
 
-def test_a_step_written_twice_is_the_second(tmp_path: Path, config: Config, model: OPT) -> None:
+def test_a_step_written_again_is_the_last_written(tmp_path: Path, config: Config, model: OPT) -> None:
     fresh = build_model(config)
-    save_checkpoint(tmp_path / "checkpoints", 5, config, model)
-    save_checkpoint(tmp_path / "checkpoints", 5, config, fresh)
-    assert_same(values(load_model(tmp_path)[1]), values(fresh))
-    assert steps(tmp_path / "checkpoints") == [5]
+    names = []
+    for cell in (model, fresh, model):
+        names.append(save_checkpoint(tmp_path / "checkpoints", 5, config, cell).name)
+        assert_same(values(load_model(tmp_path)[1]), values(cell))
+        assert sorted(os.listdir(tmp_path / "checkpoints")) == ["latest", names[-1]]
+    assert names == ["step-00000005", "step-00000005.1", "step-00000005"]
+
+
+def test_the_best_of_a_step_stays_when_the_step_is_written_again(tmp_path: Path, config: Config, model: OPT) -> None:
+    checkpoints = tmp_path / "checkpoints"
+    save_checkpoint(checkpoints, 5, config, model, best=True)
+    for _ in range(3):
+        save_checkpoint(checkpoints, 5, config, model, keep=1)
+    assert (checkpoints / "best").read_text() == "step-00000005\n" and (checkpoints / "step-00000005").is_dir()
+    assert len(os.listdir(checkpoints)) == 4, "two checkpoints and their pointers"
+
+
+def kill_at_call(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Raises instead of the n-th call, from now on, of what renames, replaces or removes."""
+    calls = itertools.count()
+
+    def wrap(owner: object, name: str) -> None:
+        real = getattr(owner, name)
+
+        def counted(*args: object, **kwargs: object) -> object:
+            if next(calls) == number:
+                raise Killed
+            return real(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, counted)
+
+    for owner, name in ((os, "replace"), (os, "rename"), (os, "unlink"), (os, "rmdir"), (shutil, "rmtree")):
+        wrap(owner, name)
+
+
+@pytest.mark.parametrize("step", [5, 6, 7])
+@pytest.mark.parametrize("keep", [0, 1])
+def test_a_kill_at_any_renaming_or_removal_leaves_a_latest_that_loads(
+    tmp_path: Path, config: Config, model: OPT, step: int, keep: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Step 6 is the latest already, 5 the best, 7 is new."""
+    old, new = values(model), build_model(config)
+    for number in range(60):
+        checkpoints = tmp_path / str(number) / "checkpoints"
+        save_checkpoint(checkpoints, 5, config, model, moments(), best=True)
+        save_checkpoint(checkpoints, 6, config, model, moments())
+        (checkpoints / "step-00000007").mkdir()  # an earlier kill left it before it became the latest
+        kill_at_call(number, monkeypatch)
+        try:
+            save_checkpoint(checkpoints, step, config, new, moments(), keep=keep)
+            finished = True
+        except Killed:
+            finished = False
+        monkeypatch.undo()
+        found = read_tensors(locate(checkpoints.parent) / "model.safetensors")
+        assert_same(found, values(new) if found["scale.log_scale"] != old["scale.log_scale"] else old)
+        assert (checkpoints / (checkpoints / "best").read_text().strip() / "model.safetensors").is_file()
+        if finished:
+            break
+    assert finished and number > 4, "every call was broken once"
+    assert_same(found, values(new))
 
 
 def test_a_checkpoint_is_a_copy(tmp_path: Path, config: Config) -> None:

@@ -42,7 +42,7 @@ def test_round_trip_in_any_order(tmp_path: Path) -> None:
     names = sorted(path.name for path in tmp_path.glob("*.mindrecord"))
     assert names == [f"train-0000{index}.mindrecord" for index in range(3)]
     assert dataset.info["about"] == {"from": "试验"}
-    assert not list(tmp_path.glob("*.tmp"))
+    assert not list(tmp_path.glob(".writing-*"))
 
 
 def test_index_and_counts(tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ the picture and that caption's sound. ``dataset.json`` is written last, so that 
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ import numpy as np
 from src.config import AudioEncoderConfig
 from src.data.errors import DataError
 from src.data.schema import MODALITIES
+from src.files import write_text
 
 FORMAT, VERSION = "opt-dataset", 1
 AUDIO_KEYS = ("sample_rate", "mels", "hop_ms", "window_ms", "max_frames")  # settings that shape the stored sound
@@ -26,7 +26,7 @@ SCHEMA = {name: {"type": "bytes" if name in ("image", "sounds") else "string"} f
 PAGE_BYTES = 1 << 22  # MindRecord's unit of writing, which a record must fit into
 HEADER_BYTES = 1 << 20
 WRITE_ROWS = 128  # rows handed to MindRecord at once
-OUR_FILES = re.compile(r"(.+-\d{5}\.mindrecord(\.db)?|index-.+\.npy|\.dataset\.json\.tmp)")
+OUR_FILES = re.compile(r"(.+-\d{5}\.mindrecord(\.db)?|index-.+\.npy|\.writing-dataset\.json)")
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ class DatasetWriter:
             "splits": splits,
             "about": self.about,
         }
-        _write_json(self.folder / "dataset.json", content)
+        write_text(self.folder / "dataset.json", json.dumps(content, ensure_ascii=False, indent=1))
 
 
 class Dataset:
@@ -316,13 +316,3 @@ def _check_size(path: Path, size: int) -> None:
         raise DataError(f"{path} is missing: copy it from where the dataset was made, or prepare the dataset again")
     if path.stat().st_size != size:
         raise DataError(f"{path} has {path.stat().st_size} bytes, dataset.json says {size}: prepare the dataset again")
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    """Writes beside and renames, so that the file is there whole or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        json.dump(content, file, ensure_ascii=False, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)

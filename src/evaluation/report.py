@@ -2,13 +2,14 @@
 
 import json
 import math
-import os
 import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from src.files import write_text
 
 DIRECTIONS = {
     "t2i": "text → image",
@@ -112,22 +113,11 @@ def summary(metrics: Mapping[str, Any]) -> str:
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Writes readable JSON beside the file and renames it: a reader sees the old file or the new one, never a half.
+    """Writes readable JSON, whole or not at all.
 
     Floats keep six significant digits; numpy scalars and arrays become numbers and lists.
     """
-    path = Path(path)
-    text = json.dumps(_plain(value, path.name), ensure_ascii=False, indent=2) + "\n"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with open(beside, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+    write_text(path, json.dumps(_plain(value, Path(path).name), ensure_ascii=False, indent=2) + "\n")
 
 
 def _plain(value: Any, where: str) -> Any:

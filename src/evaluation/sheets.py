@@ -1,6 +1,5 @@
 """Pictures of an evaluation: what was found for the first queries of a split, and what was written under pictures."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +10,7 @@ from src.data.schema import AUDIO, IMAGE, MATCH_CASES, TEXT
 from src.evaluation.captioning import facts_of
 from src.evaluation.encode import Items
 from src.evaluation.figures import Hit, Query, caption_sheet, confusion_matrix, retrieval_sheet
+from src.evaluation.report import write_json
 from src.evaluation.retrieval import SHOWN, Ranking
 
 ROWS = 6  # queries of a sheet: the first of the split, not the best
@@ -82,6 +82,4 @@ class Sheets:
 
 def save_captions(path: Path, names: list[str], written: list[str]) -> None:
     """The COCO result format: a list of {"image_id", "caption"}."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    entries = [{"image_id": name, "caption": text} for name, text in zip(names, written, strict=True)]
-    path.write_text(json.dumps(entries, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    write_json(path, [{"image_id": name, "caption": text} for name, text in zip(names, written, strict=True)])

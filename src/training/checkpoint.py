@@ -24,6 +24,7 @@ from safetensors.numpy import load_file, save_file
 
 from src.config import Config, ConfigError, load_config, to_yaml
 from src.data.tokenizer import Tokenizer
+from src.files import write_text
 from src.models.opt import OPT
 
 CONFIG, VOCAB, MODEL, OPTIMIZER, STATE = (
@@ -48,9 +49,9 @@ def locate(path: str | Path) -> Path:
     path = Path(path)
     if (path / MODEL).is_file():
         return path
-    pointer = path / "checkpoints" / "latest"
-    if pointer.is_file() and (path / "checkpoints" / pointer.read_text().strip() / MODEL).is_file():
-        return path / "checkpoints" / pointer.read_text().strip()
+    latest = _pointed(path / "checkpoints" / "latest")
+    if latest is not None and (latest / MODEL).is_file():
+        return latest
     raise CheckpointError(f"no checkpoint in {path}: expected {MODEL} or a run folder with checkpoints/latest")
 
 
@@ -137,21 +138,21 @@ def save_checkpoint(
     Raises:
         CheckpointError: it could not be written (a full disk); earlier checkpoints are untouched.
     """
-    name = f"step-{step:08d}"
-    beside, place = checkpoints / f".writing-{name}", checkpoints / name
+    place = _free_place(checkpoints, step)
+    beside = place.with_name(f".writing-{place.name}")
     try:
         shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir(parents=True)
         write_model(beside, config, model)
         if optimizer_state is not None:
             _save_arrays(beside / OPTIMIZER, optimizer_state)
-        _write(beside / STATE, json.dumps({"step": step, **(state or {})}, indent=1) + "\n")
+        write_text(beside / STATE, json.dumps({"step": step, **(state or {})}, indent=1) + "\n")
         if place.exists():
             shutil.rmtree(place)
         beside.rename(place)
-        _point(checkpoints / "latest", name)
+        write_text(checkpoints / "latest", place.name + "\n")
         if best:
-            _point(checkpoints / "best", name)
+            write_text(checkpoints / "best", place.name + "\n")
     except OSError as error:
         shutil.rmtree(beside, ignore_errors=True)
         raise CheckpointError(f"cannot write {place}: {error.strerror or error}") from None
@@ -161,7 +162,7 @@ def save_checkpoint(
 
 def write_model(folder: Path, config: Config, model: nn.Cell) -> None:
     """Configuration, vocabulary and weights: what evaluation and export need."""
-    _write(folder / CONFIG, to_yaml(config))
+    write_text(folder / CONFIG, to_yaml(config))
     shutil.copyfile(config.model.text.vocab, folder / VOCAB)
     _save_arrays(folder / MODEL, dict(model.parameters_and_names()))
 
@@ -176,27 +177,33 @@ def _save_arrays(path: Path, parameters: Mapping[str, Parameter]) -> None:
         os.fsync(file.fileno())
 
 
-def _write(path: Path, text: str) -> None:
-    with open(path, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+def _pointed(pointer: Path) -> Path | None:
+    """The folder that ``latest`` or ``best`` names, if there is such a pointer."""
+    return pointer.parent / pointer.read_text(encoding="utf-8").strip() if pointer.is_file() else None
 
 
-def _point(pointer: Path, name: str) -> None:
-    beside = pointer.with_name(f".writing-{pointer.name}")
-    _write(beside, name + "\n")
-    os.replace(beside, pointer)
+def _free_place(checkpoints: Path, step: int) -> Path:
+    """The folder for a step: ``step-…``, or with a number behind where one of that name is the latest or the best.
+
+    What a pointer names is not removed before the pointer has moved, so that a kill never leaves one without a target.
+    """
+    pointed = (_pointed(checkpoints / "latest"), _pointed(checkpoints / "best"))
+    places = [checkpoints / f"step-{step:08d}{again}" for again in ("", ".1", ".2")]
+    return next(place for place in places if place not in pointed)
 
 
 def _remove_old(checkpoints: Path, keep: int, newest: Path) -> None:
-    """Leaves ``newest`` (its step may be below an earlier run's), the best, and the highest of the others."""
+    """Leaves ``newest`` (its step may be below an earlier run's), the best, and the highest of the others.
+
+    An earlier one of the same step goes in any case.
+    """
+    others = sorted(set(checkpoints.glob("step-*")) - {newest, _pointed(checkpoints / "best")})
+    gone = [other for other in others if other.stem == newest.stem]
     if keep:
-        best = checkpoints / "best"
-        kept = {newest, checkpoints / best.read_text().strip()} if best.is_file() else {newest}
-        others = sorted(set(checkpoints.glob("step-*")) - kept)
-        for old in others[: max(0, len(others) - keep + 1)]:
-            shutil.rmtree(old, ignore_errors=True)
+        rest = [other for other in others if other not in gone]
+        gone += rest[: max(0, len(rest) - keep + 1)]
+    for old in gone:
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def read_state(folder: Path) -> dict[str, Any]:

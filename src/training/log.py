@@ -7,6 +7,8 @@ from typing import Any
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
+from src.files import write_text
+
 
 class RunLog:
     """Writes the metrics of a run; on ranks other than 0 it is silent.
@@ -32,7 +34,7 @@ class RunLog:
         if not self.path.exists():
             return
         lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True) if step else []
-        self.path.write_text("".join(line for line in lines if _step(line) <= step), encoding="utf-8")
+        write_text(self.path, "".join(line for line in lines if _step(line) <= step))
 
     def advance(self, loss: float) -> None:
         if self.active:

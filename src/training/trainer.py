@@ -11,6 +11,7 @@ from src.config import Config, ConfigError, to_yaml
 from src.data.pipeline import Batch, Loader
 from src.evaluation.evaluate import Evaluator
 from src.evaluation.report import table
+from src.files import write_text
 from src.models.opt import OPT, count_parameters
 from src.tasks import registry
 from src.tasks.objectives import Objectives
@@ -82,8 +83,7 @@ class Trainer:
         """
         config, steps = self.config, self.config.train.steps
         if self.rank == 0:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            (self.folder / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+            write_text(self.folder / "config.yaml", to_yaml(config))
             print(parameter_table(self.model), flush=True)
         log = RunLog(self.folder, self.step_number, steps, self.rank == 0)
         batches = self.loader.batches(self.step_number)

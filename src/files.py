@@ -1,0 +1,44 @@
+"""Files and folders that are there whole or not at all: a kill or a full disk leaves the old one."""
+
+import contextlib
+import os
+import shutil
+from pathlib import Path
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Writes UTF-8 beside the file and renames it; folders above it are made.
+
+    Raises:
+        OSError: it cannot be written; it names the file, which is as it was, and nothing is left beside it.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".writing-{path.name}")  # one name: what a kill leaves is overwritten by the next write
+    try:
+        with open(beside, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            beside.unlink()
+        if isinstance(error, OSError):
+            raise OSError(error.errno, error.strerror or str(error), str(path)) from None
+        raise
+
+
+def replace_folder(new: Path, place: Path) -> None:
+    """Renames the folder ``new`` to ``place``; what stood there comes back if that fails, and goes if it does not."""
+    old = place.with_name(f".replaced-{place.name}")
+    shutil.rmtree(old, ignore_errors=True)
+    if place.exists():
+        place.rename(old)
+    try:
+        new.rename(place)
+    except BaseException:
+        if old.exists():
+            old.rename(place)
+        raise
+    shutil.rmtree(old, ignore_errors=True)

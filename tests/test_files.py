@@ -1,0 +1,84 @@
+"""Files and folders are there whole or not at all."""
+
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from src.files import replace_folder, write_text
+
+
+def raising(error: BaseException) -> Callable:
+    def call(*_: object) -> None:
+        raise error
+
+    return call
+
+
+def test_text_is_written_with_the_folders_above_it(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "folder" / "文.txt"
+    for text in ("一\n", "二，longer\n", ""):
+        write_text(str(path), text)
+        assert path.read_bytes() == text.encode() and os.listdir(path.parent) == ["文.txt"]
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
+def test_a_failure_leaves_the_old_file_and_nothing_else(
+    tmp_path: Path, call: str, error: BaseException, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "kept.json"
+    path.write_text("old")
+    monkeypatch.setattr(os, call, raising(error))
+    with pytest.raises(type(error)) as caught:
+        write_text(path, "new")
+    assert path.read_text() == "old" and os.listdir(tmp_path) == ["kept.json"]
+    if isinstance(error, OSError):
+        assert caught.value.filename == str(path) and caught.value.errno == errno.ENOSPC
+
+
+def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("old")
+    (tmp_path / ".writing-a.txt").symlink_to("/dev/full")  # refuses every byte
+    with pytest.raises(OSError, match="No space left on device: .*/a.txt"):
+        write_text(tmp_path / "a.txt", "new")
+    assert (tmp_path / "a.txt").read_text() == "old" and os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_what_a_kill_left_is_overwritten(tmp_path: Path) -> None:
+    (tmp_path / ".writing-a.txt").write_text("half")
+    write_text(tmp_path / "a.txt", "whole")
+    assert os.listdir(tmp_path) == ["a.txt"] and (tmp_path / "a.txt").read_text() == "whole"
+
+
+def test_a_folder_above_that_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(OSError, match="file"):
+        write_text(tmp_path / "file" / "a.txt", "y")
+
+
+def folders(tmp_path: Path) -> tuple[Path, Path]:
+    new, place = tmp_path / ".writing-out", tmp_path / "out"
+    for folder in (new, place):
+        folder.mkdir()
+        (folder / "name").write_text(folder.name)
+    return new, place
+
+
+def test_a_folder_replaces_another(tmp_path: Path) -> None:
+    new, place = folders(tmp_path)
+    replace_folder(new, place)
+    assert (place / "name").read_text() == ".writing-out" and os.listdir(tmp_path) == ["out"]
+
+
+def test_the_old_folder_comes_back_when_the_new_one_cannot_be_renamed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    new, place = folders(tmp_path)
+    real = os.rename
+    monkeypatch.setattr(os, "rename", lambda a, b: raising(KeyboardInterrupt())() if a == new else real(a, b))
+    with pytest.raises(KeyboardInterrupt):
+        replace_folder(new, place)
+    assert (place / "name").read_text() == "out" and sorted(os.listdir(tmp_path)) == [".writing-out", "out"]
