@@ -1,4 +1,4 @@
-"""Writes a trained model as graphs for deployment, loads them back and compares them with the model."""
+"""Writes a trained model as graphs for deployment, loads them back and compares them with the model; or its weights."""
 
 import argparse
 from dataclasses import replace
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from src import cli
 from src.config import load_config
-from src.export import REPORT, check_request, export_graphs
+from src.export import REPORT, check_request, export_graphs, export_weights
 from src.models.opt import count_parameters
 from src.runtime import setup
 from src.training.checkpoint import VOCAB, load_checkpoint_config, load_model, locate
@@ -16,14 +16,15 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__,
         epilog="The folder holds a graph a file, export.json (inputs, outputs, differences, checksums, preprocessing), "
-        "config.yaml and vocab.txt.",
+        "config.yaml and vocab.txt. With --format WEIGHTS it holds what evaluation reads, as pretrained/ does.",
         allow_abbrev=False,
     )
     parser.add_argument(
         "--checkpoint", required=True, metavar="DIR", help="run or checkpoint folder, pretrained/opt_demo"
     )
     parser.add_argument("--config", metavar="FILE", help="configuration to use instead of the checkpoint's own")
-    parser.add_argument("--format", choices=("MINDIR", "AIR"), default="MINDIR", help="AIR needs Ascend")
+    formats = "AIR needs Ascend; WEIGHTS: no graphs, the weights alone, in half precision"
+    parser.add_argument("--format", choices=("MINDIR", "AIR", "WEIGHTS"), default="MINDIR", help=formats)
     parser.add_argument("--output", metavar="DIR", type=Path, default=Path("runs/export"), help="default: runs/export")
     parser.add_argument("--batch-size", type=int, default=0, metavar="N", help="rows of every input; 0: any (default)")
     parser.add_argument("settings", nargs="*", metavar="key=value", help="changes of the configuration")
@@ -41,6 +42,9 @@ def main() -> None:
     setup(replace(config.runtime, distributed=False, mode="graph"), config.seed)
     config, model = load_model(folder, settings, args.config)
     print(f"{folder}: {count_parameters(model)['total']:,} parameters")
+    if args.format == "WEIGHTS":
+        print(export_weights(config, model, args.output))
+        return
     report = export_graphs(config, model, args.output, args.format, args.batch_size)
     for entry in report["graphs"].values():
         compared = f"differs by at most {entry['max_abs_diff']:.1e}" if "max_abs_diff" in entry else "not compared"

@@ -119,7 +119,10 @@ evaluate() {
   prepare_launch
   if [[ -z $CHECKPOINT ]]; then
     CHECKPOINT="$(run_folder "$CONFIG" "${SETTINGS[@]}")" || exit 2
-    [[ -e $CHECKPOINT/checkpoints ]] || CHECKPOINT="pretrained/opt_demo"
+    if [[ ! -e $CHECKPOINT/checkpoints ]]; then
+      CHECKPOINT="pretrained/opt_demo"
+      CONFIG="${CONFIG/%demo.yaml/demo_full.yaml}"  # of the world that the model in the box knows
+    fi
     printf '%s: CHECKPOINT is %s\n' "$SCRIPT" "$CHECKPOINT"
   fi
   launch "$PYTHON" eval.py --config "$CONFIG" --checkpoint "$CHECKPOINT" "${OPTIONS[@]}" \

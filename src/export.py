@@ -19,7 +19,7 @@ from src.evaluation.report import write_json
 from src.files import replace_folder
 from src.models.graphs import Graph, build_graphs
 from src.models.opt import OPT
-from src.training.checkpoint import CONFIG, VOCAB
+from src.training.checkpoint import CONFIG, MODEL, STATE, VOCAB, write_model
 
 TOLERANCE = 1e-4  # largest absolute difference between a loaded graph and the model
 CHECKED_ROWS = 3  # batch of the comparison; a graph for any batch is also run on the first row alone
@@ -40,6 +40,10 @@ def check_request(device: str, output: Path, file_format: str, batch_size: int) 
         raise ExportError(f"--format AIR needs runtime.device=Ascend, not {device}: use --format MINDIR")
     if file_format == "AIR" and not batch_size:
         raise ExportError("--format AIR has fixed shapes: give --batch-size")
+    if file_format == "WEIGHTS" and batch_size:
+        raise ExportError(f"--batch-size {batch_size}: --format WEIGHTS has no inputs, leave it out")
+    if file_format == "WEIGHTS" and (output / MODEL).is_file() and not (output / STATE).exists():
+        return  # what an earlier call wrote, perhaps with a model card beside it
     if output.exists() and not (output / REPORT).is_file() and (not output.is_dir() or any(output.iterdir())):
         raise ExportError(f"--output {output} holds something else than an export: name another folder")
 
@@ -73,6 +77,33 @@ def export_graphs(config: Config, model: OPT, output: Path, file_format: str, ba
     return report
 
 
+def export_weights(config: Config, model: OPT, output: Path) -> Path:
+    """Writes what evaluation reads, the weights in half precision; other files in the folder stay.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ExportError: the folder holds something else or cannot be written.
+    """
+    output = output.resolve()
+    check_request(config.runtime.device, output, "WEIGHTS", 0)
+    beside = output.with_name(f".writing-{output.name}")
+    shutil.rmtree(beside, ignore_errors=True)
+    try:
+        beside.mkdir(parents=True)
+        write_model(beside, config, model, half=True)
+        _write_config(beside, config)
+        output.mkdir(exist_ok=True)
+        for path in beside.iterdir():
+            path.replace(output / path.name)
+    except OSError as error:
+        raise ExportError(f"cannot write {output}: {error.strerror or error}") from None
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    return output
+
+
 def _write_all(config: Config, model: OPT, folder: Path, file_format: str, batch_size: int) -> dict[str, Any]:
     tokenizer = Tokenizer(config.model.text.vocab)
     rows = batch_size or ANY
@@ -95,10 +126,15 @@ def _write_all(config: Config, model: OPT, folder: Path, file_format: str, batch
         "mindspore": ms.__version__,
     }
     shutil.copyfile(config.model.text.vocab, folder / VOCAB)
-    own_vocab = replace(config, model=replace(config.model, text=replace(config.model.text, vocab=VOCAB)))
-    (folder / CONFIG).write_text(to_yaml(own_vocab), encoding="utf-8")
+    _write_config(folder, config)
     write_json(folder / REPORT, report)
     return report
+
+
+def _write_config(folder: Path, config: Config) -> None:
+    """The configuration, with the vocabulary that lies beside it."""
+    own_vocab = replace(config, model=replace(config.model, text=replace(config.model.text, vocab=VOCAB)))
+    (folder / CONFIG).write_text(to_yaml(own_vocab), encoding="utf-8")
 
 
 def _write_graph(graph: Graph, folder: Path, name: str, file_format: str, rows: int | str) -> dict[str, Any]:

@@ -92,7 +92,8 @@ def _fill_row(batch: Arrays, row: int, model: ModelConfig, rng: np.random.Genera
     frames = int(rng.integers(1, model.audio.max_frames + 1))
     batch["audio"][row, :frames] = rng.integers(1, 256, (frames, model.audio.mels))
     batch["audio_frames"][row] = frames
-    for name, places in (("mvm", (model.image.size // model.image.patch) ** 2), ("mam", -(-frames // model.audio.stride))):
+    patches, tokens = (model.image.size // model.image.patch) ** 2, -(-frames // model.audio.stride)
+    for name, places in (("mvm", patches), ("mam", tokens)):
         slots = batch[f"{name}_positions"].shape[1]
         hidden = np.sort(rng.permutation(places)[:slots])
         batch[f"{name}_positions"][row, : len(hidden)] = hidden

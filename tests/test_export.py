@@ -185,6 +185,8 @@ def test_fixed_batch_replaces_an_earlier_export(
         (["--format", "AIR"], "--format AIR needs runtime.device=Ascend, not CPU"),
         (["--format", "AIR", "runtime.device=Ascend"], "--format AIR has fixed shapes: give --batch-size"),
         (["--batch-size", "-1"], "--batch-size -1: must be positive"),
+        (["--format", "WEIGHTS", "--batch-size", "2"], "--batch-size 2: --format WEIGHTS has no inputs"),
+        (["--format", "WEIGHTS", "--output", "{mine}"], "holds something else than an export"),
         (["--output", "{mine}"], "holds something else than an export"),
         (["model.text.widht=3"], "did you mean model.text.width"),
         (["--checkpoint", "nowhere"], "no checkpoint in nowhere"),
@@ -219,3 +221,17 @@ def test_command(
     cli.run(command.main)
     assert report_of(tmp_path / "out")["batch_size"] == "B"
     assert "scaled.mindir: differs by at most 0.0e+00" in capsys.readouterr().out
+
+
+def test_weights_alone_are_a_model_in_the_box(model: tuple[Config, OPT], tmp_path: Path) -> None:
+    """They load as a checkpoint wherever the folder is, and a model card beside them survives the next export."""
+    box = tmp_path / "box"
+    export.export_weights(*model, box)
+    (box / "README.md").write_text("card")
+    export.export_weights(*model, box)
+    assert sorted(path.name for path in box.iterdir()) == ["README.md", "config.yaml", "model.safetensors", "vocab.txt"]
+    box.rename(tmp_path / "moved")
+    loaded = load_model(tmp_path / "moved")[1]
+    for (name, ours), theirs in zip(loaded.parameters_and_names(), model[1].get_parameters(), strict=True):
+        assert ours.dtype == ms.float32
+        np.testing.assert_allclose(ours.asnumpy(), theirs.asnumpy(), rtol=1e-3, atol=1e-6, err_msg=name)

@@ -143,6 +143,8 @@ def test_evaluation_takes_the_model_in_the_box_until_a_run_is_there(house: House
     assert "CHECKPOINT is pretrained/opt_demo" in result.stdout
     (house.root / "runs" / "demo" / task / "checkpoints").mkdir(parents=True)
     house.run(script)
+    files = [Path(call["arguments"][2]).name for call in house.calls()]
+    assert files == ["demo_full.yaml", "demo.yaml"]
     checkpoints = [call["arguments"][3:5] for call in house.calls()]
     assert checkpoints == [["--checkpoint", "pretrained/opt_demo"], ["--checkpoint", f"runs/demo/{task}"]]
 

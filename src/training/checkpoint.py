@@ -160,17 +160,18 @@ def save_checkpoint(
     return place
 
 
-def write_model(folder: Path, config: Config, model: nn.Cell) -> None:
-    """Configuration, vocabulary and weights: what evaluation and export need."""
+def write_model(folder: Path, config: Config, model: nn.Cell, half: bool = False) -> None:
+    """Configuration, vocabulary and weights (with ``half`` as float16): what evaluation and export need."""
     write_text(folder / CONFIG, to_yaml(config))
     shutil.copyfile(config.model.text.vocab, folder / VOCAB)
-    _save_arrays(folder / MODEL, dict(model.parameters_and_names()))
+    _save_arrays(folder / MODEL, dict(model.parameters_and_names()), half)
 
 
-def _save_arrays(path: Path, parameters: Mapping[str, Parameter]) -> None:
+def _save_arrays(path: Path, parameters: Mapping[str, Parameter], half: bool = False) -> None:
+    kind = np.float16 if half else None
     try:
         # a copy: asnumpy shares memory with the device tensor on a CPU
-        save_file({name: np.array(parameter.asnumpy()) for name, parameter in parameters.items()}, path)
+        save_file({name: np.array(parameter.asnumpy(), kind) for name, parameter in parameters.items()}, path)
     except SafetensorError as error:
         raise OSError(str(error)) from None
     with open(path, "rb+") as file:
