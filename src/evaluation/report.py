@@ -18,6 +18,11 @@ DIRECTIONS = {
     "t2a": "text → speech",
     "a2t": "speech → text",
 }
+RECONSTRUCTION = {
+    "psnr": "PSNR in dB, mean of the pictures",
+    "perplexity": "perplexity of the codes",
+    "usage": "share of the codebook in use",
+}
 FIGURES = {
     "facts_right": "all facts right",
     "bleu1": "BLEU-1",
@@ -75,8 +80,8 @@ def caption_table(caption: Mapping[str, Any], title: str = "captions") -> str:
 
 
 def summary(metrics: Mapping[str, Any]) -> str:
-    """What an evaluation found, as text: ``retrieval`` with ``gallery`` and ``reranked``, ``caption``,
-    ``transcription``, ``parameters``.
+    """What an evaluation found, as text: ``retrieval`` with ``gallery`` and ``reranked``, ``reconstruction``,
+    ``caption``, ``transcription``, ``parameters``.
 
     What is absent is left out.
     """
@@ -84,6 +89,10 @@ def summary(metrics: Mapping[str, Any]) -> str:
     if metrics.get("retrieval"):
         parts.append(f"Retrieval, gallery of {metrics['gallery']:,}")
         parts.append(retrieval_table(metrics["retrieval"], metrics.get("reranked")))
+    if metrics.get("reconstruction"):
+        parts.append(
+            table([[RECONSTRUCTION[key], value] for key, value in metrics["reconstruction"].items()], ["", ""])
+        )
     if metrics.get("caption"):
         parts.append(caption_table(metrics["caption"]))
     if metrics.get("transcription"):
