@@ -12,11 +12,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from src import cli
-from src.config import load_config
+from src.config import ConfigError, load_config
 from src.evaluation import query
-from src.evaluation.evaluate import Evaluator
 from src.evaluation.report import summary
 from src.runtime import setup
+from src.tasks import registry
 from src.training.checkpoint import VOCAB, load_checkpoint_config, load_model, locate
 
 FEW = 64  # for a query in so few files compiling the graphs takes longer than running without
@@ -53,10 +53,12 @@ def main() -> None:
     config = load_config(args.config, settings) if args.config else load_checkpoint_config(folder, settings)
     # before the model is built, so that mistakes are told at once
     asked, things = query.read(args.query, args.gallery, args.input, config.model)
+    if things and config.task == "image_tokenizer":
+        raise ConfigError("task=image_tokenizer: an image tokenizer can be measured, but not asked")
     runtime = replace(config.runtime, distributed=False)
     setup(replace(runtime, mode="pynative") if asked and len(things) <= FEW else runtime, config.seed)
     config, model = load_model(folder, settings, args.config)
-    evaluator = Evaluator(config, model)
+    evaluator = registry.get(config.task).evaluator(config, model)
     if asked:
         query.answer(evaluator, asked, things, args.top, args.output or run_folder(folder) / "query")
     elif things:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from src import cli
 from src.config import load_config
-from src.export import REPORT, check_request, export_graphs, export_weights
+from src.export import REPORT, ExportError, check_request, export_graphs, export_weights
 from src.models.opt import count_parameters
 from src.runtime import setup
 from src.training.checkpoint import VOCAB, load_checkpoint_config, load_model, locate
@@ -37,6 +37,8 @@ def main() -> None:
     # the weights were trained with the checkpoint's vocabulary, whichever configuration is used
     settings = [f"model.text.vocab={folder / VOCAB}", *args.settings]
     config = load_config(args.config, settings) if args.config else load_checkpoint_config(folder, settings)
+    if config.task == "image_tokenizer":
+        raise ExportError(f"{folder} is an image tokenizer: only the other tasks' networks are exported")
     check_request(config.runtime.device, args.output, args.format, args.batch_size)
     # one process, whatever the model was trained on; a file can be loaded back in graph mode only
     setup(replace(config.runtime, distributed=False, mode="graph"), config.seed)

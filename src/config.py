@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import yaml
 
-TASKS = ("pretrain", "retrieval", "caption")
+TASKS = ("pretrain", "retrieval", "caption", "image_tokenizer")
 # fields of ObjectivesConfig that are loss weights, in the order in which the losses are logged
 OBJECTIVES = ("contrastive", "mlm", "mvm_code", "mvm_feature", "mam_feature", "mam_contrastive", "matching")
 OBJECTIVES += ("denoise_text", "denoise_image")
@@ -135,6 +135,32 @@ class TextDecoderConfig:
 
 
 @dataclass(frozen=True)
+class ImageTokenizerConfig:
+    size: int = 64  # side of the square picture in pixels
+    side: int = 8  # codes along a side; C = side²
+    codes: int = 512  # K: entries of the codebook
+    code_dim: int = 32  # width of a codebook vector
+    width: int = 128  # of encoder and decoder, which mirror each other
+    layers: int = 2
+    heads: int = 8
+    ffn: int = 512
+    norm: Literal["pre", "post"] = "pre"
+    dropout: float = 0.0
+    ema_decay: float = 0.99  # share of the past in the codebook's moving counts and sums
+    commitment: float = 0.25  # β: weight of the commitment loss
+    revive_below: float = 0.1  # codes used less than this share of the mean use are replaced; 0: never
+
+    def __post_init__(self) -> None:
+        _check_transformer(self)
+        _require(self.side > 0 and self.size % self.side == 0, "side", f"must divide size={self.size}")
+        _require(self.codes > 1, "codes", "must be at least 2")
+        _require(self.code_dim > 0, "code_dim", "must be positive")
+        _require(0 <= self.ema_decay < 1, "ema_decay", "must be in [0, 1)")
+        _require(self.commitment >= 0, "commitment", "must not be negative")
+        _require(0 <= self.revive_below < 1, "revive_below", "must be in [0, 1)")
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     embed_dim: int = 128  # E: width of the shared contrastive space
     masked_features: bool = False  # heads that predict hidden patches and frames, for mvm_feature and mam_*
@@ -143,6 +169,7 @@ class ModelConfig:
     audio: AudioEncoderConfig = field(default_factory=AudioEncoderConfig)
     cross: CrossEncoderConfig = field(default_factory=CrossEncoderConfig)
     text_decoder: TextDecoderConfig = field(default_factory=TextDecoderConfig)
+    tokenizer: ImageTokenizerConfig = field(default_factory=ImageTokenizerConfig)  # of pictures, a model of its own
 
     def __post_init__(self) -> None:
         _require(self.embed_dim > 0, "embed_dim", "must be positive")
@@ -151,6 +178,7 @@ class ModelConfig:
 @dataclass(frozen=True)
 class DataConfig:
     path: str = ""  # folder of shards with dataset.json
+    codes: str = ""  # run or checkpoint folder of the image tokenizer whose codes are read; empty: none
     train_split: str = "train"
     eval_split: str = "dev"
     batch_size: int = 128  # B: samples a step and rank

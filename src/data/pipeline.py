@@ -15,6 +15,7 @@ import numpy as np
 from src.config import Config
 from src.data import image, masking
 from src.data.errors import DataError
+from src.data.image_codes import open_codes
 from src.data.schema import AUDIO, IMAGE, TEXT, batch_fields
 from src.data.store import Dataset, Record
 from src.data.tokenizer import Tokenizer
@@ -32,24 +33,27 @@ class Loader:
         rank: which of the ranks this process is; every rank gets its own config.data.batch_size samples a step.
         ranks: how many there are.
 
-    Words are hidden (mlm_*) only where config.objectives.mlm is not 0: it is what needs jieba's dictionary.
+    Words are hidden (mlm_*) only where config.objectives.mlm is not 0: it is what needs jieba's dictionary. Codes of
+    pictures are those that src.data.codes has left beside the shards, if config.data.codes names their tokenizer.
     """
 
     def __init__(self, config: Config, split: str, rank: int = 0, ranks: int = 1) -> None:
         self.config, self.split, self.rank, self.ranks = config, split, rank, ranks
         self.tokenizer = Tokenizer(config.model.text.vocab)
         self.dataset = Dataset(config.data.path, split, config.model.audio)
+        self.codes = open_codes(self.dataset, config) if config.data.codes else None
+        self.ids = np.arange(len(self.dataset))  # the samples of an epoch
 
     @property
     def steps_per_epoch(self) -> int:
         """Full batches of an epoch; what is left over is left out, others in each epoch."""
         wanted = self.config.data.batch_size * self.ranks
-        if len(self.dataset) < wanted:
+        if len(self.ids) < wanted:
             raise DataError(
-                f"{self.dataset.folder}: split {self.split!r} has {len(self.dataset)} samples, a step takes {wanted}: "
+                f"{self.dataset.folder}: split {self.split!r} has {len(self.ids)} samples, a step takes {wanted}: "
                 "lower data.batch_size"
             )
-        return len(self.dataset) // wanted
+        return len(self.ids) // wanted
 
     def batches(self, first_step: int = 0) -> Iterator[Batch]:
         """Endless batches from a global step on, made ahead by a thread; closing the iterator ends it."""
@@ -72,14 +76,14 @@ class Loader:
         size, epoch, step = self.config.data.batch_size, *divmod(first_step, steps)
         with self._workers() as workers:
             while True:
-                order = masking.order_rng(self.config.seed, epoch).permutation(len(self.dataset))
+                order = masking.order_rng(self.config.seed, epoch).permutation(self.ids)
                 order = order[: steps * self.ranks * size].reshape(steps, self.ranks, size)
                 for step_ids in order[step:, self.rank]:
                     yield self._make(step_ids, epoch, workers)[0]
                 epoch, step = epoch + 1, 0
 
     def _evaluation_batches(self, size: int, limit: int) -> Generator[Evaluated, None, None]:
-        ids = np.arange(min(len(self.dataset), limit or len(self.dataset)))
+        ids = self.ids[: limit or None]
         with self._workers() as workers:
             for start in range(0, len(ids), size):
                 rows = ids[start : start + size]
@@ -98,6 +102,7 @@ class Loader:
         samples = self.dataset.samples[ids]  # [B, 3]
         batch["sample_id"][:] = ids
         batch["image_id"][:] = samples[:, 2]
+        batch["image_codes"][:] = -1 if self.codes is None else self.codes[samples[:, 0]]
         records = list(self.dataset.read(samples[:, 0]))
         captions = samples[:, 1].tolist()
         run = map if self.config.data.workers <= 1 else workers.map

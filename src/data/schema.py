@@ -1,7 +1,9 @@
 """The batch contract: the names, types and shapes of what the data path hands to the model.
 
 Letters: ``B`` batch, ``T`` text tokens, ``S`` picture side in pixels, ``M`` sound frames, ``N`` mel bands,
-``K`` masked tokens. A batch is a plain ``dict[str, numpy.ndarray]`` with exactly the fields of :func:`batch_fields`.
+``K`` masked tokens, ``C`` codes of a picture.
+
+A batch is a plain ``dict[str, numpy.ndarray]`` with exactly the fields of :func:`batch_fields`.
 """
 
 from dataclasses import dataclass
@@ -41,6 +43,7 @@ def batch_fields(model: ModelConfig, batch_size: int, mask_ratio: float) -> dict
         "text_ids": Field(np.int32, (text.max_len,), "[CLS] … [SEP] [PAD] …"),
         "text_mask": Field(np.int32, (text.max_len,), "1 on tokens, 0 on padding"),
         "image": Field(np.uint8, (image.size, image.size, 3), "RGB, normalised on the device"),
+        "image_codes": Field(np.int32, (model.tokenizer.side**2,), "the tokenizer's; −1: no picture, or no data.codes"),
         "audio": Field(np.uint8, (audio.max_frames, audio.mels), "quantised log-mel frames, 0 behind the end"),
         "audio_frames": Field(np.int32, (), "frames before the padding"),
         "mlm_ids": Field(np.int32, (text.max_len,), "text_ids with whole words hidden"),

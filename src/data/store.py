@@ -26,7 +26,9 @@ SCHEMA = {name: {"type": "bytes" if name in ("image", "sounds") else "string"} f
 PAGE_BYTES = 1 << 22  # MindRecord's unit of writing, which a record must fit into
 HEADER_BYTES = 1 << 20
 WRITE_ROWS = 128  # rows handed to MindRecord at once
-OUR_FILES = re.compile(r"(.+-\d{5}\.mindrecord(\.db)?|index-.+\.npy|\.writing-dataset\.json)")
+OUR_FILES = re.compile(
+    r"(.+-\d{5}\.mindrecord(\.db)?|(index|\.?codes)-.+\.npy|codes\.json|\.writing-(dataset|codes)\.json)"
+)
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,7 @@ class DatasetWriter:
         self._flush(split, state)
         state.writer.commit()
         path = self._shard_path(split, state)
-        files = [_describe(path), _describe(path.with_name(path.name + ".db"))]
+        files = [describe(path), describe(path.with_name(path.name + ".db"))]
         state.shards.append({"records": state.in_shard, "files": files})
         state.writer, state.in_shard = None, 0
 
@@ -146,7 +148,7 @@ class DatasetWriter:
                 "samples": len(state.samples),
                 "pictures": len(state.pictures),
                 **{modality: int(count) for modality, count in zip(MODALITIES, state.counts, strict=True)},
-                "index": _describe(index),
+                "index": describe(index),
                 "shards": state.shards,
             }
         content = {
@@ -190,6 +192,15 @@ class Dataset:
     def __len__(self) -> int:
         return len(self.samples)
 
+    @property
+    def records(self) -> int:
+        """Records of the split."""
+        return self._entry["records"]
+
+    def digest(self) -> str:
+        """The sha256 of the shards' own: it changes when they do."""
+        return hashlib.sha256(" ".join(file["sha256"] for file in self._files).encode()).hexdigest()
+
     def count(self, modality: int) -> int:
         """Samples that have a modality (TEXT, IMAGE, AUDIO)."""
         return self._entry[MODALITIES[modality]]
@@ -199,7 +210,7 @@ class Dataset:
         source = self._open()
         mels = self.info["audio"]["mels"]
         for index in record_indices:
-            if not 0 <= index < self._entry["records"]:
+            if not 0 <= index < self.records:
                 raise DataError(f"{self.folder}: split {self.split!r} has no record {index}")
             try:
                 columns = source[int(index)]
@@ -299,7 +310,8 @@ def _unpack(columns: list[np.ndarray], mels: int) -> Record:
     return Record(key.item(), picture, texts, tuple(waves) or (None,) * len(texts))
 
 
-def _describe(path: Path) -> dict[str, Any]:
+def describe(path: Path) -> dict[str, Any]:
+    """A file's name, size and sha256."""
     return {"name": path.name, "bytes": path.stat().st_size, "sha256": _digest(path)}
 
 

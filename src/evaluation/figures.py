@@ -123,6 +123,27 @@ def confusion_matrix(out_png: str | Path, title: str, names: Sequence[str], coun
         save(figure, out_png)
 
 
+def reconstruction_sheet(out_png: str | Path, title: str, pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> None:
+    """Pictures in rows, each row above what was drawn from its codes.
+
+    Args: pairs: (original, reconstruction), both uint8 [S, S, 3].
+    """
+    if not pairs:
+        raise ValueError("reconstruction sheet: no pictures to draw")
+    columns = min(8, len(pairs))
+    side, gap, head = 1.2, 0.1, 0.95
+    pair = 2 * side + gap + 0.3
+    with style():
+        width = max(2 * MARGIN + columns * (side + gap) - gap, 5.0)
+        page = Page(width, head + -(-len(pairs) // columns) * pair + 0.15)
+        page.text(MARGIN, 0.32, title, 16)
+        for at, pictures in enumerate(pairs):
+            left, top = MARGIN + at % columns * (side + gap), head + at // columns * pair
+            for place, picture in enumerate(pictures):
+                page.picture(left, top + place * (side + gap), side, side, picture)
+        save(page.figure, out_png)
+
+
 def _read_losses(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Steps and values of each loss in a metrics file."""
     if not path.is_file():

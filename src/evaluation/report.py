@@ -19,6 +19,11 @@ DIRECTIONS = {
     "t2a": "text → speech",
     "a2t": "speech → text",
 }
+RECONSTRUCTION = {
+    "psnr": "PSNR in dB, mean of the pictures",
+    "perplexity": "perplexity of the codes",
+    "usage": "share of the codebook in use",
+}
 FIGURES = {
     "facts_right": "all facts right",
     "bleu1": "BLEU-1",
@@ -92,8 +97,8 @@ def probe_table(probe: Mapping[str, Any]) -> str:
 
 
 def summary(metrics: Mapping[str, Any]) -> str:
-    """What an evaluation found, as text: ``retrieval`` with ``gallery`` and ``reranked``, ``caption``,
-    ``transcription``, ``probe``, ``parameters``.
+    """What an evaluation found, as text: ``retrieval`` with ``gallery`` and ``reranked``, ``reconstruction``,
+    ``caption``, ``transcription``, ``probe``, ``parameters``.
 
     What is absent is left out.
     """
@@ -101,6 +106,10 @@ def summary(metrics: Mapping[str, Any]) -> str:
     if metrics.get("retrieval"):
         parts.append(f"Retrieval, gallery of {metrics['gallery']:,}")
         parts.append(retrieval_table(metrics["retrieval"], metrics.get("reranked")))
+    if metrics.get("reconstruction"):
+        parts.append(
+            table([[RECONSTRUCTION[key], value] for key, value in metrics["reconstruction"].items()], ["", ""])
+        )
     if metrics.get("caption"):
         parts.append(caption_table(metrics["caption"]))
     if metrics.get("transcription"):

@@ -1,30 +1,57 @@
-"""The tasks: what a run is judged by while it trains.
+"""The tasks: of what a run is built, and what it is judged by while it trains.
 
-A task is configuration (which objectives have a weight), the held-out figures that are logged, and the one of them
-that makes a checkpoint the best.
+Pre-training, retrieval and captioning train the same network with the same objectives and differ in their weights,
+which are configuration, and in the figures they are judged by. The image tokenizer is a network of its own.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from mindspore import nn
+
 from src.config import TASKS, Config
+from src.data.pictures import PictureLoader
+from src.data.pipeline import Loader
+from src.data.tokenizer import Tokenizer
 from src.evaluation.evaluate import Evaluator
+from src.evaluation.reconstruction import ReconstructionEvaluator
+from src.models.image_tokenizer import ImageTokenizer
+from src.models.opt import OPT
+from src.tasks.image_tokenizer import TokenizerObjectives
+from src.tasks.objectives import Objectives
 
 HELD_OUT = 500  # items of the held-out split that are looked at during training: a glance, not the final figure
 
 
+def build_opt(config: Config) -> OPT:
+    return OPT(config.model, Tokenizer(config.model.text.vocab).size)
+
+
+def build_objectives(network: OPT, config: Config, rank: int, ranks: int, gather: nn.Cell | None) -> Objectives:
+    return Objectives(network, config.objectives, config.data.batch_size, gather)
+
+
 @dataclass(frozen=True)
 class Task:
-    """How a run is judged during training.
+    """How a run is built, and how it is judged during training.
 
     Args:
         figures: (evaluator, config) → figures of data.eval_split by name, higher is better.
         best: name of the figure that marks the best checkpoint.
+        model: config → network.
+        objectives: (network, config, rank, ranks, gather or None) → a Cell with names, fields, trained_parts() and,
+            where there are such, figures and after_update (:class:`src.training.step.TrainStep`).
+        loader: (config, split, rank, ranks) → batches.
+        evaluator: (config, network) → what eval.py runs.
     """
 
-    figures: Callable[[Evaluator, Config], dict[str, float]]
+    figures: Callable[[Any, Config], dict[str, float]]
     best: str
+    model: Callable[[Config], nn.Cell] = build_opt
+    objectives: Callable[[Any, Config, int, int, nn.Cell | None], nn.Cell] = build_objectives
+    loader: type[Loader] = Loader
+    evaluator: type[Evaluator] | type[ReconstructionEvaluator] = Evaluator
 
 
 def _measure(evaluator: Evaluator, config: Config) -> dict[str, Any]:
@@ -54,10 +81,27 @@ def caption_figures(evaluator: Evaluator, config: Config) -> dict[str, float]:
     return _caption(_measure(evaluator, config))
 
 
+def build_tokenizer(config: Config) -> ImageTokenizer:
+    return ImageTokenizer(config.model.tokenizer)
+
+
+def tokenizer_objectives(
+    network: ImageTokenizer, config: Config, rank: int, ranks: int, gather: nn.Cell | None
+) -> TokenizerObjectives:
+    return TokenizerObjectives(network, config, rank, ranks)
+
+
+def tokenizer_figures(evaluator: ReconstructionEvaluator, config: Config) -> dict[str, float]:
+    return evaluator.run(config.data.eval_split, pictures=HELD_OUT)["reconstruction"]
+
+
 REGISTRY = {
     "pretrain": Task(pretrain_figures, "mean_r1"),
     "retrieval": Task(retrieval_figures, "mean_r1"),
     "caption": Task(caption_figures, "cider_d"),
+    "image_tokenizer": Task(
+        tokenizer_figures, "psnr", build_tokenizer, tokenizer_objectives, PictureLoader, ReconstructionEvaluator
+    ),
 }
 if REGISTRY.keys() != set(TASKS):
     raise RuntimeError("src.config.TASKS and the registry name different tasks")

@@ -20,39 +20,12 @@ from typing import Any
 import numpy as np
 from mindspore import Parameter, Tensor, nn
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
 from src.config import Config, ConfigError, load_config, to_yaml
-from src.data.tokenizer import Tokenizer
 from src.files import write_text
-from src.models.opt import OPT
-
-CONFIG, VOCAB, MODEL, OPTIMIZER, STATE = (
-    "config.yaml",
-    "vocab.txt",
-    "model.safetensors",
-    "optimizer.safetensors",
-    "state.json",
-)
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be used; its message is one line that names the file or tensor."""
-
-
-def locate(path: str | Path) -> Path:
-    """The checkpoint folder that ``path`` means: itself, or the latest of a run folder.
-
-    Raises:
-        CheckpointError: there is none.
-    """
-    path = Path(path)
-    if (path / MODEL).is_file():
-        return path
-    latest = _pointed(path / "checkpoints" / "latest")
-    if latest is not None and (latest / MODEL).is_file():
-        return latest
-    raise CheckpointError(f"no checkpoint in {path}: expected {MODEL} or a run folder with checkpoints/latest")
+from src.tasks import registry
+from src.weights import CONFIG, MODEL, OPTIMIZER, STATE, VOCAB, CheckpointError, locate, read_tensors
 
 
 def load_checkpoint_config(folder: Path, overrides: Sequence[str] = ()) -> Config:
@@ -69,7 +42,7 @@ def load_model(path: str | Path, overrides: Sequence[str] = (), config_file: str
         config_file: configuration to use instead of the checkpoint's own.
 
     Returns:
-        (Config, OPT).
+        (Config, the network of its task).
 
     Raises:
         CheckpointError, ConfigError.
@@ -81,19 +54,11 @@ def load_model(path: str | Path, overrides: Sequence[str] = (), config_file: str
     return config, model
 
 
-def build_model(config: Config) -> OPT:
-    """The network of a configuration, with new weights."""
+def build_model(config: Config) -> nn.Cell:
+    """The network of a configuration's task, with new weights."""
     if not Path(config.model.text.vocab).is_file():
         raise ConfigError(f"model.text.vocab={config.model.text.vocab}: no such file")
-    return OPT(config.model, Tokenizer(config.model.text.vocab).size)
-
-
-def read_tensors(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of a safetensors file by name."""
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"cannot read {path}: {str(error).splitlines()[0]}") from None
+    return registry.get(config.task).model(config)
 
 
 def load_weights(cell: nn.Cell, folder: Path) -> None:

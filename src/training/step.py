@@ -42,8 +42,11 @@ class Gradients(nn.Cell):
     The update is a graph of its own, so that the host sees losses and norm before anything changes, without a branch
     in a graph.
 
+    Objectives may keep something that moves without a gradient, such as a codebook. They then return, beside the
+    losses, a tuple of statistics, and ``after_update`` is a Cell that reads them from its Parameters ``statistics``.
+
     Args:
-        objectives: :class:`src.tasks.objectives.Objectives`.
+        objectives: :class:`src.tasks.objectives.Objectives` or another task's.
         optimizer: says what is trained and holds the gradients.
         mean_gradients: :class:`src.training.ranks.MeanGradients`, or None on one device.
 
@@ -52,13 +55,15 @@ class Gradients(nn.Cell):
         constant, once a batch.)
 
     Outputs:
-        losses (1 + n,) float32: the total and each loss; norm () float32 of the unscaled gradients.
+        losses (1 + n,) float32: the total, each loss and each figure; norm () float32 of the unscaled gradients.
     """
 
     def __init__(self, objectives: nn.Cell, optimizer: AdamW, mean_gradients: nn.Cell | None = None) -> None:
         super().__init__()
         self.objectives, self.mean_gradients = objectives, mean_gradients
         self.gradients = optimizer.gradients
+        after_update = getattr(objectives, "after_update", None)
+        self.statistics = None if after_update is None else after_update.statistics
         self.map = ops.HyperMap()
         self.value_and_grad = ops.value_and_grad(self.forward, None, optimizer.parameters_, has_aux=True)
 
@@ -66,13 +71,23 @@ class Gradients(nn.Cell):
         batch = {}
         for name, tensor in zip(self.objectives.fields, tensors):  # noqa: B905 - the graph compiler has no strict=
             batch[name] = tensor
-        losses = ops.stack(self.objectives(batch))  # (1 + n,)
-        return losses[0] * loss_scale, losses
+        found = self.objectives(batch)
+        if self.statistics is None:
+            losses = ops.stack(found)  # (1 + n,)
+            return losses[0] * loss_scale, losses
+        losses = ops.stack(found[0])  # (1 + n,)
+        return losses[0] * loss_scale, (losses, *found[1])
 
     def construct(self, loss_scale, *tensors):
         (_, losses), gradients = self.value_and_grad(loss_scale, *tensors)
         if self.mean_gradients is not None:
             gradients = self.mean_gradients(gradients)
+        if self.statistics is not None:
+            statistics = losses[1:]
+            losses = losses[0]
+            if self.mean_gradients is not None:
+                statistics = self.mean_gradients(statistics)
+            self.map(_store, self.statistics, statistics)
         norm = ops.sqrt(ops.addn(self.map(_square_sum, gradients))) / loss_scale
         self.map(_store, self.gradients, gradients)
         return losses, norm
@@ -80,9 +95,10 @@ class Gradients(nn.Cell):
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step did: losses by name with their weighted ``total``, gradient norm, learning rate, overflow."""
+    """What a step did: losses with their weighted ``total`` and figures by name, gradient norm, rate, overflow."""
 
     losses: dict[str, float]
+    figures: dict[str, float]
     norm: float
     rate: float
     skipped: bool
@@ -95,7 +111,8 @@ class TrainStep:
     doubles again after 1,000 clean steps.
 
     Args:
-        objectives: :class:`src.tasks.objectives.Objectives`.
+        objectives: :class:`src.tasks.objectives.Objectives` or another task's; ``figures`` names what follows its
+            losses and is logged only.
         optimizer: the update.
         clip_norm: largest global norm of the gradients.
         loss_scale: start of the dynamic loss scale, or None in full precision.
@@ -114,6 +131,8 @@ class TrainStep:
         mean_gradients: nn.Cell | None = None,
     ) -> None:
         self.names, self.fields = objectives.names, objectives.fields
+        self.figures: tuple[str, ...] = getattr(objectives, "figures", ())
+        self.after_update = getattr(objectives, "after_update", None)
         self.optimizer, self.clip_norm, self.scales = optimizer, clip_norm, loss_scale is not None
         self.loss_scale = Parameter(Tensor(loss_scale or 1.0, ms.float32), name="loss_scale", requires_grad=False)
         self.clean_steps = Parameter(Tensor(0, ms.int32), name="clean_steps", requires_grad=False)
@@ -128,7 +147,8 @@ class TrainStep:
         tensors = [Tensor(batch[name]) for name in self.fields]
         losses, norm = self.make_gradients(self.loss_scale.value(), *tensors)
         values, norm = losses.asnumpy(), float(norm.asnumpy())
-        named = {name: float(value) for name, value in zip(("total", *self.names), values, strict=True)}
+        names = ("total", *self.names, *self.figures)
+        named = {name: float(value) for name, value in zip(names, values, strict=True)}
         overflow = not math.isfinite(norm)
         if not np.isfinite(values).all() or (overflow and not self.scales):
             bad = [name for name, value in named.items() if not math.isfinite(value)]
@@ -136,11 +156,15 @@ class TrainStep:
         rate = 0.0 if overflow else self.update(norm)
         if self.scales:
             self.adapt_scale(overflow)
-        return StepResult(named, norm, rate, overflow)
+        figures = {name: named.pop(name) for name in self.figures}
+        return StepResult(named, figures, norm, rate, overflow)
 
     def update(self, norm: float) -> float:
         factor = min(1.0, self.clip_norm / (norm + 1e-6)) / float(self.loss_scale.asnumpy())
-        return float(self.optimizer(Tensor(factor, ms.float32)).asnumpy())
+        rate = float(self.optimizer(Tensor(factor, ms.float32)).asnumpy())
+        if self.after_update is not None:
+            self.after_update()
+        return rate
 
     def adapt_scale(self, overflow: bool) -> None:
         scale, clean = float(self.loss_scale.asnumpy()), int(self.clean_steps.asnumpy()) + 1

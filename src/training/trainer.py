@@ -8,13 +8,11 @@ import mindspore as ms
 from mindspore import nn
 
 from src.config import Config, ConfigError, to_yaml
-from src.data.pipeline import Batch, Loader
-from src.evaluation.evaluate import Evaluator
+from src.data.pipeline import Batch
 from src.evaluation.report import table
 from src.files import write_text
-from src.models.opt import OPT, count_parameters
+from src.models.opt import count_parameters
 from src.tasks import registry
-from src.tasks.objectives import Objectives
 from src.training import checkpoint
 from src.training.log import RunLog
 from src.training.muon import build_optimizer
@@ -39,7 +37,7 @@ class Trainer:
         if not resume and (self.checkpoints / "latest").exists():
             raise ConfigError(f"train.output={self.folder} holds a run already: --resume, or take another folder")
         self.task = registry.get(config.task)
-        self.loader = Loader(config, config.data.train_split, rank, ranks)
+        self.loader = self.task.loader(config, config.data.train_split, rank, ranks)
         self.model = checkpoint.build_model(config)
         self.step_number, self.best = 0, float("-inf")
         if config.train.init_from and not resume:
@@ -47,7 +45,7 @@ class Trainer:
         self.step = self._build_step(ranks)
         if resume:
             self._resume()
-        self.evaluator = Evaluator(config, self.model) if rank == 0 and config.train.eval_every else None
+        self.evaluator = self.task.evaluator(config, self.model) if rank == 0 and config.train.eval_every else None
 
     def _build_step(self, ranks: int) -> TrainStep:
         config = self.config
@@ -56,7 +54,7 @@ class Trainer:
         if half:
             network = ms.amp.auto_mixed_precision(self.model, "auto", ms.float16)
         gather = GatherRows(self.rank) if ranks > 1 else None
-        objectives = Objectives(network, config.objectives, config.data.batch_size, gather)
+        objectives = self.task.objectives(network, config, self.rank, ranks, gather)
         rates = learning_rates(config.optimizer, config.train.steps)
         optimizer = build_optimizer(trained_parameters(self.model, objectives), config.optimizer, rates)
         return TrainStep(
@@ -149,13 +147,13 @@ class Trainer:
             )
 
 
-def trained_parameters(model: OPT, objectives: Objectives) -> list[ms.Parameter]:
+def trained_parameters(model: nn.Cell, objectives: nn.Cell) -> list[ms.Parameter]:
     """The parameters that an active objective reaches; the others keep their values and cost no memory."""
     parts = objectives.trained_parts()
     return [p for name, p in model.parameters_and_names() if name.split(".")[0] in parts]
 
 
-def parameter_table(model: OPT) -> str:
+def parameter_table(model: nn.Cell) -> str:
     """Parameters of every part, to be printed."""
     rows = [(name, f"{count:,}") for name, count in count_parameters(model).items()]
     return table(rows, ("part", "parameters"))
@@ -163,4 +161,5 @@ def parameter_table(model: OPT) -> str:
 
 def _scalars(result: StepResult, rate: float) -> dict[str, Any]:
     losses = {"loss" if name == "total" else f"loss/{name}": value for name, value in result.losses.items()}
-    return losses | {"lr": result.rate, "grad_norm": result.norm, "samples_per_second": round(rate, 2)}
+    figures = {f"batch/{name}": value for name, value in result.figures.items()}
+    return losses | figures | {"lr": result.rate, "grad_norm": result.norm, "samples_per_second": round(rate, 2)}

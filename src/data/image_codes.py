@@ -1,0 +1,117 @@
+"""Codes of a dataset's pictures, made once and kept beside its shards.
+
+    codes-train.npy     int16 or int32 [records, C]: a picture's codes, −1 where a record has no picture
+    codes.json          which tokenizer made them, its grid, and of which shards; written last
+
+Codes are of use only to who decodes them with the tokenizer that made them: another tokenizer's are refused, and so are
+those of shards that were made again since.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from src.config import Config, ImageTokenizerConfig, load_config
+from src.data.errors import DataError
+from src.data.store import Dataset, describe
+from src.files import write_text
+from src.weights import CONFIG, MODEL, locate
+
+ABOUT = "codes.json"
+GRID = ("size", "side", "codes")  # settings of the tokenizer that readers must share
+
+
+def fingerprint(path: str | Path) -> str:
+    """What tells a tokenizer from all others: the sha256 of its weights and its settings.
+
+    Args:
+        path: its run or checkpoint folder.
+
+    Raises:
+        CheckpointError: there is no checkpoint.
+        DataError: it is not an image tokenizer's.
+    """
+    folder = locate(path)
+    config = load_config(folder / CONFIG)
+    if config.task != "image_tokenizer":
+        raise DataError(f"{folder} is a checkpoint of task={config.task}: codes need one of task=image_tokenizer")
+    digest = hashlib.sha256(json.dumps(asdict(config.model.tokenizer)).encode())
+    with (folder / MODEL).open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def code_type(codes: int) -> type:
+    """The smallest type that holds −1 … codes − 1."""
+    return np.int16 if codes <= 1 << 15 else np.int32
+
+
+def write_codes(
+    folder: Path, tokenizer: ImageTokenizerConfig, mark: str, datasets: Mapping[str, Dataset], codes: Mapping[str, Any]
+) -> None:
+    """Puts the codes of all splits beside the shards, in place of earlier ones.
+
+    Args:
+        folder: the dataset folder.
+        tokenizer: settings of the tokenizer.
+        mark: its :func:`fingerprint`.
+        datasets: each split.
+        codes: each split's [records, C].
+    """
+    # first what says that codes are there: a kill leaves none rather than those of two tokenizers
+    (folder / ABOUT).unlink(missing_ok=True)
+    splits = {}
+    for name, array in codes.items():
+        place = folder / f"codes-{name}.npy"
+        beside = folder / f".codes-{name}.tmp.npy"
+        np.save(beside, array)
+        beside.rename(place)
+        splits[name] = {**describe(place), "shards": datasets[name].digest()}
+    grid = {key: getattr(tokenizer, key) for key in GRID}
+    about = {"tokenizer": mark, **grid, "splits": splits}
+    write_text(folder / ABOUT, json.dumps(about, ensure_ascii=False, indent=1))
+
+
+def open_codes(dataset: Dataset, config: Config) -> np.ndarray:
+    """The codes of a split, read when they are asked for.
+
+    Args:
+        dataset: the split.
+        config: data.codes, the tokenizer whose codes are wanted, and model.tokenizer, its grid.
+
+    Returns:
+        [records, C] int16 or int32, mapped to memory.
+
+    Raises:
+        DataError: there are none, or they are another tokenizer's or of other shards.
+    """
+    mend = f"run python -m src.data.codes --data {dataset.folder} --checkpoint {config.data.codes}"
+    path = dataset.folder / ABOUT
+    if not path.is_file():
+        raise DataError(f"{dataset.folder} holds no codes of pictures (data.codes): {mend}")
+    try:
+        about = json.loads(path.read_text(encoding="utf-8"))
+        made, splits = about["tokenizer"], about["splits"]
+        grid = {key: about[key] for key in GRID}
+    except (ValueError, KeyError, TypeError):
+        raise DataError(f"{path} does not describe codes of pictures: {mend}") from None
+    wanted = fingerprint(config.data.codes)
+    if made != wanted:
+        raise DataError(f"{path}: tokenizer {made[:12]} made the codes, data.codes is {wanted[:12]}: {mend}")
+    for key, value in grid.items():
+        ours = getattr(config.model.tokenizer, key)
+        if ours != value:
+            raise DataError(f"{path}: the codes have {key}={value}, model.tokenizer.{key} is {ours}: change the config")
+    entry = splits.get(dataset.split)
+    if entry is None or entry["shards"] != dataset.digest():
+        raise DataError(f"{path}: split {dataset.split!r} was made again since its codes were: {mend}")
+    file = dataset.folder / entry["name"]
+    if not file.is_file() or file.stat().st_size != entry["bytes"]:
+        raise DataError(f"{file} is not the file that {ABOUT} describes: {mend}")
+    return np.load(file, mmap_mode="r")

@@ -1,0 +1,48 @@
+"""Training of the image tokenizer: what is lost between a picture and its codes."""
+
+from mindspore import nn, ops
+
+from src.config import Config
+from src.models.image_tokenizer import CodebookStatistics, CodebookUpdate, ImageTokenizer
+
+
+class TokenizerObjectives(nn.Cell):
+    """|x − decoded|² + β·|encoded − stop(code)|² (van den Oord et al. 2017, equation 3; the codebook moves by itself).
+
+    Args:
+        model: the network.
+        config: model.tokenizer, data.batch_size and the seed.
+        rank, ranks: this process among its peers.
+
+    Inputs:
+        batch: dict with ``image`` (B, S, S, 3) uint8.
+
+    Outputs:
+        total, reconstruction, commitment, perplexity and share of the codes in use in this batch, each () float32;
+        the codebook's statistics, which :attr:`after_update` reads.
+    """
+
+    names, figures, fields = ("reconstruction", "commitment"), ("perplexity", "usage"), ("image",)
+
+    def __init__(self, model: ImageTokenizer, config: Config, rank: int = 0, ranks: int = 1) -> None:
+        super().__init__(auto_prefix=False)
+        tokenizer = config.model.tokenizer
+        rows = config.data.batch_size * tokenizer.side**2
+        self.model, self.rows, self.weight = model, float(rows), tokenizer.commitment
+        self.observe = CodebookStatistics(model.codebook, rows, config.seed, rank, ranks)
+        self.after_update = CodebookUpdate(model.codebook, tokenizer, rows)
+
+    def trained_parts(self) -> frozenset[str]:
+        """The model's parts that gradients train."""
+        return frozenset({"encoder", "decoder"})
+
+    def construct(self, batch):
+        patches, drawn, encoded, vectors, codes = self.model(batch["image"])
+        reconstruction = ops.square(drawn - patches).mean()
+        commitment = ops.square(encoded - ops.stop_gradient(vectors)).mean()
+        statistics = self.observe(ops.stop_gradient(encoded), codes)
+        shares = statistics[0] / self.rows
+        perplexity = ops.exp(-(shares * ops.log(shares + 1e-10)).sum())
+        usage = (shares > 0).astype(shares.dtype).mean()
+        total = reconstruction + self.weight * commitment
+        return (total, reconstruction, commitment, perplexity, usage), statistics
