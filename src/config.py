@@ -133,6 +133,19 @@ class TextDecoderConfig:
 
 
 @dataclass(frozen=True)
+class ImageDecoderConfig:
+    width: int = 128
+    layers: int = 2
+    heads: int = 4
+    ffn: int = 512
+    norm: Literal["pre", "post"] = "pre"
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_transformer(self)
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     embed_dim: int = 128  # E: width of the shared contrastive space
     text: TextEncoderConfig = field(default_factory=TextEncoderConfig)
