@@ -161,14 +161,29 @@ class ImageTokenizerConfig:
 
 
 @dataclass(frozen=True)
+class ImageDecoderConfig:
+    width: int = 128
+    layers: int = 2
+    heads: int = 4
+    ffn: int = 512
+    norm: Literal["pre", "post"] = "pre"
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_transformer(self)
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     embed_dim: int = 128  # E: width of the shared contrastive space
     masked_features: bool = False  # heads that predict hidden patches and frames, for mvm_feature and mam_*
+    image_codes: bool = False  # image decoder and a head for hidden patches' codes, for denoise_image and mvm_code
     text: TextEncoderConfig = field(default_factory=TextEncoderConfig)
     image: ImageEncoderConfig = field(default_factory=ImageEncoderConfig)
     audio: AudioEncoderConfig = field(default_factory=AudioEncoderConfig)
     cross: CrossEncoderConfig = field(default_factory=CrossEncoderConfig)
     text_decoder: TextDecoderConfig = field(default_factory=TextDecoderConfig)
+    image_decoder: ImageDecoderConfig = field(default_factory=ImageDecoderConfig)  # built with image_codes
     tokenizer: ImageTokenizerConfig = field(default_factory=ImageTokenizerConfig)  # of pictures, a model of its own
 
     def __post_init__(self) -> None:
@@ -308,6 +323,16 @@ class Config:
         for name in ("mvm_feature", "mam_feature", "mam_contrastive"):
             wanted = getattr(weights, name) > 0
             _require(self.model.masked_features or not wanted, f"objectives.{name}", "needs model.masked_features=true")
+        for name in ("mvm_code", "denoise_image"):
+            wanted = getattr(weights, name) > 0
+            _require(self.model.image_codes or not wanted, f"objectives.{name}", "needs model.image_codes=true")
+            _require(bool(self.data.codes) or not wanted, f"objectives.{name}", "needs data.codes, an image tokenizer")
+        patches, side = self.model.image.size // self.model.image.patch, self.model.tokenizer.side
+        _require(
+            weights.mvm_code == 0 or patches == side,
+            "objectives.mvm_code",
+            f"needs as many codes as patches: model.tokenizer.side={side}, a picture has {patches} patches on a side",
+        )
         _require(
             self.task != "caption" or weights.denoise_text > 0, "objectives.denoise_text", "a caption task needs it"
         )

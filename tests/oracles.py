@@ -11,7 +11,9 @@ from mindspore import Tensor, nn
 from src.config import (
     AudioEncoderConfig,
     CrossEncoderConfig,
+    ImageDecoderConfig,
     ImageEncoderConfig,
+    ImageTokenizerConfig,
     ModelConfig,
     TextDecoderConfig,
     TextEncoderConfig,
@@ -20,6 +22,7 @@ from src.data.schema import MATCH_CASES, batch_fields, check_batch
 
 MODES = {"graph": ms.GRAPH_MODE, "pynative": ms.PYNATIVE_MODE}
 VOCAB = 31
+CODES = 9  # of the image tokenizer
 PAD, CLS, SEP, MASK = 0, 2, 3, 4
 MASK_RATIO = 0.3
 
@@ -44,11 +47,14 @@ def tiny_model(layers: int = 1, norm: str = "pre", dropout: float = 0.0) -> Mode
     return ModelConfig(
         embed_dim=12,
         masked_features=True,
+        image_codes=True,
         text=TextEncoderConfig(max_len=7, width=16, ffn=20, **common),
         image=ImageEncoderConfig(size=8, patch=4, width=24, ffn=28, **common),
         audio=AudioEncoderConfig(mels=4, max_frames=24, stride=4, width=8, ffn=12, **common),
         cross=CrossEncoderConfig(width=20, ffn=24, **common),
         text_decoder=TextDecoderConfig(width=14, ffn=18, **common),
+        image_decoder=ImageDecoderConfig(width=18, ffn=22, **common),
+        tokenizer=ImageTokenizerConfig(size=8, side=2, codes=CODES, code_dim=6, width=16, layers=1, heads=2, ffn=20),
     )
 
 
@@ -69,6 +75,7 @@ def tiny_batch(model: ModelConfig, batch_size: int, seed: int = 0) -> Arrays:
     batch["match_case"][:] = np.arange(batch_size) % len(MATCH_CASES)
     batch["match_presence"][:] = 1
     batch["denoise_presence"][:] = np.array([(0, 1, 1), (0, 1, 0), (0, 0, 1)])[np.arange(batch_size) % 3]
+    batch["image_codes"][:] = rng.integers(0, CODES, batch["image_codes"].shape)
     batch["draw_presence"][:] = np.array([(1, 0, 1), (1, 0, 0), (0, 0, 1), (0, 0, 0)])[np.arange(batch_size) % 4]
     for row in range(batch_size):
         _fill_row(batch, row, model, rng)

@@ -17,26 +17,37 @@ from tests.oracles import MASK_RATIO, VOCAB, Arrays, randomise, run_mode, tensor
 
 MODEL = tiny_model()
 B = 10
-WEIGHTS = {"contrastive": 0.7, "mlm": 0.5, "matching": 1.5, "denoise_text": 2.0}
+WEIGHTS = {
+    "contrastive": 0.7,
+    "mlm": 0.5,
+    "mvm_code": 0.8,
+    "mvm_feature": 1.2,
+    "mam_feature": 0.9,
+    "mam_contrastive": 0.6,
+    "matching": 1.5,
+    "denoise_text": 2.0,
+    "denoise_image": 1.1,
+}
 ALL = ObjectivesConfig(**WEIGHTS, mask_ratio=MASK_RATIO, token_fraction=0.5, sample_fraction=0.8, modality_fraction=0.6)
-ROWS = {"mlm": range(5), "matching": range(8), "denoise_text": range(4, B)}  # what each level reads of the batch
+# what each level reads of the batch
+TOKEN_ROWS = dict.fromkeys(("mlm", "mvm_code", "mvm_feature", "mam_feature", "mam_contrastive"), range(5))
+ROWS = {**TOKEN_ROWS, "matching": range(8), "denoise_image": range(4, 7), "denoise_text": range(7, B)}
+ALONE = {"denoise_image": range(4, B), "denoise_text": range(4, B)}  # where the other of the two is switched off
 Values = dict[str, float]
 
+ENCODERS = ("text_encoder", "image_encoder", "audio_encoder")
 # where the gradient of each loss goes: the text is absent from what denoising reads, the matching head takes the
 # embeddings as given, and only the contrastive loss trains the embedding heads
 FLOW = {
-    "contrastive": {
-        "text_encoder",
-        "image_encoder",
-        "audio_encoder",
-        "text_head",
-        "image_head",
-        "audio_head",
-        "scale",
-    },
-    "mlm": {"text_encoder", "image_encoder", "audio_encoder", "cross_encoder", "masked_text_head"},
-    "matching": {"text_encoder", "image_encoder", "audio_encoder", "cross_encoder", "matching_head"},
+    "contrastive": {*ENCODERS, "text_head", "image_head", "audio_head", "scale"},
+    "mlm": {*ENCODERS, "cross_encoder", "masked_text_head"},
+    "mvm_code": {*ENCODERS, "cross_encoder", "masked_code_head", "masked_image_head"},  # the latter's vector
+    "mvm_feature": {*ENCODERS, "cross_encoder", "masked_image_head"},
+    "mam_feature": {*ENCODERS, "cross_encoder", "masked_audio_head"},
+    "mam_contrastive": {*ENCODERS, "cross_encoder", "masked_audio_head"},
+    "matching": {*ENCODERS, "cross_encoder", "matching_head"},
     "denoise_text": {"image_encoder", "audio_encoder", "cross_encoder", "text_decoder"},
+    "denoise_image": {"text_encoder", "audio_encoder", "cross_encoder", "image_decoder"},
 }
 
 
@@ -51,13 +62,17 @@ def batch_with_repeats() -> Arrays:
     batch["image_id"][1] = batch["image_id"][4]
     for row, presence in ((1, (1, 1, 0)), (2, (0, 1, 1)), (6, (1, 0, 1)), (7, (0, 1, 1))):
         batch["presence"][row] = presence
-        for name in ("match_presence", "denoise_presence"):
+        for name in ("match_presence", "denoise_presence", "draw_presence"):
             batch[name][row] *= np.array(presence, np.int32)
         if not presence[TEXT]:
             for name in ("text_ids", "text_mask", "mlm_ids", "mlm_positions", "mlm_labels", "mlm_weights"):
                 batch[name][row] = 0
         if not presence[AUDIO]:
             batch["audio"][row], batch["audio_frames"][row] = 0, 0
+            batch["mam_positions"][row], batch["mam_weights"][row] = 0, 0
+        if not presence[IMAGE]:
+            batch["image"][row], batch["image_codes"][row] = 0, -1
+            batch["mvm_positions"][row], batch["mvm_weights"][row] = 0, 0
     return batch
 
 
@@ -193,8 +208,9 @@ def test_gradient_reaches_the_parts_it_should_and_no_others(alone: dict[str, tup
 def test_a_modality_that_nobody_has_is_untouched(opt: OPT) -> None:
     """No sample has a sound: what lies in its place has no influence and the audio encoder learns nothing."""
     batch = tiny_batch(MODEL, B)
-    for name in ("presence", "match_presence", "denoise_presence"):
+    for name in ("presence", "match_presence", "denoise_presence", "draw_presence"):
         batch[name][:, AUDIO] = 0
+    batch["mam_weights"][:] = 0
     values, found = gradients(opt, ALL, batch)
     batch["audio"] = 255 - batch["audio"]
     batch["audio_frames"][:] = MODEL.audio.max_frames
@@ -206,14 +222,15 @@ def test_a_modality_that_nobody_has_is_untouched(opt: OPT) -> None:
 def test_each_level_reads_its_share_of_the_batch(opt: OPT) -> None:
     """Rows outside of a level's share do not matter to it, rows inside do."""
     fields = {"mlm": "mlm_ids", "matching": "match_presence", "denoise_text": "denoise_presence"}
+    fields |= {"mvm_code": "image_codes", "mam_contrastive": "audio", "denoise_image": "draw_presence"}
     batch = tiny_batch(MODEL, B)
-    before = losses(opt, ALL, batch)
     for name, field in fields.items():
-        inside = ROWS[name]
+        inside = ALONE.get(name, ROWS[name])
+        before = losses(opt, only(name), batch)
         outside = [row for row in range(B) if row not in inside]
         for rows, matters in (([inside[0]], True), ([inside[-1]], True), (outside, False)):
             other = batch[field].copy()
-            other[rows] = 7 if field == "mlm_ids" else 1 - other[rows]
+            other[rows] = {"mlm_ids": 7, "audio": 99, "image_codes": 3}.get(field, 1 - other[rows])
             after = losses(opt, only(name), {**batch, field: other})[name]
             assert (after != before[name]) == matters, (name, rows)
 

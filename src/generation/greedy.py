@@ -1,41 +1,18 @@
 """Greedy decoding of text from a picture, a sound or both, with a key/value cache.
 
-Letters: ``B`` batch, ``T`` text tokens, ``L`` fused length, ``H`` heads, ``D`` width, ``V`` vocabulary.
+Letters: ``B`` batch, ``P`` patches, ``F`` audio tokens, ``T`` text tokens, ``D`` width.
 """
 
 import mindspore as ms
 import numpy as np
-from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
+from mindspore import Tensor, nn, ops
 
 from src.data.schema import AUDIO, IMAGE
 from src.data.tokenizer import Tokenizer
 from src.generation.batches import fitting_size, pad_rows, progress
-from src.models.layers import MASKED, padding_bias
+from src.generation.cache import CachedDecoder
+from src.models.layers import MASKED
 from src.models.opt import OPT
-
-
-class _Cache(nn.Cell):
-    """The keys and values of every layer: of the memory, written once a batch, and of the text, once a token."""
-
-    def __init__(self, model: OPT, batch_size: int) -> None:
-        super().__init__(auto_prefix=False)
-        decoder = model.text_decoder
-        self.layers = len(decoder.transformer.blocks)
-        attention = decoder.transformer.blocks[0].attention
-        heads = (batch_size, attention.heads)
-        fused = model.cross_encoder.length
-        self.memory_keys = self.tables("memory_keys", (*heads, fused, attention.head_width))
-        self.memory_values = self.tables("memory_values", (*heads, fused, attention.head_width))
-        self.keys = self.tables("keys", (*heads, model.text_len, attention.head_width))
-        self.values = self.tables("values", (*heads, model.text_len, attention.head_width))
-        self.memory_bias = _state("memory_bias", (batch_size, 1, 1, fused))
-
-    def tables(self, name: str, shape: tuple[int, ...]) -> ParameterTuple:
-        return ParameterTuple([_state(f"{name}{layer}", shape) for layer in range(self.layers)])
-
-
-def _state(name: str, shape: tuple[int, ...]) -> Parameter:
-    return Parameter(Tensor(np.zeros(shape, np.float32)), name=f"decoding.{name}", requires_grad=False)
 
 
 class _Read(nn.Cell):
@@ -45,22 +22,17 @@ class _Read(nn.Cell):
         image (B, P, Di), audio (B, F, Da) float, audio_mask (B, F) int32: encoded; presence (B, 3) int32, text absent.
     """
 
-    def __init__(self, model: OPT, cache: _Cache) -> None:
+    def __init__(self, model: OPT, cached: CachedDecoder) -> None:
         super().__init__(auto_prefix=False)
-        self.model, self.cache = model, cache
-        self.places = Tensor(np.arange(model.cross_encoder.length, dtype=np.int32))
+        self.cross_encoder, self.cached = model.cross_encoder, cached
         self.text_shape = (model.text_len, model.text_encoder.tokens.shape[1])
 
     def construct(self, image, audio, audio_mask, presence):
         rows = image.shape[0]
         text = ops.zeros((rows,) + self.text_shape, image.dtype)
         text_mask = ops.zeros((rows, self.text_shape[0]), ms.int32)
-        fused, mask = self.model.cross_encoder(text, image, audio, text_mask, audio_mask, presence)
-        memory = self.model.text_decoder.read(fused, self.places)
-        for i in range(self.cache.layers):
-            ops.assign(self.cache.memory_keys[i], memory[i][0])
-            ops.assign(self.cache.memory_values[i], memory[i][1])
-        ops.assign(self.cache.memory_bias, padding_bias(mask))
+        fused, mask = self.cross_encoder(text, image, audio, text_mask, audio_mask, presence)
+        self.cached.read(fused, mask)
         return mask
 
 
@@ -74,22 +46,13 @@ class _Step(nn.Cell):
         (B,) int32.
     """
 
-    def __init__(self, model: OPT, cache: _Cache, never: Tensor) -> None:
+    def __init__(self, cached: CachedDecoder, never: Tensor) -> None:
         super().__init__(auto_prefix=False)
-        self.decoder, self.cache, self.never = model.text_decoder, cache, never
+        self.cached, self.never = cached, never
         self.best = ops.Argmax(axis=-1, output_type=ms.int32)
 
     def construct(self, ids, position):
-        past, memory = (), ()
-        for i in range(self.cache.layers):
-            past = (*past, (self.cache.keys[i], self.cache.values[i]))
-            memory = (*memory, (self.cache.memory_keys[i], self.cache.memory_values[i]))
-        logits, written = self.decoder.step(ids, position, past, memory, self.cache.memory_bias)
-        best = self.best(logits + self.never)
-        for i in range(self.cache.layers):
-            ops.assign(self.cache.keys[i], written[i][0])
-            ops.assign(self.cache.values[i], written[i][1])
-        return best
+        return self.best(self.cached.step(ids, position) + self.never)
 
 
 class GreedyDecoder:
@@ -151,8 +114,9 @@ class GreedyDecoder:
     def _decode(self, size: int, given: list[Tensor]) -> np.ndarray:
         """int32 [size, T] for one batch."""
         if size not in self._graphs:
-            cache = _Cache(self.model, size)
-            self._graphs[size] = _Read(self.model, cache), _Step(self.model, cache, self._never)
+            places = np.arange(self.model.cross_encoder.length, dtype=np.int32)
+            cached = CachedDecoder(self.model.text_decoder, size, places)
+            self._graphs[size] = _Read(self.model, cached), _Step(cached, self._never)
         read, step = self._graphs[size]
         read(*given)
         texts = np.full((size, self.model.text_len), self.tokenizer.pad_id, np.int32)

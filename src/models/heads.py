@@ -70,6 +70,27 @@ class MaskedTextHead(nn.Cell):
         return self.product_bt(self.norm(self.gelu(self.transform(hidden))), table) + self.bias
 
 
+class MaskedCodeHead(nn.Cell):
+    """Predicts the image tokenizer's codes of hidden patches.
+
+    Inputs:
+        hidden (N, D) float: fused patches at the hidden positions.
+
+    Outputs:
+        logits (N, K) float, one for every code of the codebook.
+    """
+
+    def __init__(self, width: int, codes: int) -> None:
+        super().__init__()
+        self.transform = Linear(width, width)
+        self.gelu = Gelu()
+        self.norm = LayerNorm(width)
+        self.classify = Linear(width, codes)
+
+    def construct(self, hidden):
+        return self.classify(self.norm(self.gelu(self.transform(hidden))))
+
+
 class MaskedFeatureHead(nn.Cell):
     """Predicts the clean tokens of an encoder where they were hidden, and holds what stood there instead.
 

@@ -10,7 +10,8 @@ from src.config import ModelConfig
 from src.data.schema import MATCH_CASES
 from src.models.audio_encoder import AudioEncoder
 from src.models.cross_encoder import CrossEncoder
-from src.models.heads import EmbeddingHead, MaskedFeatureHead, MaskedTextHead, MatchingHead, Scale
+from src.models.heads import EmbeddingHead, MaskedCodeHead, MaskedFeatureHead, MaskedTextHead, MatchingHead, Scale
+from src.models.image_decoder import ImageDecoder
 from src.models.image_encoder import ImageEncoder
 from src.models.layers import at
 from src.models.text_decoder import TextDecoder
@@ -18,7 +19,7 @@ from src.models.text_encoder import TextEncoder
 
 
 class OPT(nn.Cell):
-    """Three encoders with embedding heads, a cross-modal encoder with its heads, and a text decoder.
+    """Three encoders with embedding heads, a cross-modal encoder with its heads, decoders of text and of pictures.
 
     Args:
         config: sizes of the parts.
@@ -45,6 +46,10 @@ class OPT(nn.Cell):
         if config.masked_features:
             self.masked_image_head = MaskedFeatureHead(width, config.image.width)
             self.masked_audio_head = MaskedFeatureHead(width, config.audio.width)
+        if config.image_codes:
+            codes, side = config.tokenizer.codes, config.tokenizer.side
+            self.masked_code_head = MaskedCodeHead(width, codes)
+            self.image_decoder = ImageDecoder(config.image_decoder, codes, side, self.cross_encoder.length, width)
         self.matching_head = MatchingHead(width, config.embed_dim, len(MATCH_CASES))
         self.text_decoder = TextDecoder(
             config.text_decoder, vocab_size, self.text_len, self.cross_encoder.length, width

@@ -1,109 +1,28 @@
-"""Text decoder: causal, reading the fused tokens by cross-attention."""
-
-import mindspore as ms
-from mindspore import Parameter, nn, ops
-from mindspore.common.initializer import Normal, initializer
+"""Text decoder: writes tokens of the vocabulary, from [CLS] to [SEP]."""
 
 from src.config import TextDecoderConfig
-from src.models.layers import (
-    MASKED,
-    MEMORY_POSITION_STD,
-    POSITION_STD,
-    TOKEN_STD,
-    Transformer,
-    causal_bias,
-    padding_bias,
-)
+from src.models.decoder import Decoder
 
 
-class TextDecoder(nn.Cell):
-    """Autoregressive Transformer with tied input and output embeddings.
-
-    The memory gets a learned position per place: without one the decoder does not learn where things are.
+class TextDecoder(Decoder):
+    """The decoder of texts; inputs and outputs as :class:`src.models.decoder.Decoder`.
 
     Args:
         config: of the decoder.
         vocab_size: V.
-        max_len: longest input.
+        max_len: T, longest input.
         memory_len, memory_width: L and D of the fused tokens.
-
-    Inputs:
-        ids (B, T') int32, beginning with [CLS]; memory (B, L, D) float; memory_mask (B, L) int32.
-
-    Outputs:
-        logits (B·T', V) float32: for the token behind each input token.
     """
 
     def __init__(
         self, config: TextDecoderConfig, vocab_size: int, max_len: int, memory_len: int, memory_width: int
     ) -> None:
-        super().__init__()
-        self.width = config.width
-        self.tokens = Parameter(initializer(Normal(TOKEN_STD), (vocab_size, config.width)), name="tokens")
-        self.positions = Parameter(initializer(Normal(POSITION_STD), (1, max_len, config.width)), name="positions")
-        self.memory_positions = Parameter(
-            initializer(Normal(MEMORY_POSITION_STD), (1, memory_len, memory_width)), name="memory_positions"
-        )
-        self.transformer = Transformer(config, memory_width)
-        self.output_bias = Parameter(initializer("zeros", (vocab_size,)), name="output_bias")
-        self.product_bt = ops.MatMul(transpose_b=True)
+        positions = {"positions": (1, max_len, config.width)}
+        super().__init__(config, vocab_size, vocab_size, positions, memory_len, memory_width)
+        self.length = max_len
 
-    def construct(self, ids, memory, memory_mask):
-        length = ids.shape[1]
-        x = ops.gather(self.tokens, ids, 0) + self.positions[:, :length]  # (B, T', D)
-        memory = memory + self.memory_positions
-        x = self.transformer(x, causal_bias(length), memory, padding_bias(memory_mask))
-        return self.logits(x)
+    def all_positions(self):
+        return self.positions
 
-    def logits(self, x):
-        """Hidden (B, T', D) → (B·T', V)."""
-        return self.product_bt(x.reshape(-1, self.width), self.tokens) + self.output_bias  # (B·T', V)
-
-    def read(self, memory, places):
-        """Keys and values of a memory, made once for any number of texts.
-
-        Args:
-            memory: (B, Lm, D), the ``places`` of the fused tokens, in that order.
-            places: (Lm,) int32.
-
-        Returns:
-            for each layer its keys and values, both (B, H, Lm, D/H).
-        """
-        memory = memory + ops.gather(self.memory_positions, places, 1)
-        made = ()
-        for block in self.transformer.blocks:
-            made = (*made, block.cross_attention.keys_values(memory))
-        return made
-
-    def score(self, ids, memory, memory_bias):
-        """As the decoder itself, over the keys and values of :meth:`read`: ids (B, T') → logits (B·T', V)."""
-        length = ids.shape[1]
-        x = ops.gather(self.tokens, ids, 0) + self.positions[:, :length]  # (B, T', D)
-        bias = causal_bias(length)
-        for i, block in enumerate(self.transformer.blocks):
-            x = block.extend(x, bias, memory[i], memory_bias)[0]
-        return self.logits(self.transformer.finish(x))
-
-    def step(self, ids, position, past, memory, memory_bias):
-        """One token further.
-
-        Args:
-            ids: (B,) int32, the tokens at ``position``, (1,) int32.
-            past: for each layer keys and values (B, H, T, D/H) of earlier positions; what stands from ``position``
-                on does not matter.
-            memory, memory_bias: as in :meth:`score`.
-
-        Returns:
-            logits (B, V), and for each layer the keys and values with this position written.
-        """
-        length = past[0][0].shape[2]
-        places = ops.arange(length).astype(ms.int32)  # (T,)
-        place = (places == position).astype(ms.float32).reshape(1, 1, length, 1)
-        bias = (places > position).astype(ms.float32).reshape(1, 1, 1, length) * MASKED
-        x = ops.gather(self.tokens, ids, 0) + ops.gather(self.positions[0], position, 0)  # (B, D)
-        x = x.expand_dims(1)
-        written = ()
-        for i, block in enumerate(self.transformer.blocks):
-            x, keys, values = block.extend(x, bias, memory[i], memory_bias, (past[i][0], past[i][1], place))
-            written = (*written, (keys, values))
-        return self.logits(self.transformer.finish(x)), written
+    def output_table(self):
+        return self.tokens

@@ -13,6 +13,7 @@ from mindspore import Tensor, nn, ops
 from src.config import ObjectivesConfig
 from src.data.schema import AUDIO, IMAGE, MODALITIES, TEXT
 from src.losses.classification import cross_entropy
+from src.losses.generation import code_loss
 from src.losses.masked import feature_regression, frame_contrastive, normalised
 from src.losses.matching import build_rows
 from src.models.layers import at
@@ -219,8 +220,8 @@ class ModalityLevel(nn.Cell):
 
     def draw(self, batch, fused, mask):
         codes = batch["image_codes"][self.first : self.first + self.draws]  # (R, P'); −1 where there is no picture
-        logits = self.model.image_decoder(ops.relu(codes), fused, mask)  # (R·P', codes)
-        return cross_entropy(logits, ops.relu(codes).reshape(-1), (codes >= 0).astype(ms.float32).reshape(-1))
+        logits = self.model.image_decoder(self.model.image_decoder.shift(codes), fused, mask)  # (R·P', K)
+        return code_loss(logits, codes)
 
 
 def slots_to_mask(positions: Tensor, weights: Tensor, length: int) -> Tensor:
