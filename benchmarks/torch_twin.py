@@ -10,7 +10,8 @@ from torch.nn import functional as F
 
 from src.config import Config, ModelConfig
 from src.data.schema import AUDIO, IMAGE, MATCH_CASES, TEXT
-from src.tasks.objectives import active_objectives, level_rows
+from src.tasks.levels import level_rows
+from src.tasks.objectives import active_objectives
 
 MASKED, FORBIDDEN = -1e4, -1e9
 Batch = dict[str, Tensor]

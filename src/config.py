@@ -220,7 +220,7 @@ class ObjectivesConfig:
     mam_span: int = 3  # sound tokens hidden in a row
     mam_temperature: float = 0.1  # of the cosines that tell frames apart
     token_fraction: float = 1.0  # share of the batch that the token level reads
-    modality_fraction: float = 1.0  # ... the modality level (denoising)
+    modality_fraction: float = 1.0  # ... each half of the modality level: writing, drawing
     sample_fraction: float = 1.0  # ... the sample level (matching)
     denoise_given: tuple[str, ...] = ("image+audio", "image", "audio")  # what is left when the text is absent
     draw_given: tuple[str, ...] = ("text+audio", "text", "audio")  # ... when the picture is absent
@@ -320,7 +320,7 @@ class Config:
         _require(self.task in TASKS, "task", f"must be one of {', '.join(TASKS)}")
         weights = self.objectives
         _require(any(getattr(weights, name) > 0 for name in OBJECTIVES), "objectives", "one weight must be positive")
-        for name in ("mvm_feature", "mam_feature", "mam_contrastive"):
+        for name in ("mvm_code", "mvm_feature", "mam_feature", "mam_contrastive"):
             wanted = getattr(weights, name) > 0
             _require(self.model.masked_features or not wanted, f"objectives.{name}", "needs model.masked_features=true")
         for name in ("mvm_code", "denoise_image"):

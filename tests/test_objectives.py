@@ -12,7 +12,8 @@ from src.config import OBJECTIVES, ObjectivesConfig
 from src.data.schema import AUDIO, IMAGE, MATCH_CASES, TEXT
 from src.losses.matching import build_rows
 from src.models.opt import OPT
-from src.tasks.objectives import Objectives, active_objectives, level_rows, needed_fields
+from src.tasks.levels import level_rows
+from src.tasks.objectives import Objectives, active_objectives, needed_fields
 from tests.oracles import MASK_RATIO, VOCAB, Arrays, randomise, run_mode, tensors, tiny_batch, tiny_model
 
 MODEL = tiny_model()
@@ -28,13 +29,22 @@ WEIGHTS = {
     "denoise_text": 2.0,
     "denoise_image": 1.1,
 }
-ALL = ObjectivesConfig(**WEIGHTS, mask_ratio=MASK_RATIO, token_fraction=0.5, sample_fraction=0.8, modality_fraction=0.6)
+ALL = ObjectivesConfig(**WEIGHTS, mask_ratio=MASK_RATIO, token_fraction=0.5, sample_fraction=0.8, modality_fraction=0.3)
 # what each level reads of the batch
 TOKEN_ROWS = dict.fromkeys(("mlm", "mvm_code", "mvm_feature", "mam_feature", "mam_contrastive"), range(5))
 ROWS = {**TOKEN_ROWS, "matching": range(8), "denoise_image": range(4, 7), "denoise_text": range(7, B)}
-ALONE = {"denoise_image": range(4, B), "denoise_text": range(4, B)}  # where the other of the two is switched off
+# parameters of those parts that have nothing to do with the loss
+UNREACHED = {
+    "denoise_text": ("text_project.weight", "text_project.bias"),  # no text is given
+    "denoise_image": ("image_project.weight", "image_project.bias"),  # no picture is given
+    # only the vector in place of hidden patches
+    "mvm_code": tuple(f"masked_image_head.{part}" for part in ("transform.weight", "transform.bias"))
+    + tuple(f"masked_image_head.{part}" for part in ("project.weight", "project.bias")),
+}
 Values = dict[str, float]
 
+# what the token level hides it hides together, so that its losses change when one of them is switched off
+GROUPS = (("contrastive",), tuple(TOKEN_ROWS), ("matching",), ("denoise_text",), ("denoise_image",))
 ENCODERS = ("text_encoder", "image_encoder", "audio_encoder")
 # where the gradient of each loss goes: the text is absent from what denoising reads, the matching head takes the
 # embeddings as given, and only the contrastive loss trains the embedding heads
@@ -171,26 +181,38 @@ def test_total_is_the_weighted_sum(in_pynative: tuple[Values, Arrays]) -> None:
 
 
 @pytest.fixture(scope="module")
-def alone(opt: OPT) -> dict[str, tuple[Values, Arrays]]:
-    """Each objective with the others switched off, from a batch that holds only the fields it needs."""
-    return {name: gradients(opt, only(name), batch_with_repeats()) for name in OBJECTIVES}
+def by_group(opt: OPT) -> dict[tuple[str, ...], tuple[Values, Arrays]]:
+    """Each group of objectives with the others switched off, from a batch that holds only the fields it needs."""
+    return {
+        group: gradients(opt, replace(ALL, **dict.fromkeys(set(OBJECTIVES) - set(group), 0.0)), batch_with_repeats())
+        for group in GROUPS
+    }
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("group", GROUPS)
 def test_switching_off_the_others_changes_no_loss(
-    in_pynative: tuple[Values, Arrays], alone: dict[str, tuple[Values, Arrays]], name: str
+    in_pynative: tuple[Values, Arrays], by_group: dict[tuple[str, ...], tuple[Values, Arrays]], group: tuple[str, ...]
 ) -> None:
     """Each level finds its own rows in the stack."""
-    values, _ = alone[name]
-    assert set(values) == {"total", name}
-    assert values[name] == pytest.approx(in_pynative[0][name], rel=1e-5)
-    assert values["total"] == pytest.approx(WEIGHTS[name] * values[name], rel=1e-6)
+    values, _ = by_group[group]
+    assert set(values) == {"total", *group}
+    for name in group:
+        assert values[name] == pytest.approx(in_pynative[0][name], rel=1e-5)
+    assert values["total"] == pytest.approx(sum(WEIGHTS[name] * values[name] for name in group), rel=1e-6)
 
 
-def test_gradients_add_up(in_pynative: tuple[Values, Arrays], alone: dict[str, tuple[Values, Arrays]]) -> None:
+def test_gradients_add_up(
+    in_pynative: tuple[Values, Arrays], by_group: dict[tuple[str, ...], tuple[Values, Arrays]]
+) -> None:
     for name, whole in in_pynative[1].items():
-        total = sum(found[name] for _, found in alone.values())
+        total = sum(found[name] for _, found in by_group.values())
         np.testing.assert_allclose(total, whole, atol=5e-5, rtol=1e-3, err_msg=name)
+
+
+@pytest.fixture(scope="module")
+def alone(opt: OPT) -> dict[str, tuple[Values, Arrays]]:
+    """Each objective with all others switched off."""
+    return {name: gradients(opt, only(name), batch_with_repeats()) for name in OBJECTIVES}
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
@@ -198,8 +220,8 @@ def test_gradient_reaches_the_parts_it_should_and_no_others(alone: dict[str, tup
     _, found = alone[name]
     reached = {key.split(".")[0] for key, gradient in found.items() if gradient.any()}
     assert reached == FLOW[name]
-    # softmax is blind to what every key shares, so a key's bias has none but rounding; denoising is given no text
-    without = ("key.bias", *(("text_project.weight", "text_project.bias") if name == "denoise_text" else ()))
+    # softmax is blind to what every key shares, so a key's bias has none but rounding
+    without = ("key.bias", *UNREACHED.get(name, ()))
     for key, gradient in found.items():
         if key.split(".")[0] in reached and not key.endswith(without):
             assert np.isfinite(gradient).all() and np.abs(gradient).max() > 1e-7, f"{key} does not learn"
@@ -225,7 +247,7 @@ def test_each_level_reads_its_share_of_the_batch(opt: OPT) -> None:
     fields |= {"mvm_code": "image_codes", "mam_contrastive": "audio", "denoise_image": "draw_presence"}
     batch = tiny_batch(MODEL, B)
     for name, field in fields.items():
-        inside = ALONE.get(name, ROWS[name])
+        inside = ROWS[name]
         before = losses(opt, only(name), batch)
         outside = [row for row in range(B) if row not in inside]
         for rows, matters in (([inside[0]], True), ([inside[-1]], True), (outside, False)):

@@ -171,57 +171,56 @@ class SampleLevel(nn.Cell):
 class ModalityLevel(nn.Cell):
     """Denoising: rows whose text is absent write it, rows whose picture is absent draw it, code by code.
 
-    The level reads the last rows of the batch (the others read the first); with both losses the first half of them
-    draws and the second half writes. Arguments: as :class:`TokenLevel`.
+    Each of the two reads ``modality_fraction`` of the batch, whether the other is switched on or not: writing the last
+    rows, drawing those before them. Arguments: as :class:`TokenLevel`.
     """
 
     def __init__(self, model: OPT, config: ObjectivesConfig, batch_size: int) -> None:
         super().__init__(auto_prefix=False)  # the parameters keep the names that they have in the model
         self.model, self.names = model, _active(config, MODALITY_LOSSES)
-        self.count = level_rows(batch_size, config.modality_fraction)
+        self.share = level_rows(batch_size, config.modality_fraction)  # R
+        self.count = self.share * len(self.names)
         self.smoothing = config.label_smoothing
-        self.draws = {("denoise_image",): self.count, ("denoise_text",): 0}.get(self.names, self.count // 2)
-        self.first = batch_size - self.count
+        self.writes, self.draws = "denoise_text" in self.names, "denoise_image" in self.names
+        self.write_from, self.draw_from = batch_size - self.share, max(0, batch_size - 2 * self.share)
         given = {"denoise_text": config.denoise_given, "denoise_image": config.draw_given}
         shown = "+".join("+".join(given[name]) for name in self.names)
         self.reads = frozenset(which for which, name in enumerate(MODALITIES) if name in shown)
 
     def rows(self, batch, clean, embeddings):
-        n, text_from = self.first, self.first + self.draws
-        text, image, audio, text_mask, audio_mask = clean
-        presence = ()
-        if "denoise_image" in self.names:
-            presence = (*presence, batch["draw_presence"][n:text_from])
-        if "denoise_text" in self.names:
-            presence = (*presence, batch["denoise_presence"][text_from:])
-        presence = presence[0] if len(presence) == 1 else ops.concat(presence, 0)
-        return (text[n:], image[n:], audio[n:], text_mask[n:], audio_mask[n:], presence), ()
+        w, d, n = self.write_from, self.draw_from, self.share
+        if self.writes and self.draws:
+            both = ()
+            for tokens in clean:
+                both = (*both, ops.concat((tokens[w:], tokens[d : d + n]), 0))
+            presence = ops.concat((batch["denoise_presence"][w:], batch["draw_presence"][d : d + n]), 0)
+            return (*both, presence), ()
+        first, name = (w, "denoise_presence") if self.writes else (d, "draw_presence")
+        part = ()
+        for tokens in clean:
+            part = (*part, tokens[first : first + n])
+        return (*part, batch[name][first : first + n]), ()
 
     def losses(self, batch, clean, embeddings, fused, mask, state):
-        found = ()
-        if "denoise_text" in self.names:
-            found = (*found, self.write(batch, fused[self.draws :], mask[self.draws :]))
-        if "denoise_image" in self.names:
-            found = (*found, self.draw(batch, fused[: self.draws], mask[: self.draws]))
+        n, found = self.share, ()
+        if self.writes:
+            logits = self.model.text_decoder(self.input_ids(batch), fused[:n], mask[:n])  # (R·(T−1), V)
+            found = (*found, self.text_loss(batch, logits))
+        if self.draws:
+            codes = batch["image_codes"][self.draw_from : self.draw_from + n]  # (R, P'); −1 where there is no picture
+            decoder = self.model.image_decoder
+            logits = decoder(decoder.shift(codes), fused[-n:], mask[-n:])  # (R·P', K)
+            found = (*found, code_loss(logits, codes))
         return found
 
-    def write(self, batch, fused, mask):
-        logits = self.model.text_decoder(self.input_ids(batch), fused, mask)  # (R·(T−1), V)
-        return self.text_loss(batch, logits)
-
     def input_ids(self, batch):
-        return batch["text_ids"][self.first + self.draws :, :-1]
+        return batch["text_ids"][self.write_from :, :-1]
 
     def text_loss(self, batch, logits):
-        n = self.first + self.draws
-        given = (batch["denoise_presence"][n:].sum(1) > 0).astype(ms.float32).reshape(-1, 1)
-        weights = batch["text_mask"][n:, 1:].astype(ms.float32) * given
-        return cross_entropy(logits, batch["text_ids"][n:, 1:].reshape(-1), weights.reshape(-1), self.smoothing)
-
-    def draw(self, batch, fused, mask):
-        codes = batch["image_codes"][self.first : self.first + self.draws]  # (R, P'); −1 where there is no picture
-        logits = self.model.image_decoder(self.model.image_decoder.shift(codes), fused, mask)  # (R·P', K)
-        return code_loss(logits, codes)
+        w = self.write_from
+        given = (batch["denoise_presence"][w:].sum(1) > 0).astype(ms.float32).reshape(-1, 1)
+        weights = batch["text_mask"][w:, 1:].astype(ms.float32) * given
+        return cross_entropy(logits, batch["text_ids"][w:, 1:].reshape(-1), weights.reshape(-1), self.smoothing)
 
 
 def slots_to_mask(positions: Tensor, weights: Tensor, length: int) -> Tensor:

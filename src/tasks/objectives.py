@@ -34,7 +34,7 @@ FUSED = frozenset({*ENCODERS, "cross_encoder"})
 REACHED = {
     "contrastive": frozenset({*ENCODERS, "text_head", "image_head", "audio_head", "scale"}),
     "mlm": FUSED | {"masked_text_head"},
-    "mvm_code": FUSED | {"masked_code_head"},
+    "mvm_code": FUSED | {"masked_code_head", "masked_image_head"},  # the latter's vector
     "mvm_feature": FUSED | {"masked_image_head"},
     "mam_feature": FUSED | {"masked_audio_head"},
     "mam_contrastive": FUSED | {"masked_audio_head"},
@@ -160,7 +160,7 @@ class Objectives(nn.Cell):
         """The modality level when its rows show one modality: fused at its own length, for the same numbers."""
         level = self.levels[0]
         _, image, audio, _, audio_mask = clean
-        n = level.first
+        n = level.write_from
         if self.lone == IMAGE:
             tokens, mask = image[n:], ops.ones(image.shape[:2], ms.int32)[n:]
         else:
