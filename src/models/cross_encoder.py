@@ -85,11 +85,11 @@ class CrossEncoder(nn.Cell):
         mask = ops.concat(masks, 1)
         return self.transformer(ops.concat(parts, 1), padding_bias(mask)), mask
 
-    def places_alone(self, which: int) -> np.ndarray:
-        """int32 [3 + length]: the fused places that may be attended when only one modality is there."""
+    def places_alone(self, *which: int) -> np.ndarray:
+        """int32 [Lm]: the fused places that may be attended when only these modalities are there."""
         lengths = (self.first_text.shape[1], self.patches, self.first_audio.shape[1])
         starts = (1, 1 + lengths[TEXT], 1 + lengths[TEXT] + lengths[IMAGE])
-        shown = [length if modality == which else 1 for modality, length in enumerate(lengths)]
+        shown = [length if modality in which else 1 for modality, length in enumerate(lengths)]
         places = [np.arange(start, start + count) for start, count in zip(starts, shown, strict=True)]
         return np.concatenate([[0], *places]).astype(np.int32)
 

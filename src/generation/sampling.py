@@ -1,0 +1,193 @@
+"""Drawing pictures from a text, a sound or both: sampling of image codes, with a key/value cache.
+
+Letters: ``n`` rows to draw for, ``N`` samples of each, ``B`` samples drawn at once, ``L`` fused length, ``D`` width,
+``K`` codes, ``P'`` codes of a picture.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor, nn, ops
+
+from src.data.schema import AUDIO, TEXT
+from src.generation.batches import fitting_size, pad_rows, progress, run_batched
+from src.generation.cache import CachedDecoder
+from src.models.cross_encoder import CrossEncoder
+from src.models.image_decoder import ImageDecoder
+from src.models.layers import MASKED
+
+Encoded = tuple[np.ndarray, np.ndarray]  # tokens float32 [n, length, width] and their mask int32 [n, length]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How codes are drawn; the order is guidance, top-k, temperature."""
+
+    samples: int = 1  # N: pictures for each row
+    temperature: float = 1.0  # 0: always the likeliest code
+    top_k: int = 0  # only the k likeliest codes are drawn; 0: all
+    guidance: float = 0.0  # w: logits are (1 + w) · given − w · given nothing (Ho and Salimans 2022)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.samples < 1:
+            raise ValueError(f"samples={self.samples} must be positive")
+        for name in ("temperature", "top_k", "guidance", "seed"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)} must not be negative")
+
+
+class _Read(nn.Cell):
+    """Writes the memory's part of the cache: memory (B, Lm, D), mask (B, Lm) int32."""
+
+    def __init__(self, cached: CachedDecoder) -> None:
+        super().__init__(auto_prefix=False)
+        self.cached = cached
+
+    def construct(self, memory, mask):
+        self.cached.read(memory, mask)
+        return mask
+
+
+class _Step(nn.Cell):
+    """Draws the next code of every sample by the Gumbel-max trick.
+
+    Args:
+        cached: of B rows; with guidance of 2B, those given nothing behind those given something.
+        guided: whether there is guidance.
+        top_k: 0 for all codes.
+
+    Inputs:
+        ids (B,) int32, the last codes; position (1,) int32, where they stand; noise (B, K) float32, Gumbel's times the
+        temperature: the same as dividing the logits by it, and 0 needs no other graph; guidance () float32.
+
+    Outputs:
+        (B,) int32.
+    """
+
+    def __init__(self, cached: CachedDecoder, guided: bool, top_k: int) -> None:
+        super().__init__(auto_prefix=False)
+        self.cached, self.guided = cached, guided
+        self.top_k = top_k if top_k < cached.decoder.outputs else 0
+        self.best = ops.Argmax(axis=-1, output_type=ms.int32)
+        self.largest = ops.TopK(sorted=True)
+
+    def construct(self, ids, position, noise, guidance):
+        if self.guided:
+            both = self.cached.step(ops.concat((ids, ids)), position)  # (2B, K)
+            rows = ids.shape[0]
+            logits = both[:rows] + guidance * (both[:rows] - both[rows:])
+        else:
+            logits = self.cached.step(ids, position)
+        if self.top_k:
+            worst = self.largest(logits, self.top_k)[0][:, self.top_k - 1 :]  # (B, 1)
+            logits = logits + (logits < worst).astype(ms.float32) * MASKED
+        return self.best(logits + noise)
+
+
+class CodeSampler:
+    """Draws code sequences; the same seed gives the same pictures whatever the batch and the order of rows.
+
+    Args:
+        cross_encoder: fuses what is given.
+        decoder: draws the codes.
+        batch_size: samples drawn at once; fewer are drawn by a smaller graph.
+    """
+
+    def __init__(self, cross_encoder: CrossEncoder, decoder: ImageDecoder, batch_size: int) -> None:
+        self.cross_encoder, self.decoder, self.batch_size = cross_encoder, decoder, batch_size
+        self._graphs: dict[tuple, dict[int, tuple[_Read, _Step]]] = {}  # by settings, then by batch size
+
+    def draw(
+        self,
+        sampling: Sampling,
+        text: Encoded | None = None,
+        audio: Encoded | None = None,
+        rows: Sequence[int] | None = None,
+        label: str = "drawing",
+    ) -> np.ndarray:
+        """Draws N pictures for every row.
+
+        Args:
+            sampling: how.
+            text, audio: encoded; None: absent.
+            rows: numbers of the rows, of which with the seed the noise is made; 0 … n − 1 by default.
+            label: of the progress bar.
+
+        Returns:
+            codes int32 [n, N, P'].
+        """
+        count = len((text or audio)[0])
+        rows = range(count) if rows is None else rows
+        given = [which for which, encoded in ((TEXT, text), (AUDIO, audio)) if encoded is not None]
+        places = self.cross_encoder.places_alone(*given)
+        memory, mask = (part[:, places] for part in self._fuse(text, audio, label))
+        nothing = None
+        if sampling.guidance:
+            nothing = tuple(part[:1, places] for part in self._fuse(None, None, label))
+        graphs = self._graphs.setdefault((*given, bool(sampling.guidance), sampling.top_k), {})
+        size = fitting_size(count * sampling.samples, self.batch_size, graphs)
+        if size not in graphs:
+            graphs[size] = self._build(size, places, sampling)
+        owner, sample = np.divmod(np.arange(count * sampling.samples), sampling.samples)
+        codes = np.empty((len(owner), self.decoder.length), np.int32)
+        for start in progress(range(0, len(owner), size), label):
+            part = slice(start, start + size)
+            chosen = pad_rows(owner[part], size)
+            streams = [
+                np.random.default_rng((sampling.seed, int(rows[row]), int(number)))
+                for row, number in zip(owner[part], sample[part], strict=True)
+            ]
+            given_rows = memory[chosen], mask[chosen]
+            codes[part] = self._draw(graphs[size], given_rows, nothing, streams, sampling)[: len(streams)]
+        return codes.reshape(count, sampling.samples, -1)
+
+    def _fuse(self, text: Encoded | None, audio: Encoded | None, label: str) -> tuple[np.ndarray, ...]:
+        """Fused tokens float32 [n, L, D] and their mask int32 [n, L]; of one row where nothing is given."""
+        encoder = self.cross_encoder
+        count = len((text or audio)[0]) if text or audio else 1
+        presence = np.zeros((count, 3), np.int32)
+        presence[:, TEXT], presence[:, AUDIO] = text is not None, audio is not None
+        text = text or _absent(count, encoder.first_text.shape[1], encoder.text_project.inputs)
+        audio = audio or _absent(count, encoder.first_audio.shape[1], encoder.audio_project.inputs)
+        image, _ = _absent(count, encoder.patches, encoder.image_project.inputs)
+        size = fitting_size(count, self.batch_size)
+        return run_batched(encoder, size, (text[0], image, audio[0], text[1], audio[1], presence), label)
+
+    def _build(self, size: int, places: np.ndarray, sampling: Sampling) -> tuple[_Read, _Step]:
+        guided = sampling.guidance > 0
+        cached = CachedDecoder(self.decoder, size * (1 + guided), places)
+        return _Read(cached), _Step(cached, guided, sampling.top_k)
+
+    def _draw(
+        self,
+        graphs: tuple[_Read, _Step],
+        given: Encoded,
+        nothing: Encoded | None,
+        streams: list[np.random.Generator],
+        sampling: Sampling,
+    ) -> np.ndarray:
+        """int32 [B, P'] for one batch; rows without a stream of noise are filling."""
+        read, step = graphs
+        size = len(given[0])
+        if nothing is not None:
+            given = tuple(np.concatenate([x, np.repeat(y, size, 0)]) for x, y in zip(given, nothing, strict=True))
+        read(*map(Tensor, given))
+        codes = np.empty((size, self.decoder.length), np.int32)
+        noise = np.zeros((size, self.decoder.outputs), np.float32)
+        guidance = Tensor(sampling.guidance, ms.float32)
+        last = Tensor(np.full(size, self.decoder.bos, np.int32))
+        for position in range(self.decoder.length):
+            if sampling.temperature:
+                for row, stream in zip(noise, streams, strict=False):
+                    row[:] = sampling.temperature * stream.gumbel(size=len(row))
+            last = step(last, Tensor(np.array([position], np.int32)), Tensor(noise), guidance)
+            codes[:, position] = last.asnumpy()
+        return codes
+
+
+def _absent(count: int, length: int, width: int) -> Encoded:
+    """Zeros without memory of their own in place of a modality's tokens and mask."""
+    return np.broadcast_to(np.float32(0), (count, length, width)), np.broadcast_to(np.int32(0), (count, length))
