@@ -15,11 +15,13 @@ from typing import Any, Literal
 
 import yaml
 
+from src.errors import UserError
+
 TASKS = ("pretrain", "retrieval", "caption")
 OBJECTIVES = ("contrastive", "mlm", "matching", "denoise_text")  # fields of ObjectivesConfig that are loss weights
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError):
     """A configuration that cannot be used; its message is one line meant for the user."""
 
 

@@ -6,7 +6,6 @@ python -m src.data.tokenizer build --output vocab.txt captions.txt …
 import argparse
 import functools
 import logging
-import sys
 import unicodedata
 import warnings
 from collections import Counter
@@ -17,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from src import cli
 from src.data.errors import DataError
 from src.files import write_text
 
@@ -269,13 +269,10 @@ def main() -> None:
     build.add_argument("--size", type=int, default=21128, help="most tokens it may hold")
     build.add_argument("files", nargs="+", metavar="FILE", help="text, one sentence a line, or a dataset folder")
     args = parser.parse_args()
-    try:
-        vocab = build_vocab(_texts(args.files), args.size)
-    except DataError as error:
-        sys.exit(f"error: {error}")
+    vocab = build_vocab(_texts(args.files), args.size)
     write_text(args.output, "\n".join(vocab) + "\n")
     print(f"{args.output}: {len(vocab)} tokens")
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

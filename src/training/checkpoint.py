@@ -24,6 +24,7 @@ from safetensors.numpy import load_file, save_file
 
 from src.config import Config, ConfigError, load_config, to_yaml
 from src.data.tokenizer import Tokenizer
+from src.errors import UserError
 from src.files import write_text
 from src.models.opt import OPT
 
@@ -36,7 +37,7 @@ CONFIG, VOCAB, MODEL, OPTIMIZER, STATE = (
 )
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError):
     """A checkpoint that cannot be used; its message is one line that names the file or tensor."""
 
 
