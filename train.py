@@ -7,10 +7,12 @@ python train.py --config config/caption/demo.yaml train.init_from=runs/demo/pret
 """
 
 import argparse
+from pathlib import Path
 
 from src import cli
 from src.config import load_config
 from src.runtime import setup
+from src.training.checkpoint import CheckpointError, locate
 from src.training.trainer import Trainer
 
 
@@ -28,7 +30,19 @@ def main() -> None:
     args = parse()
     config = load_config(args.config, args.settings)
     rank, ranks = setup(config.runtime, config.seed)
-    Trainer(config, rank, ranks, args.resume).run()
+    trainer = Trainer(config, rank, ranks, args.resume)
+    try:
+        trainer.run()
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(how_to_go_on(trainer.folder)) from None
+
+
+def how_to_go_on(folder: Path) -> str:
+    """What an interrupted run is told."""
+    try:
+        return f"the same command with --resume goes on from {locate(folder)}"
+    except CheckpointError:
+        return f"{folder} holds no checkpoint yet (train.save_every): the same command starts again"
 
 
 if __name__ == "__main__":

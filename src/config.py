@@ -15,13 +15,15 @@ from typing import Any, Literal
 
 import yaml
 
+from src.errors import UserError
+
 TASKS = ("pretrain", "retrieval", "caption", "image_tokenizer")
 # fields of ObjectivesConfig that are loss weights, in the order in which the losses are logged
 OBJECTIVES = ("contrastive", "mlm", "mvm_code", "mvm_feature", "mam_feature", "mam_contrastive", "matching")
 OBJECTIVES += ("denoise_text", "denoise_image")
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError):
     """A configuration that cannot be used; its message is one line meant for the user."""
 
 

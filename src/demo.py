@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from src.config import ConfigError, load_config, to_yaml
+from src.config import load_config, to_yaml
+from src.errors import UserError
 from src.evaluation.figures import loss_curves
 from src.evaluation.report import summary as text_of
 from src.evaluation.report import table, write_json
@@ -34,7 +35,7 @@ FAST_EVAL = ("eval.batch_size=20", "eval.gallery=40", "eval.captions=20", "eval.
 Command = tuple[str, ...]  # what follows "python"
 
 
-class StageError(RuntimeError):
+class StageError(UserError):
     """A command of a stage failed."""
 
 
@@ -163,7 +164,7 @@ def main(arguments: Sequence[str] | None = None, run: Callable[[Command], int] =
     folder = args.output or Path("runs") / (args.world + ("-fast" if args.fast else ""))
     try:
         minutes = run_stages(build_stages(folder, args.world, args.fast), folder, run)
-    except (ConfigError, StageError) as error:
+    except UserError as error:
         print(f"demo: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

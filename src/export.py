@@ -15,6 +15,7 @@ from src.config import Config, ModelConfig, to_yaml
 from src.data.audio import DECADES
 from src.data.schema import Field
 from src.data.tokenizer import SPECIALS, Tokenizer
+from src.errors import UserError
 from src.evaluation.report import write_json
 from src.files import replace_folder
 from src.models.graphs import Graph, build_graphs
@@ -28,7 +29,7 @@ ANY = "B"  # the batch axis of a graph that takes any number of rows
 Limits = Mapping[str, tuple[int, int]]  # the first value and the one behind the last, by input; else bytes
 
 
-class ExportError(ValueError):
+class ExportError(UserError):
     """Graphs that cannot be written or that differ from the model; the message is one line."""
 
 

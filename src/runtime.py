@@ -12,11 +12,12 @@ import mindspore as ms
 import numpy as np
 
 from src.config import RuntimeConfig
+from src.errors import UserError
 
 PYTHONS = ((3, 10), (3, 12))  # first and last version that MindSpore 2.10 has a wheel for
 
 
-class RuntimeSetupError(RuntimeError):
+class RuntimeSetupError(UserError):
     """The environment cannot run the project; the message is one line with the mend."""
 
 

@@ -6,6 +6,8 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
+from src.errors import UserError
+
 CONFIG, VOCAB, MODEL, OPTIMIZER, STATE = (
     "config.yaml",
     "vocab.txt",
@@ -15,7 +17,7 @@ CONFIG, VOCAB, MODEL, OPTIMIZER, STATE = (
 )
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError):
     """A checkpoint that cannot be used; its message is one line that names the file or tensor."""
 
 

@@ -5,11 +5,15 @@ import pytest
 from src import cli
 from src.config import ConfigError
 from src.data.errors import DataError
+from src.export import ExportError
 from src.runtime import RuntimeSetupError
 from src.training.checkpoint import CheckpointError
+from src.training.step import NonFiniteError
 
 
-@pytest.mark.parametrize("kind", [ConfigError, DataError, CheckpointError, RuntimeSetupError])
+@pytest.mark.parametrize(
+    "kind", [ConfigError, DataError, CheckpointError, RuntimeSetupError, ExportError, NonFiniteError]
+)
 def test_user_error_is_one_line(kind: type[Exception], capsys: pytest.CaptureFixture) -> None:
     def main() -> None:
         raise kind("data.path=nowhere: no such folder")
@@ -20,13 +24,34 @@ def test_user_error_is_one_line(kind: type[Exception], capsys: pytest.CaptureFix
     assert capsys.readouterr().err == "error: data.path=nowhere: no such folder\n"
 
 
-def test_interruption() -> None:
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (FileExistsError(17, "File exists", "out"), "out: File exists (name another place, or move it away)"),
+        (OSError(28, "No space left on device"), "No space left on device (make room, or write to another disk)"),
+        (PermissionError(13, "Permission denied", "a/b"), "a/b: Permission denied (name another place, or "),
+    ],
+)
+def test_what_the_system_refuses_is_one_line(error: OSError, line: str, capsys: pytest.CaptureFixture) -> None:
     def main() -> None:
-        raise KeyboardInterrupt
+        raise error
 
     with pytest.raises(SystemExit) as caught:
         cli.run(main)
-    assert caught.value.code == 130
+    printed = capsys.readouterr().err
+    assert caught.value.code == 2 and printed.startswith(f"error: {line}") and printed.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("hint", "line"), [((), "interrupted"), (("--resume goes on",), "interrupted: --resume goes on")]
+)
+def test_interruption(hint: tuple[str, ...], line: str, capsys: pytest.CaptureFixture) -> None:
+    def main() -> None:
+        raise KeyboardInterrupt(*hint)
+
+    with pytest.raises(SystemExit) as caught:
+        cli.run(main)
+    assert caught.value.code == 130 and capsys.readouterr().err == f"{line}\n"
 
 
 def test_a_defect_keeps_its_traceback() -> None:

@@ -6,7 +6,7 @@ import mindspore as ms
 import numpy as np
 import pytest
 import torch
-from mindspore import Tensor
+from mindspore import Tensor, nn
 
 from src.models.heads import EmbeddingHead, MaskedTextHead, MatchingHead, Scale, masked_mean
 from src.models.opt import OPT, count_parameters
@@ -50,6 +50,40 @@ def test_scale_begins_as_clip_and_stays_within_bounds() -> None:
     for log_scale, expected in ((50.0, 100.0), (-50.0, 1.0), (math.log(30), 30.0)):
         scale.log_scale.set_data(Tensor(log_scale, ms.float32))
         assert float(scale()) == pytest.approx(expected, rel=1e-5)
+
+
+class ScaleGradient(nn.Cell):
+    """The parameter's gradient of a loss that falls with the scale (sign −1) or rises with it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = Scale()
+        self.grad = ms.value_and_grad(self.loss, None, self.scale.trainable_params())
+
+    def loss(self, sign):
+        return self.scale() * sign
+
+    def construct(self, sign):
+        return self.grad(sign)[1][0]
+
+
+@pytest.mark.parametrize("mode", [ms.PYNATIVE_MODE, ms.GRAPH_MODE])
+def test_scale_outside_its_bounds_learns_the_way_back_alone(mode: int) -> None:
+    before = ms.get_context("mode")
+    ms.set_context(mode=mode)
+    gradient = ScaleGradient()
+    for start, sign, expected in (
+        (math.log(30), 1.0, 30.0),
+        (math.log(30), -1.0, -30.0),
+        (5.0, 1.0, 100.0),  # a lower loss is inside
+        (5.0, -1.0, 0.0),
+        (-1.0, -1.0, -1.0),
+        (-1.0, 1.0, 0.0),
+    ):
+        gradient.scale.log_scale.set_data(Tensor(start, ms.float32))
+        found = gradient(Tensor(sign, ms.float32))
+        assert float(found) == pytest.approx(expected, rel=1e-5), (start, sign)
+    ms.set_context(mode=before)
 
 
 def test_masked_text_head_is_what_pytorch_computes() -> None:

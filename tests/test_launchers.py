@@ -47,7 +47,8 @@ class House:
         self._calls = folder / "calls.jsonl"
         shutil.copytree(ROOT / "scripts", self.root / "scripts")
         (self.root / "src").mkdir()
-        shutil.copy(ROOT / "src" / "config.py", self.root / "src")
+        for name in ("config.py", "errors.py"):
+            shutil.copy(ROOT / "src" / name, self.root / "src")
         for task in ("pretrain", "retrieval", "caption"):
             config = self.root / "config" / task / "demo.yaml"
             config.parent.mkdir(parents=True)

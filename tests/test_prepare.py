@@ -69,7 +69,7 @@ def test_manifest(tmp_path: Path, media: Path) -> None:
     entry = read_info(output)["splits"]["train"]
     assert [entry[name] for name in ("records", "samples", "text", "image", "audio")] == [4, 5, 4, 4, 2]
     again = prepare("manifest", "--input", tmp_path / "m.jsonl", "--media", media, "--output", output)
-    assert again.returncode == 1 and again.stderr.strip().count("\n") == 0 and "already holds a dataset" in again.stderr
+    assert again.returncode == 2 and again.stderr.strip().count("\n") == 0 and "already holds a dataset" in again.stderr
 
 
 BAD_ROWS = [
@@ -95,7 +95,7 @@ def test_bad_rows_are_listed(tmp_path: Path, media: Path) -> None:
     manifest = write_rows(tmp_path / "m.jsonl", [{"id": "good", "image": "a.png"}, *(row for row, _ in BAD_ROWS)])
     output = tmp_path / "out"
     failed = prepare("manifest", "--input", manifest, "--media", media, "--output", output)
-    assert failed.returncode == 1
+    assert failed.returncode == 2
     assert failed.stderr.splitlines()[-1].startswith("error: 15 of 16 rows are bad, more than --max-bad 0.01 allows")
     with pytest.raises(DataError, match="no finished dataset"):
         read_info(output)
@@ -134,7 +134,7 @@ def test_coco(tmp_path: Path, media: Path) -> None:
     reasons = [json.loads(line)["reason"] for line in (output / "rejected.jsonl").read_text().splitlines()]
     assert "belongs to picture 9" in reasons[0] and "broken.png: not a readable picture" in reasons[1]
     uneven = prepare("coco", "--annotations", train, "--images", media, "--images", media, "--output", output)
-    assert uneven.returncode == 1 and uneven.stderr.startswith("error: give one --images")
+    assert uneven.returncode == 2 and uneven.stderr.startswith("error: give one --images")
 
 
 @pytest.mark.parametrize(
@@ -144,11 +144,12 @@ def test_coco(tmp_path: Path, media: Path) -> None:
         (("coco", "--annotations", "absent.json", "--images", ".", "--output", "o"), "absent.json: no such file"),
         (("coco", "--annotations", "absent.json", "--images", "nowhere", "--output", "o"), "nowhere: no such folder"),
         (("manifset",), "invalid choice"),
+        (("demo", "--output", "README.md/x", "--no-speech"), "error: README.md/x: Not a directory"),
     ],
 )
 def test_errors_are_one_line(arguments: tuple[str, ...], message: str) -> None:
     failed = prepare(*arguments)
-    assert failed.returncode in (1, 2) and message in failed.stderr.splitlines()[-1]
+    assert failed.returncode == 2 and message in failed.stderr.splitlines()[-1]
     assert "Traceback" not in failed.stderr
 
 

@@ -101,6 +101,17 @@ def test_unfinished_dataset_is_refused_and_replaced(tmp_path: Path) -> None:
         pass
 
 
+def test_a_shard_that_cannot_be_written_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full_disk(*_: object) -> None:
+        raise RuntimeError("Exception thrown.\n---\n[ERROR] No free disk to be used\n\n--- C++ Call Stack")
+
+    monkeypatch.setattr("mindspore.mindrecord.FileWriter.write_raw_data", full_disk)
+    message = r"/train-00000.mindrecord cannot be written \(No free disk to be used\): make room"
+    with pytest.raises(DataError, match=message), DatasetWriter(tmp_path, AUDIO_CONFIG, {}) as writer:
+        writer.add("train", Record("a", b"p", (), ()))
+    assert not (tmp_path / "dataset.json").exists()
+
+
 def test_folder_errors(copy: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such dataset folder"):
         Dataset(tmp_path / "absent", "train")

@@ -120,7 +120,7 @@ def test_builder_command(tmp_path: Path) -> None:
     subprocess.run([*command, str(tmp_path / "a.txt")], check=True, capture_output=True)
     assert Tokenizer(tmp_path / "v" / "vocab.txt").tokens("两只猫") == ["两", "只", "猫"]
     failed = subprocess.run([*command, str(tmp_path / "b.txt")], capture_output=True, text=True)
-    assert failed.returncode == 1 and failed.stderr.strip().endswith("b.txt: no such text file")
+    assert failed.returncode == 2 and failed.stderr.strip().endswith("b.txt: no such text file")
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ A *record* is a picture with its captions and the sound of each caption; a *samp
 the picture and that caption's sound. ``dataset.json`` is written last, so that a folder without it is unfinished.
 """
 
+import contextlib
 import hashlib
 import json
 import re
@@ -111,22 +112,25 @@ class DatasetWriter:
             self._flush(split, state)
 
     def _flush(self, split: str, state: _Split) -> None:
-        if state.writer is None:
-            from mindspore.mindrecord import FileWriter  # two seconds that only writing needs
+        path = self._shard_path(split, state)
+        with _writing(path):
+            if state.writer is None:
+                from mindspore.mindrecord import FileWriter  # two seconds that only writing needs
 
-            # MindRecord keeps the file's name inside its index: a shard cannot be renamed afterwards.
-            state.writer = FileWriter(str(self._shard_path(split, state)), 1)
-            state.writer.set_header_size(HEADER_BYTES)
-            state.writer.set_page_size(PAGE_BYTES)
-            state.writer.add_schema(SCHEMA, FORMAT)
-        if state.rows:
-            state.writer.write_raw_data(state.rows)
-            state.rows = []
+                # MindRecord keeps the file's name inside its index: a shard cannot be renamed afterwards.
+                state.writer = FileWriter(str(path), 1)
+                state.writer.set_header_size(HEADER_BYTES)
+                state.writer.set_page_size(PAGE_BYTES)
+                state.writer.add_schema(SCHEMA, FORMAT)
+            if state.rows:
+                state.writer.write_raw_data(state.rows)
+                state.rows = []
 
     def _close_shard(self, split: str, state: _Split) -> None:
         self._flush(split, state)
-        state.writer.commit()
         path = self._shard_path(split, state)
+        with _writing(path):
+            state.writer.commit()
         files = [describe(path), describe(path.with_name(path.name + ".db"))]
         state.shards.append({"records": state.in_shard, "files": files})
         state.writer, state.in_shard = None, 0
@@ -237,8 +241,7 @@ class Dataset:
         for file in self._files:
             if _digest(self.folder / file["name"]) != file["sha256"]:
                 return f"{self.folder / file['name']} is damaged: prepare the dataset again"
-        reason = next((line for line in str(error).splitlines() if "ERROR]" in line), str(error).split("\n", 1)[0])
-        return f"{self.folder}: record {index} of split {self.split!r} cannot be read ({reason.strip()})"
+        return f"{self.folder}: record {index} of split {self.split!r} cannot be read ({_reason(error)})"
 
     def _check_audio(self, audio: AudioEncoderConfig) -> None:
         for key in AUDIO_KEYS:
@@ -249,6 +252,21 @@ class Dataset:
                     f"{self.folder} holds sound made with {key}={stored}, model.audio.{key} is {wanted}: "
                     "change the config or prepare the dataset again"
                 )
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Turns what MindRecord raises while it writes a shard into a DataError."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise DataError(f"{path} cannot be written ({_reason(error)}): make room, or write to another disk") from None
+
+
+def _reason(error: RuntimeError) -> str:
+    """The line of MindRecord's message that says what is wrong."""
+    lines = str(error).splitlines()
+    return next((line for line in lines if "ERROR]" in line), lines[0]).replace("[ERROR]", "").strip()
 
 
 def read_info(folder: str | Path) -> dict[str, Any]:

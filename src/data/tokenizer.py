@@ -6,7 +6,6 @@
 import argparse
 import functools
 import logging
-import sys
 import unicodedata
 import warnings
 from collections import Counter
@@ -17,7 +16,9 @@ from typing import Any
 
 import numpy as np
 
+from src import cli
 from src.data.errors import DataError
+from src.files import write_text
 
 PAD, UNK, CLS, SEP, MASK = SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 LONGEST_WORD = 100  # characters; BERT gives up on longer ones
@@ -268,14 +269,10 @@ def main() -> None:
     build.add_argument("--size", type=int, default=21128, help="most tokens it may hold")
     build.add_argument("files", nargs="+", metavar="FILE", help="text, one sentence a line, or a dataset folder")
     args = parser.parse_args()
-    try:
-        vocab = build_vocab(_texts(args.files), args.size)
-    except DataError as error:
-        sys.exit(f"error: {error}")
-    Path(args.output).parent.mkdir(parents=True, exist_ok=True)
-    Path(args.output).write_text("\n".join(vocab) + "\n", encoding="utf-8")
+    vocab = build_vocab(_texts(args.files), args.size)
+    write_text(args.output, "\n".join(vocab) + "\n")
     print(f"{args.output}: {len(vocab)} tokens")
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

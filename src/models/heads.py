@@ -37,15 +37,34 @@ class EmbeddingHead(nn.Cell):
         return x * ops.rsqrt((x * x).sum(-1, keepdims=True) + 1e-12)
 
 
+class _Clamp(nn.Cell):
+    """x within [low, high]. Outside, a step that leads back has its gradient, one that leads farther out has none.
+
+    With the gradient of ``ops.clamp``, which is 0 on both sides, a parameter that once steps outside stays there.
+    """
+
+    def __init__(self, low: float, high: float) -> None:
+        super().__init__()
+        self.low, self.high = low, high
+
+    def construct(self, x):
+        return ops.clamp(x, self.low, self.high)
+
+    def bprop(self, x, out, dout):
+        leads_out = ops.less((x - out) * dout, 0.0)  # a step goes against the gradient
+        return (dout * (1.0 - leads_out.astype(dout.dtype)),)
+
+
 class Scale(nn.Cell):
     """The learned inverse temperature of the contrastive logits, kept within [1, 100]. Output: () float32."""
 
     def __init__(self) -> None:
         super().__init__()
         self.log_scale = Parameter(Tensor(INITIAL_SCALE, ms.float32), name="log_scale")
+        self.clamp = _Clamp(0.0, MAX_SCALE)
 
     def construct(self):
-        return ops.exp(ops.clamp(self.log_scale, 0.0, MAX_SCALE))
+        return ops.exp(self.clamp(self.log_scale))
 
 
 class MaskedTextHead(nn.Cell):

@@ -8,13 +8,14 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
+from src.errors import UserError
 from src.training.optimizer import AdamW
 
 SCALE_GROWTH_STEPS = 1000  # steps without overflow after which the loss scale doubles
 INITIAL_LOSS_SCALE = 65536.0
 
 
-class TrainingError(RuntimeError):
+class TrainingError(UserError):
     """A run that cannot go on; its message is one line."""
 
 

@@ -4,8 +4,7 @@ import argparse
 import importlib
 import sys
 
-from src.config import ConfigError
-from src.data.errors import DataError
+from src import cli
 
 READERS = {
     "demo": "emoji scenes, captions and speech, drawn from a seed",
@@ -24,11 +23,8 @@ def main() -> None:
             modules[name] = importlib.import_module(f"src.data.prepare.{name}")
             modules[name].add_arguments(reader)
     args = parser.parse_args()
-    try:
-        modules[args.reader].run(args)
-    except (DataError, ConfigError) as error:
-        sys.exit(f"error: {error}")
+    modules[args.reader].run(args)
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

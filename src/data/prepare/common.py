@@ -122,7 +122,7 @@ def pack_image(path: Path, max_side: int) -> bytes:
     """A picture file's bytes once it is known to decode; a larger one is re-encoded, as JPEG if it was one, or PNG."""
     try:
         data = path.read_bytes()
-    except OSError:
+    except (OSError, ValueError):  # ValueError: a zero byte in the name
         raise DataError(f"{path}: no such picture file") from None
     image = open_rgb(data, str(path))
     if max(image.size) <= max_side:
