@@ -6,12 +6,12 @@ from itertools import product
 import numpy as np
 import pytest
 
-from src.data.masking import draw_given, draw_match, mask_words, order_rng, sample_rng
+from src.data.masking import draw_given, draw_match, mask_places, mask_words, order_rng, sample_rng
 from src.data.schema import AUDIO, IMAGE, MATCH_CASES, TEXT
 from src.data.tokenizer import SPECIALS, Tokenizer
 
 LENGTH, SLOTS, RATIO = 32, 5, 0.15
-GIVEN = ("image+audio", "image", "audio")
+GIVEN = {TEXT: ("image+audio", "image", "audio"), IMAGE: ("text+audio", "text", "audio")}
 
 
 @pytest.fixture(scope="module")
@@ -83,13 +83,15 @@ def test_extremes(tokenizer: Tokenizer) -> None:
     assert weights.sum() == 0 and np.array_equal(masked, ids)
 
 
+@pytest.mark.parametrize("absent", [TEXT, IMAGE])
 @pytest.mark.parametrize("presence", list(product((0, 1), repeat=3)))
-def test_given(presence: tuple[int, int, int]) -> None:
+def test_given(presence: tuple[int, int, int], absent: int) -> None:
+    """One of the choices that the sample has, all of them equally often; never what is to be generated."""
     rng = np.random.default_rng(0)
-    have = np.array(presence, np.int32)
-    drawn = Counter(tuple(draw_given(GIVEN, have, rng).tolist()) for _ in range(600))
-    seen = {(0, 1, 1), (0, 1, 0), (0, 0, 1)}
-    wanted = {row for row in seen if row[IMAGE] <= have[IMAGE] and row[AUDIO] <= have[AUDIO]} or {(0, 0, 0)}
+    have, other = np.array(presence, np.int32), TEXT + IMAGE - absent
+    drawn = Counter(tuple(draw_given(GIVEN[absent], have, absent, 0.0, rng).tolist()) for _ in range(600))
+    seen = {tuple(int(which in shown) for which in range(3)) for shown in ((other, AUDIO), (other,), (AUDIO,))}
+    wanted = {row for row in seen if row[other] <= have[other] and row[AUDIO] <= have[AUDIO]} or {(0, 0, 0)}
     assert drawn.keys() == wanted
     assert min(drawn.values()) > 600 / len(wanted) * 0.75
     assert have.tolist() == list(presence)
@@ -97,8 +99,38 @@ def test_given(presence: tuple[int, int, int]) -> None:
 
 def test_given_falls_back_to_what_there_is() -> None:
     rng = np.random.default_rng(0)
-    assert draw_given(("image+audio",), np.array([1, 1, 0]), rng).tolist() == [0, 1, 0]
-    assert draw_given(("image",), np.array([1, 0, 1]), rng).tolist() == [0, 0, 1]
+    assert draw_given(("image+audio",), np.array([1, 1, 0]), TEXT, 0.0, rng).tolist() == [0, 1, 0]
+    assert draw_given(("image",), np.array([1, 0, 1]), TEXT, 0.0, rng).tolist() == [0, 0, 1]
+    assert draw_given(("text",), np.array([0, 1, 1]), IMAGE, 0.0, rng).tolist() == [0, 0, 1]
+
+
+def test_given_is_dropped_as_often_as_asked() -> None:
+    rng = np.random.default_rng(0)
+    drawn = [draw_given(("text",), np.ones(3, np.int32), IMAGE, 0.2, rng).any() for _ in range(2000)]
+    assert np.mean(drawn) == pytest.approx(0.8, abs=0.03)
+
+
+@pytest.mark.parametrize("span", [1, 3])
+def test_places_are_hidden_in_runs_of_about_the_ratio(span: int) -> None:
+    rng = np.random.default_rng(0)
+    hidden, runs = np.zeros(40), 0
+    for _ in range(3000):
+        positions, weights = mask_places(40, 8, 0.15, span, rng)
+        used = positions[weights > 0]
+        assert len(used) == len(set(used.tolist())) == 6 and used.max() < 40 and (np.diff(used) > 0).all()
+        assert not positions[weights == 0].any()
+        runs += 1 + int((np.diff(used) > 1).sum())
+        hidden[used] += 1
+    assert 4.5 < runs / 3000 < 6 if span == 1 else 1.8 < runs / 3000 < 2.5
+    assert hidden.min() > 0.5 * hidden.mean(), "every place is hidden at times"
+
+
+def test_places_of_something_short_or_absent() -> None:
+    rng = np.random.default_rng(0)
+    assert mask_places(0, 3, 0.15, 3, rng)[1].sum() == 0
+    positions, weights = mask_places(1, 3, 0.15, 3, rng)
+    assert positions.tolist() == [0, 0, 0] and weights.tolist() == [1, 0, 0]
+    assert mask_places(30, 2, 0.5, 1, rng)[1].sum() == 2  # no more than there are slots
 
 
 PAIRS = {(0, 1, 1): "image+audio", (1, 0, 1): "text+audio", (1, 1, 0): "text+image"}
