@@ -293,6 +293,11 @@ class EvalConfig:
     gallery: int = 1000  # items of the retrieval gallery, the first of the split; 0: the whole split
     captions: int = 1000  # pictures to caption; 0: none
     probe: int = 1000  # samples on which masked modelling and matching are measured; 0: all
+    draw: int = 0  # texts and sounds to draw pictures of; 0: none
+    draw_samples: int = 1  # pictures for each, of which the one that suits it best is kept
+    draw_temperature: float = 0.7  # 0: always the likeliest code
+    draw_top_k: int = 0  # only the k likeliest codes are drawn; 0: all
+    draw_guidance: float = 0.0  # w of classifier-free guidance; 0: none
     rerank: int = 16  # best k by embedding that are scored again; 0: embeddings only
     rerank_embedding: float = 1.0  # weights of the three scores in the second ranking
     rerank_matching: float = 0.0
@@ -300,7 +305,9 @@ class EvalConfig:
 
     def __post_init__(self) -> None:
         _require(self.batch_size > 0, "batch_size", "must be positive")
-        for name in ("gallery", "captions", "probe", "rerank"):
+        _require(self.draw_samples > 0, "draw_samples", "must be positive")
+        counts = ("gallery", "captions", "probe", "draw", "rerank")
+        for name in (*counts, "draw_temperature", "draw_top_k", "draw_guidance"):
             _require(getattr(self, name) >= 0, name, "must not be negative")
 
 
@@ -325,6 +332,8 @@ class Config:
         for name in ("mvm_code", "mvm_feature", "mam_feature", "mam_contrastive"):
             wanted = getattr(weights, name) > 0
             _require(self.model.masked_features or not wanted, f"objectives.{name}", "needs model.masked_features=true")
+        _require(self.eval.draw == 0 or self.model.image_codes, "eval.draw", "needs model.image_codes=true")
+        _require(self.eval.draw == 0 or bool(self.data.codes), "eval.draw", "needs data.codes, an image tokenizer")
         for name in ("mvm_code", "denoise_image"):
             wanted = getattr(weights, name) > 0
             _require(self.model.image_codes or not wanted, f"objectives.{name}", "needs model.image_codes=true")

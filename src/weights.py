@@ -1,8 +1,10 @@
-"""The files of a checkpoint folder as files: where they are, what arrays they hold. No network is needed."""
+"""The files of a checkpoint folder: where they are, what arrays they hold, and how arrays become parameters."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+from mindspore import Parameter, Tensor
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
@@ -42,3 +44,17 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
         return load_file(path)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"cannot read {path}: {str(error).splitlines()[0]}") from None
+
+
+def set_parameters(parameters: Mapping[str, Parameter], arrays: Mapping[str, np.ndarray], path: Path) -> None:
+    """Copies arrays into the parameters of the same names, or raises a CheckpointError and changes nothing."""
+    for name in parameters.keys() ^ arrays.keys():
+        problem = "is not in" if name in parameters else "is not in the model but in"
+        raise CheckpointError(f"tensor {name} {problem} {path}: another model wrote it")
+    for name, parameter in parameters.items():
+        if tuple(parameter.shape) != arrays[name].shape:
+            raise CheckpointError(
+                f"tensor {name} of {path} is {list(arrays[name].shape)}, the model's is {list(parameter.shape)}"
+            )
+    for name, parameter in parameters.items():
+        parameter.set_data(Tensor(arrays[name], parameter.dtype))

@@ -161,7 +161,8 @@ def test_stages_name_what_exists_and_each_other(fast: bool):
             resolved = load_config(config, [word for word in command if "=" in word])
             if stage.name in demo.TRAININGS:
                 assert (resolved.data.path, resolved.train.output) == (made["data"], made[stage.name])
-                assert resolved.train.init_from == ("" if stage.name == "pretrain" else made["pretrain"])
+                earlier = {"pretrain": "", "retrieval": made["pretrain"], "caption": made["retrieval"]}
+                assert resolved.train.init_from == earlier[stage.name]
                 assert (resolved.train.steps <= 20) == fast
             if "--checkpoint" in command:
                 assert command[command.index("--checkpoint") + 1] in (made["retrieval"], made["caption"])

@@ -122,7 +122,7 @@ def test_places_are_hidden_in_runs_of_about_the_ratio(span: int) -> None:
         runs += 1 + int((np.diff(used) > 1).sum())
         hidden[used] += 1
     assert 4.5 < runs / 3000 < 6 if span == 1 else 1.8 < runs / 3000 < 2.5
-    assert hidden.min() > 0.5 * hidden.mean(), "every place is hidden at times"
+    assert hidden.min() > 0.2 * hidden.mean(), "every place is hidden at times, the first in a run of its own only"
 
 
 def test_places_of_something_short_or_absent() -> None:

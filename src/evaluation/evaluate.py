@@ -15,6 +15,7 @@ from src.data.pipeline import Loader
 from src.data.schema import AUDIO, IMAGE, TEXT
 from src.data.tokenizer import Tokenizer
 from src.evaluation.captioning import caption_figures, transcript_figures
+from src.evaluation.drawing import Artist, load_tokenizer
 from src.evaluation.encode import Encoder, Items, encode_split, first_pictures
 from src.evaluation.probe import Probe
 from src.evaluation.report import write_json
@@ -41,6 +42,9 @@ class Evaluator:
         self.decoder = GreedyDecoder(model, self.tokenizer, config.eval.batch_size)
         self.retriever = Retriever(model, self.tokenizer, config.eval, self.decoder)
         self.probe = Probe(config, model) if config.task == "pretrain" else None
+        self.artist = None
+        if config.task == "pretrain" and config.eval.draw:
+            self.artist = Artist(config, model, load_tokenizer(config.data.codes), self.encoder)
         self._loaders: dict[str, Loader] = {}
 
     def run(
@@ -60,8 +64,8 @@ class Evaluator:
             gallery, captions, rerank: instead of the configuration's.
 
         Returns:
-            task, split, gallery, retrieval, reranked, caption, transcription, examples, probe, fused_passes, seconds,
-            parameters and versions; parts that the task or the data leave out are missing.
+            task, split, gallery, retrieval, reranked, caption, transcription, examples, drawing, probe, fused_passes,
+            seconds, parameters and versions; parts that the task or the data leave out are missing.
         """
         settings = self.config.eval
         split = split or settings.split
@@ -111,6 +115,13 @@ class Evaluator:
             began = time.monotonic()
             metrics.update(self._write(loader, first_pictures(items, captions), sheets))
             seconds["captions"] = time.monotonic() - began
+        if self.artist is not None:
+            began = time.monotonic()
+            subjects = first_pictures(items, self.config.eval.draw)
+            metrics["drawing"], drawn = self.artist.measure(subjects)
+            seconds["drawing"] = time.monotonic() - began
+            if sheets:
+                sheets.drawings(subjects, drawn)
         if self.probe is not None and self.probe.active:
             began = time.monotonic()
             metrics["probe"] = self.probe.run(loader, self.config.eval.probe)
@@ -131,7 +142,8 @@ class Evaluator:
         """The modalities of which more than the embeddings is read."""
         matches = reranks and self.config.eval.rerank_matching > 0
         reads = reranks and self.config.eval.rerank_likelihood > 0
-        return {TEXT, IMAGE, AUDIO} if matches else {IMAGE, AUDIO} if reads or writes else set()
+        read = {TEXT, IMAGE, AUDIO} if matches else {IMAGE, AUDIO} if reads or writes else set()
+        return read | {TEXT, AUDIO} if self.artist is not None else read
 
     def _loader(self, split: str) -> Loader:
         if split not in self._loaders:

@@ -101,6 +101,26 @@ def caption_sheet(out_png: str | Path, title: str, items: Sequence[tuple[np.ndar
         save(page.figure, out_png)
 
 
+def drawing_sheet(
+    out_png: str | Path, title: str, names: Sequence[str], rows: Sequence[tuple[str, Sequence[np.ndarray | None]]]
+) -> None:
+    """Each row a caption at the left and, under their names, the pictures uint8 [S, S, 3] that go with it."""
+    side, gap, head, wide = 1.4, 0.25, 1.1, 2.7
+    with style():
+        width = 2 * MARGIN + wide + len(names) * (side + gap)
+        page = Page(width, head + len(rows) * (side + gap) + 0.2)
+        page.text(MARGIN, 0.32, title, 16)
+        for place, name in enumerate(names):
+            page.text(MARGIN + wide + place * (side + gap), 0.84, name, 8.5, GREY)
+        for at, (caption, pictures) in enumerate(rows):
+            top = head + at * (side + gap)
+            page.text(MARGIN, top + 0.1, "\n".join(wrap(caption, wide - 0.3, 11, 5)), 11)
+            for place, picture in enumerate(pictures):
+                if picture is not None:
+                    page.picture(MARGIN + wide + place * (side + gap), top, side, side, picture)
+        save(page.figure, out_png)
+
+
 def confusion_matrix(out_png: str | Path, title: str, names: Sequence[str], counts: Sequence[Sequence[int]]) -> None:
     """A square of shares: a row for each truth, a column for each answer, the right answers on the diagonal.
 

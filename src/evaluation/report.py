@@ -98,7 +98,7 @@ def probe_table(probe: Mapping[str, Any]) -> str:
 
 def summary(metrics: Mapping[str, Any]) -> str:
     """What an evaluation found, as text: ``retrieval`` with ``gallery`` and ``reranked``, ``reconstruction``,
-    ``caption``, ``transcription``, ``probe``, ``parameters``.
+    ``caption``, ``transcription``, ``drawing``, ``probe``, ``parameters``.
 
     What is absent is left out.
     """
@@ -114,6 +114,9 @@ def summary(metrics: Mapping[str, Any]) -> str:
         parts.append(caption_table(metrics["caption"]))
     if metrics.get("transcription"):
         parts.append(caption_table(metrics["transcription"], "transcripts of speech"))
+    if metrics.get("drawing"):
+        rows = [[name, *(figures[key] for key in ("r1", "r5", "r10"))] for name, figures in metrics["drawing"].items()]
+        parts.append(table(rows, ["text found by what was drawn from", "R@1", "R@5", "R@10"]))
     if metrics.get("probe"):
         parts.append(probe_table(metrics["probe"]))
     if metrics.get("parameters"):

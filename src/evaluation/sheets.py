@@ -6,15 +6,16 @@ import numpy as np
 
 from src.data import image
 from src.data.pipeline import Loader
-from src.data.schema import AUDIO, IMAGE, MATCH_CASES, TEXT
+from src.data.schema import AUDIO, IMAGE, MATCH_CASES, MODALITIES, TEXT
 from src.evaluation.captioning import facts_of
 from src.evaluation.encode import Items
-from src.evaluation.figures import Hit, Query, caption_sheet, confusion_matrix, retrieval_sheet
+from src.evaluation.figures import Hit, Query, caption_sheet, confusion_matrix, drawing_sheet, retrieval_sheet
 from src.evaluation.report import write_json
 from src.evaluation.retrieval import SHOWN, Ranking
 
 ROWS = 6  # queries of a sheet: the first of the split, not the best
 CAPTIONS = 24
+DRAWINGS = 8
 SHEETS = {  # direction → file and title
     "t2i": ("retrieval_text.png", "Pictures found by text"),
     "a2i": ("retrieval_voice.png", "Pictures found by voice"),
@@ -63,6 +64,18 @@ class Sheets:
         picture = image.decode(record.image, self.size, record.key) if record.image is not None else None
         text = record.captions[caption] if caption >= 0 else ""
         return picture, text, record.sounds[max(caption, 0)] if record.sounds else None
+
+    def drawings(self, subjects: dict[int, Items], drawn: dict[int, np.ndarray]) -> None:
+        """The first pictures, and beside each what was drawn of its text and of its speech."""
+        samples = subjects[TEXT].samples[:DRAWINGS].tolist()
+        places = {which: {s: at for at, s in enumerate(subjects[which].samples.tolist())} for which in drawn}
+        rows = []
+        for sample in samples:
+            picture, caption, _ = self.media(sample)
+            made = [drawn[which][at[sample]] if sample in at else None for which, at in places.items()]
+            rows.append((caption, [picture, *made]))
+        names = ("original", *(f"from {MODALITIES[which]}" for which in drawn))
+        drawing_sheet(self.folder / "drawings.png", "Pictures drawn from text and from speech", names, rows)
 
     def confusion(self, counts: list[list[int]]) -> None:
         """What matching answered in each of its five cases."""

@@ -18,14 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from mindspore import Parameter, Tensor, nn
+from mindspore import Parameter, nn
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from src.config import Config, ConfigError, load_config, to_yaml
 from src.files import write_text
 from src.tasks import registry
-from src.weights import CONFIG, MODEL, OPTIMIZER, STATE, VOCAB, CheckpointError, locate, read_tensors
+from src.weights import CONFIG, MODEL, OPTIMIZER, STATE, VOCAB, CheckpointError, locate, read_tensors, set_parameters
 
 
 def load_checkpoint_config(folder: Path, overrides: Sequence[str] = ()) -> Config:
@@ -65,20 +65,6 @@ def load_weights(cell: nn.Cell, folder: Path) -> None:
     """Sets every parameter of a network from a checkpoint folder; none may be missing, unknown or of another shape."""
     path = folder / MODEL
     set_parameters(dict(cell.parameters_and_names()), read_tensors(path), path)
-
-
-def set_parameters(parameters: Mapping[str, Parameter], arrays: Mapping[str, np.ndarray], path: Path) -> None:
-    """Copies arrays into the parameters of the same names, or raises a CheckpointError and changes nothing."""
-    for name in parameters.keys() ^ arrays.keys():
-        problem = "is not in" if name in parameters else "is not in the model but in"
-        raise CheckpointError(f"tensor {name} {problem} {path}: another model wrote it")
-    for name, parameter in parameters.items():
-        if tuple(parameter.shape) != arrays[name].shape:
-            raise CheckpointError(
-                f"tensor {name} of {path} is {list(arrays[name].shape)}, the model's is {list(parameter.shape)}"
-            )
-    for name, parameter in parameters.items():
-        parameter.set_data(Tensor(arrays[name], parameter.dtype))
 
 
 def save_checkpoint(
