@@ -30,6 +30,7 @@ COLUMNS = {  # header → path into metrics.json
     "a→i R@1": ("retrieval", "a2i", "r1"),
     "a→t R@1": ("retrieval", "a2t", "r1"),
     "facts right": ("caption", "facts_right"),
+    "drawn R@1": ("drawing", "text", "r1"),
     "words": ("probe", "mlm_accuracy"),
     "matching": ("probe", "matching_accuracy"),
 }
@@ -58,7 +59,7 @@ def look_up(metrics: Any, path: tuple[str, ...]) -> float | None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", default="config/pretrain/demo.yaml", help="the complete run")
+    parser.add_argument("--config", default="config/pretrain/demo_complete.yaml", help="the complete run")
     parser.add_argument("--output", type=Path, default=Path("runs/ablation"), help="a folder for each row")
     parser.add_argument("--rows", nargs="*", choices=tuple(VARIANTS), default=list(VARIANTS), help="default: all")
     parser.add_argument("settings", nargs="*", metavar="key=value", help="changes of the configuration, for every row")
