@@ -1,0 +1,191 @@
+"""Codes of pictures beside the shards: made once, read by record, refused when they are stale."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import mindspore as ms
+import numpy as np
+import pytest
+from conftest import edit_info, tiny_dataset
+from mindspore import Tensor
+from test_image_tokenizer import C, filled, settings
+
+from src.config import Config, ImageTokenizerConfig
+from src.data import image
+from src.data.codes import Encode, encode_split
+from src.data.errors import DataError
+from src.data.image_codes import code_type, fingerprint, open_codes, write_codes
+from src.data.pipeline import Loader
+from src.data.schema import IMAGE, batch_fields, check_batch
+from src.data.store import Dataset
+from src.models.image_tokenizer import ImageTokenizer
+from src.training.checkpoint import save_checkpoint
+from src.weights import CheckpointError
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module", autouse=True)
+def graph_mode():
+    mode = ms.get_context("mode")
+    ms.set_context(mode=ms.GRAPH_MODE)
+    yield
+    ms.set_context(mode=mode)
+
+
+@pytest.fixture(scope="module")
+def model() -> ImageTokenizer:
+    return filled().set_train(False)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, model) -> Config:
+    """A configuration of pre-training on a dataset with codes; its tokenizer's run stands beside it."""
+    folder = tmp_path_factory.mktemp("codes")
+    config = tiny_dataset(folder, config=settings())
+    save_checkpoint(folder / "run" / "checkpoints", 3, config, model)
+    data = Path(config.data.path)
+    datasets = {name: Dataset(data, name) for name in ("train", "dev")}
+    tokenizer, mark = config.model.tokenizer, fingerprint(folder / "run")
+    codes = {name: encode_split(Encode(model), dataset, tokenizer, 5) for name, dataset in datasets.items()}
+    write_codes(data, tokenizer, mark, datasets, codes)
+    return replace(config, task="pretrain", data=replace(config.data, codes=str(folder / "run")))
+
+
+@pytest.fixture
+def copied(made, tmp_path) -> Config:
+    """The same on a copy that a test may spoil."""
+    shutil.copytree(Path(made.data.path).parent, tmp_path / "all")
+    data = replace(made.data, path=str(tmp_path / "all" / "data"), codes=str(tmp_path / "all" / "run"))
+    return replace(made, data=data)
+
+
+def refused(config: Config, error: type[ValueError] = DataError) -> str:
+    with pytest.raises(error) as raised:
+        open_codes(Dataset(config.data.path, "train"), config)
+    message = str(raised.value)
+    assert "\n" not in message and len(message) < 400
+    return message
+
+
+def test_every_picture_has_the_codes_that_the_model_gives_it(made, model):
+    dataset = Dataset(made.data.path, "train")
+    codes = open_codes(dataset, made)
+    assert codes.shape == (dataset.records, C) and codes.dtype == np.int16
+    assert not list(Path(made.data.path).glob(".*"))
+    for row, record in zip(codes, dataset.read(range(dataset.records)), strict=True):
+        if record.image is None:
+            assert (row == -1).all()
+        else:
+            picture = image.decode(record.image, 16, "picture")[None]
+            np.testing.assert_array_equal(row, model.encode(Tensor(picture)).asnumpy()[0])
+    assert (codes[:, 0] == -1).any() and len(np.unique(codes)) > 3
+
+
+def test_the_loader_hands_them_out_by_record(made):
+    loader = Loader(made, "train")
+    codes = open_codes(loader.dataset, made)
+    batches = loader.batches()
+    batch = next(batches)
+    batches.close()
+    check_batch(batch, batch_fields(made.model, len(batch["sample_id"]), made.objectives.mask_ratio))
+    records = loader.dataset.samples[batch["sample_id"], 0]
+    np.testing.assert_array_equal(batch["image_codes"], codes[records])
+    np.testing.assert_array_equal(batch["image_codes"][:, 0] >= 0, batch["presence"][:, IMAGE] == 1)
+
+
+def test_without_data_codes_there_are_none(made):
+    loader = Loader(replace(made, data=replace(made.data, codes="")), "train")
+    batches = loader.batches()
+    assert (next(batches)["image_codes"] == -1).all()
+    batches.close()
+
+
+def test_no_codes_and_no_tokenizer_are_named(copied):
+    shutil.move(copied.data.codes, copied.data.codes + "-moved")
+    assert "no checkpoint in" in refused(copied, CheckpointError)
+    (Path(copied.data.path) / "codes.json").unlink()
+    message = refused(copied)
+    assert "holds no codes" in message and "python -m src.data.codes --data" in message
+
+
+def test_another_tokenizer_is_refused(copied):
+    folder = Path(copied.data.codes)
+    shutil.rmtree(folder)
+    config = replace(copied, task="image_tokenizer")
+    save_checkpoint(folder / "checkpoints", 3, config, filled(seed=1))
+    assert "tokenizer" in refused(copied) and "run python -m src.data.codes" in refused(copied)
+
+
+def test_settings_belong_to_the_fingerprint(copied):
+    before = fingerprint(copied.data.codes)
+    path = Path(copied.data.codes) / "checkpoints" / "step-00000003" / "config.yaml"
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text.replace("heads: 2", "heads: 4"), encoding="utf-8")
+    assert fingerprint(copied.data.codes) != before
+    path.write_text(text.replace("task: image_tokenizer", "task: pretrain"), encoding="utf-8")
+    with pytest.raises(DataError, match="is a checkpoint of task=pretrain"):
+        fingerprint(copied.data.codes)
+
+
+def test_shards_that_were_made_again_are_refused(copied):
+    folder = Path(copied.data.path)
+    info = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
+    info["splits"]["train"]["shards"][0]["files"][0]["sha256"] = "0" * 64
+    edit_info(folder, info)
+    assert "split 'train' was made again since" in refused(copied)
+
+
+def test_a_grid_that_is_not_the_models_is_refused(made):
+    model = replace(made.model, tokenizer=replace(made.model.tokenizer, codes=99))
+    assert "codes=12, model.tokenizer.codes is 99" in refused(replace(made, model=model))
+
+
+@pytest.mark.parametrize("damage", ["cut", "gone", "no json", "half a json"])
+def test_damage_is_named(copied, damage):
+    folder = Path(copied.data.path)
+    path = folder / ("codes.json" if "json" in damage else "codes-train.npy")
+    if damage == "cut":
+        path.write_bytes(path.read_bytes()[:-1])
+    elif damage == "gone":
+        path.unlink()
+    else:
+        path.write_text("{" if damage == "no json" else "{}", encoding="utf-8")
+    assert path.name in refused(copied)
+
+
+def test_a_kill_leaves_no_codes_rather_than_those_of_two_tokenizers(copied, monkeypatch):
+    dataset = Dataset(copied.data.path, "train")
+    codes = {"train": np.zeros((dataset.records, C), np.int16)}
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("src.data.image_codes.write_json", killed)
+    with pytest.raises(KeyboardInterrupt):
+        write_codes(Path(copied.data.path), ImageTokenizerConfig(), "new", {"train": dataset}, codes)
+    assert "holds no codes" in refused(copied)
+
+
+def test_the_type_holds_every_code():
+    assert code_type(512) is np.int16 and code_type(1 << 15) is np.int16 and code_type((1 << 15) + 1) is np.int32
+    assert np.array([(1 << 15) - 1]).astype(code_type(1 << 15))[0] == (1 << 15) - 1
+
+
+@pytest.mark.e2e
+def test_the_command_writes_what_the_loader_reads(copied):
+    folder = Path(copied.data.path)
+    before = np.load(folder / "codes-train.npy")
+    for path in folder.glob("codes*"):
+        path.unlink()
+    command = [sys.executable, "-m", "src.data.codes", "--data", str(folder), "--checkpoint", copied.data.codes]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    np.testing.assert_array_equal(open_codes(Dataset(folder, "train"), copied), before)
+    done = subprocess.run([*command[:-1], str(folder)], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2 and done.stderr.startswith("error: no checkpoint in")
