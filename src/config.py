@@ -153,6 +153,7 @@ class ModelConfig:
     audio: AudioEncoderConfig = field(default_factory=AudioEncoderConfig)
     cross: CrossEncoderConfig = field(default_factory=CrossEncoderConfig)
     text_decoder: TextDecoderConfig = field(default_factory=TextDecoderConfig)
+    image_decoder: ImageDecoderConfig = field(default_factory=ImageDecoderConfig)
 
     def __post_init__(self) -> None:
         _require(self.embed_dim > 0, "embed_dim", "must be positive")

@@ -11,6 +11,7 @@ from mindspore import Tensor, nn
 from src.config import (
     AudioEncoderConfig,
     CrossEncoderConfig,
+    ImageDecoderConfig,
     ImageEncoderConfig,
     ModelConfig,
     TextDecoderConfig,
@@ -48,6 +49,7 @@ def tiny_model(layers: int = 1, norm: str = "pre", dropout: float = 0.0) -> Mode
         audio=AudioEncoderConfig(mels=4, max_frames=12, stride=4, width=8, ffn=12, **common),
         cross=CrossEncoderConfig(width=20, ffn=24, **common),
         text_decoder=TextDecoderConfig(width=14, ffn=18, **common),
+        image_decoder=ImageDecoderConfig(width=18, ffn=22, **common),
     )
 
 
