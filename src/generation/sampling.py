@@ -16,7 +16,6 @@ from src.generation.batches import fitting_size, pad_rows, progress, run_batched
 from src.generation.cache import CachedDecoder
 from src.models.cross_encoder import CrossEncoder
 from src.models.image_decoder import ImageDecoder
-from src.models.layers import MASKED
 
 Encoded = tuple[np.ndarray, np.ndarray]  # tokens float32 [n, length, width] and their mask int32 [n, length]
 
@@ -52,39 +51,50 @@ class _Read(nn.Cell):
 
 
 class _Step(nn.Cell):
-    """Draws the next code of every sample by the Gumbel-max trick.
+    """The logits of the next code of every sample.
 
     Args:
         cached: of B rows; with guidance of 2B, those given nothing behind those given something.
         guided: whether there is guidance.
-        top_k: 0 for all codes.
 
     Inputs:
-        ids (B,) int32, the last codes; position (1,) int32, where they stand; noise (B, K) float32, Gumbel's times the
-        temperature: the same as dividing the logits by it, and 0 needs no other graph; guidance () float32.
+        ids (B,) int32, the last codes; position (1,) int32, where they stand; guidance () float32.
 
     Outputs:
-        (B,) int32.
+        (B, K) float32.
     """
 
-    def __init__(self, cached: CachedDecoder, guided: bool, top_k: int) -> None:
+    def __init__(self, cached: CachedDecoder, guided: bool) -> None:
         super().__init__(auto_prefix=False)
         self.cached, self.guided = cached, guided
-        self.top_k = top_k if top_k < cached.decoder.outputs else 0
-        self.best = ops.Argmax(axis=-1, output_type=ms.int32)
-        self.largest = ops.TopK(sorted=True)
 
-    def construct(self, ids, position, noise, guidance):
-        if self.guided:
-            both = self.cached.step(ops.concat((ids, ids)), position)  # (2B, K)
-            rows = ids.shape[0]
-            logits = both[:rows] + guidance * (both[:rows] - both[rows:])
-        else:
-            logits = self.cached.step(ids, position)
-        if self.top_k:
-            worst = self.largest(logits, self.top_k)[0][:, self.top_k - 1 :]  # (B, 1)
-            logits = logits + (logits < worst).astype(ms.float32) * MASKED
-        return self.best(logits + noise)
+    def construct(self, ids, position, guidance):
+        if not self.guided:
+            return self.cached.step(ids, position)
+        both = self.cached.step(ops.concat((ids, ids)), position)  # (2B, K)
+        rows = ids.shape[0]
+        return both[:rows] + guidance * (both[:rows] - both[rows:])
+
+
+def draw_codes(logits: np.ndarray, noise: np.ndarray, top_k: int) -> np.ndarray:
+    """One code a row by the Gumbel-max trick.
+
+    On the host: no slower than in the graph, and one graph serves every ``top_k``.
+
+    Args:
+        logits: float32 [B, K].
+        noise: float32 [B, K], Gumbel's times the temperature: the same as dividing the logits by it, and 0 is no
+            special case.
+        top_k: codes less likely than the k-th are not drawn; 0: all may be.
+
+    Returns:
+        int32 [B].
+    """
+    scores = logits + noise
+    if 0 < top_k < logits.shape[1]:
+        worst = np.partition(logits, -top_k, axis=1)[:, -top_k, None]  # [B, 1]
+        scores[logits < worst] = -np.inf
+    return scores.argmax(1).astype(np.int32)
 
 
 class CodeSampler:
@@ -98,7 +108,7 @@ class CodeSampler:
 
     def __init__(self, cross_encoder: CrossEncoder, decoder: ImageDecoder, batch_size: int) -> None:
         self.cross_encoder, self.decoder, self.batch_size = cross_encoder, decoder, batch_size
-        self._graphs: dict[tuple, dict[int, tuple[_Read, _Step]]] = {}  # by settings, then by batch size
+        self._graphs: dict[tuple, dict[int, tuple[_Read, _Step]]] = {}  # by what is given and guidance, then size
 
     def draw(
         self,
@@ -127,10 +137,10 @@ class CodeSampler:
         nothing = None
         if sampling.guidance:
             nothing = tuple(part[:1, places] for part in self._fuse(None, None, label))
-        graphs = self._graphs.setdefault((*given, bool(sampling.guidance), sampling.top_k), {})
+        graphs = self._graphs.setdefault((*given, bool(sampling.guidance)), {})
         size = fitting_size(count * sampling.samples, self.batch_size, graphs)
         if size not in graphs:
-            graphs[size] = self._build(size, places, sampling)
+            graphs[size] = self._build(size, places, bool(sampling.guidance))
         owner, sample = np.divmod(np.arange(count * sampling.samples), sampling.samples)
         codes = np.empty((len(owner), self.decoder.length), np.int32)
         for start in progress(range(0, len(owner), size), label):
@@ -156,10 +166,9 @@ class CodeSampler:
         size = fitting_size(count, self.batch_size)
         return run_batched(encoder, size, (text[0], image, audio[0], text[1], audio[1], presence), label)
 
-    def _build(self, size: int, places: np.ndarray, sampling: Sampling) -> tuple[_Read, _Step]:
-        guided = sampling.guidance > 0
+    def _build(self, size: int, places: np.ndarray, guided: bool) -> tuple[_Read, _Step]:
         cached = CachedDecoder(self.decoder, size * (1 + guided), places)
-        return _Read(cached), _Step(cached, guided, sampling.top_k)
+        return _Read(cached), _Step(cached, guided)
 
     def _draw(
         self,
@@ -178,13 +187,13 @@ class CodeSampler:
         codes = np.empty((size, self.decoder.length), np.int32)
         noise = np.zeros((size, self.decoder.outputs), np.float32)
         guidance = Tensor(sampling.guidance, ms.float32)
-        last = Tensor(np.full(size, self.decoder.bos, np.int32))
+        last = np.full(size, self.decoder.bos, np.int32)
         for position in range(self.decoder.length):
+            logits = step(Tensor(last), Tensor(np.array([position], np.int32)), guidance).asnumpy()
             if sampling.temperature:
                 for row, stream in zip(noise, streams, strict=False):
                     row[:] = sampling.temperature * stream.gumbel(size=len(row))
-            last = step(last, Tensor(np.array([position], np.int32)), Tensor(noise), guidance)
-            codes[:, position] = last.asnumpy()
+            last = codes[:, position] = draw_codes(logits, noise, sampling.top_k)
         return codes
 
 
