@@ -53,6 +53,8 @@ def main() -> None:
     config = load_config(args.config, settings) if args.config else load_checkpoint_config(folder, settings)
     # before the model is built, so that mistakes are told at once
     asked, things = query.read(args.query, args.gallery, args.input, config.model)
+    if args.output:
+        args.output.mkdir(parents=True, exist_ok=True)
     runtime = replace(config.runtime, distributed=False)
     setup(replace(runtime, mode="pynative") if asked and len(things) <= FEW else runtime, config.seed)
     config, model = load_model(folder, settings, args.config)
