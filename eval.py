@@ -55,6 +55,8 @@ def main() -> None:
     asked, things = query.read(args.query, args.gallery, args.input, config.model)
     if things and config.task == "image_tokenizer":
         raise ConfigError("task=image_tokenizer: an image tokenizer can be measured, but not asked")
+    if args.output:
+        args.output.mkdir(parents=True, exist_ok=True)
     runtime = replace(config.runtime, distributed=False)
     setup(replace(runtime, mode="pynative") if asked and len(things) <= FEW else runtime, config.seed)
     config, model = load_model(folder, settings, args.config)

@@ -283,6 +283,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in ("steps", "log_every", "save_every", "keep_checkpoints"):
             _require(getattr(self, name) > 0, name, "must be positive")
+        _require(bool(self.output), "output", "must name a folder")
         _require(self.eval_every >= 0, "eval_every", "must not be negative")
 
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from src import cli
 from src.config import load_config, to_yaml
 from src.errors import UserError
 from src.evaluation.figures import loss_curves
@@ -216,4 +217,4 @@ def _read(path: Path) -> dict[str, Any]:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as an exception it also ends the command that runs
-    sys.exit(main())
+    cli.run(lambda: sys.exit(main()))

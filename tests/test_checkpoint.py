@@ -138,6 +138,9 @@ def test_a_place_without_a_checkpoint(tmp_path: Path, make: Callable[[Path], obj
 def test_latest_that_points_to_nothing(saved: Path) -> None:
     shutil.rmtree(locate(saved))
     assert "no checkpoint in" in refused(lambda: locate(saved))
+    for content in (b"", b"\xff\xfe", b"step\0"):
+        (saved / "checkpoints" / "latest").write_bytes(content)
+        assert "no checkpoint in" in refused(lambda: locate(saved))
 
 
 def change(folder: Path, edit: Callable[[dict[str, np.ndarray]], object]) -> Path:

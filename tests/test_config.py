@@ -200,6 +200,7 @@ def test_booleans_are_booleans(tmp_path: Path) -> None:
         ("optimizer.lr=inf", "optimizer.lr", "finite"),
         ("optimizer.weight_decay=nan", "optimizer.weight_decay", "finite"),
         ("train.steps=0", "train.steps=0", "positive"),
+        ("train.output=''", "train.output=''", "must name a folder"),
         ("train.eval_every=-1", "train.eval_every=-1", "not be negative"),
         ("eval.gallery=-1", "eval.gallery=-1", "not be negative"),
         ("seed=-1", "seed=-1", "not be negative"),

@@ -1,6 +1,7 @@
-"""Two CPU ranks train on the mean of their gradients."""
+"""Two CPU ranks train on the mean of their gradients and contrast with each other's rows."""
 
 import os
+import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -10,11 +11,25 @@ import mindspore as ms
 import numpy as np
 import pytest
 from conftest import tiny_dataset
-from mindspore import Tensor
+from mindspore import Tensor, nn, ops
 from test_training import MODEL_CONFIG
 
-from src.config import Config, ImageTokenizerConfig, ObjectivesConfig, OptimizerConfig, TrainConfig, to_yaml
+from src.config import (
+    Config,
+    ImageTokenizerConfig,
+    ObjectivesConfig,
+    OptimizerConfig,
+    RuntimeConfig,
+    TrainConfig,
+    to_yaml,
+)
+from src.data.pipeline import Loader
+from src.data.schema import batch_fields
+from src.models.opt import OPT
+from src.runtime import setup
+from src.tasks.objectives import Objectives
 from src.training.checkpoint import MODEL, build_model, locate, read_tensors, save_checkpoint
+from src.training.ranks import GatherRows, MeanGradients
 from src.training.trainer import Trainer
 
 ROOT = Path(__file__).parent.parent
@@ -74,3 +89,92 @@ def test_two_ranks_train_on_their_mean_gradient(tmp_path, task):
     found = read_tensors(locate(tmp_path / "two") / MODEL)
     for name in expected:
         np.testing.assert_allclose(found[name], expected[name], rtol=0, atol=1e-5, err_msg=name)
+
+
+ROWS = 3  # of a rank
+
+
+class Contrastive(nn.Cell):
+    """The contrastive loss of a rank's rows and the gradients averaged over the ranks."""
+
+    def __init__(self, model: OPT, rows: int, rank: int = 0, ranks: int = 1) -> None:
+        super().__init__()
+        gather = GatherRows(rank) if ranks > 1 else None
+        self.objectives = Objectives(model, ObjectivesConfig(), rows, gather)
+        parts = self.objectives.trained_parts()
+        self.trained = {name: p for name, p in model.parameters_and_names() if name.split(".")[0] in parts}
+        self.value_and_grad = ops.value_and_grad(self.loss, None, list(self.trained.values()))
+        self.mean = MeanGradients(ranks) if ranks > 1 else None
+
+    def loss(self, *tensors):
+        batch = {}
+        for name, tensor in zip(self.objectives.fields, tensors):  # noqa: B905 - the graph compiler has no strict=
+            batch[name] = tensor
+        return self.objectives(batch)[0]
+
+    def construct(self, *tensors):
+        loss, gradients = self.value_and_grad(*tensors)
+        return loss, gradients if self.mean is None else self.mean(gradients)
+
+    def measure(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        loss, gradients = self(*[Tensor(batch[name]) for name in self.objectives.fields])
+        named = dict(zip(self.trained, (gradient.asnumpy() for gradient in gradients), strict=True))
+        return {"loss": loss.asnumpy(), **named}
+
+
+def whole_batch() -> dict[str, np.ndarray]:
+    """The rows of both ranks, of all modalities; one picture is on both ranks, another twice on the second."""
+    rng = np.random.default_rng(0)
+    rows = RANKS * ROWS
+    batch = {}
+    for name, field in batch_fields(MODEL_CONFIG, rows, 0.5).items():
+        batch[name] = rng.integers(1, 4, (rows, *field.shape)).astype(field.dtype)
+    batch["presence"][:] = 1
+    batch["text_mask"][:] = 1
+    batch["text_ids"][:] = rng.integers(5, 20, batch["text_ids"].shape)
+    batch["image"][:] = rng.integers(0, 256, batch["image"].shape)
+    batch["audio"][:] = rng.integers(0, 256, batch["audio"].shape)
+    batch["audio_frames"][:] = MODEL_CONFIG.audio.max_frames
+    batch["image_id"][:] = [7, 1, 2, 7, 5, 5]
+    return batch
+
+
+def run_rank(folder: Path) -> None:
+    """What each process that msrun starts does."""
+    rank, ranks = setup(RuntimeConfig(distributed=True), 1)
+    model = OPT(MODEL_CONFIG, 30)
+    for name, array in np.load(folder / "weights.npz").items():
+        dict(model.parameters_and_names())[name].set_data(Tensor(array))
+    mine = {name: rows[rank * ROWS : (rank + 1) * ROWS] for name, rows in whole_batch().items()}
+    np.savez(folder / f"rank-{rank}.npz", **Contrastive(model, ROWS, rank, ranks).measure(mine))
+
+
+@pytest.mark.e2e
+def test_two_ranks_contrast_as_one_with_all_rows(tmp_path):
+    """The mean of the ranks' losses, and each rank's averaged gradients, are those of one process with all rows."""
+    ms.set_context(mode=ms.GRAPH_MODE)
+    model = OPT(MODEL_CONFIG, 30)
+    np.savez(tmp_path / "weights.npz", **{name: p.asnumpy() for name, p in model.parameters_and_names()})
+    paths = (Path(sys.executable).parent, os.environ["PATH"])  # msrun starts the "python" on PATH
+    environment = os.environ | {"PATH": ":".join(map(str, paths)), "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    msrun = [sys.executable, "-m", "mindspore.parallel.cluster.run", f"--worker_num={RANKS}", "--join=True"]
+    msrun += [f"--local_worker_num={RANKS}", f"--master_port={port}", f"--log_dir={tmp_path / 'logs'}"]
+    command = [*msrun, __file__, str(tmp_path)]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+
+    expected = Contrastive(model, RANKS * ROWS).measure(whole_batch())
+    found = [dict(np.load(tmp_path / f"rank-{rank}.npz")) for rank in range(RANKS)]
+    assert np.mean([each.pop("loss") for each in found]) == pytest.approx(float(expected.pop("loss")), rel=1e-5)
+    assert len(expected) > 20 and np.abs(expected["scale.log_scale"]) > 1e-4
+    for each in found:
+        assert each.keys() == expected.keys()
+        for name, gradient in expected.items():
+            np.testing.assert_allclose(each[name], gradient, rtol=1e-3, atol=1e-6, err_msg=name)
+
+
+if __name__ == "__main__":
+    run_rank(Path(sys.argv[1]))

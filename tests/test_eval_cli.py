@@ -121,6 +121,8 @@ def test_descriptions(run: Run, home: Path) -> None:
         (["--checkpoint", "run", "--query", "a.png", "--gallery", "gallery"], "a.png: no such file"),
         (["--checkpoint", "run", "--query", " ", "--gallery", "gallery"], "--query is empty"),
         (["--checkpoint", "run", "--query", "gallery", "--gallery", "gallery"], "--query gallery is a folder"),
+        (["--checkpoint", "run", "--query", "猫" * 400, "--gallery", "empty"], "empty holds nothing to read"),
+        (["--checkpoint", "run", "--output", "gallery/a.png/x"], "gallery/a.png/x: Not a directory"),
         (["--checkpoint", "run", "--query", "猫"], "--query and --gallery go together"),
         (["--checkpoint", "run", "--query", "猫", "--gallery", "gallery", "--top", "0"], "--top must be at least 1"),
     ],

@@ -76,6 +76,7 @@ BAD_ROWS = [
     ("{oops", "malformed JSON"),
     ("[1]", "not a JSON object"),
     ({"image": "a.png"}, "the id is missing"),
+    ({"id": "x0", "image": "a\0.png"}, "no such picture file"),
     ({"id": "good", "image": "b.png"}, "has been used before"),
     ({"id": "x1", "image": "absent.png"}, "absent.png: no such picture file"),
     ({"id": "x2", "image": "broken.png"}, "broken.png: not a readable picture"),
@@ -96,13 +97,13 @@ def test_bad_rows_are_listed(tmp_path: Path, media: Path) -> None:
     output = tmp_path / "out"
     failed = prepare("manifest", "--input", manifest, "--media", media, "--output", output)
     assert failed.returncode == 2
-    assert failed.stderr.splitlines()[-1].startswith("error: 15 of 16 rows are bad, more than --max-bad 0.01 allows")
+    assert failed.stderr.splitlines()[-1].startswith("error: 16 of 17 rows are bad, more than --max-bad 0.01 allows")
     with pytest.raises(DataError, match="no finished dataset"):
         read_info(output)
     done = prepare("manifest", "--input", manifest, "--media", media, "--output", output, "--max-bad", "1")
-    assert done.returncode == 0 and "rejected rows: 15" in done.stdout
+    assert done.returncode == 0 and "rejected rows: 16" in done.stdout
     rejected = [json.loads(line) for line in (output / "rejected.jsonl").read_text(encoding="utf-8").splitlines()]
-    assert [entry["line"] for entry in rejected] == list(range(2, 17))
+    assert [entry["line"] for entry in rejected] == list(range(2, 18))
     for entry, (_, reason) in zip(rejected, BAD_ROWS, strict=True):
         assert reason in entry["reason"] and entry["file"] == "m.jsonl"
     assert read_info(output)["splits"].keys() <= {"train", "dev", "test"}

@@ -115,11 +115,16 @@ def test_a_shard_that_cannot_be_written_is_one_line(tmp_path: Path, monkeypatch:
 def test_folder_errors(copy: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such dataset folder"):
         Dataset(tmp_path / "absent", "train")
+    with pytest.raises(DataError, match="data.path is empty"):
+        Dataset("", "train")
     with pytest.raises(DataError, match="no split 'test': it has train, dev"):
         Dataset(copy, "test")
     edit_info(copy, {"version": 99})
     with pytest.raises(DataError, match="format version 99, this code reads 1"):
         Dataset(copy, "train")
+    edit_info(copy, {"version": 1, "splits": None})
+    with pytest.raises(DataError, match="does not describe a dataset of this project"):
+        read_info(copy)
     edit_info(copy, {"format": "other"})
     with pytest.raises(DataError, match="does not describe a dataset of this project"):
         read_info(copy)

@@ -180,7 +180,7 @@ class Dataset:
 
     def __init__(self, folder: str | Path, split: str, audio: AudioEncoderConfig | None = None) -> None:
         self.folder, self.split = Path(folder), split
-        self.info = read_info(self.folder)
+        self.info = read_info(folder)
         if split not in self.info["splits"]:
             known = ", ".join(self.info["splits"])
             raise DataError(f"{self.folder} has no split {split!r}: it has {known}")
@@ -272,6 +272,8 @@ def _reason(error: RuntimeError) -> str:
 def read_info(folder: str | Path) -> dict[str, Any]:
     """The content of a folder's dataset.json, of this format and version."""
     path = Path(folder) / "dataset.json"
+    if not str(folder):
+        raise DataError("data.path is empty: name a dataset folder; make one by python -m src.data.prepare")
     if not Path(folder).is_dir():
         raise DataError(f"{folder}: no such dataset folder (data.path); make one by python -m src.data.prepare")
     if not path.is_file():
@@ -280,7 +282,7 @@ def read_info(folder: str | Path) -> dict[str, Any]:
         info = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
         raise DataError(f"{path} is not JSON: prepare the dataset again") from None
-    if not isinstance(info, dict) or info.get("format") != FORMAT:
+    if not isinstance(info, dict) or info.get("format") != FORMAT or not isinstance(info.get("splits"), dict):
         raise DataError(f"{path} does not describe a dataset of this project")
     if info.get("version") != VERSION:
         raise DataError(f"{path} has format version {info.get('version')}, this code reads {VERSION}: prepare it again")

@@ -1,5 +1,6 @@
 """The user's own pictures, sounds and texts: found, read, and what cannot be read named."""
 
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,7 +101,7 @@ def read_query(query: str, model: ModelConfig) -> Medium:
     if ending in MODALITY:
         (file,) = find_files(Path(query), (IMAGE, AUDIO, TEXT))
         return read_file(file, model)
-    if Path(query).is_dir():
+    if os.path.isdir(query):  # unlike Path's it takes a text that is too long for a name
         raise DataError(f"--query {query} is a folder: expected a text, a picture or a sound")
     if not query.strip():
         raise DataError("--query is empty: expected a text, a picture or a sound")

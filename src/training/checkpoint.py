@@ -131,7 +131,9 @@ def _save_arrays(path: Path, parameters: Mapping[str, Parameter], half: bool = F
 
 def _pointed(pointer: Path) -> Path | None:
     """The folder that ``latest`` or ``best`` names, if there is such a pointer."""
-    return pointer.parent / pointer.read_text(encoding="utf-8").strip() if pointer.is_file() else None
+    if not pointer.is_file():
+        return None
+    return pointer.parent / pointer.read_text(encoding="utf-8", errors="replace").strip()
 
 
 def _free_place(checkpoints: Path, step: int) -> Path:

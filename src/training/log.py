@@ -1,10 +1,14 @@
 """What a run leaves behind while it goes: metrics.jsonl, TensorBoard events, a progress bar."""
 
+import contextlib
 import json
+import time
 from pathlib import Path
 from typing import Any
 
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.summary import scalar
 from tqdm import tqdm
 
 from src.files import write_text
@@ -26,7 +30,12 @@ class RunLog:
         self.path = folder / "metrics.jsonl"
         self._keep_until(first_step)
         self.file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 - closed by close()
-        self.events = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1 if first_step else None)
+        (folder / "tensorboard").mkdir(exist_ok=True)
+        # Not SummaryWriter: its thread dies of a full disk, and the run then waits for it for ever.
+        self.events = EventsWriter(str(folder / "tensorboard" / "events"))
+        if first_step:  # TensorBoard drops what an interrupted run logged from here on
+            start = SessionLog(status=SessionLog.START)
+            self.events.write_event(Event(step=first_step + 1, wall_time=time.time(), session_log=start))
         self.bar = tqdm(total=steps, initial=first_step, unit="step", dynamic_ncols=True, mininterval=1.0)
 
     def _keep_until(self, step: int) -> None:
@@ -42,11 +51,16 @@ class RunLog:
             self.bar.update()
 
     def write(self, step: int, metrics: dict[str, Any]) -> None:
-        if self.active:
+        if not self.active:
+            return
+        try:
             self.file.write(json.dumps({"step": step, **metrics}) + "\n")
             self.file.flush()
             for name, value in metrics.items():
-                self.events.add_scalar(name, value, step)
+                self.events.write_event(Event(step=step, wall_time=time.time(), summary=scalar(name, value)))
+            self.events.flush()
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self.path.parent)) from None
 
     def say(self, text: str) -> None:
         if self.active:
@@ -55,8 +69,9 @@ class RunLog:
     def close(self) -> None:
         if self.active:
             self.bar.close()
-            self.file.close()
-            self.events.close()
+            for file in (self.file, self.events):
+                with contextlib.suppress(OSError):  # only what write could not flush, and told
+                    file.close()
 
 
 def _step(line: str) -> float:

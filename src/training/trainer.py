@@ -80,11 +80,11 @@ class Trainer:
             TrainingError: a loss is not finite; the last checkpoint is the one before it.
         """
         config, steps = self.config, self.config.train.steps
+        batches = self.loader.batches(self.step_number)  # before anything is written: the split may be too small
         if self.rank == 0:
             write_text(self.folder / "config.yaml", to_yaml(config))
             print(parameter_table(self.model), flush=True)
         log = RunLog(self.folder, self.step_number, steps, self.rank == 0)
-        batches = self.loader.batches(self.step_number)
         try:
             self._loop(batches, log)
         finally:
