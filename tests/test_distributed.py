@@ -23,7 +23,6 @@ from src.config import (
     TrainConfig,
     to_yaml,
 )
-from src.data.pipeline import Loader
 from src.data.schema import batch_fields
 from src.models.opt import OPT
 from src.runtime import setup

@@ -159,6 +159,6 @@ def test_learns_one_batch() -> None:
     optimizer = nn.Adam(loss.trainable_params(), 0.01)
     with run_mode("graph"):
         step = nn.TrainOneStepCell(loss, optimizer)
-        inputs = [Tensor(x) for x in (codes, MEMORY, MASK, np.ones(B, np.float32))]
+        inputs = [Tensor(x) for x in (codes, MEMORY, MASK)]
         losses = [float(step(*inputs)) for _ in range(100)]
     assert losses[-1] < 0.1 * losses[0], losses[::10]

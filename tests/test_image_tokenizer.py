@@ -22,7 +22,7 @@ from src.tasks.image_tokenizer import TokenizerObjectives
 from src.training.checkpoint import MODEL, OPTIMIZER, build_model, locate, read_tensors
 from src.training.muon import build_optimizer
 from src.training.schedule import learning_rates
-from src.training.step import TrainStep
+from src.training.step import NonFiniteError, TrainStep
 from src.training.trainer import Trainer, trained_parameters
 
 ROOT = Path(__file__).parent.parent
@@ -257,7 +257,7 @@ def test_a_step_that_is_not_finite_leaves_the_codebook(graph):
     bias = model.decoder.leave.bias
     bias.set_data(Tensor(np.full(bias.shape, np.nan, np.float32)))
     before = state_of(model)
-    with pytest.raises(RuntimeError, match="reconstruction"):
+    with pytest.raises(NonFiniteError, match="reconstruction"):
         step({"image": pictures(seed=1)})
     for name, value in state_of(model).items():
         np.testing.assert_array_equal(value, before[name], err_msg=name)
