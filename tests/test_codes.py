@@ -166,7 +166,7 @@ def test_a_kill_leaves_no_codes_rather_than_those_of_two_tokenizers(copied, monk
     def killed(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("src.data.image_codes.write_json", killed)
+    monkeypatch.setattr("src.data.image_codes.write_text", killed)
     with pytest.raises(KeyboardInterrupt):
         write_codes(Path(copied.data.path), ImageTokenizerConfig(), "new", {"train": dataset}, codes)
     assert "holds no codes" in refused(copied)
