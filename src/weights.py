@@ -32,10 +32,17 @@ def locate(path: str | Path) -> Path:
     path = Path(path)
     if (path / MODEL).is_file():
         return path
-    pointer = path / "checkpoints" / "latest"
-    if pointer.is_file() and (path / "checkpoints" / pointer.read_text().strip() / MODEL).is_file():
-        return path / "checkpoints" / pointer.read_text().strip()
+    latest = pointed(path / "checkpoints" / "latest")
+    if latest is not None and (latest / MODEL).is_file():
+        return latest
     raise CheckpointError(f"no checkpoint in {path}: expected {MODEL} or a run folder with checkpoints/latest")
+
+
+def pointed(pointer: Path) -> Path | None:
+    """The folder that ``latest`` or ``best`` names, if there is such a pointer."""
+    if not pointer.is_file():
+        return None
+    return pointer.parent / pointer.read_text(encoding="utf-8", errors="replace").strip()
 
 
 def read_tensors(path: Path) -> dict[str, np.ndarray]:

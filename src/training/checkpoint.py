@@ -25,7 +25,7 @@ from safetensors.numpy import save_file
 from src.config import Config, ConfigError, load_config, to_yaml
 from src.files import write_text
 from src.tasks import registry
-from src.weights import CONFIG, MODEL, OPTIMIZER, STATE, VOCAB, CheckpointError, locate, read_tensors, set_parameters
+from src.weights import CONFIG, MODEL, OPTIMIZER, STATE, VOCAB, CheckpointError, locate, pointed, read_tensors, set_parameters
 
 
 def load_checkpoint_config(folder: Path, overrides: Sequence[str] = ()) -> Config:
@@ -129,21 +129,14 @@ def _save_arrays(path: Path, parameters: Mapping[str, Parameter], half: bool = F
         os.fsync(file.fileno())
 
 
-def _pointed(pointer: Path) -> Path | None:
-    """The folder that ``latest`` or ``best`` names, if there is such a pointer."""
-    if not pointer.is_file():
-        return None
-    return pointer.parent / pointer.read_text(encoding="utf-8", errors="replace").strip()
-
-
 def _free_place(checkpoints: Path, step: int) -> Path:
     """The folder for a step: ``step-…``, or with a number behind where one of that name is the latest or the best.
 
     What a pointer names is not removed before the pointer has moved, so that a kill never leaves one without a target.
     """
-    pointed = (_pointed(checkpoints / "latest"), _pointed(checkpoints / "best"))
+    kept = (pointed(checkpoints / "latest"), pointed(checkpoints / "best"))
     places = [checkpoints / f"step-{step:08d}{again}" for again in ("", ".1", ".2")]
-    return next(place for place in places if place not in pointed)
+    return next(place for place in places if place not in kept)
 
 
 def _remove_old(checkpoints: Path, keep: int, newest: Path) -> None:
@@ -151,7 +144,7 @@ def _remove_old(checkpoints: Path, keep: int, newest: Path) -> None:
 
     An earlier one of the same step goes in any case.
     """
-    others = sorted(set(checkpoints.glob("step-*")) - {newest, _pointed(checkpoints / "best")})
+    others = sorted(set(checkpoints.glob("step-*")) - {newest, pointed(checkpoints / "best")})
     gone = [other for other in others if other.stem == newest.stem]
     if keep:
         rest = [other for other in others if other not in gone]
