@@ -25,7 +25,18 @@ from safetensors.numpy import save_file
 from src.config import Config, ConfigError, load_config, to_yaml
 from src.files import write_text
 from src.tasks import registry
-from src.weights import CONFIG, MODEL, OPTIMIZER, STATE, VOCAB, CheckpointError, locate, pointed, read_tensors, set_parameters
+from src.weights import (
+    CONFIG,
+    MODEL,
+    OPTIMIZER,
+    STATE,
+    VOCAB,
+    CheckpointError,
+    locate,
+    pointed,
+    read_tensors,
+    set_parameters,
+)
 
 
 def load_checkpoint_config(folder: Path, overrides: Sequence[str] = ()) -> Config:
