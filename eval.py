@@ -66,9 +66,8 @@ def main() -> None:
     elif things:
         query.describe(evaluator, things, args.output)
     else:
-        split = args.split or config.eval.split
-        output = args.output or run_folder(folder) / f"eval-{split}"
-        print(summary(evaluator.run(split, output)))
+        output = args.output or run_folder(folder) / f"eval-{args.split or config.eval.split}"
+        print(summary(evaluator.run(args.split, output)))
         print(f"\n{output / 'metrics.json'}")
 
 
