@@ -107,11 +107,13 @@ class ImageEncoder(nn.Module):
         self.project = nn.Linear(config.patch**2 * 3, config.width)
         self.positions, self.transformer = table(1, self.side**2, config.width), Transformer(config)
 
-    def forward(self, image: Tensor) -> Tensor:
+    def forward(self, image: Tensor, hidden: Tensor | None = None, vector: Tensor | None = None) -> Tensor:
         x = image.float() / 127.5 - 1.0
         x = x.view(-1, self.side, self.patch, self.side, self.patch, 3).transpose(2, 3)
-        x = x.reshape(-1, self.side**2, self.patch**2 * 3)  # (B, P, patch·patch·3)
-        return self.transformer(self.project(x) + self.positions, None)
+        x = self.project(x.reshape(-1, self.side**2, self.patch**2 * 3))  # (B, P, D)
+        if hidden is not None:
+            x = torch.where(hidden[..., None] > 0, vector, x)
+        return self.transformer(x + self.positions, None)
 
 
 class AudioEncoder(nn.Module):
@@ -121,9 +123,13 @@ class AudioEncoder(nn.Module):
         self.project = nn.Linear(config.stride * config.mels, config.width)
         self.positions, self.transformer = table(1, self.tokens, config.width), Transformer(config)
 
-    def forward(self, audio: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, audio: Tensor, frames: Tensor, hidden: Tensor | None = None, vector: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         mask = (torch.arange(self.tokens)[None] * self.stride < frames[:, None]).int()
         x = self.project((audio.float() / 127.5 - 1.0).view(len(audio), self.tokens, -1))
+        if hidden is not None:
+            x = torch.where(hidden[..., None] > 0, vector, x)
         return self.transformer(x + self.positions, padding_bias(mask)), mask
 
 
@@ -186,6 +192,25 @@ class MaskedTextHead(nn.Module):
         return F.linear(self.norm(F.gelu(self.transform(hidden))), tokens, self.bias)
 
 
+class MaskedFeatureHead(nn.Module):
+    def __init__(self, width: int, encoder_width: int) -> None:
+        super().__init__()
+        self.vector = table(1, 1, encoder_width)
+        self.transform, self.project = nn.Linear(width, width), nn.Linear(width, encoder_width)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.project(F.gelu(self.transform(hidden)))
+
+
+class MaskedCodeHead(nn.Module):
+    def __init__(self, width: int, codes: int) -> None:
+        super().__init__()
+        self.transform, self.norm, self.classify = nn.Linear(width, width), LayerNorm(width), nn.Linear(width, codes)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.classify(self.norm(F.gelu(self.transform(hidden))))
+
+
 class MatchingHead(nn.Module):
     def __init__(self, width: int, embed_dim: int) -> None:
         super().__init__()
@@ -214,6 +239,24 @@ class TextDecoder(nn.Module):
         return F.linear(x, self.tokens, self.output_bias).flatten(0, 1)  # (B·T', V)
 
 
+class ImageDecoder(nn.Module):
+    def __init__(self, config: ModelConfig, memory_len: int) -> None:
+        super().__init__()
+        width, side, self.codes = config.image_decoder.width, config.tokenizer.side, config.tokenizer.codes
+        self.tokens, self.output_bias = table(self.codes + 1, width), table(self.codes)
+        self.row_positions, self.column_positions = table(side, 1, width), table(1, side, width)
+        self.memory_positions = table(1, memory_len, config.cross.width)
+        self.transformer = Transformer(config.image_decoder, config.cross.width)
+
+    def forward(self, codes: Tensor, memory: Tensor, mask: Tensor) -> Tensor:
+        length = codes.shape[1]
+        ids = torch.cat((torch.full_like(codes[:, :1], self.codes), codes[:, :-1].clamp(min=0)), 1)
+        causal = torch.full((length, length), MASKED).triu(1)[None, None]
+        x = F.embedding(ids, self.tokens) + (self.row_positions + self.column_positions).flatten(0, 1)
+        x = self.transformer(x, causal, memory + self.memory_positions, padding_bias(mask))
+        return F.linear(x, self.tokens[: self.codes], self.output_bias).flatten(0, 1)  # (B·P', K)
+
+
 class OPT(nn.Module):
     """The network; only pre-norm without dropout, which is what the benchmark measures."""
 
@@ -230,6 +273,15 @@ class OPT(nn.Module):
         self.scale = Scale()
         self.cross_encoder = CrossEncoder(config)
         self.masked_text_head = MaskedTextHead(cross.width, text.width, vocab_size)
+        if config.masked_features:
+            self.masked_image_head = MaskedFeatureHead(cross.width, image.width)
+            self.masked_audio_head = MaskedFeatureHead(cross.width, audio.width)
+        if config.image_codes:
+            self.masked_code_head = MaskedCodeHead(cross.width, config.tokenizer.codes)
+            self.image_decoder = ImageDecoder(config, length)
+        # where pictures and sounds begin in the fused tokens
+        self.first_image = 1 + text.max_len
+        self.first_audio = self.first_image + (image.size // image.patch) ** 2
         self.matching_head = MatchingHead(cross.width, config.embed_dim)
         self.text_decoder = TextDecoder(config, vocab_size, length)
 
@@ -244,7 +296,8 @@ class Objectives(nn.Module):
         size = config.data.batch_size
         self.token_rows = level_rows(size, self.config.token_fraction)
         self.sample_rows = level_rows(size, self.config.sample_fraction)
-        self.first_modality_row = size - level_rows(size, self.config.modality_fraction)
+        self.modality_rows = level_rows(size, self.config.modality_fraction)
+        self.write_from, self.draw_from = size - self.modality_rows, max(0, size - 2 * self.modality_rows)
 
     def forward(self, batch: Batch) -> Tensor:
         model = self.model
@@ -258,34 +311,41 @@ class Objectives(nn.Module):
             model.audio_head(audio, audio_mask),
         )
         stacks, losses, indices = [], {}, ()
-        if "mlm" in self.names:
-            n = self.token_rows
-            hidden = model.text_encoder(batch["mlm_ids"][:n], batch["text_mask"][:n])
-            stacks.append((hidden, *(x[:n] for x in clean[1:]), batch["presence"][:n]))
+        n, m = self.token_rows, self.modality_rows
+        token_level = {"mlm", "mvm_code", "mvm_feature", "mam_feature", "mam_contrastive"} & set(self.names)
+        if token_level:
+            stacks.append((*self.masked_view(batch, clean), batch["presence"][:n]))
         if "matching" in self.names:
             *indices, valid = self.match_rows(batch, embeddings)
             rows = (x[i] for x, i in zip(clean, [*indices, indices[0], indices[2]], strict=True))
             stacks.append((*rows, batch["match_presence"][: self.sample_rows]))
-        if "denoise_text" in self.names:
-            n = self.first_modality_row
-            stacks.append((*(x[n:] for x in clean), batch["denoise_presence"][n:]))
+        for name, first, shown in (
+            ("denoise_text", self.write_from, "denoise_presence"),
+            ("denoise_image", self.draw_from, "draw_presence"),
+        ):
+            if name in self.names:
+                stacks.append((*(x[first : first + m] for x in clean), batch[shown][first : first + m]))
         if stacks:
             fused, mask = model.cross_encoder(*(torch.cat(parts) for parts in zip(*stacks, strict=True)))
         if "contrastive" in self.names:
             losses["contrastive"] = self.contrastive(batch, embeddings)
-        row = 0
-        if "mlm" in self.names:
-            losses["mlm"] = self.mlm(batch, fused[: self.token_rows])
-            row += self.token_rows
+        if token_level:
+            losses |= self.hidden_content(batch, clean, fused[:n])
+            fused, mask = fused[n:], mask[n:]
         if "matching" in self.names:
+            r = self.sample_rows
             chosen = (x[i] for x, i in zip(embeddings, indices, strict=True))
-            presence = batch["match_presence"][: self.sample_rows]
-            logits = model.matching_head(fused[row : row + self.sample_rows, 0], *chosen, presence)
-            weights = valid * (presence.sum(1) > 1)
-            losses["matching"] = cross_entropy(logits, batch["match_case"][: self.sample_rows], weights)
-            row += self.sample_rows
+            presence = batch["match_presence"][:r]
+            logits = model.matching_head(fused[:r, 0], *chosen, presence)
+            losses["matching"] = cross_entropy(logits, batch["match_case"][:r], valid * (presence.sum(1) > 1))
+            fused, mask = fused[r:], mask[r:]
         if "denoise_text" in self.names:
-            losses["denoise_text"] = self.denoise_text(batch, fused[row:], mask[row:])
+            losses["denoise_text"] = self.denoise_text(batch, fused[:m], mask[:m])
+        if "denoise_image" in self.names:
+            codes = batch["image_codes"][self.draw_from : self.draw_from + m]
+            logits = model.image_decoder(codes, fused[-m:], mask[-m:])
+            known = (codes >= 0).float().flatten()
+            losses["denoise_image"] = cross_entropy(logits, codes.clamp(min=0).flatten(), known)
         return sum(getattr(self.config, name) * loss for name, loss in losses.items())
 
     def contrastive(self, batch: Batch, embeddings: tuple[Tensor, Tensor, Tensor]) -> Tensor:
@@ -329,15 +389,56 @@ class Objectives(nn.Module):
             valid = valid * torch.where(swap, found, 1.0)
         return [*rows, valid]
 
-    def mlm(self, batch: Batch, fused: Tensor) -> Tensor:
-        n = self.token_rows
-        places = batch["mlm_positions"][:n].long() + 1  # the text stands behind the [CLS]
-        hidden = fused.gather(1, places[..., None].expand(-1, -1, fused.shape[2])).flatten(0, 1)
-        logits = self.model.masked_text_head(hidden, self.model.text_encoder.tokens)
-        return cross_entropy(logits, batch["mlm_labels"][:n].flatten(), batch["mlm_weights"][:n].flatten())
+    def masked_view(self, batch: Batch, clean: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """The token level's rows with words, patches and frames hidden where a loss asks for them."""
+        n, model, names = self.token_rows, self.model, self.names
+        text, image, audio, text_mask, audio_mask = (x[:n] for x in clean)
+        if "mlm" in names:
+            text = model.text_encoder(batch["mlm_ids"][:n], text_mask)
+        if "mvm_code" in names or "mvm_feature" in names:
+            hidden = slots_to_mask(batch["mvm_positions"][:n], batch["mvm_weights"][:n], image.shape[1])
+            image = model.image_encoder(batch["image"][:n], hidden, model.masked_image_head.vector)
+        if "mam_feature" in names or "mam_contrastive" in names:
+            hidden = slots_to_mask(batch["mam_positions"][:n], batch["mam_weights"][:n], audio.shape[1])
+            vector = model.masked_audio_head.vector
+            audio, _ = model.audio_encoder(batch["audio"][:n], batch["audio_frames"][:n], hidden, vector)
+        return text, image, audio, text_mask, audio_mask
+
+    def hidden_content(self, batch: Batch, clean: tuple[Tensor, ...], fused: Tensor) -> dict[str, Tensor]:
+        """The token level's losses by name."""
+        n, model, losses = self.token_rows, self.model, {}
+        if "mlm" in self.names:
+            hidden = at(fused, batch["mlm_positions"][:n] + 1).flatten(0, 1)  # the text stands behind the [CLS]
+            logits = model.masked_text_head(hidden, model.text_encoder.tokens)
+            labels, weights = batch["mlm_labels"][:n].flatten(), batch["mlm_weights"][:n].flatten()
+            losses["mlm"] = cross_entropy(logits, labels, weights)
+        if "mvm_code" in self.names or "mvm_feature" in self.names:
+            places, weights = batch["mvm_positions"][:n], batch["mvm_weights"][:n]
+            hidden = at(fused, places + model.first_image)
+            if "mvm_code" in self.names:
+                codes = batch["image_codes"][:n].gather(1, places.long()).flatten()
+                known = weights.flatten() * (codes >= 0)
+                logits = model.masked_code_head(hidden.flatten(0, 1))
+                losses["mvm_code"] = cross_entropy(logits, codes.clamp(min=0), known)
+            if "mvm_feature" in self.names:
+                target = normalised(at(clean[1][:n], places))
+                losses["mvm_feature"] = regression(model.masked_image_head(hidden), target, weights)
+        if "mam_feature" in self.names or "mam_contrastive" in self.names:
+            places, weights = batch["mam_positions"][:n], batch["mam_weights"][:n]
+            predicted = model.masked_audio_head(at(fused, places + model.first_audio))
+            target = normalised(at(clean[2][:n], places))
+            if "mam_feature" in self.names:
+                losses["mam_feature"] = regression(predicted, target, weights)
+            if "mam_contrastive" in self.names:
+                cosine = F.normalize(predicted, dim=-1) @ F.normalize(target, dim=-1).transpose(1, 2)
+                logits = cosine / self.config.mam_temperature + (1 - weights[:, None]) * MASKED
+                costs = -logits.log_softmax(-1).diagonal(dim1=1, dim2=2)
+                counted = weights * (weights.sum(1, keepdim=True) > 1)
+                losses["mam_contrastive"] = (costs * counted).sum() / counted.sum().clamp(min=1)
+        return losses
 
     def denoise_text(self, batch: Batch, fused: Tensor, mask: Tensor) -> Tensor:
-        n = self.first_modality_row
+        n = self.write_from
         ids, text_mask = batch["text_ids"][n:], batch["text_mask"][n:]
         given = (batch["denoise_presence"][n:].sum(1, keepdim=True) > 0).float()
         logits = self.model.text_decoder(ids[:, :-1], fused, mask)
@@ -348,3 +449,19 @@ class Objectives(nn.Module):
 def cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor, smoothing: float = 0.0) -> Tensor:
     losses = F.cross_entropy(logits, labels.long(), reduction="none", label_smoothing=smoothing)
     return (losses * weights).sum() / weights.sum().clamp(min=1)
+
+
+def at(tokens: Tensor, positions: Tensor) -> Tensor:
+    return tokens.gather(1, positions.long()[..., None].expand(-1, -1, tokens.shape[2]))  # (B, K, D)
+
+
+def slots_to_mask(positions: Tensor, weights: Tensor, length: int) -> Tensor:
+    return torch.zeros(len(positions), length).scatter_add_(1, positions.long(), weights)
+
+
+def normalised(features: Tensor) -> Tensor:
+    return F.layer_norm(features.detach(), features.shape[-1:], eps=1e-6)
+
+
+def regression(predicted: Tensor, target: Tensor, weights: Tensor) -> Tensor:
+    return (((predicted - target) ** 2).mean(-1) * weights).sum() / weights.sum().clamp(min=1)

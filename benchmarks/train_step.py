@@ -25,7 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import torch_twin
 from src import cli, runtime
-from src.config import Config, load_config
+from src.config import Config, ModelConfig, load_config
 from src.data.schema import MATCH_CASES, batch_fields
 from src.data.tokenizer import Tokenizer
 from src.evaluation.report import table
@@ -67,9 +67,20 @@ def make_batch(config: Config, seed: int = 0) -> Batch:
     batch["image_id"][:] = batch["sample_id"][:] = np.arange(size)
     batch["presence"][:] = batch["match_presence"][:] = 1
     batch["denoise_presence"][:] = np.array([(0, 1, 1), (0, 1, 0), (0, 0, 1)])[np.arange(size) % 3]
+    batch["draw_presence"][:] = np.array([(1, 0, 1), (1, 0, 0), (0, 0, 1)])[np.arange(size) % 3]
+    for name, places in (("mvm", (model.image.size // model.image.patch) ** 2), ("mam", shortest_sound(model))):
+        slots = batch[f"{name}_positions"].shape[1]
+        batch[f"{name}_positions"][:] = np.argsort(rng.random((size, places)), axis=1)[:, :slots]
+        batch[f"{name}_weights"][:] = 1
+    batch["image_codes"][:] = rng.integers(0, model.tokenizer.codes, batch["image_codes"].shape)
     batch["match_case"][:] = np.arange(size) % len(MATCH_CASES)
     batch["match_noise"][:] = rng.gumbel(size=batch["match_noise"].shape)
     return batch
+
+
+def shortest_sound(model: ModelConfig) -> int:
+    """Sound tokens that every sample of :func:`make_batch` has."""
+    return model.audio.max_frames // 2 // model.audio.stride
 
 
 @dataclass(frozen=True)
