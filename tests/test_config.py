@@ -273,7 +273,7 @@ def test_every_key_is_read(section: str, key: str) -> None:
 
 def test_every_field_is_explained() -> None:
     """Names that do not speak for themselves have a comment; a unit or a special value always does."""
-    source = (ROOT / "src" / "config.py").read_text(encoding="utf-8")
+    source = "".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "src" / "config").glob("*.py")))
     for key in ("hop_ms", "stride", "eval_every", "gallery", "rerank", "clip_norm", "token_fraction", "mode"):
         assert re.search(rf"^    {key}: .*  # ", source, re.MULTILINE), f"{key} has no comment"
 

@@ -1,0 +1,29 @@
+"""What the dataclasses of the configuration check themselves with."""
+
+from typing import Any
+
+from src.errors import UserError
+
+
+class ConfigError(UserError):
+    """A configuration that cannot be used; its message is one line meant for the user."""
+
+
+class FieldError(ConfigError):
+    """A field whose value contradicts another; the loader adds the full key and the file."""
+
+    def __init__(self, name: str, message: str) -> None:
+        super().__init__(f"{name}: {message}")
+        self.name, self.message = name, message
+
+
+def require(condition: bool, name: str, message: str) -> None:
+    if not condition:
+        raise FieldError(name, message)
+
+
+def check_transformer(config: Any) -> None:
+    for name in ("width", "layers", "heads", "ffn"):
+        require(getattr(config, name) > 0, name, "must be positive")
+    require(config.width % config.heads == 0, "heads", f"must divide width={config.width}")
+    require(0 <= config.dropout < 1, "dropout", "must be in [0, 1)")

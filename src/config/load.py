@@ -1,0 +1,167 @@
+"""YAML files and ``key=value`` overrides to a checked :class:`Config`, and back.
+
+A file may name a parent, or a list of them, with ``base:`` (paths relative to the file); its own keys win, and a later
+parent's those of an earlier one. Every error is one line that names the key, the value and the file it came from.
+"""
+
+import dataclasses
+import difflib
+import math
+import types
+import typing
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from src.config.checks import ConfigError, FieldError
+from src.config.root import Config
+
+OVERRIDE = "command line"
+
+
+def load_config(path: str | Path, overrides: typing.Sequence[str] = ()) -> Config:
+    """Reads a YAML file with its parents, applies ``key=value`` overrides, checks and returns the configuration.
+
+    Args:
+        path: the YAML file.
+        overrides: ``section.key=value`` strings; the value is read as YAML.
+
+    Raises:
+        ConfigError: unknown key, wrong type, impossible combination, or a file that cannot be read.
+    """
+    path = Path(path)
+    values, origins = _flatten(_read(path, ()))
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals:
+            raise ConfigError(f"{override!r} is not key=value (command line)")
+        values[key] = _parse_yaml(text, f"{key}={text} (command line)")
+        origins[key] = OVERRIDE
+    return _build(Config, values, origins)
+
+
+def to_yaml(config: Config) -> str:
+    """The whole configuration as YAML text that :func:`load_config` reads back to an equal object."""
+    return yaml.safe_dump(_plain(config), sort_keys=False, allow_unicode=True)
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _parse_yaml(text: str, where: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"not YAML: {where}: {str(error).splitlines()[0]}") from None
+
+
+def _read(path: Path, children: tuple[Path, ...]) -> list[tuple[Path, dict]]:
+    """The file's mapping behind those of its parents, the root first."""
+    if path.resolve() in children:
+        raise ConfigError(f"base: of {path} leads back to the file itself")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read config {path}: {getattr(error, 'strerror', None) or error}") from None
+    mapping = _parse_yaml(text, str(path)) or {}
+    if not isinstance(mapping, dict):
+        raise ConfigError(f"{path} must hold key: value pairs")
+    bases = mapping.pop("base", None) or []
+    parents: list[tuple[Path, dict]] = []
+    for base in bases if isinstance(bases, list) else [bases]:
+        parents += _read(path.parent / str(base), (*children, path.resolve()))
+    return [*parents, (path, mapping)]
+
+
+def _flatten(layers: list[tuple[Path, dict]]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Merges the layers into dotted keys; the second dict says which file each key came from."""
+    values: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+
+    def visit(prefix: str, mapping: dict, path: Path) -> None:
+        for name, value in mapping.items():
+            key = f"{prefix}{name}"
+            if isinstance(value, dict):
+                visit(f"{key}.", value, path)
+            else:
+                values[key], origins[key] = value, str(path)
+
+    for path, mapping in layers:
+        visit("", mapping, path)
+    return values, origins
+
+
+def _keys(cls: type, prefix: str = "") -> dict[str, Any]:
+    """Every dotted key of a config class with its type."""
+    found: dict[str, Any] = {}
+    for name, kind in typing.get_type_hints(cls).items():
+        nested = dataclasses.is_dataclass(kind)
+        found.update(_keys(kind, f"{prefix}{name}.") if nested else {f"{prefix}{name}": kind})
+    return found
+
+
+def _build(cls: type, values: dict[str, Any], origins: dict[str, str]) -> Any:
+    known = _keys(cls)
+    for key, value in values.items():
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1, cutoff=0.5) or _by_last_name(key, known)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise ConfigError(f"unknown key {key}={value!r} in {origins[key]}{hint}")
+        values[key] = _coerce(value, known[key], f"{key}={value!r} in {origins[key]}")
+    return _assemble(cls, values, origins, "")
+
+
+def _by_last_name(key: str, known: dict[str, Any]) -> list[str]:
+    last = {name.rpartition(".")[2]: name for name in known}
+    return [last[name] for name in difflib.get_close_matches(key.rpartition(".")[2], last, n=1)]
+
+
+def _assemble(cls: type, values: dict[str, Any], origins: dict[str, str], prefix: str) -> Any:
+    arguments = {}
+    for name, kind in typing.get_type_hints(cls).items():
+        key = f"{prefix}{name}"
+        if dataclasses.is_dataclass(kind):
+            arguments[name] = _assemble(kind, values, origins, f"{key}.")
+        elif key in values:
+            arguments[name] = values[key]
+    try:
+        return cls(**arguments)
+    except FieldError as error:
+        key = f"{prefix}{error.name}"
+        shown = f"{key}={values[key]!r}" if key in values else key
+        raise ConfigError(f"{shown} in {origins.get(key, 'the defaults')}: {error.message}") from None
+
+
+def _coerce(value: Any, kind: Any, where: str) -> Any:
+    """The value as ``kind``, or a ConfigError; an int passes as a float, ``1e-3`` (a YAML string) too."""
+    origin = typing.get_origin(kind)
+    if origin is Literal:
+        if value not in typing.get_args(kind):
+            raise ConfigError(f"{where}: must be one of {', '.join(map(str, typing.get_args(kind)))}")
+        return value
+    if origin is tuple:
+        item = typing.get_args(kind)[0]
+        if not isinstance(value, list | tuple):
+            raise ConfigError(f"{where}: must be a list")
+        return tuple(_coerce(entry, item, where) for entry in value)
+    if kind is float and not isinstance(value, bool):
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            number = None
+        if number is not None:
+            if not math.isfinite(number):
+                raise ConfigError(f"{where}: must be finite")
+            return number
+    elif isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
+        return value
+    raise ConfigError(f"{where}: must be {_type_name(kind)}, not {type(value).__name__}")
+
+
+def _type_name(kind: Any) -> str:
+    names = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+    return str(kind) if isinstance(kind, types.UnionType) else names[kind]

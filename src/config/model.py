@@ -1,0 +1,142 @@
+"""The parts of the network and their sizes."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from src.config.checks import check_transformer, require
+
+
+@dataclass(frozen=True)
+class TextEncoderConfig:
+    vocab: str = "config/vocab/demo.txt"  # WordPiece vocabulary, one token a line
+    max_len: int = 32  # T: tokens with [CLS] and [SEP]; longer text is cut
+    width: int = 128
+    layers: int = 3
+    heads: int = 4
+    ffn: int = 512
+    norm: Literal["pre", "post"] = "pre"  # post: the layer order of BERT
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_transformer(self)
+        require(self.max_len >= 4, "max_len", "must be at least 4: [CLS], [SEP] and two tokens")
+
+
+@dataclass(frozen=True)
+class ImageEncoderConfig:
+    size: int = 64  # side of the square picture in pixels
+    patch: int = 8  # side of a patch in pixels; P = (size / patch)²
+    width: int = 128
+    layers: int = 3
+    heads: int = 4
+    ffn: int = 512
+    norm: Literal["pre", "post"] = "pre"
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_transformer(self)
+        require(self.patch > 0 and self.size % self.patch == 0, "patch", f"must divide size={self.size}")
+
+
+@dataclass(frozen=True)
+class AudioEncoderConfig:
+    sample_rate: int = 16000  # Hz; other rates are resampled
+    mels: int = 64  # mel bands of a frame
+    hop_ms: int = 20  # distance of two frames
+    window_ms: int = 25  # length of the analysis window
+    max_frames: int = 192  # longer sound is cut
+    stride: int = 4  # frames joined into one token; F = max_frames / stride
+    width: int = 128
+    layers: int = 3
+    heads: int = 4
+    ffn: int = 512
+    norm: Literal["pre", "post"] = "pre"
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_transformer(self)
+        for name in ("sample_rate", "mels", "hop_ms", "window_ms", "max_frames", "stride"):
+            require(getattr(self, name) > 0, name, "must be positive")
+        require(self.max_frames % self.stride == 0, "stride", f"must divide max_frames={self.max_frames}")
+
+
+@dataclass(frozen=True)
+class CrossEncoderConfig:
+    width: int = 128
+    layers: int = 2
+    heads: int = 4
+    ffn: int = 512
+    norm: Literal["pre", "post"] = "pre"
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_transformer(self)
+
+
+@dataclass(frozen=True)
+class TextDecoderConfig:
+    width: int = 128
+    layers: int = 2
+    heads: int = 4
+    ffn: int = 512
+    norm: Literal["pre", "post"] = "pre"
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_transformer(self)
+
+
+@dataclass(frozen=True)
+class ImageTokenizerConfig:
+    size: int = 64  # side of the square picture in pixels
+    side: int = 8  # codes along a side; C = side²
+    codes: int = 512  # K: entries of the codebook
+    code_dim: int = 32  # width of a codebook vector
+    width: int = 128  # of encoder and decoder, which mirror each other
+    layers: int = 2
+    heads: int = 8
+    ffn: int = 512
+    norm: Literal["pre", "post"] = "pre"
+    dropout: float = 0.0
+    ema_decay: float = 0.99  # share of the past in the codebook's moving counts and sums
+    commitment: float = 0.25  # β: weight of the commitment loss
+    revive_below: float = 0.1  # codes used less than this share of the mean use are replaced; 0: never
+
+    def __post_init__(self) -> None:
+        check_transformer(self)
+        require(self.side > 0 and self.size % self.side == 0, "side", f"must divide size={self.size}")
+        require(self.codes > 1, "codes", "must be at least 2")
+        require(self.code_dim > 0, "code_dim", "must be positive")
+        require(0 <= self.ema_decay < 1, "ema_decay", "must be in [0, 1)")
+        require(self.commitment >= 0, "commitment", "must not be negative")
+        require(0 <= self.revive_below < 1, "revive_below", "must be in [0, 1)")
+
+
+@dataclass(frozen=True)
+class ImageDecoderConfig:
+    width: int = 128
+    layers: int = 2
+    heads: int = 4
+    ffn: int = 512
+    norm: Literal["pre", "post"] = "pre"
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_transformer(self)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    embed_dim: int = 128  # E: width of the shared contrastive space
+    masked_features: bool = False  # heads that predict hidden patches and frames, for mvm_feature and mam_*
+    image_codes: bool = False  # image decoder and a head for hidden patches' codes, for denoise_image and mvm_code
+    text: TextEncoderConfig = field(default_factory=TextEncoderConfig)
+    image: ImageEncoderConfig = field(default_factory=ImageEncoderConfig)
+    audio: AudioEncoderConfig = field(default_factory=AudioEncoderConfig)
+    cross: CrossEncoderConfig = field(default_factory=CrossEncoderConfig)
+    text_decoder: TextDecoderConfig = field(default_factory=TextDecoderConfig)
+    image_decoder: ImageDecoderConfig = field(default_factory=ImageDecoderConfig)  # built with image_codes
+    tokenizer: ImageTokenizerConfig = field(default_factory=ImageTokenizerConfig)  # of pictures, a model of its own
+
+    def __post_init__(self) -> None:
+        require(self.embed_dim > 0, "embed_dim", "must be positive")

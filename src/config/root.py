@@ -1,0 +1,65 @@
+"""The whole configuration, and what its sections must agree on."""
+
+from dataclasses import dataclass, field
+
+from src.config.checks import require
+from src.config.model import ModelConfig
+from src.config.run import (
+    OBJECTIVES,
+    DataConfig,
+    EvalConfig,
+    ObjectivesConfig,
+    OptimizerConfig,
+    RuntimeConfig,
+    TrainConfig,
+)
+
+TASKS = ("pretrain", "retrieval", "caption", "image_tokenizer")
+
+
+@dataclass(frozen=True)
+class Config:
+    task: str = "pretrain"
+    name: str = "opt"
+    seed: int = 1
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    objectives: ObjectivesConfig = field(default_factory=ObjectivesConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+
+    def __post_init__(self) -> None:
+        require(self.seed >= 0, "seed", "must not be negative")
+        require(self.task in TASKS, "task", f"must be one of {', '.join(TASKS)}")
+        weights = self.objectives
+        require(any(getattr(weights, name) > 0 for name in OBJECTIVES), "objectives", "one weight must be positive")
+        for name in ("mvm_code", "mvm_feature", "mam_feature", "mam_contrastive"):
+            wanted = getattr(weights, name) > 0
+            require(self.model.masked_features or not wanted, f"objectives.{name}", "needs model.masked_features=true")
+        require(self.eval.draw == 0 or self.model.image_codes, "eval.draw", "needs model.image_codes=true")
+        require(self.eval.draw == 0 or bool(self.data.codes), "eval.draw", "needs data.codes, an image tokenizer")
+        for name in ("mvm_code", "denoise_image"):
+            wanted = getattr(weights, name) > 0
+            require(self.model.image_codes or not wanted, f"objectives.{name}", "needs model.image_codes=true")
+            require(bool(self.data.codes) or not wanted, f"objectives.{name}", "needs data.codes, an image tokenizer")
+        patches, side = self.model.image.size // self.model.image.patch, self.model.tokenizer.side
+        require(
+            weights.mvm_code == 0 or patches == side,
+            "objectives.mvm_code",
+            f"needs as many codes as patches: model.tokenizer.side={side}, a picture has {patches} patches on a side",
+        )
+        require(
+            self.task != "caption" or weights.denoise_text > 0, "objectives.denoise_text", "a caption task needs it"
+        )
+        require(
+            self.optimizer.warmup_steps < self.train.steps,
+            "optimizer.warmup_steps",
+            f"must be below train.steps={self.train.steps}",
+        )
+        require(
+            self.runtime.precision == "fp32" or self.runtime.device != "CPU",
+            "runtime.precision",
+            "fp16 is slower than fp32 on a CPU; leave fp32",
+        )
