@@ -22,6 +22,7 @@ from src.training.checkpoint import (
     build_model,
     load_checkpoint_config,
     load_model,
+    load_parts,
     load_weights,
     locate,
     read_state,
@@ -170,6 +171,30 @@ def test_tensors_of_another_model(saved: Path, config: Config, edit: Callable, s
     message = refused(lambda: load_weights(fresh, locate(saved)))
     assert says in message and str(path) in message
     assert_same(values(fresh), before)
+
+
+def test_a_grown_model_starts_from_what_is_there(saved: Path, config: Config) -> None:
+    def other_parts(arrays: dict[str, np.ndarray]) -> None:
+        for name in [name for name in arrays if name.startswith("text_decoder.")]:
+            arrays.pop(name)
+        arrays["sculptor.weight"] = np.zeros(1, np.float32)
+
+    change(locate(saved), other_parts)
+    fresh = build_model(config)
+    before = values(fresh)
+    assert load_parts(fresh, locate(saved)) == (["text_decoder"], ["sculptor"])
+    found, stored = values(fresh), load_file(locate(saved) / "model.safetensors")
+    assert_same({k: v for k, v in found.items() if k in stored}, {k: v for k, v in stored.items() if k in found})
+    assert_same(
+        {k: v for k, v in found.items() if k not in stored}, {k: v for k, v in before.items() if k not in stored}
+    )
+
+
+def test_a_shared_part_must_agree_in_every_tensor(saved: Path, config: Config) -> None:
+    change(locate(saved), lambda arrays: arrays.pop("cross_encoder.cls"))
+    assert "tensor cross_encoder.cls is not in" in refused(lambda: load_parts(build_model(config), locate(saved)))
+    save_file({"sculptor.weight": np.zeros(1, np.float32)}, locate(saved) / "model.safetensors")
+    assert "has no part of this model" in refused(lambda: load_parts(build_model(config), locate(saved)))
 
 
 def test_the_wrong_shape_is_told_from_the_right_one(saved: Path) -> None:

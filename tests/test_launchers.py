@@ -47,8 +47,8 @@ class House:
         self._calls = folder / "calls.jsonl"
         shutil.copytree(ROOT / "scripts", self.root / "scripts")
         (self.root / "src").mkdir()
-        for name in ("config.py", "errors.py"):
-            shutil.copy(ROOT / "src" / name, self.root / "src")
+        shutil.copy(ROOT / "src" / "errors.py", self.root / "src")
+        shutil.copytree(ROOT / "src" / "config", self.root / "src" / "config")
         for task in ("pretrain", "retrieval", "caption"):
             config = self.root / "config" / task / "demo.yaml"
             config.parent.mkdir(parents=True)

@@ -100,7 +100,7 @@ class OptimizerConfig:
 @dataclass(frozen=True)
 class TrainConfig:
     output: str = "runs/run"  # run folder
-    init_from: str = ""  # checkpoint folder whose weights the run starts from
+    init_from: str = ""  # checkpoint folder whose weights the run starts from; parts that it lacks begin anew
     steps: int = 1000
     log_every: int = 10
     save_every: int = 500

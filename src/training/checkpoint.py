@@ -78,6 +78,31 @@ def load_weights(cell: nn.Cell, folder: Path) -> None:
     set_parameters(dict(cell.parameters_and_names()), read_tensors(path), path)
 
 
+def load_parts(cell: nn.Cell, folder: Path) -> tuple[list[str], list[str]]:
+    """Sets the parts that the network and a checkpoint folder share, as fine-tuning and a grown network need it.
+
+    A part (``text_encoder``, ``image_decoder``, …) that both have must agree in every tensor.
+
+    Returns:
+        Names of the parts that the checkpoint lacks and keep their new weights, and of those that it has beside.
+
+    Raises:
+        CheckpointError: a shared part differs, or nothing is shared.
+    """
+    path = folder / MODEL
+    parameters, arrays = dict(cell.parameters_and_names()), read_tensors(path)
+    ours, theirs = ({name.partition(".")[0] for name in names} for names in (parameters, arrays))
+    shared = ours & theirs
+    if not shared:
+        raise CheckpointError(f"{path} has no part of this model: another task wrote it")
+    ours_shared, theirs_shared = (
+        {name: value for name, value in tensors.items() if name.partition(".")[0] in shared}
+        for tensors in (parameters, arrays)
+    )
+    set_parameters(ours_shared, theirs_shared, path)
+    return sorted(ours - shared), sorted(theirs - shared)
+
+
 def save_checkpoint(
     checkpoints: Path,
     step: int,

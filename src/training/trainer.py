@@ -41,7 +41,7 @@ class Trainer:
         self.model = checkpoint.build_model(config)
         self.step_number, self.best = 0, float("-inf")
         if config.train.init_from and not resume:
-            checkpoint.load_weights(self.model, checkpoint.locate(config.train.init_from))
+            self._start_from(checkpoint.locate(config.train.init_from))
         self.step = self._build_step(ranks)
         if resume:
             self._resume()
@@ -64,6 +64,11 @@ class Trainer:
             INITIAL_LOSS_SCALE if half else None,
             MeanGradients(ranks) if ranks > 1 else None,
         )
+
+    def _start_from(self, folder: Path) -> None:
+        new, left = checkpoint.load_parts(self.model, folder)
+        if self.rank == 0:
+            print(f"weights of {folder}{_listed('; new: ', new)}{_listed('; not used: ', left)}", flush=True)
 
     def _resume(self) -> None:
         folder = checkpoint.locate(self.folder)
@@ -145,6 +150,10 @@ class Trainer:
                 self.config.train.keep_checkpoints,
                 best,
             )
+
+
+def _listed(title: str, names: list[str]) -> str:
+    return title + ", ".join(names) if names else ""
 
 
 def trained_parameters(model: nn.Cell, objectives: nn.Cell) -> list[ms.Parameter]:
