@@ -17,7 +17,8 @@ case "$1 $2" in
   "--version "*) echo "Python 3.11.0" ;;
   "-m venv") mkdir -p "$4/bin" && cp "$0" "$4/bin/python" && cp "$0" "$4/bin/ruff" && cp "$0" "$4/bin/shellcheck" ;;
   "-m pip") [[ $3 == install ]] && echo "pip ${*: -1}" >> CALLS; exit "${PIP_EXIT:-0}" ;;
-  *) echo "$(basename "$0") $*" >> CALLS; exit "${EXIT:-0}" ;;
+  "-m pytest") echo "$(basename "$0") $*" >> CALLS; exit "${PYTEST_EXIT:-0}" ;;
+  *) echo "$(basename "$0") $*" >> CALLS ;;
 esac
 """
 
@@ -95,9 +96,11 @@ def test_ci_runs_every_file_in_a_process_of_its_own(house: House):
     for name in ("test_a.py", "test_b.py"):
         (house.root / "tests" / name).touch()
     assert house.run(".ci/run").returncode == 0
-    assert house.calls()[-2:] == ["python -m pytest -q tests/test_a.py", "python -m pytest -q tests/test_b.py"]
-    result = house.run(".ci/run", EXIT="1")
+    calls = sorted(house.calls()[-2:])  # they run side by side
+    assert calls == ["python -m pytest -q tests/test_a.py", "python -m pytest -q tests/test_b.py"]
+    result = house.run(".ci/run", PYTEST_EXIT="1")
     assert result.returncode == 1
+    assert "failed: " in result.stderr and "tests/test_a.py" in result.stderr and "tests/test_b.py" in result.stderr
 
 
 def test_a_failed_installation_is_reported_and_tried_again(house: House):
