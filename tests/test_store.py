@@ -120,9 +120,9 @@ def test_folder_errors(copy: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no split 'test': it has train, dev"):
         Dataset(copy, "test")
     edit_info(copy, {"version": 99})
-    with pytest.raises(DataError, match="format version 99, this code reads 1"):
+    with pytest.raises(DataError, match="format version 99, this code reads 2"):
         Dataset(copy, "train")
-    edit_info(copy, {"version": 1, "splits": None})
+    edit_info(copy, {"version": 2, "splits": None})
     with pytest.raises(DataError, match="does not describe a dataset of this project"):
         read_info(copy)
     edit_info(copy, {"format": "other"})

@@ -22,8 +22,9 @@ def require(condition: bool, name: str, message: str) -> None:
         raise FieldError(name, message)
 
 
-def check_transformer(config: Any) -> None:
-    for name in ("width", "layers", "heads", "ffn"):
+def check_transformer(config: Any, fewest_layers: int = 1) -> None:
+    for name in ("width", "heads", "ffn"):
         require(getattr(config, name) > 0, name, "must be positive")
+    require(config.layers >= fewest_layers, "layers", "must be positive" if fewest_layers else "must not be negative")
     require(config.width % config.heads == 0, "heads", f"must divide width={config.width}")
     require(0 <= config.dropout < 1, "dropout", "must be in [0, 1)")

@@ -24,40 +24,61 @@ class TextEncoderConfig:
 
 @dataclass(frozen=True)
 class ImageEncoderConfig:
+    input: Literal["patch", "region"] = "patch"  # what is read: pixels, or features of a detector's regions
     size: int = 64  # side of the square picture in pixels
     patch: int = 8  # side of a patch in pixels; P = (size / patch)²
+    regions: int = 36  # P with input=region: the most regions of a picture; of more, the best are read
+    region_dim: int = 2048  # width of a region's feature
+    region_classes: int = 1601  # classes of the detector
     width: int = 128
-    layers: int = 3
+    layers: int = 3  # with input=region also 0: two projections and a layer norm, as in the paper
     heads: int = 4
     ffn: int = 512
     norm: Literal["pre", "post"] = "pre"
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        check_transformer(self)
+        check_transformer(self, fewest_layers=0 if self.input == "region" else 1)
         require(self.patch > 0 and self.size % self.patch == 0, "patch", f"must divide size={self.size}")
+        for name in ("regions", "region_dim", "region_classes"):
+            require(getattr(self, name) > 0, name, "must be positive")
+
+    @property
+    def tokens(self) -> int:
+        """P: patches of a picture, or the most regions."""
+        return self.regions if self.input == "region" else (self.size // self.patch) ** 2
 
 
 @dataclass(frozen=True)
 class AudioEncoderConfig:
+    input: Literal["fbank", "feature", "wav2vec2"] = "fbank"  # what is stored: log-mel, features, waveform
     sample_rate: int = 16000  # Hz; other rates are resampled
     mels: int = 64  # mel bands of a frame
     hop_ms: int = 20  # distance of two frames
     window_ms: int = 25  # length of the analysis window
-    max_frames: int = 192  # longer sound is cut
-    stride: int = 4  # frames joined into one token; F = max_frames / stride
+    feature_dim: int = 1024  # with input=feature: width of a frame
+    max_frames: int = 192  # longer sound is cut; a waveform behind max_frames · hop_ms
+    stride: int = 4  # frames joined into one token; F = max_frames / stride; not for input=wav2vec2
     width: int = 128
-    layers: int = 3
+    layers: int = 3  # with input=feature also 0: a projection and a layer norm, as in the paper
     heads: int = 4
     ffn: int = 512
     norm: Literal["pre", "post"] = "pre"
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        check_transformer(self)
-        for name in ("sample_rate", "mels", "hop_ms", "window_ms", "max_frames", "stride"):
+        check_transformer(self, fewest_layers=0 if self.input == "feature" else 1)
+        for name in ("sample_rate", "mels", "hop_ms", "window_ms", "feature_dim", "max_frames", "stride"):
             require(getattr(self, name) > 0, name, "must be positive")
-        require(self.max_frames % self.stride == 0, "stride", f"must divide max_frames={self.max_frames}")
+        if self.input != "wav2vec2":
+            require(self.max_frames % self.stride == 0, "stride", f"must divide max_frames={self.max_frames}")
+
+    @property
+    def length(self) -> int:
+        """M: frames that a batch has room for; of a waveform, samples."""
+        if self.input == "wav2vec2":
+            return self.max_frames * self.hop_ms * self.sample_rate // 1000
+        return self.max_frames
 
 
 @dataclass(frozen=True)

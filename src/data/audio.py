@@ -1,4 +1,4 @@
-"""Sound files to log-mel frames.
+"""Sound files to what is stored of them: log-mel frames, a waveform, or features that another network made.
 
 Letters: ``n`` samples, ``M`` frames, ``N`` mel bands, ``W`` samples of a window, ``R`` frequency bins.
 """
@@ -12,8 +12,21 @@ import scipy.fft  # in float32 eight times as fast as numpy's
 
 from src.config import AudioEncoderConfig
 from src.data.errors import DataError
+from src.data.regions import load_features
 
+FEATURE_ENDINGS = (".npy", ".npz")
 DECADES = 8.0  # dynamic range that a byte spans, below the loudest band of the utterance
+
+
+def read_sound(path: Path, config: AudioEncoderConfig) -> np.ndarray:
+    """A file as ``config.input`` stores it (``schema.sound_layout``), cut to ``config.length``."""
+    features = path.suffix.lower() in FEATURE_ENDINGS
+    if features != (config.input == "feature"):
+        wanted = "features (.npy, .npz)" if config.input == "feature" else "a sound file"
+        raise DataError(f"{path}: model.audio.input={config.input} needs {wanted}")
+    if features:
+        return load_features(path, config.feature_dim)[: config.length]
+    return KINDS[config.input](*load_sound(path), config)
 
 
 def load_sound(path: str | Path) -> tuple[np.ndarray, int]:
@@ -73,6 +86,16 @@ def log_mel(wave: np.ndarray, rate: int, config: AudioEncoderConfig) -> np.ndarr
         return np.zeros(power.shape, np.uint8)  # silence has no loudest band to measure from
     level = np.log10(np.maximum(power / peak, 10.0**-DECADES))
     return np.rint(255 * (1 + level / DECADES)).astype(np.uint8)
+
+
+def waveform(wave: np.ndarray, rate: int, config: AudioEncoderConfig) -> np.ndarray:
+    """The wave at ``config.sample_rate``, int16 [M] with M ≤ ``config.length``."""
+    seconds = config.length / config.sample_rate
+    wave = resample(wave[: int(np.ceil(seconds * rate)) + 1], rate, config.sample_rate)[: config.length]
+    return np.rint(np.clip(wave, -1, 1) * 32767).astype(np.int16)
+
+
+KINDS = {"fbank": log_mel, "wav2vec2": waveform}  # what a wave is stored as, by model.audio.input
 
 
 def frame_lengths(config: AudioEncoderConfig) -> tuple[int, int]:

@@ -12,11 +12,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from src.config import Config
+from src.config import Config, ImageEncoderConfig
 from src.data import image, masking
 from src.data.errors import DataError
 from src.data.image_codes import open_codes
-from src.data.schema import AUDIO, IMAGE, TEXT, batch_fields
+from src.data.regions import Regions
+from src.data.schema import AUDIO, IMAGE, TEXT, batch_fields, sound_tokens
 from src.data.store import Dataset, Record
 from src.data.tokenizer import Tokenizer
 
@@ -40,7 +41,7 @@ class Loader:
     def __init__(self, config: Config, split: str, rank: int = 0, ranks: int = 1) -> None:
         self.config, self.split, self.rank, self.ranks = config, split, rank, ranks
         self.tokenizer = Tokenizer(config.model.text.vocab)
-        self.dataset = Dataset(config.data.path, split, config.model.audio)
+        self.dataset = Dataset(config.data.path, split, config.model.audio, config.model.image)
         self.codes = open_codes(self.dataset, config) if config.data.codes else None
         self.ids = np.arange(len(self.dataset))  # the samples of an epoch
 
@@ -112,18 +113,21 @@ class Loader:
 
     def _fill(self, batch: Batch, epoch: int, row: int, record: Record, caption: int) -> None:
         """Writes one sample into its row; an absent modality stays zero."""
-        presence = batch["presence"][row]
-        presence[:] = record.presence(caption)
+        presence, model = batch["presence"][row], self.config.model
+        presence[:] = record.presence(caption, model.image.input)
         if presence[IMAGE]:
             name = f"{self.dataset.folder}: split {self.split!r}, record {record.key!r}"
-            batch["image"][row] = image.decode(record.image, self.config.model.image.size, name)
+            if model.image.input == "region":
+                fill_regions(batch, row, record.regions, model.image, name)
+            else:
+                batch["image"][row] = image.decode(record.image, model.image.size, name)
         if presence[AUDIO]:
-            sound = record.sounds[max(caption, 0)][: self.config.model.audio.max_frames]
+            sound = record.sounds[max(caption, 0)][: model.audio.length]
             batch["audio"][row, : len(sound)] = sound
             batch["audio_frames"][row] = len(sound)
         text = _text(record, caption)
         if presence[TEXT]:
-            ids, mask = self.tokenizer.encode(text, self.config.model.text.max_len)
+            ids, mask = self.tokenizer.encode(text, model.text.max_len)
             batch["text_ids"][row], batch["text_mask"][row] = ids, mask
         self._draw(batch, row, epoch, text)
 
@@ -150,10 +154,29 @@ class Loader:
                 batch[name][row] = value
 
     def _places(self, batch: Batch, row: int) -> dict[str, int]:
-        """How many patches and sound tokens the row has."""
-        image, stride = self.config.model.image, self.config.model.audio.stride
-        patches = (image.size // image.patch) ** 2 * int(batch["presence"][row, IMAGE])
-        return {"mvm": patches, "mam": -(-int(batch["audio_frames"][row]) // stride)}
+        """How many patches (or regions) and sound tokens the row has."""
+        model = self.config.model
+        if model.image.input == "region":
+            patches = int(batch["region_mask"][row].sum())
+        else:
+            patches = model.image.tokens * int(batch["presence"][row, IMAGE])
+        return {"mvm": patches, "mam": sound_tokens(model.audio, int(batch["audio_frames"][row]))}
+
+
+def fill_regions(batch: Batch, row: int, regions: Regions, config: ImageEncoderConfig, name: str) -> None:
+    """Writes the surest regions of a picture into a row; ``name`` is what an error calls it."""
+    if regions.features.shape[1] != config.region_dim:
+        found, key = regions.features.shape[1], "model.image.region_dim"
+        raise DataError(f"{name}: features of {found} numbers, {key} is {config.region_dim}: change the config")
+    if regions.classes.max() >= config.region_classes:
+        found, key = regions.classes.max(), "model.image.region_classes"
+        raise DataError(f"{name}: a region is of class {found}, {key} is {config.region_classes}: change the config")
+    count = min(len(regions), config.regions)
+    batch["regions"][row, :count] = regions.features[:count]
+    batch["region_boxes"][row, :count] = regions.box_vectors()[:count]
+    batch["region_mask"][row, :count] = 1
+    batch["region_classes"][row] = -1
+    batch["region_classes"][row, :count] = regions.classes[:count]
 
 
 def _text(record: Record, caption: int) -> str:

@@ -1,7 +1,7 @@
 """The batch contract: the names, types and shapes of what the data path hands to the model.
 
-Letters: ``B`` batch, ``T`` text tokens, ``S`` picture side in pixels, ``M`` sound frames, ``N`` mel bands,
-``K`` masked tokens, ``C`` codes of a picture.
+Letters: ``B`` batch, ``T`` text tokens, ``S`` picture side in pixels, ``P`` patches or regions, ``M`` sound frames,
+``N`` mel bands, ``D`` width of a feature, ``F`` sound tokens, ``K`` masked tokens, ``C`` codes of a picture.
 
 A batch is a plain ``dict[str, numpy.ndarray]`` with exactly the fields of :func:`batch_fields`.
 """
@@ -10,10 +10,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from src.config import ModelConfig
+from src.config import AudioEncoderConfig, ModelConfig
 
 TEXT, IMAGE, AUDIO = range(3)  # columns of every presence table
 MODALITIES = ("text", "image", "audio")
+# what an image encoder reads, by model.image.input
+IMAGE_FIELDS = {"patch": ("image",), "region": ("regions", "region_boxes", "region_mask")}
+# wav2vec 2.0's convolutions over the waveform, in all its sizes: kernel and stride of each
+WAVE_CONVOLUTIONS = ((10, 5), (3, 2), (3, 2), (3, 2), (3, 2), (2, 2), (2, 2))
 
 
 @dataclass(frozen=True)
@@ -30,27 +34,67 @@ def masked_slots(max_len: int, mask_ratio: float) -> int:
     return max(1, round(max_len * mask_ratio))
 
 
+def sound_layout(kind: str, mels: int, feature_dim: int) -> tuple[type, tuple[int, ...]]:
+    """Type of a stored sound and shape of one of its frames, by model.audio.input."""
+    layouts = {
+        "fbank": (np.uint8, (mels,)),
+        "feature": (np.float16, (feature_dim,)),
+        "wav2vec2": (np.int16, ()),  # a frame is a sample
+    }
+    return layouts[kind]
+
+
+def sound_tokens(audio: AudioEncoderConfig, length: int) -> int:
+    """How many tokens a sound of so many frames (or samples of a waveform) gives."""
+    if audio.input != "wav2vec2":
+        return -(-length // audio.stride)
+    for kernel, stride in WAVE_CONVOLUTIONS:
+        length = max(0, (length - kernel) // stride + 1)
+    return length
+
+
+def image_fields(model: ModelConfig) -> dict[str, Field]:
+    """What there is of a picture: pixels, or what a detector found."""
+    image = model.image
+    if image.input == "patch":
+        return {"image": Field(np.uint8, (image.size, image.size, 3), "RGB, normalised on the device")}
+    return {
+        "regions": Field(np.float16, (image.regions, image.region_dim), "features of the detector, 0 behind the last"),
+        "region_boxes": Field(np.float32, (image.regions, 7), "x1, y1, x2, y2, width, height, area; shares of 1"),
+        "region_mask": Field(np.int32, (image.regions,), "1 on regions, 0 on padding"),
+        "region_classes": Field(np.int32, (image.regions,), "the detector's; −1: unknown"),
+    }
+
+
+SOUNDS = {
+    "fbank": "quantised log-mel frames, 0 behind the end",
+    "feature": "features of frames, 0 behind the end",
+    "wav2vec2": "the waveform, 0 behind the end",
+}
+
+
 def batch_fields(model: ModelConfig, batch_size: int, mask_ratio: float) -> dict[str, Field]:
     """The fields of a training batch, by name."""
-    text, image, audio = model.text, model.image, model.audio
+    text, audio = model.text, model.audio
     slots = masked_slots(text.max_len, mask_ratio)
-    patches = masked_slots((image.size // image.patch) ** 2, mask_ratio)
-    frames = masked_slots(audio.max_frames // audio.stride, mask_ratio)
+    patches = masked_slots(model.image.tokens, mask_ratio)
+    frames = masked_slots(sound_tokens(audio, audio.length), mask_ratio)
+    dtype, frame = sound_layout(audio.input, audio.mels, audio.feature_dim)
     return {
         "sample_id": Field(np.int32, (), "position of the sample in its split"),
         "image_id": Field(np.int32, (), "equal for samples of the same picture, which are never negatives"),
         "presence": Field(np.int32, (3,), "1 where the sample has text, image, audio"),
         "text_ids": Field(np.int32, (text.max_len,), "[CLS] … [SEP] [PAD] …"),
         "text_mask": Field(np.int32, (text.max_len,), "1 on tokens, 0 on padding"),
-        "image": Field(np.uint8, (image.size, image.size, 3), "RGB, normalised on the device"),
+        **image_fields(model),
         "image_codes": Field(np.int32, (model.tokenizer.side**2,), "the tokenizer's; −1: no picture, or no data.codes"),
-        "audio": Field(np.uint8, (audio.max_frames, audio.mels), "quantised log-mel frames, 0 behind the end"),
-        "audio_frames": Field(np.int32, (), "frames before the padding"),
+        "audio": Field(dtype, (audio.length, *frame), SOUNDS[audio.input]),
+        "audio_frames": Field(np.int32, (), "frames (of a waveform: samples) before the padding"),
         "mlm_ids": Field(np.int32, (text.max_len,), "text_ids with whole words hidden"),
         "mlm_positions": Field(np.int32, (slots,), "where the hidden tokens are; 0 in unused slots"),
         "mlm_labels": Field(np.int32, (slots,), "what they were"),
         "mlm_weights": Field(np.float32, (slots,), "1 for a used slot, 0 for an unused one"),
-        "mvm_positions": Field(np.int32, (patches,), "hidden patches; 0 in unused slots"),
+        "mvm_positions": Field(np.int32, (patches,), "hidden patches or regions; 0 in unused slots"),
         "mvm_weights": Field(np.float32, (patches,), "1 for a used slot, 0 for an unused one"),
         "mam_positions": Field(np.int32, (frames,), "hidden sound tokens; 0 in unused slots"),
         "mam_weights": Field(np.float32, (frames,), "1 for a used slot, 0 for an unused one"),

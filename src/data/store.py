@@ -15,36 +15,24 @@ from typing import Any
 
 import numpy as np
 
-from src.config import AudioEncoderConfig
+from src.config import AudioEncoderConfig, ImageEncoderConfig
 from src.data.errors import DataError
-from src.data.schema import MODALITIES
+from src.data.record import COLUMNS, PAGE_BYTES, SCHEMA, Record, pack, unpack
+from src.data.schema import MODALITIES, sound_layout
 from src.files import write_text
 
-FORMAT, VERSION = "opt-dataset", 1
-AUDIO_KEYS = ("sample_rate", "mels", "hop_ms", "window_ms", "max_frames")  # settings that shape the stored sound
-COLUMNS = ("key", "image", "captions", "sounds", "sizes")
-SCHEMA = {name: {"type": "bytes" if name in ("image", "sounds") else "string"} for name in COLUMNS}
-PAGE_BYTES = 1 << 22  # MindRecord's unit of writing, which a record must fit into
+FORMAT, VERSION = "opt-dataset", 2
+# settings that shape the stored sound, by its kind (model.audio.input)
+AUDIO_KEYS = {
+    "fbank": ("sample_rate", "mels", "hop_ms", "window_ms", "max_frames"),
+    "feature": ("feature_dim", "max_frames"),
+    "wav2vec2": ("sample_rate", "hop_ms", "max_frames"),
+}
 HEADER_BYTES = 1 << 20
 WRITE_ROWS = 128  # rows handed to MindRecord at once
 OUR_FILES = re.compile(
     r"(.+-\d{5}\.mindrecord(\.db)?|(index|\.?codes)-.+\.npy|codes\.json|\.writing-(dataset|codes)\.json)"
 )
-
-
-@dataclass(frozen=True)
-class Record:
-    """A picture, its captions and their sounds; what is absent is None or empty."""
-
-    key: str  # name in its corpus: for messages and results
-    image: bytes | None  # encoded file (PNG, JPEG, WebP)
-    captions: tuple[str, ...]
-    sounds: tuple[np.ndarray | None, ...]  # a caption's log-mel, uint8 [frames, mels]; a lone one without captions
-
-    def presence(self, caption: int) -> list[int]:
-        """1 where the sample of this caption (−1: without one) has text, image, audio."""
-        sound = self.sounds[max(caption, 0)] if self.sounds else None
-        return [int(caption >= 0), int(self.image is not None), int(sound is not None)]
 
 
 @dataclass
@@ -54,6 +42,7 @@ class _Split:
     shards: list[dict[str, Any]] = field(default_factory=list)
     samples: list[tuple[int, int, int]] = field(default_factory=list)
     counts: np.ndarray = field(default_factory=lambda: np.zeros(3, np.int64))  # samples with text, image, audio
+    regions: int = 0  # samples with regions
     records: int = 0
     pictures: dict[bytes, int] = field(default_factory=dict)  # digest → first record with that picture
     writer: Any = None
@@ -94,15 +83,15 @@ class DatasetWriter:
         """Appends a record to a split; its samples follow those of the records before it."""
         if not re.fullmatch(r"[\w-]+", split):
             raise DataError(f"split {split!r} cannot name files: use letters, digits, _ and -")
-        row = _pack(record, self.audio)
+        row = pack(record, self.audio)
         state = self._splits.setdefault(split, _Split())
-        picture = state.records
-        if record.image is not None:
-            digest = hashlib.blake2b(record.image, digest_size=12).digest()
+        digest, picture = record.picture_digest(), state.records
+        if digest is not None:
             picture = state.pictures.setdefault(digest, state.records)
         for caption in range(len(record.captions)) or (-1,):
             state.samples.append((state.records, caption, picture))
             state.counts += record.presence(caption)
+            state.regions += record.regions is not None
         state.records += 1
         state.rows.append(row)
         state.in_shard += 1
@@ -152,13 +141,14 @@ class DatasetWriter:
                 "samples": len(state.samples),
                 "pictures": len(state.pictures),
                 **{modality: int(count) for modality, count in zip(MODALITIES, state.counts, strict=True)},
+                "regions": state.regions,
                 "index": describe(index),
                 "shards": state.shards,
             }
         content = {
             "format": FORMAT,
             "version": VERSION,
-            "audio": {key: getattr(self.audio, key) for key in AUDIO_KEYS},
+            "audio": {key: getattr(self.audio, key) for key in ("input", *AUDIO_KEYS[self.audio.input])},
             "splits": splits,
             "about": self.about,
         }
@@ -172,13 +162,20 @@ class Dataset:
         folder: the dataset folder.
         split: one of its splits.
         audio: the model's sound settings, which must be those of the stored sounds; None skips this check.
+        image: the model's picture settings: what its encoder reads must be there if there are pictures.
 
     Attributes:
         info: the content of dataset.json.
         samples: int32 [n, 3]: record, caption (or −1), image_id.
     """
 
-    def __init__(self, folder: str | Path, split: str, audio: AudioEncoderConfig | None = None) -> None:
+    def __init__(
+        self,
+        folder: str | Path,
+        split: str,
+        audio: AudioEncoderConfig | None = None,
+        image: ImageEncoderConfig | None = None,
+    ) -> None:
         self.folder, self.split = Path(folder), split
         self.info = read_info(folder)
         if split not in self.info["splits"]:
@@ -187,6 +184,8 @@ class Dataset:
         self._entry = self.info["splits"][split]
         if audio is not None and self._entry["audio"]:
             self._check_audio(audio)
+        if image is not None:
+            self._check_image(image)
         self._files = [file for shard in self._entry["shards"] for file in shard["files"]]
         for file in [self._entry["index"], *self._files]:
             _check_size(self.folder / file["name"], file["bytes"])
@@ -212,7 +211,8 @@ class Dataset:
     def read(self, record_indices: Iterable[int]) -> Iterator[Record]:
         """Records in the order asked for, read from the shards one by one."""
         source = self._open()
-        mels = self.info["audio"]["mels"]
+        audio = self.info["audio"]
+        layout = sound_layout(audio["input"], audio.get("mels", 0), audio.get("feature_dim", 0))
         for index in record_indices:
             if not 0 <= index < self.records:
                 raise DataError(f"{self.folder}: split {self.split!r} has no record {index}")
@@ -220,7 +220,7 @@ class Dataset:
                 columns = source[int(index)]
             except RuntimeError as error:
                 raise DataError(self._damage(index, error)) from None
-            yield _unpack(columns, mels)
+            yield unpack(columns, *layout)
 
     def _open(self) -> Any:
         if self._source is None:
@@ -243,8 +243,16 @@ class Dataset:
                 return f"{self.folder / file['name']} is damaged: prepare the dataset again"
         return f"{self.folder}: record {index} of split {self.split!r} cannot be read ({_reason(error)})"
 
+    def _check_image(self, image: ImageEncoderConfig) -> None:
+        wanted, other = ("regions", "image") if image.input == "region" else ("image", "regions")
+        if self._entry[other] and not self._entry[wanted]:
+            raise DataError(
+                f"{self.folder}: split {self.split!r} has {other} but no {wanted}, which "
+                f"model.image.input={image.input} reads: change the config or prepare the dataset with them"
+            )
+
     def _check_audio(self, audio: AudioEncoderConfig) -> None:
-        for key in AUDIO_KEYS:
+        for key in ("input", *AUDIO_KEYS[self.info["audio"]["input"]]):
             stored, wanted = self.info["audio"][key], getattr(audio, key)
             # Sound that was cut later than the model wants is cut again; other settings cannot be undone.
             if wanted > stored if key == "max_frames" else wanted != stored:
@@ -287,47 +295,6 @@ def read_info(folder: str | Path) -> dict[str, Any]:
     if info.get("version") != VERSION:
         raise DataError(f"{path} has format version {info.get('version')}, this code reads {VERSION}: prepare it again")
     return info
-
-
-def _pack(record: Record, audio: AudioEncoderConfig) -> dict[str, Any]:
-    """A record as a MindRecord row. Empty bytes come back as one zero byte, hence the sizes."""
-    if record.image is None and not record.captions and not any(sound is not None for sound in record.sounds):
-        raise DataError(f"record {record.key!r} has neither picture nor caption nor sound")
-    if len(record.sounds) not in (0, len(record.captions) or 1):
-        raise DataError(f"record {record.key!r} has {len(record.captions)} captions but {len(record.sounds)} sounds")
-    for sound in record.sounds:
-        if sound is not None and (sound.dtype != np.uint8 or sound.shape[1:] != (audio.mels,) or not len(sound)):
-            raise DataError(
-                f"record {record.key!r}: a sound is {sound.dtype}{list(sound.shape)}, not uint8 [frames, {audio.mels}]"
-            )
-    sounds = b"".join(sound.tobytes() for sound in record.sounds if sound is not None)
-    sizes = {
-        "image": None if record.image is None else len(record.image),
-        "frames": [None if sound is None else len(sound) for sound in record.sounds],
-    }
-    row = {
-        "key": record.key,
-        "image": record.image or b"",
-        "captions": json.dumps(record.captions),
-        "sounds": sounds,
-        "sizes": json.dumps(sizes),
-    }
-    if len(row["image"]) + len(sounds) + len(row["captions"]) > PAGE_BYTES - 4096:
-        raise DataError(f"record {record.key!r} is larger than {PAGE_BYTES >> 20} MB: make its picture smaller")
-    return row
-
-
-def _unpack(columns: list[np.ndarray], mels: int) -> Record:
-    key, image, captions, sounds, sizes = columns
-    size = json.loads(sizes.item())
-    texts = tuple(json.loads(captions.item()))
-    data, start, waves = np.frombuffer(sounds.tobytes(), np.uint8), 0, []
-    for frames in size["frames"]:
-        end = start + (frames or 0) * mels
-        waves.append(None if frames is None else data[start:end].reshape(frames, mels))
-        start = end
-    picture = None if size["image"] is None else image.tobytes()
-    return Record(key.item(), picture, texts, tuple(waves) or (None,) * len(texts))
 
 
 def describe(path: Path) -> dict[str, Any]:

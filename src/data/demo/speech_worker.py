@@ -7,7 +7,7 @@ import sys
 import numpy as np
 
 from src.config import AudioEncoderConfig
-from src.data.audio import log_mel
+from src.data.audio import KINDS
 
 # from espeak-ng/speak_lib.h
 AUDIO_OUTPUT_SYNCHRONOUS = 2
@@ -62,7 +62,8 @@ def main() -> None:
     audio = AudioEncoderConfig(**job["audio"])
     voice = job["voice"]
     synthesizer = Synthesizer(voice["name"], voice["rate"], voice["pitch"])
-    sounds = [log_mel(synthesizer.say(text), synthesizer.sample_rate, audio) for text in job["captions"]]
+    encode = KINDS[audio.input]
+    sounds = [encode(synthesizer.say(text), synthesizer.sample_rate, audio) for text in job["captions"]]
     np.savez(sys.argv[1], frames=np.concatenate(sounds), lengths=[len(sound) for sound in sounds])
 
 

@@ -15,10 +15,11 @@ from typing import Any
 from PIL import Image
 from tqdm import tqdm
 
-from src.config import AudioEncoderConfig, load_config
-from src.data.audio import load_sound, log_mel
+from src.config import ModelConfig, load_config
+from src.data.audio import read_sound
 from src.data.errors import DataError
 from src.data.image import open_rgb
+from src.data.regions import load_regions
 from src.data.schema import MODALITIES
 from src.data.store import DatasetWriter, Record, read_info
 
@@ -38,6 +39,7 @@ class Row:
     sounds: tuple[Path | None, ...] = ()
     split: str | None = None  # None: by hash
     reason: str = ""
+    regions: Path | None = None  # what a detector found in the picture
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,7 +48,7 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--test-share", type=float, default=0.05, help="... for test; the rest is train")
     parser.add_argument("--max-side", type=int, default=512, help="larger pictures are stored smaller, in pixels")
     parser.add_argument("--max-bad", type=float, default=0.01, help="share of bad rows that fails the whole")
-    parser.add_argument("--config", type=Path, help="YAML file whose model.audio says how sound is stored")
+    parser.add_argument("--config", type=Path, help="YAML file whose model says how sound and regions are stored")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="threads that read media")
 
 
@@ -56,11 +58,11 @@ def write_dataset(rows: Iterable[Row], total: int, args: argparse.Namespace, abo
     Bad rows go to rejected.jsonl in the folder. Too many of them are an error, and the folder stays unfinished.
     """
     _check_arguments(args)
-    audio = load_config(args.config).model.audio if args.config else AudioEncoderConfig()
+    model = load_config(args.config).model if args.config else ModelConfig()
     rejected = args.output / "rejected.jsonl"
-    with DatasetWriter(args.output, audio, about) as writer, rejected.open("w", encoding="utf-8") as log:
+    with DatasetWriter(args.output, model.audio, about) as writer, rejected.open("w", encoding="utf-8") as log:
         bad, first = 0, ""
-        for row, result in tqdm(_read_all(rows, audio, args), total=total, unit=" rows", mininterval=0.5):
+        for row, result in tqdm(_read_all(rows, model, args), total=total, unit=" rows", mininterval=0.5):
             reason = result if isinstance(result, str) else _store(writer, row, result, args)
             if reason:
                 bad, first = bad + 1, first or f"{row.file}:{row.line}: {reason}"
@@ -89,7 +91,7 @@ def _check_arguments(args: argparse.Namespace) -> None:
 
 
 def _read_all(
-    rows: Iterable[Row], audio: AudioEncoderConfig, args: argparse.Namespace
+    rows: Iterable[Row], model: ModelConfig, args: argparse.Namespace
 ) -> Iterator[tuple[Row, Record | str]]:
     """Rows in their order with their records, or with the reason why there is none."""
 
@@ -97,7 +99,7 @@ def _read_all(
         if row.reason:
             return row.reason
         try:
-            return _read_row(row, audio, args.max_side)
+            return read_row(row, model, args.max_side)
         except DataError as error:
             return str(error)
 
@@ -112,10 +114,12 @@ def _read_all(
                 yield row, result
 
 
-def _read_row(row: Row, audio: AudioEncoderConfig, max_side: int) -> Record:
+def read_row(row: Row, model: ModelConfig, max_side: int) -> Record:
+    """The row's media as a record, in the form in which the model's encoders read them."""
     image = None if row.image is None else pack_image(row.image, max_side)
-    sounds = tuple(None if path is None else log_mel(*load_sound(path), audio) for path in row.sounds)
-    return Record(row.key, image, row.captions, sounds)
+    regions = None if row.regions is None else load_regions(row.regions, model.image.region_dim)
+    sounds = tuple(None if path is None else read_sound(path, model.audio) for path in row.sounds)
+    return Record(row.key, image, row.captions, sounds, regions)
 
 
 def pack_image(path: Path, max_side: int) -> bytes:
@@ -137,7 +141,8 @@ def pack_image(path: Path, max_side: int) -> bytes:
 
 def _store(writer: DatasetWriter, row: Row, record: Record, args: argparse.Namespace) -> str:
     """Adds the record; returns the reason if it cannot be stored."""
-    name = row.image.name if row.image else row.key  # not the whole path: the split stays when the folder moves
+    picture = row.image or row.regions
+    name = picture.name if picture else row.key  # not the whole path: the split stays when the folder moves
     split = row.split or split_by_hash(name, args.dev_share, args.test_share)
     try:
         writer.add(split, record)
@@ -173,7 +178,7 @@ def guard(make: Callable[[], Row], file: str, line: int, key: str = "") -> Row:
 
 
 def _print_counts(folder: Path, bad: int, rejected: Path) -> None:
-    columns = ("records", "samples", "pictures", *MODALITIES)
+    columns = ("records", "samples", "pictures", *MODALITIES, "regions")
     print(f"{'split':12}" + "".join(f"{name:>10}" for name in columns))
     for split, entry in read_info(folder)["splits"].items():
         print(f"{split:12}" + "".join(f"{entry[name]:10}" for name in columns))

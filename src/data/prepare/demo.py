@@ -38,6 +38,10 @@ def run(args: argparse.Namespace) -> None:
     if args.seed < 0:
         raise DataError(f"--seed {args.seed}: give a number that is not negative")
     audio = load_config(args.config).model.audio if args.config else AudioEncoderConfig()
+    if audio.input == "feature":
+        raise DataError(
+            f"--config {args.config}: model.audio.input=feature, but the demo speaks: use fbank or wav2vec2"
+        )
     spoken = not args.no_speech
     if spoken and not speech.available():
         tqdm.write(speech.HINT)
@@ -68,8 +72,9 @@ def _write_split(
             frames.append(len(sound))
     if audio is None or not frames:
         return split, count, 0, count, 0, 0.0
-    seconds = float(np.mean(frames)) * audio.hop_ms / 1000
-    return split, count, len(frames), count - len(frames), frames.count(audio.max_frames), seconds
+    hops = audio.length / audio.max_frames  # frames, or samples of a waveform, in a hop
+    seconds = float(np.mean(frames)) / hops * audio.hop_ms / 1000
+    return split, count, len(frames), count - len(frames), frames.count(audio.length), seconds
 
 
 def _sounds(

@@ -1,6 +1,10 @@
 """manifest.jsonl: one picture a line, with captions and sounds, any of which may be missing.
 
     {"id": "42", "image": "42.jpg", "captions": ["一只猫", "猫在睡觉"], "audio": ["42a.wav", null], "split": "train"}
+    {"id": "43", "regions": "43.npz", "caption": "一只狗", "audio": "43.npy"}
+
+``regions`` is a file of a detector's features (:mod:`src.data.regions`), beside the picture or in place of it. With a
+--config whose model.audio.input is feature, ``audio`` names files of features instead of sounds.
 """
 
 import argparse
@@ -13,7 +17,7 @@ from typing import Any
 from src.data.errors import DataError
 from src.data.prepare.common import Row, add_common_arguments, check_captions, guard, write_dataset
 
-KEYS = ("id", "image", "caption", "captions", "audio", "split")
+KEYS = ("id", "image", "regions", "caption", "captions", "audio", "split")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -63,14 +67,19 @@ def _parse(entry: dict[str, Any], key: str, file: str, number: int, media: Path)
     if "caption" in entry and "captions" in entry:
         raise DataError("there is both a caption and captions")
     captions = check_captions(entry.get("captions", entry.get("caption", [])))
-    image = entry.get("image")
-    if image is not None and not (isinstance(image, str) and image):
-        raise DataError("the image is not a path")
+    image, regions = (_path(entry, name, media) for name in ("image", "regions"))
     split = entry.get("split")
     if split is not None and not (isinstance(split, str) and re.fullmatch(r"[\w-]+", split)):
         raise DataError("the split is not a name of letters, digits, _ and -")
     sounds = _sounds(entry.get("audio"), len(captions), media)
-    return Row(file, number, key, None if image is None else media / image, captions, sounds, split)
+    return Row(file, number, key, image, captions, sounds, split, regions=regions)
+
+
+def _path(entry: dict[str, Any], name: str, media: Path) -> Path | None:
+    path = entry.get(name)
+    if path is not None and not (isinstance(path, str) and path):
+        raise DataError(f"{name} is not a path")
+    return None if path is None else media / path
 
 
 def _sounds(audio: Any, captions: int, media: Path) -> tuple[Path | None, ...]:

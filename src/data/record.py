@@ -1,0 +1,112 @@
+"""A record: a picture, its captions and their sounds, and how MindRecord keeps it as one row."""
+
+import hashlib
+import json
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from src.config import AudioEncoderConfig
+from src.data.errors import DataError
+from src.data.regions import Regions
+from src.data.schema import sound_layout
+
+BYTES = ("image", "regions", "sounds")
+COLUMNS = ("key", "image", "regions", "captions", "sounds", "sizes")
+SCHEMA = {name: {"type": "bytes" if name in BYTES else "string"} for name in COLUMNS}
+REGION_TYPES = (np.float32, np.int32, np.float32, np.float16)  # boxes, classes, scores, features: in this order
+PAGE_BYTES = 1 << 22  # MindRecord's unit of writing, which a record must fit into
+
+
+@dataclass(frozen=True)
+class Record:
+    """A picture, its captions and their sounds; what is absent is None or empty."""
+
+    key: str  # name in its corpus: for messages and results
+    image: bytes | None  # encoded file (PNG, JPEG, WebP)
+    captions: tuple[str, ...]
+    # a caption's sound, as schema.sound_layout says for its kind: uint8 [frames, mels]; a lone one without captions
+    sounds: tuple[np.ndarray | None, ...]
+    regions: Regions | None = None  # what a detector found in the picture
+
+    def presence(self, caption: int, image_input: str = "patch") -> list[int]:
+        """1 where the sample of this caption (−1: without one) has text, image (or regions), audio."""
+        sound = self.sounds[max(caption, 0)] if self.sounds else None
+        picture = self.regions if image_input == "region" else self.image
+        return [int(caption >= 0), int(picture is not None), int(sound is not None)]
+
+    def picture_digest(self) -> bytes | None:
+        """Equal for records of the same picture; None without one."""
+        if self.image is None and self.regions is None:
+            return None
+        content = self.image if self.image is not None else self.regions.features.tobytes()
+        return hashlib.blake2b(content, digest_size=12).digest()
+
+
+def pack(record: Record, audio: AudioEncoderConfig) -> dict[str, Any]:
+    """A record as a MindRecord row. Empty bytes come back as one zero byte, hence the sizes."""
+    pictured = record.image is not None or record.regions is not None
+    if not pictured and not record.captions and not any(sound is not None for sound in record.sounds):
+        raise DataError(f"record {record.key!r} has neither picture nor caption nor sound")
+    if len(record.sounds) not in (0, len(record.captions) or 1):
+        raise DataError(f"record {record.key!r} has {len(record.captions)} captions but {len(record.sounds)} sounds")
+    dtype, frame = sound_layout(audio.input, audio.mels, audio.feature_dim)
+    for sound in record.sounds:
+        if sound is not None and (sound.dtype != dtype or sound.shape[1:] != frame or not len(sound)):
+            wanted = f"{np.dtype(dtype)} [{', '.join(map(str, ('frames', *frame)))}]"
+            raise DataError(f"record {record.key!r}: a sound is {sound.dtype}{list(sound.shape)}, not {wanted}")
+    sounds = b"".join(sound.tobytes() for sound in record.sounds if sound is not None)
+    sizes = {
+        "image": None if record.image is None else len(record.image),
+        "regions": _region_sizes(record.regions),
+        "frames": [None if sound is None else len(sound) for sound in record.sounds],
+    }
+    row = {
+        "key": record.key,
+        "image": record.image or b"",
+        "regions": b"" if record.regions is None else _pack_regions(record.regions),
+        "captions": json.dumps(record.captions),
+        "sounds": sounds,
+        "sizes": json.dumps(sizes),
+    }
+    if sum(len(row[name]) for name in (*BYTES, "captions")) > PAGE_BYTES - 4096:
+        mend = "make its picture smaller or its sounds shorter"
+        raise DataError(f"record {record.key!r} is larger than {PAGE_BYTES >> 20} MB: {mend}")
+    return row
+
+
+def _region_sizes(regions: Regions | None) -> list[int] | None:
+    return None if regions is None else [*regions.features.shape, regions.width, regions.height]
+
+
+def _pack_regions(regions: Regions) -> bytes:
+    arrays = regions.boxes, regions.classes, regions.scores, regions.features
+    return b"".join(array.astype(dtype).tobytes() for array, dtype in zip(arrays, REGION_TYPES, strict=True))
+
+
+def _unpack_regions(data: bytes, count: int, dim: int, width: int, height: int) -> Regions:
+    found, start = [], 0
+    for shape, dtype in zip(((count, 4), (count,), (count,), (count, dim)), REGION_TYPES, strict=True):
+        values = np.frombuffer(data, dtype, math.prod(shape), start)
+        found.append(values.reshape(shape))
+        start += values.nbytes
+    boxes, classes, scores, features = found
+    return Regions(features, boxes, classes, scores, width, height)
+
+
+def unpack(columns: list[np.ndarray], dtype: type, frame: tuple[int, ...]) -> Record:
+    """The record of a row; type and frame shape of its sounds are those of ``schema.sound_layout``."""
+    key, image, regions, captions, sounds, sizes = columns
+    size = json.loads(sizes.item())
+    texts = tuple(json.loads(captions.item()))
+    data, start, waves = sounds.tobytes(), 0, []
+    for frames in size["frames"]:
+        shape = (frames or 0, *frame)
+        values = np.frombuffer(data, dtype, math.prod(shape), start) if frames else None
+        waves.append(None if values is None else values.reshape(shape))
+        start += 0 if values is None else values.nbytes
+    picture = None if size["image"] is None else image.tobytes()
+    found = None if size["regions"] is None else _unpack_regions(regions.tobytes(), *size["regions"])
+    return Record(key.item(), picture, texts, tuple(waves) or (None,) * len(texts), found)

@@ -1,0 +1,187 @@
+"""Features that other networks have written to files: regions of a detector, frames of a sound.
+
+Letters: ``n`` regions or frames, ``D`` width of a feature.
+
+    a1.npz    features [n, 2048], boxes [n, 4], classes [n], scores [n], width, height
+    a1.npy    [n, 1024], frames of a sound; in an .npz: features
+
+The names that the usual bottom-up-attention extractors give to the arrays are understood, too.
+"""
+
+import zipfile
+import zlib
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from src.data.errors import DataError
+
+# names in files, the project's own first
+NAMES = {
+    "features": ("features", "feature", "feats", "feat", "x"),
+    "boxes": ("boxes", "bbox", "bboxes", "norm_bb"),
+    "classes": ("classes", "objects", "objects_id", "cls", "cls_prob", "soft_labels"),
+    "scores": ("scores", "conf", "objects_conf"),
+    "width": ("width", "image_w", "image_width", "img_w"),
+    "height": ("height", "image_h", "image_height", "img_h"),
+    "count": ("num_boxes", "num_bbox"),
+}
+# what numpy raises for damaged files
+BROKEN = (OSError, ValueError, EOFError, KeyError, NotImplementedError, zipfile.BadZipFile, zlib.error)
+
+
+@dataclass(frozen=True)
+class Regions:
+    """What a detector found in a picture, the surest first."""
+
+    features: np.ndarray  # float16 [n, D]
+    boxes: np.ndarray  # float32 [n, 4]: x1, y1, x2, y2 in pixels
+    classes: np.ndarray  # int32 [n]; −1: unknown
+    scores: np.ndarray  # float32 [n]; 0 where the file has none
+    width: int  # of the picture in pixels
+    height: int
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+    def box_vectors(self) -> np.ndarray:
+        """float32 [n, 7]: x1, y1, x2, y2, width, height, area, as shares of the picture's."""
+        corners = np.clip(self.boxes / np.array([self.width, self.height] * 2, np.float32), 0, 1)
+        sides = corners[:, 2:] - corners[:, :2]
+        return np.concatenate([corners, sides, sides.prod(1, keepdims=True)], 1).astype(np.float32)
+
+
+def load_regions(path: Path, dim: int) -> Regions:
+    """Reads an .npz of regions; what is optional in it are classes, scores and, with boxes in [0, 1], width and height.
+
+    Args:
+        path: the file.
+        dim: D, the width that features must have.
+
+    Raises:
+        DataError: the file is missing or damaged, or one of its arrays cannot be used; it names file and array.
+    """
+    arrays = _read(path, "regions")
+    if not isinstance(arrays, Mapping):
+        raise DataError(f"{path}: regions come as .npz with features and boxes, not as a single array")
+    found = {name: _pick(arrays, keys) for name, keys in NAMES.items()}
+    count = _count(path, found["count"])
+    features = half(_matrix(path, "features", found["features"], dim)[:count], path, "features")
+    boxes = _boxes(path, found["boxes"], count, len(features))
+    width, height = _size(path, found, boxes)
+    classes = _classes(path, found["classes"], count, len(features))
+    scores = _vector(path, "scores", found["scores"], count, len(features), np.float32, 0)
+    if boxes.max() <= 1 and width > 1:
+        boxes = boxes * np.array([width, height] * 2, np.float32)  # shares of the picture
+    order = np.argsort(-scores, kind="stable")
+    return Regions(features[order], boxes[order], classes[order], scores[order], width, height)
+
+
+def load_features(path: Path, dim: int) -> np.ndarray:
+    """Reads frames of a sound, float16 [n, D], from an .npy or the array ``features`` of an .npz."""
+    arrays = _read(path, "features")
+    features = _pick(arrays, NAMES["features"]) if isinstance(arrays, Mapping) else arrays
+    return half(_matrix(path, "features", features, dim), path, "features")
+
+
+def half(values: np.ndarray, path: Path, name: str) -> np.ndarray:
+    """As float16, in which features are kept."""
+    if not np.isfinite(values).all():
+        raise DataError(f"{path}: {name} holds values that are not finite")
+    if np.abs(values).max() > np.finfo(np.float16).max:
+        raise DataError(f"{path}: {name} holds values beyond half precision, {np.abs(values).max():.3g}: scale them")
+    return values.astype(np.float16)
+
+
+def _read(path: Path, kind: str) -> Any:
+    """The array of an .npy, or all arrays of an .npz that need no unpickling."""
+    try:
+        loaded = np.load(path, allow_pickle=False)
+        if not isinstance(loaded, Mapping):
+            return loaded
+        known = {key for keys in NAMES.values() for key in keys}
+        with closing(loaded):
+            return {key: loaded[key] for key in loaded.files if key in known}
+    except BROKEN as error:
+        if not path.is_file():
+            raise DataError(f"{path}: no such file of {kind}") from None
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DataError(f"{path}: not a readable .npy or .npz ({reason})") from None
+
+
+def _pick(arrays: Mapping[str, np.ndarray], keys: tuple[str, ...]) -> np.ndarray | None:
+    return next((arrays[key] for key in keys if key in arrays), None)
+
+
+def _count(path: Path, value: np.ndarray | None) -> int | None:
+    """How many rows of the arrays are regions, where the file says it; the rest is padding."""
+    if value is None:
+        return None
+    if value.size != 1 or value.dtype.kind not in "iu" or value.item() < 1:
+        raise DataError(f"{path}: num_boxes is not a positive whole number")
+    return int(value.item())
+
+
+def _matrix(path: Path, name: str, values: np.ndarray | None, columns: int) -> np.ndarray:
+    if values is None:
+        raise DataError(f"{path}: no array {name} (nor {', '.join(NAMES[name][1:])})")
+    if not np.issubdtype(values.dtype, np.floating) or values.ndim != 2 or values.shape[1] != columns:
+        raise DataError(f"{path}: {name} is {values.dtype}{list(values.shape)}, not float [n, {columns}]")
+    if not len(values):
+        raise DataError(f"{path}: {name} has no row")
+    return values
+
+
+def _boxes(path: Path, values: np.ndarray | None, count: int | None, rows: int) -> np.ndarray:
+    """float32 [n, 4]; further columns (sides, area) follow from the four."""
+    if values is None:
+        raise DataError(f"{path}: no array boxes (nor {', '.join(NAMES['boxes'][1:])})")
+    if values.ndim != 2 or values.shape[1] < 4 or values.dtype.kind not in "iuf":
+        raise DataError(f"{path}: boxes is {values.dtype}{list(values.shape)}, not numbers [n, 4]")
+    boxes = values[:count, :4].astype(np.float32)
+    if len(boxes) != rows:
+        raise DataError(f"{path}: there are {rows} features but {len(boxes)} boxes")
+    if not np.isfinite(boxes).all() or (boxes[:, 2:] < boxes[:, :2]).any():
+        raise DataError(f"{path}: boxes are not x1, y1, x2, y2 with x1 ≤ x2 and y1 ≤ y2")
+    return boxes
+
+
+def _size(path: Path, found: Mapping[str, np.ndarray | None], boxes: np.ndarray) -> tuple[int, int]:
+    """Width and height of the picture; 1 × 1 where the boxes are shares of it."""
+    if found["width"] is None or found["height"] is None:
+        if boxes.max() <= 1:
+            return 1, 1
+        raise DataError(f"{path}: boxes are in pixels, so width and height (or image_w and image_h) are needed")
+    sides = []
+    for name in ("width", "height"):
+        value = found[name]
+        if value.size != 1 or value.dtype.kind not in "iuf" or not value.item() >= 1:
+            raise DataError(f"{path}: {name} is not a positive number")
+        sides.append(round(value.item()))
+    return sides[0], sides[1]
+
+
+def _classes(path: Path, values: np.ndarray | None, count: int | None, rows: int) -> np.ndarray:
+    """int32 [n], −1 where unknown; of a table of probabilities the likeliest."""
+    if values is not None and values.ndim == 2 and values.dtype.kind == "f" and values.shape[1]:
+        values = values.argmax(1)
+    classes = _vector(path, "classes", values, count, rows, np.int32, -1)
+    if (classes < -1).any():
+        raise DataError(f"{path}: classes holds {classes.min()}: a class is not negative, −1 is unknown")
+    return classes
+
+
+def _vector(
+    path: Path, name: str, values: np.ndarray | None, count: int | None, rows: int, dtype: type, missing: int
+) -> np.ndarray:
+    if values is None:
+        return np.full(rows, missing, dtype)
+    if values.ndim != 1 or values.dtype.kind not in "iuf" or not np.isfinite(values).all():
+        raise DataError(f"{path}: {name} is {values.dtype}{list(values.shape)}, not finite numbers [n]")
+    if len(values[:count]) != rows:
+        raise DataError(f"{path}: there are {rows} features but {len(values[:count])} {name}")
+    return values[:count].astype(dtype)
