@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 
 from src.config import AudioEncoderConfig, Config
-from src.data.store import DatasetWriter, Record
+from src.data.record import Record
 from src.data.tokenizer import SPECIALS
+from src.data.writer import DatasetWriter
 
 CHARACTERS = "红绿蓝黄色背景上左右边有一二三只个大小猫狗鱼苹果，。"
 

@@ -14,8 +14,10 @@ from mindspore import Tensor
 from src.config import Config, ConfigError, ImageTokenizerConfig, ModelConfig, OptimizerConfig, TrainConfig, load_config
 from src.data.errors import DataError
 from src.data.pictures import PictureLoader
+from src.data.record import Record
 from src.data.schema import IMAGE
-from src.data.store import Dataset, DatasetWriter, Record
+from src.data.store import Dataset
+from src.data.writer import DatasetWriter
 from src.evaluation.reconstruction import Reconstruct, ReconstructionEvaluator, perplexity, psnr
 from src.models.image_tokenizer import SMOOTHING, Codebook, CodebookStatistics, CodebookUpdate, ImageTokenizer
 from src.tasks.image_tokenizer import TokenizerObjectives

@@ -15,8 +15,9 @@ from src.config import Config
 from src.data import image, pipeline
 from src.data.errors import DataError
 from src.data.pipeline import Batch, Loader
+from src.data.record import Record
 from src.data.schema import AUDIO, IMAGE, TEXT, batch_fields, check_batch
-from src.data.store import DatasetWriter, Record
+from src.data.writer import DatasetWriter
 
 
 @pytest.fixture

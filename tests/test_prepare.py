@@ -12,9 +12,12 @@ import soundfile
 from conftest import png
 from PIL import Image
 
+from src.data.digests import digest
 from src.data.errors import DataError
 from src.data.prepare import common
-from src.data.store import Dataset, Record, read_info
+from src.data.prepare import media as reading
+from src.data.record import Record
+from src.data.store import Dataset, read_info
 
 
 def prepare(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -154,9 +157,9 @@ def test_errors_are_one_line(arguments: tuple[str, ...], message: str) -> None:
     assert "Traceback" not in failed.stderr
 
 
-def test_split_is_by_name_alone() -> None:
-    splits = [common.split_by_hash(f"{index}.png", 0.1, 0.2) for index in range(4000)]
-    assert splits == [common.split_by_hash(f"{index}.png", 0.1, 0.2) for index in range(4000)]
+def test_split_is_by_content_alone() -> None:
+    splits = [common.split_by_digest(digest(b"%d" % index), 0.1, 0.2) for index in range(4000)]
+    assert splits == [common.split_by_digest(digest(b"%d" % index), 0.1, 0.2) for index in range(4000)]
     assert abs(splits.count("dev") - 400) < 80 and abs(splits.count("test") - 800) < 110
 
 
@@ -168,8 +171,8 @@ def test_large_pictures_are_stored_smaller(tmp_path: Path) -> None:
     turned[0x0112] = 6  # to be shown turned by 90°
     picture.save(tmp_path / "p.jpg", exif=turned)
     picture.save(tmp_path / "p.png")
-    small = Image.open(io.BytesIO(common.pack_image(tmp_path / "p.jpg", 50)))
+    small = Image.open(io.BytesIO(reading.pack_image(tmp_path / "p.jpg", 50)))
     assert small.format == "JPEG" and small.size == (20, 50) and not small.getexif()
     assert np.asarray(small)[5].mean() > 200 > 50 > np.asarray(small)[45].mean()
-    assert Image.open(io.BytesIO(common.pack_image(tmp_path / "p.png", 50))).format == "PNG"
-    assert common.pack_image(tmp_path / "p.png", 100) == (tmp_path / "p.png").read_bytes()
+    assert Image.open(io.BytesIO(reading.pack_image(tmp_path / "p.png", 50))).format == "PNG"
+    assert reading.pack_image(tmp_path / "p.png", 100) == (tmp_path / "p.png").read_bytes()

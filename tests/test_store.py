@@ -10,8 +10,10 @@ from conftest import edit_info, tiny_record
 
 from src.config import AudioEncoderConfig, Config
 from src.data.errors import DataError
+from src.data.record import PAGE_BYTES, Record
 from src.data.schema import AUDIO, IMAGE, TEXT
-from src.data.store import PAGE_BYTES, Dataset, DatasetWriter, Record, read_info
+from src.data.store import Dataset, read_info
+from src.data.writer import DatasetWriter
 
 AUDIO_CONFIG = AudioEncoderConfig(max_frames=16, mels=8)
 

@@ -16,6 +16,7 @@ from src.data.regions import load_features
 
 FEATURE_ENDINGS = (".npy", ".npz")
 DECADES = 8.0  # dynamic range that a byte spans, below the loudest band of the utterance
+MOST_SAMPLES = 1 << 24  # a second, all channels together
 
 
 def read_sound(path: Path, config: AudioEncoderConfig) -> np.ndarray:
@@ -26,15 +27,23 @@ def read_sound(path: Path, config: AudioEncoderConfig) -> np.ndarray:
         raise DataError(f"{path}: model.audio.input={config.input} needs {wanted}")
     if features:
         return load_features(path, config.feature_dim)[: config.length]
-    return KINDS[config.input](*load_sound(path), config)
+    return KINDS[config.input](*load_sound(path, longest(config)), config)
 
 
-def load_sound(path: str | Path) -> tuple[np.ndarray, int]:
-    """Reads a sound file of any format that libsndfile knows: mono float32 [n] (channels averaged) and its rate."""
+def load_sound(path: str | Path, seconds: float | None = None) -> tuple[np.ndarray, int]:
+    """Reads a sound file of any format that libsndfile knows: mono float32 [n] (channels averaged) and its rate.
+
+    ``seconds`` is how much of it is needed; what follows is not decoded.
+    """
     import soundfile  # only where sound is read: a run without sound does without libsndfile
 
     try:
-        wave, rate = soundfile.read(str(path), dtype="float32", always_2d=True)
+        with soundfile.SoundFile(str(path)) as file:
+            rate = file.samplerate
+            if rate * file.channels > MOST_SAMPLES:  # a damaged header must not ask for all memory
+                raise DataError(f"{path}: not a readable sound file ({rate} Hz, {file.channels} channels)")
+            samples = -1 if seconds is None else int(np.ceil(seconds * rate)) + 1
+            wave = file.read(samples, dtype="float32", always_2d=True)
     except (OSError, RuntimeError) as error:  # LibsndfileError is a RuntimeError
         if not Path(path).is_file():
             raise DataError(f"{path}: no such sound file") from None
@@ -71,8 +80,7 @@ def log_mel(wave: np.ndarray, rate: int, config: AudioEncoderConfig) -> np.ndarr
     eight decades below it and less is 0. A last window that is not full is padded with silence.
     """
     window, hop = frame_lengths(config)
-    seconds = (window + hop * (config.max_frames - 1)) / config.sample_rate
-    wave = resample(wave[: int(np.ceil(seconds * rate)) + 1], rate, config.sample_rate)
+    wave = resample(wave[: int(np.ceil(longest(config) * rate)) + 1], rate, config.sample_rate)
     count = min(config.max_frames, 1 + max(0, -(-(len(wave) - window) // hop)))
     padded = np.zeros(window + hop * (count - 1), np.float32)
     wave = wave[: len(padded)]
@@ -90,8 +98,7 @@ def log_mel(wave: np.ndarray, rate: int, config: AudioEncoderConfig) -> np.ndarr
 
 def waveform(wave: np.ndarray, rate: int, config: AudioEncoderConfig) -> np.ndarray:
     """The wave at ``config.sample_rate``, int16 [M] with M ≤ ``config.length``."""
-    seconds = config.length / config.sample_rate
-    wave = resample(wave[: int(np.ceil(seconds * rate)) + 1], rate, config.sample_rate)[: config.length]
+    wave = resample(wave[: int(np.ceil(longest(config) * rate)) + 1], rate, config.sample_rate)[: config.length]
     return np.rint(np.clip(wave, -1, 1) * 32767).astype(np.int16)
 
 
@@ -101,6 +108,14 @@ KINDS = {"fbank": log_mel, "wav2vec2": waveform}  # what a wave is stored as, by
 def frame_lengths(config: AudioEncoderConfig) -> tuple[int, int]:
     """Samples of the analysis window and of the hop."""
     return config.sample_rate * config.window_ms // 1000, config.sample_rate * config.hop_ms // 1000
+
+
+def longest(config: AudioEncoderConfig) -> float:
+    """Seconds of sound that fill ``config.length``."""
+    if config.input == "wav2vec2":
+        return config.length / config.sample_rate
+    window, hop = frame_lengths(config)
+    return (window + hop * (config.max_frames - 1)) / config.sample_rate
 
 
 def mel_bands(rate: int, bins: int, mels: int) -> np.ndarray:

@@ -4,12 +4,9 @@ A *record* is a picture with its captions and the sound of each caption; a *samp
 the picture and that caption's sound. ``dataset.json`` is written last, so that a folder without it is unfinished.
 """
 
-import contextlib
 import hashlib
 import json
-import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +14,8 @@ import numpy as np
 
 from src.config import AudioEncoderConfig, ImageEncoderConfig
 from src.data.errors import DataError
-from src.data.record import COLUMNS, PAGE_BYTES, SCHEMA, Record, pack, unpack
+from src.data.record import COLUMNS, Record, unpack
 from src.data.schema import MODALITIES, sound_layout
-from src.files import write_text
 
 FORMAT, VERSION = "opt-dataset", 2
 # settings that shape the stored sound, by its kind (model.audio.input)
@@ -28,131 +24,6 @@ AUDIO_KEYS = {
     "feature": ("feature_dim", "max_frames"),
     "wav2vec2": ("sample_rate", "hop_ms", "max_frames"),
 }
-HEADER_BYTES = 1 << 20
-WRITE_ROWS = 128  # rows handed to MindRecord at once
-OUR_FILES = re.compile(
-    r"(.+-\d{5}\.mindrecord(\.db)?|(index|\.?codes)-.+\.npy|codes\.json|\.writing-(dataset|codes)\.json)"
-)
-
-
-@dataclass
-class _Split:
-    """What the writer keeps of one split: little more than three integers a sample."""
-
-    shards: list[dict[str, Any]] = field(default_factory=list)
-    samples: list[tuple[int, int, int]] = field(default_factory=list)
-    counts: np.ndarray = field(default_factory=lambda: np.zeros(3, np.int64))  # samples with text, image, audio
-    regions: int = 0  # samples with regions
-    records: int = 0
-    pictures: dict[bytes, int] = field(default_factory=dict)  # digest → first record with that picture
-    writer: Any = None
-    in_shard: int = 0
-    rows: list[dict[str, Any]] = field(default_factory=list)
-
-
-class DatasetWriter:
-    """Writes a dataset folder; use it as a context manager, which finishes the folder unless an exception leaves it.
-
-    Args:
-        folder: made if need be; an unfinished dataset in it is replaced, a finished one refused.
-        audio: the settings that the stored sounds were made with.
-        about: anything JSON that says where the data came from.
-        shard_records: records a shard file.
-    """
-
-    def __init__(
-        self, folder: str | Path, audio: AudioEncoderConfig, about: dict[str, Any], shard_records: int = 10000
-    ) -> None:
-        self.folder, self.audio, self.about, self.shard_records = Path(folder), audio, about, shard_records
-        if (self.folder / "dataset.json").exists():
-            raise DataError(f"{self.folder} already holds a dataset: delete it or write to another folder")
-        self.folder.mkdir(parents=True, exist_ok=True)
-        for path in self.folder.iterdir():
-            if OUR_FILES.fullmatch(path.name):
-                path.unlink()
-        self._splits: dict[str, _Split] = {}
-
-    def __enter__(self) -> "DatasetWriter":
-        return self
-
-    def __exit__(self, kind: type | None, *_: object) -> None:
-        if kind is None:
-            self._finish()
-
-    def add(self, split: str, record: Record) -> None:
-        """Appends a record to a split; its samples follow those of the records before it."""
-        if not re.fullmatch(r"[\w-]+", split):
-            raise DataError(f"split {split!r} cannot name files: use letters, digits, _ and -")
-        row = pack(record, self.audio)
-        state = self._splits.setdefault(split, _Split())
-        digest, picture = record.picture_digest(), state.records
-        if digest is not None:
-            picture = state.pictures.setdefault(digest, state.records)
-        for caption in range(len(record.captions)) or (-1,):
-            state.samples.append((state.records, caption, picture))
-            state.counts += record.presence(caption)
-            state.regions += record.regions is not None
-        state.records += 1
-        state.rows.append(row)
-        state.in_shard += 1
-        if state.in_shard == self.shard_records:
-            self._close_shard(split, state)
-        elif len(state.rows) == WRITE_ROWS:
-            self._flush(split, state)
-
-    def _flush(self, split: str, state: _Split) -> None:
-        path = self._shard_path(split, state)
-        with _writing(path):
-            if state.writer is None:
-                from mindspore.mindrecord import FileWriter  # two seconds that only writing needs
-
-                # MindRecord keeps the file's name inside its index: a shard cannot be renamed afterwards.
-                state.writer = FileWriter(str(path), 1)
-                state.writer.set_header_size(HEADER_BYTES)
-                state.writer.set_page_size(PAGE_BYTES)
-                state.writer.add_schema(SCHEMA, FORMAT)
-            if state.rows:
-                state.writer.write_raw_data(state.rows)
-                state.rows = []
-
-    def _close_shard(self, split: str, state: _Split) -> None:
-        self._flush(split, state)
-        path = self._shard_path(split, state)
-        with _writing(path):
-            state.writer.commit()
-        files = [describe(path), describe(path.with_name(path.name + ".db"))]
-        state.shards.append({"records": state.in_shard, "files": files})
-        state.writer, state.in_shard = None, 0
-
-    def _shard_path(self, split: str, state: _Split) -> Path:
-        return self.folder / f"{split}-{len(state.shards):05d}.mindrecord"
-
-    def _finish(self) -> None:
-        if not self._splits:
-            raise DataError(f"{self.folder}: no record was written, so there is no dataset")
-        splits = {}
-        for name, state in self._splits.items():
-            if state.in_shard:
-                self._close_shard(name, state)
-            index = self.folder / f"index-{name}.npy"
-            np.save(index, np.array(state.samples, np.int32))
-            splits[name] = {
-                "records": state.records,
-                "samples": len(state.samples),
-                "pictures": len(state.pictures),
-                **{modality: int(count) for modality, count in zip(MODALITIES, state.counts, strict=True)},
-                "regions": state.regions,
-                "index": describe(index),
-                "shards": state.shards,
-            }
-        content = {
-            "format": FORMAT,
-            "version": VERSION,
-            "audio": {key: getattr(self.audio, key) for key in ("input", *AUDIO_KEYS[self.audio.input])},
-            "splits": splits,
-            "about": self.about,
-        }
-        write_text(self.folder / "dataset.json", json.dumps(content, ensure_ascii=False, indent=1))
 
 
 class Dataset:
@@ -241,7 +112,7 @@ class Dataset:
         for file in self._files:
             if _digest(self.folder / file["name"]) != file["sha256"]:
                 return f"{self.folder / file['name']} is damaged: prepare the dataset again"
-        return f"{self.folder}: record {index} of split {self.split!r} cannot be read ({_reason(error)})"
+        return f"{self.folder}: record {index} of split {self.split!r} cannot be read ({reason(error)})"
 
     def _check_image(self, image: ImageEncoderConfig) -> None:
         wanted, other = ("regions", "image") if image.input == "region" else ("image", "regions")
@@ -262,16 +133,7 @@ class Dataset:
                 )
 
 
-@contextlib.contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    """Turns what MindRecord raises while it writes a shard into a DataError."""
-    try:
-        yield
-    except RuntimeError as error:
-        raise DataError(f"{path} cannot be written ({_reason(error)}): make room, or write to another disk") from None
-
-
-def _reason(error: RuntimeError) -> str:
+def reason(error: RuntimeError) -> str:
     """The line of MindRecord's message that says what is wrong."""
     lines = str(error).splitlines()
     return next((line for line in lines if "ERROR]" in line), lines[0]).replace("[ERROR]", "").strip()

@@ -1,77 +1,82 @@
-"""Captions in the JSON format of MS COCO; several files make one dataset.
+"""Captions in the JSON format of MS COCO's official annotations; several files make one dataset.
 
-    coco --annotations captions_train.json --images train2017 --split train \
-         --annotations captions_val.json --images val2017 --split test --output data/coco
+    coco --annotations captions_train2017.json --images train2017 --split train \\
+         --annotations captions_val2017.json --images val2017 --split test --output data/coco
 """
 
 import argparse
-import json
+import functools
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from src.data.errors import DataError
-from src.data.prepare.common import Row, add_common_arguments, check_captions, guard, write_dataset
+from src.data.prepare import translations
+from src.data.prepare.common import add_common_arguments, add_file_arguments, file_groups, write_dataset
+from src.data.prepare.rows import Corpus, Row, check_caption, check_name, describe_inputs, guard, read_json
+from src.data.prepare.translations import Translations
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--annotations", type=Path, action="append", required=True, help="captions JSON; repeatable")
-    parser.add_argument("--images", type=Path, action="append", required=True, help="its folder of pictures")
-    parser.add_argument("--split", action="append", help="its split (default: by hash of the picture)")
+    add_file_arguments(parser, "captions JSON")
+    translations.add_argument(parser, "that of the annotation")
     add_common_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> None:
-    count = len(args.annotations)
-    splits = args.split or [None] * count
-    if len(args.images) != count or len(splits) != count:
-        raise DataError("give one --images (and one --split, or none at all) for each --annotations")
-    rows: list[Row] = []
-    for path, images, split in zip(args.annotations, args.images, splits, strict=True):
-        if not images.is_dir():
-            raise DataError(f"--images {images}: no such folder")
-        rows.extend(read_rows(path, images, split))
-    about = {"source": "coco", "input": [path.name for path in args.annotations]}
-    write_dataset(rows, len(rows), args, about)
+    groups = file_groups(args)
+    about = describe_inputs("coco", args.annotations, "--annotations")
+    chinese = Translations(args.translations)
+    sources = [_Captions(*group, chinese) for group in groups]
+    rows = chain(chinese.rejected, *sources)
+    write_dataset(Corpus(rows, sum(map(len, [chinese.rejected, *sources])), about, english=True), args)
 
 
-def read_rows(path: Path, images: Path, split: str | None) -> Iterator[Row]:
-    """A row for each picture with all its captions, and a rejected one for each caption of an unknown picture."""
-    content = _load(path)
-    captions: dict[Any, list[Any]] = {}
-    known = {_get(entry, "id") for entry in content["images"]}
-    for number, entry in enumerate(content["annotations"], 1):
-        owner = _get(entry, "image_id")
-        if owner is None or owner not in known:
-            reason = f"annotation {_get(entry, 'id')} belongs to picture {owner}, which is not in the list of images"
-            yield Row(path.name, number, reason=reason)
-        else:
-            captions.setdefault(owner, []).append(_get(entry, "caption"))
-    for number, entry in enumerate(content["images"], 1):
-        yield _row(entry, captions.get(_get(entry, "id"), []), path.name, number, images, split)
+class _Captions:
+    """The rows of one file: one for each picture with all its captions, and a rejected one for each bad caption."""
 
+    def __init__(self, path: Path, images: Path, split: str | None, chinese: Translations) -> None:
+        self.file, self.images, self.split, self.chinese = path.name, images, split, chinese
+        content = read_json(path, "--annotations")
+        for name in ("images", "annotations"):
+            if not isinstance(content, dict) or not isinstance(content.get(name), list):
+                raise DataError(f"{path} is not in COCO's caption format: it has no list of {name}")
+        self.pictures = content["images"]
+        self.captions: dict[Any, list[tuple[Any, str]]] = {_get(entry, "id"): [] for entry in self.pictures}
+        self.rejected = [
+            row for row in map(self._take, range(len(content["annotations"])), content["annotations"]) if row
+        ]
 
-def _row(entry: Any, captions: list[Any], file: str, number: int, images: Path, split: str | None) -> Row:
-    key, name = _get(entry, "id"), _get(entry, "file_name")
-    if key is None or not isinstance(name, str) or not name:
-        return Row(file, number, reason="the picture has no id or no file_name")
-    key = f"{split}/{key}" if split else str(key)  # COCO's ids repeat in other collections
-    return guard(lambda: Row(file, number, key, images / name, check_captions(captions), (), split), file, number, key)
+    def __len__(self) -> int:
+        return len(self.rejected) + len(self.pictures)
+
+    def __iter__(self) -> Iterator[Row]:
+        yield from self.rejected
+        for number, entry in enumerate(self.pictures, 1):
+            yield guard(functools.partial(self._row, number, entry), self.file, number)
+
+    def _take(self, index: int, entry: Any) -> Row | None:
+        """Puts a caption to its picture, or returns why not."""
+        key, owner = _get(entry, "id"), _get(entry, "image_id")
+        try:
+            if owner is None or owner not in self.captions:
+                raise DataError(f"annotation {key} belongs to picture {owner}, which is not in the list of images")
+            self.captions[owner].append((key, check_caption(_get(entry, "caption"))))
+        except DataError as error:
+            return Row(self.file, index + 1, str(key), reason=str(error))
+        return None
+
+    def _row(self, number: int, entry: Any) -> Row:
+        key = _get(entry, "id")
+        if key is None:
+            raise DataError("the picture has no id")
+        image = self.images / check_name(_get(entry, "file_name"))
+        captions, translated = self.chinese.apply(self.captions[key])
+        key = f"{self.split}/{key}" if self.split else str(key)  # COCO's ids repeat in other collections
+        return Row(self.file, number, key, image, captions, (), self.split, translated)
 
 
 def _get(entry: Any, name: str) -> Any:
     value = entry.get(name) if isinstance(entry, dict) else None
     return value if isinstance(value, (str, int)) else None
-
-
-def _load(path: Path) -> dict[str, list[Any]]:
-    try:
-        content = json.loads(path.read_bytes())
-    except OSError:
-        raise DataError(f"--annotations {path}: no such file") from None
-    except ValueError as error:
-        raise DataError(f"{path} is not JSON ({error})") from None
-    for name in ("images", "annotations"):
-        if not isinstance(content, dict) or not isinstance(content.get(name), list):
-            raise DataError(f"{path} is not in COCO's caption format: it has no list of {name}")
-    return content

@@ -1,45 +1,23 @@
-"""What the readers share: media to records, splits, the list of rejected rows, the counts at the end."""
+"""What the readers share: their options, and the way from rows to a dataset folder."""
 
 import argparse
-import hashlib
-import io
-import json
 import os
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from itertools import islice
+import re
+from collections import deque
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
 from tqdm import tqdm
 
 from src.config import ModelConfig, load_config
-from src.data.audio import read_sound
+from src.data.digests import DigestTable, digest
 from src.data.errors import DataError
-from src.data.image import open_rgb
-from src.data.regions import load_regions
-from src.data.schema import MODALITIES
-from src.data.store import DatasetWriter, Record, read_info
-
-JPEG_QUALITY = 95
-ROWS_AHEAD = 64  # rows whose media are read together; bounds the memory
-
-
-@dataclass(frozen=True)
-class Row:
-    """One picture with captions and sounds, not yet read; or the reason why there is none."""
-
-    file: str
-    line: int  # of a manifest; position in the list of a JSON file, from 1
-    key: str = ""
-    image: Path | None = None
-    captions: tuple[str, ...] = ()
-    sounds: tuple[Path | None, ...] = ()
-    split: str | None = None  # None: by hash
-    reason: str = ""
-    regions: Path | None = None  # what a detector found in the picture
+from src.data.prepare.media import Media
+from src.data.prepare.report import Tally
+from src.data.prepare.rows import Corpus, Row, check_folder
+from src.data.prepare.workers import ordered_map
+from src.data.writer import DatasetWriter, Packed
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,137 +27,117 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-side", type=int, default=512, help="larger pictures are stored smaller, in pixels")
     parser.add_argument("--max-bad", type=float, default=0.01, help="share of bad rows that fails the whole")
     parser.add_argument("--config", type=Path, help="YAML file whose model says how sound and regions are stored")
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="threads that read media")
+    parser.add_argument("--shard-records", type=int, default=10000, help="records of a shard file")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes that read media")
+    parser.add_argument("--resume", action="store_true", help="keep the finished shards of a run that was cut short")
 
 
-def write_dataset(rows: Iterable[Row], total: int, args: argparse.Namespace, about: dict[str, Any]) -> None:
+def add_file_arguments(parser: argparse.ArgumentParser, annotations: str) -> None:
+    """Options of corpora that come as annotation files with a folder of pictures each."""
+    parser.add_argument("--annotations", type=Path, action="append", required=True, help=f"{annotations}; repeatable")
+    parser.add_argument("--images", type=Path, action="append", required=True, help="its folder of pictures")
+    parser.add_argument("--split", action="append", help="its split (default: by hash of the picture)")
+
+
+def file_groups(args: argparse.Namespace) -> list[tuple[Path, Path, str | None]]:
+    """Annotation files, each with its pictures and its split."""
+    count = len(args.annotations)
+    splits = args.split or [None] * count
+    if len(args.images) != count or len(splits) != count:
+        raise DataError("give one --images (and one --split, or none at all) for each --annotations")
+    for split in args.split or ():
+        check_split(split)
+    return [
+        (path, check_folder(images, "--images"), split)
+        for path, images, split in zip(args.annotations, args.images, splits, strict=True)
+    ]
+
+
+def check_split(split: Any) -> str:
+    """Raises DataError unless the split can name files."""
+    if not isinstance(split, str) or not re.fullmatch(r"[\w-]+", split):
+        raise DataError("the split is not a name of letters, digits, _ and -")
+    return split
+
+
+def write_dataset(corpus: Corpus, args: argparse.Namespace) -> None:
     """Reads the rows' media, writes the dataset folder and prints its counts.
 
     Bad rows go to rejected.jsonl in the folder. Too many of them are an error, and the folder stays unfinished.
     """
     _check_arguments(args)
     model = load_config(args.config).model if args.config else ModelConfig()
+    about = {name: getattr(args, name) for name in ("dev_share", "test_share", "max_side")}
+    about = {**corpus.about, **about}
     rejected = args.output / "rejected.jsonl"
-    with DatasetWriter(args.output, model.audio, about) as writer, rejected.open("w", encoding="utf-8") as log:
-        bad, first = 0, ""
-        for row, result in tqdm(_read_all(rows, model, args), total=total, unit=" rows", mininterval=0.5):
-            reason = result if isinstance(result, str) else _store(writer, row, result, args)
-            if reason:
-                bad, first = bad + 1, first or f"{row.file}:{row.line}: {reason}"
-                entry = {"file": row.file, "line": row.line, "id": row.key, "reason": reason}
-                log.write(json.dumps(entry, ensure_ascii=False) + "\n")
-        if bad > args.max_bad * max(total, 1):
-            log.flush()
-            raise DataError(
-                f"{bad} of {total} rows are bad, more than --max-bad {args.max_bad} allows; "
-                f"{rejected} lists them, the first is {first}"
-            )
-        if bad == total:
-            raise DataError(f"there are no rows to write to {args.output}")
-    if not bad:
-        rejected.unlink()
-    _print_counts(args.output, bad, rejected)
+    with (
+        DatasetWriter(args.output, model.audio, about, args.shard_records, args.resume) as writer,
+        Tally(rejected, corpus.english) as tally,
+    ):
+        results = _results(writer, corpus.rows, Media(model, args.max_side), args.workers)
+        seen = DigestTable()
+        for number, row, result in tqdm(results, total=corpus.total, unit=" rows", mininterval=0.5, dynamic_ncols=True):
+            if not row.reason and seen.setdefault(_key_digest(row), number) != number:
+                result = f"{row.key!r}: the id has been used before"
+            if isinstance(result, str):
+                tally.reject(row, result)
+            else:
+                wanted, split = _store(writer, number, row, result, args)
+                tally.store(row, moved=wanted != split)
+        tally.check(args.max_bad, args.output)
+        writer.about.update(tally.about())
+    tally.print(args.output)
 
 
 def _check_arguments(args: argparse.Namespace) -> None:
     if args.dev_share < 0 or args.test_share < 0 or args.dev_share + args.test_share >= 1:
         raise DataError("--dev-share and --test-share must not be negative and must leave something for train")
-    if args.max_side < 1 or args.workers < 1:
-        raise DataError("--max-side and --workers must be at least 1")
+    for name in ("max_side", "workers", "shard_records"):
+        if getattr(args, name) < 1:
+            raise DataError(f"--{name.replace('_', '-')} must be at least 1")
     if not 0 <= args.max_bad <= 1:
         raise DataError("--max-bad is a share from 0 to 1")
 
 
-def _read_all(
-    rows: Iterable[Row], model: ModelConfig, args: argparse.Namespace
-) -> Iterator[tuple[Row, Record | str]]:
-    """Rows in their order with their records, or with the reason why there is none."""
+def _results(
+    writer: DatasetWriter, rows: Iterator[Row], media: Media, workers: int
+) -> Iterator[tuple[int, Row, Packed | str | None]]:
+    """Numbered rows in their order, with their records, the reasons why there are none, or None for finished ones."""
+    waiting: deque[tuple[int, Row]] = deque()
 
-    def read(row: Row) -> Record | str:
-        if row.reason:
-            return row.reason
-        try:
-            return read_row(row, model, args.max_side)
-        except DataError as error:
-            return str(error)
+    def unread() -> Iterator[Row | None]:
+        for number, row in enumerate(rows):
+            waiting.append((number, row))
+            yield None if writer.is_finished(number) else row
 
-    remaining, seen = iter(rows), set()
-    with ThreadPoolExecutor(args.workers) as workers:
-        while chunk := list(islice(remaining, ROWS_AHEAD)):
-            for row, result in zip(chunk, workers.map(read, chunk), strict=True):
-                if row.key in seen and not row.reason:
-                    result = f"the id {row.key!r} has been used before"
-                elif not row.reason:
-                    seen.add(row.key)
-                yield row, result
+    for result in ordered_map(media.read_all, unread(), workers):
+        yield *waiting.popleft(), result
 
 
-def read_row(row: Row, model: ModelConfig, max_side: int) -> Record:
-    """The row's media as a record, in the form in which the model's encoders read them."""
-    image = None if row.image is None else pack_image(row.image, max_side)
-    regions = None if row.regions is None else load_regions(row.regions, model.image.region_dim)
-    sounds = tuple(None if path is None else read_sound(path, model.audio) for path in row.sounds)
-    return Record(row.key, image, row.captions, sounds, regions)
+def _store(
+    writer: DatasetWriter, number: int, row: Row, packed: Packed | None, args: argparse.Namespace
+) -> tuple[str, str]:
+    """Adds the record, or counts in one that is finished; returns the split that was wanted and the split it is in.
+
+    A picture is in one split only: a row whose picture is in another split already goes there, too.
+    """
+    finished = writer.take_finished(number) if packed is None else None
+    picture = finished[1] if finished else packed.picture
+    wanted = row.split or split_by_digest(picture or _key_digest(row), args.dev_share, args.test_share)
+    if finished:
+        return wanted, finished[0]
+    split = (writer.split_of(picture) if picture else None) or wanted
+    writer.add_packed(split, packed, number)
+    return wanted, split
 
 
-def pack_image(path: Path, max_side: int) -> bytes:
-    """A picture file's bytes once it is known to decode; a larger one is re-encoded, as JPEG if it was one, or PNG."""
-    try:
-        data = path.read_bytes()
-    except (OSError, ValueError):  # ValueError: a zero byte in the name
-        raise DataError(f"{path}: no such picture file") from None
-    image = open_rgb(data, str(path))
-    if max(image.size) <= max_side:
-        return data
-    kind = "JPEG" if data.startswith(b"\xff\xd8") else "PNG"
-    image.thumbnail((max_side, max_side), Image.Resampling.BICUBIC)
-    image.info.clear()  # rotation is applied and colour profiles no longer hold
-    buffer = io.BytesIO()
-    image.save(buffer, kind, quality=JPEG_QUALITY)
-    return buffer.getvalue()
+def _key_digest(row: Row) -> int:
+    return digest(row.key.encode("utf-8", "surrogatepass"))
 
 
-def _store(writer: DatasetWriter, row: Row, record: Record, args: argparse.Namespace) -> str:
-    """Adds the record; returns the reason if it cannot be stored."""
-    picture = row.image or row.regions
-    name = picture.name if picture else row.key  # not the whole path: the split stays when the folder moves
-    split = row.split or split_by_hash(name, args.dev_share, args.test_share)
-    try:
-        writer.add(split, record)
-    except DataError as error:
-        return str(error)
-    return ""
-
-
-def split_by_hash(name: str, dev_share: float, test_share: float) -> str:
-    """A split that depends on the name only: it stays when rows are added, and a picture is in one split only."""
-    place = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big") / 2**64
+def split_by_digest(content: int, dev_share: float, test_share: float) -> str:
+    """A split that depends on the content only: it stays when rows are added or files renamed."""
+    place = content / 2**64
     if place < dev_share:
         return "dev"
     return "test" if place < dev_share + test_share else "train"
-
-
-def check_captions(captions: Any) -> tuple[str, ...]:
-    """A caption or a list of them, as a tuple; raises DataError for anything else or for an empty one."""
-    listed = [captions] if isinstance(captions, str) else captions
-    if not isinstance(listed, list) or not all(isinstance(caption, str) for caption in listed):
-        raise DataError("the captions are neither a text nor a list of texts")
-    if not all(caption.strip() for caption in listed):
-        raise DataError("a caption is empty")
-    return tuple(caption.strip() for caption in listed)
-
-
-def guard(make: Callable[[], Row], file: str, line: int, key: str = "") -> Row:
-    """The row that ``make`` returns, or a rejected one with the DataError's message."""
-    try:
-        return make()
-    except DataError as error:
-        return Row(file, line, key, reason=str(error))
-
-
-def _print_counts(folder: Path, bad: int, rejected: Path) -> None:
-    columns = ("records", "samples", "pictures", *MODALITIES, "regions")
-    print(f"{'split':12}" + "".join(f"{name:>10}" for name in columns))
-    for split, entry in read_info(folder)["splits"].items():
-        print(f"{split:12}" + "".join(f"{entry[name]:10}" for name in columns))
-    print(f"rejected rows: {bad}" + (f", listed in {rejected}" if bad else ""))

@@ -13,7 +13,8 @@ from src.data.demo.captions import write
 from src.data.demo.render import render_png
 from src.data.demo.world import SPLITS, draw_scenes
 from src.data.errors import DataError
-from src.data.store import DatasetWriter, Record
+from src.data.record import Record
+from src.data.writer import DatasetWriter
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

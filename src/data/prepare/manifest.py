@@ -8,14 +8,23 @@
 """
 
 import argparse
-import json
-import re
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from src.data.errors import DataError
-from src.data.prepare.common import Row, add_common_arguments, check_captions, guard, write_dataset
+from src.data.prepare.common import add_common_arguments, check_split, write_dataset
+from src.data.prepare.rows import (
+    Corpus,
+    Row,
+    check_captions,
+    check_folder,
+    count_lines,
+    describe_inputs,
+    guard,
+    read_objects,
+)
 
 KEYS = ("id", "image", "regions", "caption", "captions", "audio", "split")
 
@@ -27,34 +36,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    media = args.media or args.input.parent
-    if not args.input.is_file():
-        raise DataError(f"--input {args.input}: no such file")
-    if not media.is_dir():
-        raise DataError(f"--media {media}: no such folder")
-    with args.input.open("rb") as file:
-        total = sum(bool(line.strip()) for line in file)
-    write_dataset(read_rows(args.input, media), total, args, {"source": "manifest", "input": args.input.name})
+    about = describe_inputs("manifest", [args.input], "--input")
+    media = check_folder(args.media or args.input.parent, "--media")
+    write_dataset(Corpus(read_rows(args.input, media), count_lines([args.input]), about), args)
 
 
 def read_rows(path: Path, media: Path) -> Iterator[Row]:
     """The manifest's rows; those that cannot be used carry the reason."""
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            if line.strip():
-                yield _row(line, path.name, number, media)
-
-
-def _row(line: bytes, file: str, number: int, media: Path) -> Row:
-    try:
-        entry = json.loads(line)
-    except ValueError as error:  # UnicodeDecodeError is one, too
-        return Row(file, number, reason=f"malformed JSON ({error})")
-    if not isinstance(entry, dict):
-        return Row(file, number, reason="the line is not a JSON object")
-    key = entry.get("id")
-    key = str(key) if isinstance(key, (str, int)) else ""
-    return guard(lambda: _parse(entry, key, file, number, media), file, number, key)
+    for number, entry in read_objects(path):
+        if isinstance(entry, Row):
+            yield entry
+            continue
+        key = entry.get("id")
+        key = str(key) if isinstance(key, (str, int)) else ""
+        yield guard(functools.partial(_parse, entry, key, path.name, number, media), path.name, number, key)
 
 
 def _parse(entry: dict[str, Any], key: str, file: str, number: int, media: Path) -> Row:
@@ -68,9 +63,7 @@ def _parse(entry: dict[str, Any], key: str, file: str, number: int, media: Path)
         raise DataError("there is both a caption and captions")
     captions = check_captions(entry.get("captions", entry.get("caption", [])))
     image, regions = (_path(entry, name, media) for name in ("image", "regions"))
-    split = entry.get("split")
-    if split is not None and not (isinstance(split, str) and re.fullmatch(r"[\w-]+", split)):
-        raise DataError("the split is not a name of letters, digits, _ and -")
+    split = check_split(entry["split"]) if "split" in entry else None
     sounds = _sounds(entry.get("audio"), len(captions), media)
     return Row(file, number, key, image, captions, sounds, split, regions=regions)
 

@@ -1,0 +1,53 @@
+"""The caption set of AI Challenger 2017: 210,000 pictures with five Chinese captions each.
+
+    aic --annotations caption_train_annotations_20170902.json --images caption_train_images_20170902 --split train \\
+        --annotations caption_validation_annotations_20170910.json --images caption_validation_images_20170910 \\
+        --split test --output data/aic
+"""
+
+import argparse
+from collections.abc import Iterator
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from src.data.errors import DataError
+from src.data.prepare.common import add_common_arguments, add_file_arguments, file_groups, write_dataset
+from src.data.prepare.rows import Corpus, Row, check_caption, check_name, describe_inputs, read_json
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_file_arguments(parser, "annotations JSON")
+    add_common_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    groups = file_groups(args)
+    about = describe_inputs("aic", args.annotations, "--annotations")
+    contents = [read_json(path, "--annotations") for path in args.annotations]
+    for path, content in zip(args.annotations, contents, strict=True):
+        if not isinstance(content, list):
+            raise DataError(f"{path} is not in AI Challenger's caption format: it is no list")
+    rows = (_rows(content, *group) for content, group in zip(contents, groups, strict=True))
+    write_dataset(Corpus(chain.from_iterable(rows), sum(map(len, contents)), about), args)
+
+
+def _rows(pictures: list[Any], path: Path, images: Path, split: str | None) -> Iterator[Row]:
+    """A row for each picture, and a rejected one for each bad caption."""
+    for number, entry in enumerate(pictures, 1):
+        try:
+            if not isinstance(entry, dict):
+                raise DataError("the entry is not a JSON object")
+            name, listed = check_name(entry.get("image_id")), entry.get("caption")
+            if not isinstance(listed, list):
+                raise DataError("the caption is not a list of texts")
+        except DataError as error:
+            yield Row(path.name, number, reason=str(error))
+            continue
+        captions = []
+        for caption in listed:
+            try:
+                captions.append(check_caption(caption))
+            except DataError as error:
+                yield Row(path.name, number, name, reason=str(error))
+        yield Row(path.name, number, name, images / name, tuple(captions), (), split)

@@ -1,0 +1,111 @@
+"""Conceptual Captions: a TSV of caption and URL, and the pictures that somebody has downloaded.
+
+    cc3m --annotations Train_GCC-training.tsv --images cc3m/train --name "{row}.jpg" --split train --output data/cc3m
+
+Pictures are named by row (--name, as in "{row:09d}.jpg"), or by a mapping file of lines row<TAB>path or URL<TAB>path.
+"""
+
+import argparse
+import functools
+from collections.abc import Callable, Iterator
+from itertools import chain
+from pathlib import Path
+
+from src.data.errors import DataError
+from src.data.prepare import translations
+from src.data.prepare.common import add_common_arguments, add_file_arguments, file_groups, write_dataset
+from src.data.prepare.rows import Corpus, Row, check_caption, count_lines, describe_inputs, guard, read_lines
+from src.data.prepare.translations import Translations
+
+HEADER = "caption\turl"  # some downloaders want one
+
+Finder = Callable[[int, str], str]  # row and URL to the picture's path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_file_arguments(parser, "TSV of caption and URL")
+    parser.add_argument("--name", default="{row}.jpg", help="a picture's path by its row (default: %(default)s)")
+    parser.add_argument("--first-row", type=int, default=0, help="what the pictures call the first row")
+    parser.add_argument(
+        "--mapping", type=Path, action="append", help="TSV of row or URL and path, in place of --name; one a TSV"
+    )
+    translations.add_argument(parser, "SPLIT/ROW, or ROW without --split")
+    add_common_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    groups = file_groups(args)
+    about = describe_inputs("cc3m", [*args.annotations, *(args.mapping or ())], "--annotations or --mapping")
+    if args.mapping and len(args.mapping) != len(groups):
+        raise DataError("give one --mapping for each --annotations, or none at all")
+    chinese = Translations(args.translations)
+    rejected = list(chinese.rejected)
+    finders = []
+    for number in range(len(groups)):
+        finders.append(_mapping(args.mapping[number], rejected) if args.mapping else _by_name(args.name))
+    rows = [_Captions(*group, find, args.first_row, chinese) for group, find in zip(groups, finders, strict=True)]
+    about |= {"first_row": args.first_row, "name": None if args.mapping else args.name}
+    total = len(rejected) + count_lines(args.annotations)
+    write_dataset(Corpus(chain(rejected, *rows), total, about, english=True), args)
+
+
+def _by_name(name: str) -> Finder:
+    try:
+        if name.format(row=1) == name.format(row=2):
+            raise DataError(f"--name {name}: it does not hold the row, as in {{row}}.jpg")
+    except (KeyError, IndexError, ValueError, AttributeError):
+        raise DataError(f"--name {name}: it holds something else than the row, as in {{row:09d}}.jpg") from None
+    return lambda row, url: name.format(row=row)
+
+
+def _mapping(path: Path, rejected: list[Row]) -> Finder:
+    """Reads a mapping file; its bad lines are added to the rejected rows."""
+    places: dict[str, str] = {}
+    for number, line in read_lines(path):
+        key, tab, place = ("", "", "") if isinstance(line, Row) else line.partition("\t")
+        if isinstance(line, Row):
+            rejected.append(line)
+        elif not tab or not key.strip() or not place.strip():
+            rejected.append(Row(path.name, number, reason="the line is not row<TAB>path or URL<TAB>path"))
+        elif key.strip() in places:
+            rejected.append(Row(path.name, number, key.strip(), reason="the row or URL has been mapped before"))
+        else:
+            places[key.strip()] = place.strip()
+
+    def find(row: int, url: str) -> str:
+        place = places.get(str(row)) or places.get(url)
+        if place is None:
+            raise DataError(f"the picture is not in the mapping ({path.name})")
+        return place
+
+    return find
+
+
+class _Captions:
+    """The rows of one file, one a line."""
+
+    def __init__(
+        self, path: Path, images: Path, split: str | None, find: Finder, first: int, chinese: Translations
+    ) -> None:
+        self.path, self.images, self.split = path, images, split
+        self.find, self.first, self.chinese = find, first, chinese
+
+    def __iter__(self) -> Iterator[Row]:
+        first = self.first - 1  # line numbers begin with 1
+        for number, line in read_lines(self.path):
+            if number == 1 and line == HEADER:
+                first -= 1
+            elif isinstance(line, Row):
+                yield line
+            else:
+                key = f"{self.split}/{first + number}" if self.split else str(first + number)
+                row = functools.partial(self._row, number, first + number, key, line)
+                yield guard(row, self.path.name, number, key)
+
+    def _row(self, number: int, row: int, key: str, line: str) -> Row:
+        columns = line.split("\t")
+        if len(columns) != 2:
+            raise DataError(f"the line is not caption<TAB>URL ({len(columns)} columns)")
+        image = self.images / self.find(row, columns[1].strip())
+        text, translated = self.chinese(key, check_caption(columns[0]))
+        return Row(self.path.name, number, key, image, (text,), (), self.split, translated)

@@ -1,0 +1,53 @@
+"""Flickr30k-CN: Chinese captions of Flickr30k, a file a split.
+
+    flickr30k-cn --annotations flickr30k_cn_train.txt --images flickr30k-images --split train \\
+                 --annotations flickr30k_cn_test.txt --images flickr30k-images --split test --output data/flickr30k-cn
+
+A line is the picture's name (with or without .jpg and #number), white space, the caption. The first distribution's
+files, seg.flickr30kzhbbosontrain.caption.txt and the like, hold words with spaces between and want --segmented.
+"""
+
+import argparse
+from collections.abc import Iterator
+from itertools import chain
+from pathlib import Path
+
+from src.data.prepare.caption_lines import read_captions
+from src.data.prepare.common import add_common_arguments, add_file_arguments, file_groups, write_dataset
+from src.data.prepare.rows import Corpus, Row, describe_inputs
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_file_arguments(parser, "captions, a line each")
+    parser.add_argument("--segmented", action="store_true", help="the captions are cut into words: join them")
+    add_common_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    groups = file_groups(args)
+    about = describe_inputs("flickr30k-cn", args.annotations, "--annotations")
+    sources = [_Captions(*group, args.segmented) for group in groups]
+    about["segmented"] = args.segmented
+    write_dataset(Corpus(chain(*sources), sum(map(len, sources)), about), args)
+
+
+class _Captions:
+    """The rows of one file: one for each picture with all its captions, and a rejected one for each bad line."""
+
+    def __init__(self, path: Path, images: Path, split: str | None, segmented: bool) -> None:
+        self.file, self.images, self.split = path.name, images, split
+        self.rejected: list[Row] = []
+        self.pictures: dict[str, tuple[int, list[str]]] = {}
+        for line in read_captions(path, segmented):
+            if isinstance(line, Row):
+                self.rejected.append(line)
+            else:
+                self.pictures.setdefault(line[1], (line[0], []))[1].append(line[2])
+
+    def __len__(self) -> int:
+        return len(self.rejected) + len(self.pictures)
+
+    def __iter__(self) -> Iterator[Row]:
+        yield from self.rejected
+        for name, (number, captions) in self.pictures.items():
+            yield Row(self.file, number, name, self.images / f"{name}.jpg", tuple(captions), (), self.split)

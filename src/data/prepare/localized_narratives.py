@@ -1,0 +1,93 @@
+"""Localized Narratives: spoken descriptions of pictures, with their transcripts (JSONL) and recordings (.ogg).
+
+    localized-narratives --annotations open_images_train_v6_localized_narratives-00000-of-00010.jsonl \\
+                         --images open-images/train --split train --recordings voice-recordings --output data/narratives
+
+Recordings are looked for at --recordings/voice_recording, the field's path, and then by its file name alone. Without
+--recordings the narratives are text. Other sets than Open Images name pictures otherwise: MS COCO's are
+--name "{image_id:0>12}.jpg".
+"""
+
+import argparse
+import functools
+from collections.abc import Iterator
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from src.data.errors import DataError
+from src.data.prepare import translations
+from src.data.prepare.common import add_common_arguments, add_file_arguments, file_groups, write_dataset
+from src.data.prepare.rows import (
+    Corpus,
+    Row,
+    check_caption,
+    check_folder,
+    count_lines,
+    describe_inputs,
+    guard,
+    read_objects,
+)
+from src.data.prepare.translations import Translations
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_file_arguments(parser, "narratives, JSONL")
+    parser.add_argument(
+        "--name", default="{image_id}.jpg", help="a picture's path by its image_id (default: %(default)s)"
+    )
+    parser.add_argument("--recordings", type=Path, help="folder of recordings (default: none are read)")
+    translations.add_argument(parser, "image_id/annotator_id")
+    add_common_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    groups = file_groups(args)
+    about = describe_inputs("localized-narratives", args.annotations, "--annotations")
+    about |= {"name": args.name, "recordings": args.recordings is not None}
+    if args.recordings:
+        check_folder(args.recordings, "--recordings")
+    try:
+        args.name.format(image_id="1")
+    except (KeyError, IndexError, ValueError, AttributeError):
+        raise DataError(f"--name {args.name}: it holds something else than {{image_id}}") from None
+    chinese = Translations(args.translations)
+    rows = [_Narratives(*group, args, chinese) for group in groups]
+    total = len(chinese.rejected) + count_lines(args.annotations)
+    write_dataset(Corpus(chain(chinese.rejected, *rows), total, about, english=True), args)
+
+
+class _Narratives:
+    """The rows of one file, one a line."""
+
+    def __init__(
+        self, path: Path, images: Path, split: str | None, args: argparse.Namespace, chinese: Translations
+    ) -> None:
+        self.path, self.images, self.split, self.chinese = path, images, split, chinese
+        self.name, self.recordings = args.name, args.recordings
+
+    def __iter__(self) -> Iterator[Row]:
+        for number, entry in read_objects(self.path):
+            if isinstance(entry, Row):
+                yield entry
+            else:
+                yield guard(functools.partial(self._row, number, entry), self.path.name, number, _key(entry))
+
+    def _row(self, number: int, entry: dict[str, Any]) -> Row:
+        if not _key(entry):
+            raise DataError("the image_id or the annotator_id is missing, or neither a text nor a whole number")
+        image = self.images / self.name.format(image_id=str(entry["image_id"]))
+        text, translated = self.chinese(_key(entry), check_caption(entry.get("caption")))
+        sounds = () if self.recordings is None else (self._recording(entry.get("voice_recording")),)
+        return Row(self.path.name, number, _key(entry), image, (text,), sounds, self.split, translated)
+
+    def _recording(self, path: Any) -> Path:
+        if not isinstance(path, str) or not path:
+            raise DataError("the voice_recording is not a path")
+        whole = self.recordings / path
+        return whole if whole.is_file() else self.recordings / whole.name
+
+
+def _key(entry: dict[str, Any]) -> str:
+    parts = [entry.get("image_id"), entry.get("annotator_id")]
+    return "/".join(map(str, parts)) if all(isinstance(part, (str, int)) and str(part) for part in parts) else ""

@@ -1,0 +1,70 @@
+"""Rows to records: pictures and sounds are read, checked and brought into their stored form. Runs in workers."""
+
+import io
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from src.config import ModelConfig
+from src.data.audio import read_sound
+from src.data.errors import DataError
+from src.data.image import open_rgb
+from src.data.prepare.rows import Row
+from src.data.record import Record
+from src.data.regions import load_regions
+from src.data.writer import Packed, pack_record
+
+JPEG_QUALITY = 95
+
+
+@dataclass(frozen=True)
+class Media:
+    """How media are stored."""
+
+    model: ModelConfig  # which form its encoders read
+    max_side: int  # larger pictures are stored smaller, in pixels
+
+    def read_all(self, rows: list[Row | None]) -> list[Packed | str | None]:
+        """A record for each row, or the reason why there is none; None for None."""
+        return [None if row is None else self.read(row) for row in rows]
+
+    def read(self, row: Row) -> Packed | str:
+        """The row's record, or the reason why there is none."""
+        if row.reason:
+            return row.reason
+        try:
+            return pack_record(read_row(row, self.model, self.max_side), self.model.audio)
+        except DataError as error:
+            return str(error)
+        except UnicodeEncodeError:
+            return "the id or a path is no valid Unicode text"
+
+
+def read_row(row: Row, model: ModelConfig, max_side: int) -> Record:
+    """The row's media as a record, in the form in which the model's encoders read them."""
+    image = None if row.image is None else pack_image(row.image, max_side)
+    regions = None if row.regions is None else load_regions(row.regions, model.image.region_dim)
+    sounds = tuple(None if path is None else read_sound(path, model.audio) for path in row.sounds)
+    return Record(row.key, image, row.captions, sounds, regions)
+
+
+def pack_image(path: Path, max_side: int) -> bytes:
+    """A picture file's bytes once it is known to decode; a larger one is re-encoded, as JPEG if it was one, or PNG."""
+    try:
+        data = path.read_bytes()
+    except (OSError, ValueError):  # ValueError: a zero byte in the name
+        raise DataError(f"{path}: no such picture file") from None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # remarks on odd tags of pictures that are fine
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        image = open_rgb(data, str(path))
+    if max(image.size) <= max_side:
+        return data
+    kind = "JPEG" if data.startswith(b"\xff\xd8") else "PNG"
+    image.thumbnail((max_side, max_side), Image.Resampling.BICUBIC)
+    image.info.clear()  # rotation is applied and colour profiles no longer hold
+    buffer = io.BytesIO()
+    image.save(buffer, kind, quality=JPEG_QUALITY)
+    return buffer.getvalue()

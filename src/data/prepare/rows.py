@@ -1,0 +1,138 @@
+"""What a reader makes of a corpus: rows, which are metadata only, and reasons for what is no row."""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from src.data.errors import DataError
+
+
+@dataclass(frozen=True)
+class Row:
+    """One picture with captions and sounds, not yet read; or the reason why there is none."""
+
+    file: str
+    line: int  # of a text file; position in the list of a JSON file, from 1
+    key: str = ""
+    image: Path | None = None
+    captions: tuple[str, ...] = ()
+    sounds: tuple[Path | None, ...] = ()
+    split: str | None = None  # None: by hash of the picture
+    translated: int = 0  # captions that come from a translation file
+    reason: str = ""
+    regions: Path | None = None  # what a detector found in the picture
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A reader's result.
+
+    Attributes:
+        rows: read as they are asked for.
+        total: how many rows there will be, for the progress bar.
+        about: what dataset.json says of where the data came from; the same for the same input.
+        english: captions that are not translated are English, and are counted.
+    """
+
+    rows: Iterator[Row]
+    total: int
+    about: dict[str, Any] = field(default_factory=dict)
+    english: bool = False
+
+
+def guard(make: Callable[[], Row], file: str, line: int, key: str = "") -> Row:
+    """The row that ``make`` returns, or a rejected one with the DataError's message."""
+    try:
+        return make()
+    except DataError as error:
+        return Row(file, line, key, reason=str(error))
+
+
+def check_captions(captions: Any) -> tuple[str, ...]:
+    """A caption or a list of them, as a tuple; raises DataError for anything else or for an empty one."""
+    listed = [captions] if isinstance(captions, str) else captions
+    if not isinstance(listed, list) or not all(isinstance(caption, str) for caption in listed):
+        raise DataError("the captions are neither a text nor a list of texts")
+    return tuple(check_caption(caption) for caption in listed)
+
+
+def check_caption(caption: Any) -> str:
+    """A caption without space around it; raises DataError where that leaves nothing."""
+    if not isinstance(caption, str):
+        raise DataError("the caption is not a text")
+    if not caption.strip():
+        raise DataError("a caption is empty")
+    return caption.strip()
+
+
+def check_name(name: Any) -> str:
+    """The file name of a picture; raises DataError for anything else."""
+    if not isinstance(name, str) or not name.strip():
+        raise DataError("the picture has no file name")
+    return name
+
+
+def check_folder(path: Path, option: str) -> Path:
+    """Raises DataError unless the folder that an option names is there."""
+    if not path.is_dir():
+        raise DataError(f"{option} {path}: no such folder")
+    return path
+
+
+def describe_inputs(source: str, paths: list[Path], option: str) -> dict[str, Any]:
+    """What dataset.json says of annotation files; raises DataError where one is missing."""
+    for path in paths:
+        if not path.is_file():
+            raise DataError(f"{option} {path}: no such file")
+    return {"source": source, "input": [{"name": path.name, "bytes": path.stat().st_size} for path in paths]}
+
+
+def read_json(path: Path, option: str) -> Any:
+    """The content of a JSON file that an option names."""
+    try:
+        return json.loads(path.read_bytes())
+    except OSError:
+        raise DataError(f"{option} {path}: no such file") from None
+    except ValueError as error:
+        raise DataError(f"{path} is not JSON ({error})") from None
+
+
+def count_lines(paths: list[Path]) -> int:
+    """Lines that are not blank."""
+    total = 0
+    for path in paths:
+        with path.open("rb") as file:
+            total += sum(bool(line.strip()) for line in file)
+    return total
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, str | Row]]:
+    """Numbers (from 1) and texts of the lines that are not blank; a rejected row for one that is not UTF-8."""
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                text: str | Row = line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+            except UnicodeDecodeError as error:
+                text = Row(path.name, number, reason=f"not UTF-8 text ({error.reason} at byte {error.start})")
+            yield number, text
+
+
+def read_objects(path: Path) -> Iterator[tuple[int, dict[str, Any] | Row]]:
+    """The JSON objects of a JSONL file, numbered from 1; a rejected row for a line that is none."""
+    for number, line in read_lines(path):
+        if isinstance(line, Row):
+            yield number, line
+            continue
+        try:
+            entry = json.loads(line)
+        except ValueError as error:
+            yield number, Row(path.name, number, reason=f"malformed JSON ({error})")
+            continue
+        if isinstance(entry, dict):
+            yield number, entry
+        else:
+            yield number, Row(path.name, number, reason="the line is not a JSON object")

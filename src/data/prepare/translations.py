@@ -1,0 +1,81 @@
+"""Chinese captions for English corpora, from a file that says which caption is which.
+
+{"id": "770337", "caption": "一个男人骑着红色的自行车"}       one object a line (.jsonl), or
+770337<TAB>一个男人骑着红色的自行车                        id and text a line (any other name)
+"""
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from src.data.errors import DataError
+from src.data.prepare.rows import Row, check_caption, read_lines, read_objects
+
+
+def add_argument(parser: argparse.ArgumentParser, ids: str) -> None:
+    """Adds --translations; ``ids`` says what the corpus calls a caption."""
+    text = f"Chinese captions: JSONL of id and caption, or id<TAB>caption a line; the id is {ids}"
+    parser.add_argument("--translations", type=Path, help=text + ". Captions without one stay English and are counted")
+
+
+class Translations:
+    """Captions by id.
+
+    Args:
+        path: the file, or None for no translations at all.
+
+    Attributes:
+        rejected: a row for each line that is none: they count as bad rows.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        self.rejected: list[Row] = []
+        self._texts: dict[str, str] = {}
+        for number, line in _lines(path) if path else ():
+            if isinstance(line, Row):
+                self.rejected.append(line)
+                continue
+            key, text = line
+            try:
+                caption = check_caption(text)
+                if not isinstance(key, (str, int)) or not str(key):
+                    raise DataError("the id is missing or neither a text nor a whole number")
+                if str(key) in self._texts:
+                    raise DataError(f"{key!r}: there has been a translation of this id before")
+                self._texts[str(key)] = caption
+            except DataError as error:
+                self.rejected.append(Row(path.name, number, str(key or ""), reason=str(error)))
+
+    def __len__(self) -> int:
+        return len(self._texts)
+
+    def __call__(self, key: Any, english: str) -> tuple[str, int]:
+        """A caption and 1, or the English one and 0 where the file has none of this id."""
+        found = self._texts.get(str(key))
+        return (english, 0) if found is None else (found, 1)
+
+    def apply(self, captions: list[tuple[Any, str]]) -> tuple[tuple[str, ...], int]:
+        """Ids and captions of a picture to its captions and how many of them are translated."""
+        pairs = [self(key, english) for key, english in captions]
+        return tuple(text for text, _ in pairs), sum(found for _, found in pairs)
+
+
+def _lines(path: Path) -> Iterator[tuple[int, tuple[Any, Any] | Row]]:
+    """Numbers and (id, caption) of the lines; a rejected row for one that is neither."""
+    if not path.is_file():
+        raise DataError(f"--translations {path}: no such file")
+    if path.suffix == ".jsonl":
+        for number, entry in read_objects(path):
+            yield number, entry if isinstance(entry, Row) else (entry.get("id"), entry.get("caption"))
+        return
+    for number, line in read_lines(path):
+        if isinstance(line, Row) or "\t" not in line:
+            yield (
+                number,
+                line if isinstance(line, Row) else Row(path.name, number, reason="there is no tab in the line"),
+            )
+        else:
+            key, text = line.split("\t", 1)
+            yield number, (key.strip(), text)

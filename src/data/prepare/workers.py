@@ -1,0 +1,62 @@
+"""A function over many items by several processes: results in the order of the items, memory flat."""
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from itertools import islice
+from typing import Any
+
+from src.data.errors import DataError
+
+CHUNK = 16  # items that go to a worker at once
+CHUNKS_AHEAD = 4  # for each worker; bounds the memory
+
+
+def ordered_map(function: Callable[[list], list], items: Iterable, workers: int) -> Iterator[Any]:
+    """Results of ``function``, which takes a list of items and returns one of results, in the order of the items.
+
+    Args:
+        function: pickled once for each chunk, so that it should be small.
+        items: read in this process, a little ahead of what is yielded.
+        workers: processes; with one everything runs in this process.
+    """
+    source = iter(items)
+    chunks = iter(lambda: list(islice(source, CHUNK)), [])
+    if workers == 1:
+        for chunk in chunks:
+            yield from function(chunk)
+        return
+    # Spawned, never forked: a forked child inherits the locks of whatever threads this process runs.
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, context, initializer=_start)
+    ahead: deque[Future] = deque()
+    try:
+        for chunk in chunks:
+            ahead.append(pool.submit(function, chunk))
+            if len(ahead) > workers * CHUNKS_AHEAD:
+                yield from ahead.popleft().result()
+        while ahead:
+            yield from ahead.popleft().result()
+    except BrokenProcessPool:
+        raise DataError(
+            "a worker died, killed or out of memory: take fewer --workers and go on with --resume"
+        ) from None
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _start() -> None:
+    """What a worker does first: Ctrl-C is for the parent to handle, and without a parent there is nothing to do."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    # A killed parent closes no queue that its workers would notice.
+    multiprocessing.parent_process().join()
+    os._exit(1)

@@ -1,0 +1,342 @@
+"""Writes a dataset folder, shard by shard; what a killed writer has finished, the next one keeps.
+
+Beside each finished shard lies a *part*: which rows of the input it holds and what the index needs to know of them. It
+is written last and renamed, so that a shard without a part is one that a kill left unfinished. The parts become the
+index and go when dataset.json is written.
+"""
+
+import contextlib
+import json
+import os
+import re
+import zlib
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from src.config import AudioEncoderConfig
+from src.data.digests import DigestTable
+from src.data.errors import DataError
+from src.data.record import COLUMNS, PAGE_BYTES, SCHEMA, Record, pack
+from src.data.schema import MODALITIES, TEXT
+from src.data.store import AUDIO_KEYS, FORMAT, VERSION, describe, reason
+from src.files import write_text
+
+HEADER_BYTES = 1 << 20
+SPLITS = ("train", "dev", "test")
+WRITE_ROWS = 128  # rows handed to MindRecord at once
+PROGRESS = ".progress.json"  # the settings that an unfinished folder is made with
+PART = re.compile(r"\.part-(.+)-\d{5}\.npz")
+OUR_FILES = re.compile(
+    r"(.+-\d{5}\.mindrecord(\.db)?|(index|checksums|\.?codes)-.+\.npy|codes\.json|\.part-.+|\.progress\.json"
+    r"|\.writing-(dataset|codes|\.progress)\.json)"
+)
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A record as it is stored, and what the index needs to know of it."""
+
+    row: dict[str, Any]  # MindRecord's columns
+    presence: tuple[tuple[int, ...], ...]  # of each sample: 1 where it has text, image, audio
+    regions: bool
+    picture: int  # digest; 0 without a picture
+    checksum: int
+
+
+def pack_record(record: Record, audio: AudioEncoderConfig) -> Packed:
+    """Checks a record and brings it into its stored form; needs no MindSpore."""
+    row = pack(record, audio)
+    presence = tuple(tuple(record.presence(caption)) for caption in range(len(record.captions)) or (-1,))
+    found = record.picture_digest()
+    picture = 0 if found is None else int.from_bytes(found[:8], "big") or 1
+    return Packed(row, presence, record.regions is not None, picture, checksum(row[name] for name in COLUMNS))
+
+
+def checksum(columns: Any) -> int:
+    """The CRC-32 of a record's columns: texts, or bytes as they went in or as they come back."""
+    crc = 0
+    for value in columns:
+        data = value.encode() if isinstance(value, str) else bytes(value) or b"\0"  # how MindRecord returns no bytes
+        crc = zlib.crc32(data, crc)
+    return crc
+
+
+@dataclass
+class _Split:
+    """What the writer keeps of one split: some thirty bytes a sample."""
+
+    shards: list[dict[str, Any]] = field(default_factory=list)
+    samples: array = field(default_factory=lambda: array("i"))  # record, caption, picture of each
+    counts: np.ndarray = field(default_factory=lambda: np.zeros(3, np.int64))  # samples with text, image, audio
+    regions: int = 0  # samples with regions
+    checksums: array = field(default_factory=lambda: array("I"))
+    pictures: DigestTable = field(default_factory=DigestTable)  # digest → first record with that picture
+    writer: Any = None
+    in_shard: list[tuple[int, Packed]] = field(default_factory=list)  # its rows are emptied when they are written
+    unwritten: list[dict[str, Any]] = field(default_factory=list)
+    finished: Iterator[Packed] = field(default_factory=lambda: iter(()))  # of an earlier, killed writer
+
+    def index(self, packed: Packed) -> None:
+        record = len(self.checksums)
+        picture = self.pictures.setdefault(packed.picture, record) if packed.picture else record
+        for caption, presence in enumerate(packed.presence):
+            self.samples.extend((record, caption if presence[TEXT] else -1, picture))
+            self.counts += presence
+            self.regions += packed.regions
+        self.checksums.append(packed.checksum)
+
+
+class DatasetWriter:
+    """Writes a dataset folder; use it as a context manager, which finishes the folder unless an exception leaves it.
+
+    Args:
+        folder: made if need be; an unfinished dataset in it is replaced, a finished one refused.
+        audio: the settings that the stored sounds were made with.
+        about: anything JSON that says where the data came from; what is added to it before the end is kept, too.
+        shard_records: records a shard file.
+        resume: keep the finished shards of an unfinished dataset made with the same settings and ``about``.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        audio: AudioEncoderConfig,
+        about: dict[str, Any],
+        shard_records: int = 10000,
+        resume: bool = False,
+    ) -> None:
+        self.folder, self.about, self.shard_records = Path(folder), dict(about), shard_records
+        self.audio = audio
+        if (self.folder / "dataset.json").exists():
+            raise DataError(f"{self.folder} already holds a dataset: delete it or write to another folder")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        settings = {"version": VERSION, "audio": self._audio(), "about": self.about, "shard_records": shard_records}
+        self._splits: dict[str, _Split] = {}
+        self._finished = np.zeros(0, np.int8)  # by row of the input: place of its split in _names, or −1
+        self._names: list[str] = []
+        if resume and (self.folder / PROGRESS).exists():
+            _check_progress(self.folder / PROGRESS, settings)
+            self._take_parts()
+        self._clear()
+        write_text(self.folder / PROGRESS, json.dumps(settings, ensure_ascii=False))
+
+    def __enter__(self) -> "DatasetWriter":
+        return self
+
+    def __exit__(self, kind: type | None, *_: object) -> None:
+        if kind is None:
+            self._finish()
+
+    @property
+    def records(self) -> int:
+        """Records of all splits so far."""
+        return sum(len(state.checksums) for state in self._splits.values())
+
+    def add(self, split: str, record: Record) -> None:
+        """Appends a record to a split; its samples follow those of the records before it."""
+        self.add_packed(split, pack_record(record, self.audio), self.records)
+
+    def add_packed(self, split: str, packed: Packed, row: int) -> None:
+        """Appends a record; ``row`` is its place in the input, larger than that of the one before."""
+        if not re.fullmatch(r"[\w-]+", split):
+            raise DataError(f"split {split!r} cannot name files: use letters, digits, _ and -")
+        state = self._splits.setdefault(split, _Split())
+        state.index(packed)
+        state.unwritten.append(packed.row)
+        state.in_shard.append((row, replace(packed, row={})))
+        if len(state.in_shard) == self.shard_records:
+            self._close_shard(split, state)
+        elif len(state.unwritten) == WRITE_ROWS:
+            self._flush(split, state)
+
+    def split_of(self, picture: int) -> str | None:
+        """The split that holds a picture (by its digest) already."""
+        return next((name for name, state in self._splits.items() if state.pictures.get(picture) is not None), None)
+
+    def is_finished(self, row: int) -> bool:
+        """True for a row of the input that is in a finished shard of an earlier writer."""
+        return row < len(self._finished) and self._finished[row] >= 0
+
+    def take_finished(self, row: int) -> tuple[str, int]:
+        """Counts in a finished row, in its turn; returns its split and the digest of its picture."""
+        split = self._names[self._finished[row]]
+        state = self._splits[split]
+        packed = next(state.finished)
+        state.index(packed)
+        return split, packed.picture
+
+    def _flush(self, split: str, state: _Split) -> None:
+        path = self._shard_path(split, state)
+        with _writing(path):
+            if state.writer is None:
+                from mindspore.mindrecord import FileWriter  # two seconds that only writing needs
+
+                # MindRecord keeps the file's name inside its index: a shard cannot be renamed afterwards.
+                state.writer = FileWriter(str(path), 1)
+                state.writer.set_header_size(HEADER_BYTES)
+                state.writer.set_page_size(PAGE_BYTES)
+                state.writer.add_schema(SCHEMA, FORMAT)
+            if state.unwritten:
+                state.writer.write_raw_data(state.unwritten)
+                state.unwritten = []
+
+    def _close_shard(self, split: str, state: _Split) -> None:
+        self._flush(split, state)
+        path = self._shard_path(split, state)
+        with _writing(path):
+            state.writer.commit()
+        files = [path, path.with_name(path.name + ".db")]
+        for file in files:
+            _sync(file)
+        shard = {"records": len(state.in_shard), "files": [describe(file) for file in files]}
+        _write_part(self.folder / f".part-{split}-{len(state.shards):05d}.npz", shard, state.in_shard)
+        state.shards.append(shard)
+        state.writer, state.in_shard = None, []
+
+    def _shard_path(self, split: str, state: _Split) -> Path:
+        return self.folder / f"{split}-{len(state.shards):05d}.mindrecord"
+
+    def _audio(self) -> dict[str, Any]:
+        return {key: getattr(self.audio, key) for key in ("input", *AUDIO_KEYS[self.audio.input])}
+
+    def _take_parts(self) -> None:
+        """Reads the parts of the folder's whole shards."""
+        parts: dict[str, list[Path]] = {}
+        for path in sorted(self.folder.iterdir()):
+            if match := PART.fullmatch(path.name):
+                parts.setdefault(match[1], []).append(path)
+        self._names = list(parts)
+        for number, (split, paths) in enumerate(parts.items()):
+            state = self._splits[split] = _Split()
+            for path in paths:
+                shard, rows = _read_part(path)
+                if not all(_is_whole(self.folder, file) for file in shard["files"]):
+                    break  # it and what follows is made again
+                state.shards.append(shard)
+                longer = np.full(max(0, rows[-1] + 1 - len(self._finished)), -1, np.int8)
+                self._finished = np.concatenate([self._finished, longer])
+                self._finished[rows] = number
+            state.finished = (entry for path in paths[: len(state.shards)] for entry in _read_entries(path))
+
+    def _clear(self) -> None:
+        """Removes what an earlier writer left, but for finished shards."""
+        kept = {file["name"] for state in self._splits.values() for shard in state.shards for file in shard["files"]}
+        kept |= {f".part-{name}-{n:05d}.npz" for name, state in self._splits.items() for n in range(len(state.shards))}
+        for path in self.folder.iterdir():
+            if OUR_FILES.fullmatch(path.name) and path.name not in kept:
+                path.unlink()
+
+    def _finish(self) -> None:
+        if not self.records:
+            raise DataError(f"{self.folder}: no record was written, so there is no dataset")
+        splits = {}
+        for name in sorted(self._splits, key=_order):
+            state = self._splits[name]
+            if state.in_shard:
+                self._close_shard(name, state)
+            splits[name] = self._describe_split(name, state)
+        content = {
+            "format": FORMAT,
+            "version": VERSION,
+            "audio": self._audio(),
+            "splits": splits,
+            "about": self.about,
+        }
+        write_text(self.folder / "dataset.json", json.dumps(content, ensure_ascii=False, indent=1))
+        for path in self.folder.glob(".p*"):
+            if PART.fullmatch(path.name) or path.name == PROGRESS:
+                path.unlink()
+
+    def _describe_split(self, name: str, state: _Split) -> dict[str, Any]:
+        samples = np.frombuffer(state.samples, np.int32).reshape(-1, 3)
+        index, checksums = self.folder / f"index-{name}.npy", self.folder / f"checksums-{name}.npy"
+        np.save(index, samples)
+        np.save(checksums, np.frombuffer(state.checksums, np.uint32))
+        return {
+            "records": len(state.checksums),
+            "samples": len(samples),
+            "pictures": len(state.pictures),
+            **{modality: int(count) for modality, count in zip(MODALITIES, state.counts, strict=True)},
+            "regions": state.regions,
+            "index": describe(index),
+            "checksums": describe(checksums),
+            "shards": state.shards,
+        }
+
+
+def _order(split: str) -> tuple[int, str]:
+    """The usual splits first."""
+    return (SPLITS.index(split) if split in SPLITS else len(SPLITS), split)
+
+
+def _is_whole(folder: Path, file: dict[str, Any]) -> bool:
+    return (folder / file["name"]).is_file() and describe(folder / file["name"]) == file
+
+
+def _check_progress(path: Path, settings: dict[str, Any]) -> None:
+    """Raises DataError that names the first setting that the unfinished folder was made with another value of."""
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        pairs = {**stored, **stored.pop("about"), **stored["audio"]}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise DataError(f"{path} does not describe an unfinished dataset: begin without --resume") from None
+    settings = json.loads(json.dumps(settings))  # tuples are lists there
+    wanted = {**settings, **settings["about"], **settings["audio"]}
+    for key in sorted(pairs.keys() | wanted.keys()):
+        if key not in ("about", "audio") and pairs.get(key) != wanted.get(key):
+            raise DataError(
+                f"{path.parent} was begun with {key}={pairs.get(key)}, now it is {wanted.get(key)}: "
+                "use the same settings, or begin without --resume"
+            )
+
+
+def _write_part(path: Path, shard: dict[str, Any], entries: list[tuple[int, Packed]]) -> None:
+    beside = path.with_name(path.name + ".tmp")
+    with beside.open("wb") as file:
+        np.savez(
+            file,
+            shard=np.array(json.dumps(shard)),
+            rows=np.array([row for row, _ in entries], np.int64),
+            samples=np.array([len(packed.presence) for _, packed in entries], np.int32),
+            presence=np.array([presence for _, packed in entries for presence in packed.presence], np.uint8),
+            regions=np.array([packed.regions for _, packed in entries], bool),
+            pictures=np.array([packed.picture for _, packed in entries], np.uint64),
+            checksums=np.array([packed.checksum for _, packed in entries], np.uint32),
+        )
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(beside, path)
+
+
+def _read_part(path: Path) -> tuple[dict[str, Any], np.ndarray]:
+    """A part's shard and rows of the input."""
+    with np.load(path) as part:
+        return json.loads(part["shard"].item()), part["rows"]
+
+
+def _read_entries(path: Path) -> Iterator[Packed]:
+    """A part's records, without their content."""
+    with np.load(path) as part:
+        presence = np.split(part["presence"], np.cumsum(part["samples"])[:-1])
+        columns = [part[name].tolist() for name in ("regions", "pictures", "checksums")]
+    for present, regions, picture, crc in zip(presence, *columns, strict=True):
+        yield Packed({}, tuple(map(tuple, present.tolist())), regions, picture, crc)
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Turns what MindRecord raises while it writes a shard into a DataError."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise DataError(f"{path} cannot be written ({reason(error)}): make room, or write to another disk") from None
