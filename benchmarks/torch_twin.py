@@ -296,8 +296,10 @@ class Objectives(nn.Module):
         size = config.data.batch_size
         self.token_rows = level_rows(size, self.config.token_fraction)
         self.sample_rows = level_rows(size, self.config.sample_fraction)
-        self.modality_rows = level_rows(size, self.config.modality_fraction)
-        self.write_from, self.draw_from = size - self.modality_rows, max(0, size - 2 * self.modality_rows)
+        self.write_rows = level_rows(size, self.config.modality_fraction)
+        self.draw_rows = level_rows(size, self.config.draw_fraction)
+        self.write_from = size - self.write_rows
+        self.draw_from = max(0, self.write_from - self.draw_rows)
 
     def forward(self, batch: Batch) -> Tensor:
         model = self.model
@@ -311,7 +313,7 @@ class Objectives(nn.Module):
             model.audio_head(audio, audio_mask),
         )
         stacks, losses, indices = [], {}, ()
-        n, m = self.token_rows, self.modality_rows
+        n, w, d = self.token_rows, self.write_rows, self.draw_rows
         token_level = {"mlm", "mvm_code", "mvm_feature", "mam_feature", "mam_contrastive"} & set(self.names)
         if token_level:
             stacks.append((*self.masked_view(batch, clean), batch["presence"][:n]))
@@ -319,12 +321,12 @@ class Objectives(nn.Module):
             *indices, valid = self.match_rows(batch, embeddings)
             rows = (x[i] for x, i in zip(clean, [*indices, indices[0], indices[2]], strict=True))
             stacks.append((*rows, batch["match_presence"][: self.sample_rows]))
-        for name, first, shown in (
-            ("denoise_text", self.write_from, "denoise_presence"),
-            ("denoise_image", self.draw_from, "draw_presence"),
+        for name, first, rows, shown in (
+            ("denoise_text", self.write_from, w, "denoise_presence"),
+            ("denoise_image", self.draw_from, d, "draw_presence"),
         ):
             if name in self.names:
-                stacks.append((*(x[first : first + m] for x in clean), batch[shown][first : first + m]))
+                stacks.append((*(x[first : first + rows] for x in clean), batch[shown][first : first + rows]))
         if stacks:
             fused, mask = model.cross_encoder(*(torch.cat(parts) for parts in zip(*stacks, strict=True)))
         if "contrastive" in self.names:
@@ -340,10 +342,10 @@ class Objectives(nn.Module):
             losses["matching"] = cross_entropy(logits, batch["match_case"][:r], valid * (presence.sum(1) > 1))
             fused, mask = fused[r:], mask[r:]
         if "denoise_text" in self.names:
-            losses["denoise_text"] = self.denoise_text(batch, fused[:m], mask[:m])
+            losses["denoise_text"] = self.denoise_text(batch, fused[:w], mask[:w])
         if "denoise_image" in self.names:
-            codes = batch["image_codes"][self.draw_from : self.draw_from + m]
-            logits = model.image_decoder(codes, fused[-m:], mask[-m:])
+            codes = batch["image_codes"][self.draw_from : self.draw_from + d]
+            logits = model.image_decoder(codes, fused[-d:], mask[-d:])
             known = (codes >= 0).float().flatten()
             losses["denoise_image"] = cross_entropy(logits, codes.clamp(min=0).flatten(), known)
         return sum(getattr(self.config, name) * loss for name, loss in losses.items())

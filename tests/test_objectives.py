@@ -29,10 +29,11 @@ WEIGHTS = {
     "denoise_text": 2.0,
     "denoise_image": 1.1,
 }
-ALL = ObjectivesConfig(**WEIGHTS, mask_ratio=MASK_RATIO, token_fraction=0.5, sample_fraction=0.8, modality_fraction=0.3)
+FRACTIONS = {"token_fraction": 0.5, "sample_fraction": 0.8, "modality_fraction": 0.3, "draw_fraction": 0.4}
+ALL = ObjectivesConfig(**WEIGHTS, mask_ratio=MASK_RATIO, **FRACTIONS)
 # what each level reads of the batch
 TOKEN_ROWS = dict.fromkeys(("mlm", "mvm_code", "mvm_feature", "mam_feature", "mam_contrastive"), range(5))
-ROWS = {**TOKEN_ROWS, "matching": range(8), "denoise_image": range(4, 7), "denoise_text": range(7, B)}
+ROWS = {**TOKEN_ROWS, "matching": range(8), "denoise_image": range(3, 7), "denoise_text": range(7, B)}
 # parameters of those parts that have nothing to do with the loss
 UNREACHED = {
     "denoise_text": ("text_project.weight", "text_project.bias"),  # no text is given

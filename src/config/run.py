@@ -49,7 +49,8 @@ class ObjectivesConfig:
     mam_span: int = 3  # sound tokens hidden in a row
     mam_temperature: float = 0.1  # of the cosines that tell frames apart
     token_fraction: float = 1.0  # share of the batch that the token level reads
-    modality_fraction: float = 1.0  # ... each half of the modality level: writing, drawing
+    modality_fraction: float = 1.0  # ... the half of the modality level that writes
+    draw_fraction: float = 1.0  # ... the half that draws
     sample_fraction: float = 1.0  # ... the sample level (matching)
     denoise_given: tuple[str, ...] = ("image+audio", "image", "audio")  # what is left when the text is absent
     draw_given: tuple[str, ...] = ("text+audio", "text", "audio")  # ... when the picture is absent
@@ -59,7 +60,7 @@ class ObjectivesConfig:
     def __post_init__(self) -> None:
         for name in OBJECTIVES:
             require(getattr(self, name) >= 0, name, "a weight must not be negative")
-        for name in ("token_fraction", "modality_fraction", "sample_fraction"):
+        for name in ("token_fraction", "modality_fraction", "draw_fraction", "sample_fraction"):
             require(0 < getattr(self, name) <= 1, name, "must be in (0, 1]")
         require(0 < self.mask_ratio < 1, "mask_ratio", "must be in (0, 1)")
         require(0 <= self.label_smoothing < 1, "label_smoothing", "must be in [0, 1)")

@@ -171,45 +171,50 @@ class SampleLevel(nn.Cell):
 class ModalityLevel(nn.Cell):
     """Denoising: rows whose text is absent write it, rows whose picture is absent draw it, code by code.
 
-    Each of the two reads ``modality_fraction`` of the batch, whether the other is switched on or not: writing the last
-    rows, drawing those before them. Arguments: as :class:`TokenLevel`.
+    Writing reads ``modality_fraction`` of the batch, its last rows; drawing ``draw_fraction``, the rows before them; each
+    whether the other is switched on or not. Arguments: as :class:`TokenLevel`.
     """
 
     def __init__(self, model: OPT, config: ObjectivesConfig, batch_size: int) -> None:
         super().__init__(auto_prefix=False)  # the parameters keep the names that they have in the model
         self.model, self.names = model, _active(config, MODALITY_LOSSES)
-        self.share = level_rows(batch_size, config.modality_fraction)  # R
-        self.count = self.share * len(self.names)
-        self.smoothing = config.label_smoothing
         self.writes, self.draws = "denoise_text" in self.names, "denoise_image" in self.names
-        self.write_from, self.draw_from = batch_size - self.share, max(0, batch_size - 2 * self.share)
+        self.written = level_rows(batch_size, config.modality_fraction)  # R
+        self.drawn = level_rows(batch_size, config.draw_fraction)  # R'
+        self.count = self.written * self.writes + self.drawn * self.draws
+        self.smoothing = config.label_smoothing
+        self.write_from = batch_size - self.written
+        self.draw_from = max(0, self.write_from - self.drawn)
         given = {"denoise_text": config.denoise_given, "denoise_image": config.draw_given}
         shown = "+".join("+".join(given[name]) for name in self.names)
         self.reads = frozenset(which for which, name in enumerate(MODALITIES) if name in shown)
 
     def rows(self, batch, clean, embeddings):
-        w, d, n = self.write_from, self.draw_from, self.share
+        w, d = self.write_from, self.draw_from
         if self.writes and self.draws:
             both = ()
             for tokens in clean:
-                both = (*both, ops.concat((tokens[w:], tokens[d : d + n]), 0))
-            presence = ops.concat((batch["denoise_presence"][w:], batch["draw_presence"][d : d + n]), 0)
+                both = (*both, ops.concat((tokens[w:], tokens[d : d + self.drawn]), 0))
+            presence = ops.concat((batch["denoise_presence"][w:], batch["draw_presence"][d : d + self.drawn]), 0)
             return (*both, presence), ()
         first, name = (w, "denoise_presence") if self.writes else (d, "draw_presence")
+        last = first + self.count
         part = ()
         for tokens in clean:
-            part = (*part, tokens[first : first + n])
-        return (*part, batch[name][first : first + n]), ()
+            part = (*part, tokens[first:last])
+        return (*part, batch[name][first:last]), ()
 
     def losses(self, batch, clean, embeddings, fused, mask, state):
-        n, found = self.share, ()
+        found = ()
         if self.writes:
+            n = self.written
             logits = self.model.text_decoder(self.input_ids(batch), fused[:n], mask[:n])  # (R·(T−1), V)
             found = (*found, self.text_loss(batch, logits))
         if self.draws:
-            codes = batch["image_codes"][self.draw_from : self.draw_from + n]  # (R, P'); −1 where there is no picture
+            n = self.drawn
+            codes = batch["image_codes"][self.draw_from : self.draw_from + n]  # (R', P'); −1 where there is no picture
             decoder = self.model.image_decoder
-            logits = decoder(decoder.shift(codes), fused[-n:], mask[-n:])  # (R·P', K)
+            logits = decoder(decoder.shift(codes), fused[-n:], mask[-n:])  # (R'·P', K)
             found = (*found, code_loss(logits, codes))
         return found
 
