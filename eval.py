@@ -17,7 +17,8 @@ from src.evaluation import query
 from src.evaluation.report import summary
 from src.runtime import setup
 from src.tasks import registry
-from src.training.checkpoint import VOCAB, load_checkpoint_config, load_model, locate
+from src.training.checkpoint import load_checkpoint_config, load_model
+from src.weights import locate, own_files
 
 FEW = 64  # for a query in so few files compiling the graphs takes longer than running without
 
@@ -48,8 +49,8 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     args = parse()
     folder = locate(args.checkpoint)
-    # the weights were trained with the checkpoint's vocabulary, whichever configuration is used
-    settings = [f"model.text.vocab={folder / VOCAB}", *args.settings]
+    # the weights were trained with the checkpoint's vocabulary and codes, whichever configuration is used
+    settings = [*own_files(folder), *args.settings]
     config = load_config(args.config, settings) if args.config else load_checkpoint_config(folder, settings)
     # before the model is built, so that mistakes are told at once
     asked, things = query.read(args.query, args.gallery, args.input, config.model)

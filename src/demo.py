@@ -25,13 +25,17 @@ from src.evaluation.figures import loss_curves
 from src.evaluation.report import summary as text_of
 from src.evaluation.report import table, write_json
 
-TRAININGS = ("pretrain", "retrieval", "caption")
+TRAININGS = ("image_tokenizer", "pretrain", "retrieval", "caption")
+EVALUATED = ("pretrain", "retrieval", "caption")
+# Of pre-training only what the later stages do not measure: drawing, the tokenizer, and the token and sample level.
+PRETRAIN_EVAL = ("eval.gallery=200", "eval.captions=0", "eval.rerank=0", "eval.probe=500")
 
 # A smoke run: every stage once, nothing learned.
 FAST_DATA = ("--scenes", "300", "--dev", "40", "--test", "40")
 FAST_TRAIN = ("data.batch_size=32", "train.steps=10", "train.log_every=1", "train.save_every=5")
 FAST_TRAIN += ("optimizer.warmup_steps=2",)
 FAST_EVAL = ("eval.batch_size=20", "eval.gallery=40", "eval.captions=20", "eval.rerank=4")
+FAST_PRETRAIN_EVAL = ("eval.draw=8", "eval.probe=20")
 
 Command = tuple[str, ...]  # what follows "python"
 
@@ -62,7 +66,7 @@ class Stage:
 
 def build_stages(folder: Path, world: str, fast: bool) -> list[Stage]:
     """The demo in the order in which it runs."""
-    data, export, evaluation = folder / "data", folder / "export", folder / "evaluation"
+    data, codes, export, evaluation = (folder / name for name in ("data", "image_tokenizer", "export", "evaluation"))
     train_settings = (f"data.path={data}", *(FAST_TRAIN if fast else ()))
     eval_settings = (f"data.path={data}", *(FAST_EVAL if fast else ()))
     make_data = ("-m", "src.data.prepare", "demo", "--world", world, "--config", f"config/model/{world}.yaml")
@@ -71,21 +75,25 @@ def build_stages(folder: Path, world: str, fast: bool) -> list[Stage]:
         output = f"train.output={folder / task}"
         return "train.py", "--config", f"config/{task}/{world}.yaml", *train_settings, output, *settings
 
-    def evaluate(task: str) -> Command:
+    def evaluate(task: str, *settings: str) -> Command:
         files = ("--checkpoint", str(folder / task), "--output", str(evaluation / task))
-        return "eval.py", "--config", f"config/{task}/{world}.yaml", *files, *eval_settings
+        return "eval.py", "--config", f"config/{task}/{world}.yaml", *files, *eval_settings, *settings
 
     def start(earlier: str) -> str:
         return f"train.init_from={folder / earlier}"
 
     checkpoint = ("--checkpoint", str(folder / "retrieval"))
     to_mindir = ("export.py", "--config", f"config/retrieval/{world}.yaml", *checkpoint, "--format", "MINDIR")
+    make_codes = ("-m", "src.data.codes", "--data", str(data), "--checkpoint", str(codes))
+    drawn = (f"data.codes={codes}", *PRETRAIN_EVAL, *(FAST_PRETRAIN_EVAL if fast else ()))
+    evaluations = (evaluate("pretrain", *drawn), evaluate("retrieval"), evaluate("caption"))
     return [
         Stage("data", ((*make_data, "--output", str(data), *(FAST_DATA if fast else ())),), data),
-        Stage("pretrain", (train("pretrain"),), folder / "pretrain", ("data",)),
+        Stage("image_tokenizer", (train("image_tokenizer"), make_codes), codes, ("data",)),
+        Stage("pretrain", (train("pretrain", f"data.codes={codes}"),), folder / "pretrain", ("image_tokenizer",)),
         Stage("retrieval", (train("retrieval", start("pretrain")),), folder / "retrieval", ("pretrain",)),
         Stage("caption", (train("caption", start("retrieval")),), folder / "caption", ("retrieval",)),
-        Stage("evaluate", (evaluate("retrieval"), evaluate("caption")), evaluation, ("retrieval", "caption")),
+        Stage("evaluate", evaluations, evaluation, EVALUATED),
         Stage("export", ((*to_mindir, "--output", str(export)),), export, ("retrieval",)),
     ]
 
@@ -134,13 +142,16 @@ def run_stages(stages: Sequence[Stage], folder: Path, run: Callable[[Command], i
 
 def summarise(folder: Path, world: str, minutes: Mapping[str, float]) -> dict[str, Any]:
     """Brings the results of the stages together: what ``summary.json`` holds."""
-    retrieval, caption = (_read(folder / "evaluation" / task / "metrics.json") for task in ("retrieval", "caption"))
+    pretrain, retrieval, caption = (_read(folder / "evaluation" / task / "metrics.json") for task in EVALUATED)
     return {
         "world": world,
         "gallery": retrieval["gallery"],
         "retrieval": retrieval["retrieval"],
         "reranked": retrieval.get("reranked", {}),
+        "reconstruction": pretrain["reconstruction"],
         "caption": caption["caption"],
+        "drawing": pretrain["drawing"],
+        "probe": pretrain["probe"],
         "export": {"max_abs_diff": _read(folder / "export" / "export.json")["max_abs_diff"]},
         "minutes": {**minutes, "total": sum(minutes.values())},
         "parameters": retrieval["parameters"],
@@ -153,7 +164,7 @@ def gather_figures(folder: Path) -> list[Path]:
     figures = folder / "figures"
     figures.mkdir(exist_ok=True)
     loss_curves([folder / task / "metrics.jsonl" for task in TRAININGS], figures / "loss_curves.png")
-    for task in ("retrieval", "caption"):
+    for task in EVALUATED:  # a later stage's pictures take the place of an earlier one's of the same name
         for picture in (folder / "evaluation" / task / "figures").glob("*.png"):
             shutil.copy(picture, figures)
     return sorted(figures.iterdir())
@@ -190,8 +201,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _run_commands(stage: Stage, run: Callable[[Command], int], resume: bool) -> None:
-    for command in stage.commands:
-        code = run((*command, "--resume") if resume else command)
+    for number, command in enumerate(stage.commands):  # where there is something to resume, the first one trains
+        code = run((*command, "--resume") if resume and number == 0 else command)
         if code:
             raise StageError(f"stage {stage.name} failed with exit code {code}; the same call goes on from here")
 

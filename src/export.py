@@ -20,7 +20,8 @@ from src.evaluation.report import write_json
 from src.files import replace_folder
 from src.models.graphs import Graph, build_graphs
 from src.models.opt import OPT
-from src.training.checkpoint import CONFIG, MODEL, STATE, VOCAB, write_model
+from src.training.checkpoint import load_model, write_model
+from src.weights import CONFIG, MODEL, STATE, TOKENIZER, VOCAB
 
 TOLERANCE = 1e-4  # largest absolute difference between a loaded graph and the model
 CHECKED_ROWS = 3  # batch of the comparison; a graph for any batch is also run on the first row alone
@@ -81,28 +82,41 @@ def export_graphs(config: Config, model: OPT, output: Path, file_format: str, ba
 def export_weights(config: Config, model: OPT, output: Path) -> Path:
     """Writes what evaluation reads, the weights in half precision; other files in the folder stay.
 
+    The image tokenizer that data.codes names goes along, if the model draws its codes.
+
     Returns:
         The folder.
 
     Raises:
         ExportError: the folder holds something else or cannot be written.
+        CheckpointError: there is no image tokenizer where data.codes says.
     """
     output = output.resolve()
     check_request(config.runtime.device, output, "WEIGHTS", 0)
+    drawn_by = load_model(config.data.codes) if config.model.image_codes and config.data.codes else None
     beside = output.with_name(f".writing-{output.name}")
     shutil.rmtree(beside, ignore_errors=True)
     try:
         beside.mkdir(parents=True)
-        write_model(beside, config, model, half=True)
-        _write_config(beside, config)
+        if drawn_by is not None:
+            (beside / TOKENIZER).mkdir()
+            _write_weights(beside / TOKENIZER, *drawn_by)
+            config = replace(config, data=replace(config.data, codes=TOKENIZER))
+        _write_weights(beside, config, model)
         output.mkdir(exist_ok=True)
         for path in beside.iterdir():
-            path.replace(output / path.name)
+            put = replace_folder if path.is_dir() else Path.replace
+            put(path, output / path.name)
     except OSError as error:
         raise ExportError(f"cannot write {output}: {error.strerror or error}") from None
     finally:
         shutil.rmtree(beside, ignore_errors=True)
     return output
+
+
+def _write_weights(folder: Path, config: Config, model: nn.Cell) -> None:
+    write_model(folder, config, model, half=True)
+    _write_config(folder, config)
 
 
 def _write_all(config: Config, model: OPT, folder: Path, file_format: str, batch_size: int) -> dict[str, Any]:

@@ -10,12 +10,13 @@ from safetensors.numpy import load_file
 
 from src.errors import UserError
 
-CONFIG, VOCAB, MODEL, OPTIMIZER, STATE = (
+CONFIG, VOCAB, MODEL, OPTIMIZER, STATE, TOKENIZER = (
     "config.yaml",
     "vocab.txt",
     "model.safetensors",
     "optimizer.safetensors",
     "state.json",
+    "tokenizer",  # folder of the image tokenizer whose codes the model draws, where it is shipped with it
 )
 
 
@@ -36,6 +37,14 @@ def locate(path: str | Path) -> Path:
     if latest is not None and (latest / MODEL).is_file():
         return latest
     raise CheckpointError(f"no checkpoint in {path}: expected {MODEL} or a run folder with checkpoints/latest")
+
+
+def own_files(folder: Path) -> list[str]:
+    """Settings that point at what a checkpoint carries: its vocabulary and, if it has one, its image tokenizer."""
+    settings = [f"model.text.vocab={folder / VOCAB}"]
+    if (folder / TOKENIZER / MODEL).is_file():
+        settings.append(f"data.codes={folder / TOKENIZER}")
+    return settings
 
 
 def pointed(pointer: Path) -> Path | None:

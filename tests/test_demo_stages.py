@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from src import demo
-from src.config import ConfigError, load_config
+from src.config import OBJECTIVES, ConfigError, load_config
 from src.demo import Command, Stage, StageError, build_stages, run_stages
 
 
@@ -157,15 +157,38 @@ def test_stages_name_what_exists_and_each_other(fast: bool):
     made = {stage.name: str(stage.folder) for stage in stages}
     for stage in stages:
         for command in stage.commands:
+            if "--config" not in command:
+                continue  # of the codes
             config = command[command.index("--config") + 1]
             resolved = load_config(config, [word for word in command if "=" in word])
             if stage.name in demo.TRAININGS:
                 assert (resolved.data.path, resolved.train.output) == (made["data"], made[stage.name])
-                earlier = {"pretrain": "", "retrieval": made["pretrain"], "caption": made["retrieval"]}
-                assert resolved.train.init_from == earlier[stage.name]
+                earlier = {"retrieval": made["pretrain"], "caption": made["retrieval"]}
+                assert resolved.train.init_from == earlier.get(stage.name, "")
                 assert (resolved.train.steps <= 20) == fast
+            if stage.name == "pretrain" or "pretrain" in str(command[:4]):
+                assert resolved.data.codes == made["image_tokenizer"] and resolved.eval.draw
             if "--checkpoint" in command:
-                assert command[command.index("--checkpoint") + 1] in (made["retrieval"], made["caption"])
+                assert command[command.index("--checkpoint") + 1] in {made[name] for name in demo.TRAININGS}
+
+
+def test_the_demo_pre_trains_with_every_objective():
+    for world in ("demo", "demo_full"):
+        objectives = load_config(f"config/pretrain/{world}.yaml").objectives
+        assert all(getattr(objectives, name) > 0 for name in OBJECTIVES), world
+
+
+def test_only_the_first_command_of_a_stage_is_resumed(tmp_path: Path, run: Recorder):
+    """The image tokenizer's stage trains, then makes the codes of pictures."""
+    folder = tmp_path / "both"
+    stages = [Stage("both", (("train", str(folder)), ("codes", str(folder))), folder)]
+    run.fail_at, run.checkpoint = "codes", True
+    with pytest.raises(StageError):
+        run_stages(stages, tmp_path, run)
+    assert run.names() == ["train", "codes"]
+    run.fail_at = ""
+    run_stages(stages, tmp_path, run)
+    assert run.commands == [("train", str(folder), "--resume"), ("codes", str(folder))]
 
 
 METRICS = {
@@ -173,6 +196,9 @@ METRICS = {
     "reranked": {"t2i": {"r1": 0.9, "r5": 0.9, "r10": 1.0, "median_rank": 1.0}},
     "gallery": 1000,
     "caption": {"facts_right": 0.6, "cider_d": 3.0, "bleu4": 0.5},
+    "reconstruction": {"pictures": 200, "psnr": 18.0, "perplexity": 300.0, "usage": 0.9},
+    "drawing": {"text": {"r1": 0.1, "r5": 0.2, "r10": 0.3, "median_rank": 20.0}},
+    "probe": {"mlm_accuracy": 0.5, "mlm_chance": 0.1, "confusion": [[1, 0], [0, 1]]},
     "parameters": {"total": 2000000},
     "versions": {"mindspore": "2.10.0"},
 }
@@ -194,14 +220,15 @@ def write_results(command: Command) -> int:
 def test_results_are_brought_together(tmp_path: Path, capsys: pytest.CaptureFixture):
     assert demo.main(["--fast", "--output", str(tmp_path / "out")], write_results) == 0
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
-    for key in ("retrieval", "reranked", "gallery", "caption", "parameters", "versions"):
+    for key in METRICS:
         assert summary[key] == METRICS[key]
     assert summary["export"] == {"max_abs_diff": 1e-06}
-    assert set(summary["minutes"]) == {"data", "pretrain", "retrieval", "caption", "evaluate", "export", "total"}
+    assert set(summary["minutes"]) == {"data", *demo.TRAININGS, "evaluate", "export", "total"}
     figures = {path.name for path in (tmp_path / "out" / "figures").iterdir()}
-    assert figures == {"loss_curves.png", "retrieval_eval.py.png", "caption_eval.py.png"}
+    assert figures == {"loss_curves.png", *(f"{task}_eval.py.png" for task in demo.EVALUATED)}
     printed = capsys.readouterr().out
-    assert "text → image" in printed and "summary.json" in printed
+    for part in ("text → image", "PSNR", "what was drawn", "hidden words right", "summary.json"):
+        assert part in printed
 
 
 def test_a_failure_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture):

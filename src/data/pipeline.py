@@ -33,16 +33,17 @@ class Loader:
         split: a split of config.data.path.
         rank: which of the ranks this process is; every rank gets its own config.data.batch_size samples a step.
         ranks: how many there are.
+        stored_codes: False: no codes are read even where data.codes names a tokenizer.
 
     Words are hidden (mlm_*) only where config.objectives.mlm is not 0: it is what needs jieba's dictionary. Codes of
     pictures are those that src.data.codes has left beside the shards, if config.data.codes names their tokenizer.
     """
 
-    def __init__(self, config: Config, split: str, rank: int = 0, ranks: int = 1) -> None:
+    def __init__(self, config: Config, split: str, rank: int = 0, ranks: int = 1, *, stored_codes: bool = True) -> None:
         self.config, self.split, self.rank, self.ranks = config, split, rank, ranks
         self.tokenizer = Tokenizer(config.model.text.vocab)
         self.dataset = Dataset(config.data.path, split, config.model.audio, config.model.image)
-        self.codes = open_codes(self.dataset, config) if config.data.codes else None
+        self.codes = open_codes(self.dataset, config) if config.data.codes and stored_codes else None
         self.ids = np.arange(len(self.dataset))  # the samples of an epoch
 
     @property

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 from mindspore import nn
 
-from src.config import Config, load_config
+from src.config import Config, ConfigError, load_config
+from src.data.image_codes import GRID
 from src.data.schema import AUDIO, TEXT
 from src.evaluation.encode import Encoder, Items
 from src.evaluation.recall import ranks, recall
@@ -20,14 +21,20 @@ SOURCES = {TEXT: "text", AUDIO: "speech"}
 ARGUMENTS = {TEXT: "text", AUDIO: "audio"}  # of CodeSampler.draw
 
 
-def load_tokenizer(path: str) -> ImageTokenizer:
-    """The image tokenizer of a run or checkpoint folder.
+def load_tokenizer(config: Config) -> ImageTokenizer:
+    """The image tokenizer that data.codes names.
 
     Raises:
         CheckpointError: there is none, or it does not fit its configuration.
+        ConfigError: its codes are not those of model.tokenizer.
     """
-    folder = locate(path)
-    tokenizer = ImageTokenizer(load_config(folder / CONFIG).model.tokenizer)
+    folder = locate(config.data.codes)
+    settings = load_config(folder / CONFIG).model.tokenizer
+    for key in GRID:
+        theirs, ours = getattr(settings, key), getattr(config.model.tokenizer, key)
+        if theirs != ours:
+            raise ConfigError(f"data.codes={folder} has {key}={theirs}, model.tokenizer.{key} is {ours}")
+    tokenizer = ImageTokenizer(settings)
     set_parameters(dict(tokenizer.parameters_and_names()), read_tensors(folder / MODEL), folder / MODEL)
     return tokenizer
 

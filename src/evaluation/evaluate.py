@@ -1,9 +1,7 @@
 """Everything that is measured of a model on a split of a dataset."""
 
-import platform
 import time
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,8 @@ from src.evaluation.captioning import caption_figures, transcript_figures
 from src.evaluation.drawing import Artist, load_tokenizer
 from src.evaluation.encode import Encoder, Items, encode_split, first_pictures
 from src.evaluation.probe import Probe
-from src.evaluation.report import write_json
+from src.evaluation.reconstruction import ReconstructionEvaluator
+from src.evaluation.report import versions, write_json
 from src.evaluation.retrieval import Retriever
 from src.evaluation.sheets import Sheets
 from src.generation.greedy import GreedyDecoder
@@ -41,11 +40,21 @@ class Evaluator:
         self.encoder = Encoder(model, config.eval.batch_size)
         self.decoder = GreedyDecoder(model, self.tokenizer, config.eval.batch_size)
         self.retriever = Retriever(model, self.tokenizer, config.eval, self.decoder)
-        self.probe = Probe(config, model) if config.task == "pretrain" else None
-        self.artist = None
-        if config.task == "pretrain" and config.eval.draw:
-            self.artist = Artist(config, model, load_tokenizer(config.data.codes), self.encoder)
+        self.probe = self.artist = self.reconstruction = None
+        if config.task == "pretrain":
+            self._judge_pretraining()
         self._loaders: dict[str, Loader] = {}
+
+    def _judge_pretraining(self) -> None:
+        """What is measured of pre-training alone; drawing and codes need an image tokenizer."""
+        config, model = self.config, self.model
+        painter = load_tokenizer(config) if config.data.codes and config.model.image_codes else None
+        # codes are made of the pictures of a batch, where these have the size that the tokenizer reads
+        same_size = config.model.tokenizer.size == config.model.image.size
+        self.probe = Probe(config, model, painter if same_size else None)
+        if painter is not None and config.eval.draw:
+            self.artist = Artist(config, model, painter, self.encoder)
+            self.reconstruction = ReconstructionEvaluator(config, painter)
 
     def run(
         self,
@@ -55,23 +64,25 @@ class Evaluator:
         gallery: int | None = None,
         captions: int | None = None,
         rerank: int | None = None,
+        draw: int | None = None,
     ) -> dict[str, Any]:
         """Evaluates a split.
 
         Args:
             split: by default that of the configuration.
             output: folder for metrics.json, captions.json and figures; None: nothing is written.
-            gallery, captions, rerank: instead of the configuration's.
+            gallery, captions, rerank, draw: instead of the configuration's.
 
         Returns:
-            task, split, gallery, retrieval, reranked, caption, transcription, examples, drawing, probe, fused_passes,
-            seconds, parameters and versions; parts that the task or the data leave out are missing.
+            task, split, gallery, retrieval, reranked, caption, transcription, examples, reconstruction, drawing, probe,
+            fused_passes, seconds, parameters and versions; parts that the task or the data leave out are missing.
         """
         settings = self.config.eval
         split = split or settings.split
         gallery = settings.gallery if gallery is None else gallery
         captions = settings.captions if captions is None else captions
         rerank = settings.rerank if rerank is None else rerank
+        draw = settings.draw if draw is None else draw
         retrieves = self.config.task in ("pretrain", "retrieval")
         writes = self.config.task in ("pretrain", "caption") and captions > 0
         if not retrieves and not writes:
@@ -79,20 +90,29 @@ class Evaluator:
         trained = self.model.training
         self.model.set_train(False)
         try:
-            return self._run(split, output, gallery, captions if writes else None, rerank, retrieves)
+            return self._run(split, output, gallery, captions if writes else None, rerank, retrieves, draw)
         finally:
             self.model.set_train(trained)
 
     def _run(
-        self, split: str, output: Path | None, gallery: int, captions: int | None, rerank: int, retrieves: bool
+        self,
+        split: str,
+        output: Path | None,
+        gallery: int,
+        captions: int | None,
+        rerank: int,
+        retrieves: bool,
+        draw: int,
     ) -> dict[str, Any]:
         metrics: dict[str, Any] = {"task": self.config.task, "split": split}
         seconds: dict[str, float] = {}
         loader = self._loader(split)
         sheets = Sheets(loader, output / "figures") if output else None
+        draws = self.artist is not None and draw > 0
 
         began = time.monotonic()
         limits = ([gallery] if retrieves else []) + ([captions] if captions is not None else [])
+        limits += [draw] if draws else []
         wanted = {TEXT, IMAGE, AUDIO} if retrieves else {IMAGE, AUDIO} if self._transcribes else {IMAGE}
         tokens = self._tokens_read(retrieves and rerank > 0, captions is not None)
         items = encode_split(self.encoder, loader, 0 if 0 in limits else max(limits), wanted, tokens)
@@ -115,13 +135,10 @@ class Evaluator:
             began = time.monotonic()
             metrics.update(self._write(loader, first_pictures(items, captions), sheets))
             seconds["captions"] = time.monotonic() - began
-        if self.artist is not None:
+        if draws:
             began = time.monotonic()
-            subjects = first_pictures(items, self.config.eval.draw)
-            metrics["drawing"], drawn = self.artist.measure(subjects)
+            metrics.update(self._draw(split, first_pictures(items, draw), draw, sheets))
             seconds["drawing"] = time.monotonic() - began
-            if sheets:
-                sheets.drawings(subjects, drawn)
         if self.probe is not None and self.probe.active:
             began = time.monotonic()
             metrics["probe"] = self.probe.run(loader, self.config.eval.probe)
@@ -147,7 +164,8 @@ class Evaluator:
 
     def _loader(self, split: str) -> Loader:
         if split not in self._loaders:
-            self._loaders[split] = Loader(self.config, split)
+            stored = self.probe is not None and self.probe.reads_codes
+            self._loaders[split] = Loader(self.config, split, stored_codes=stored)
         return self._loaders[split]
 
     def _write(self, loader: Loader, items: dict[int, Items], sheets: Sheets | None) -> dict[str, Any]:
@@ -180,6 +198,15 @@ class Evaluator:
                 metrics["transcription"] = transcript_figures(written, references, world)
         return metrics
 
+    def _draw(self, split: str, subjects: dict[int, Items], pictures: int, sheets: Sheets | None) -> dict[str, Any]:
+        """What the tokenizer keeps of pictures, and what is recognised in those that are drawn."""
+        reconstruction, pairs = self.reconstruction.measure(split, pictures)
+        drawing, drawn = self.artist.measure(subjects)
+        if sheets:
+            sheets.reconstructions(pairs)
+            sheets.drawings(subjects, drawn)
+        return {"reconstruction": reconstruction, "drawing": drawing}
+
     def _write_down(self, sounds: Items) -> Items:
         """The sounds with what the model hears in them, written once."""
         if sounds.ids is not None:
@@ -191,11 +218,6 @@ class Evaluator:
         records, captions = loader.dataset.samples[texts.samples, :2].T
         found = loader.dataset.read(records)
         return [record.captions[caption] for record, caption in zip(found, captions, strict=True)]
-
-
-def versions() -> dict[str, str]:
-    """Of what the figures depend on."""
-    return {"python": platform.python_version()} | {name: version(name) for name in ("mindspore", "numpy")}
 
 
 def _group(numbers: np.ndarray, texts: list[str]) -> dict[int, list[str]]:

@@ -121,6 +121,23 @@ def drawing_sheet(
         save(page.figure, out_png)
 
 
+def album_sheet(out_png: str | Path, title: str, items: Sequence[tuple[np.ndarray, str]]) -> None:
+    """Pictures uint8 [S, S, 3] in rows of eight, each above its text."""
+    if not items:
+        raise ValueError("album sheet: no pictures to draw")
+    columns, side, gap, head = min(8, len(items)), 1.4, 0.22, 0.95
+    height = side + 0.14 + text_height(3, 8) + 0.12
+    width = max(2 * MARGIN + columns * (side + gap) - gap, 5.0)
+    with style():
+        page = Page(width, head + -(-len(items) // columns) * height + 0.2)
+        page.text(MARGIN, 0.32, title, 16)
+        for at, (picture, text) in enumerate(items):
+            left, top = MARGIN + at % columns * (side + gap), head + at // columns * height
+            page.picture(left, top, side, side, picture)
+            page.text(left, top + side + 0.1, "\n".join(wrap(text, side, 8, 3)), 8)
+        save(page.figure, out_png)
+
+
 def confusion_matrix(out_png: str | Path, title: str, names: Sequence[str], counts: Sequence[Sequence[int]]) -> None:
     """A square of shares: a row for each truth, a column for each answer, the right answers on the diagonal.
 

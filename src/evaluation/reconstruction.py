@@ -9,13 +9,13 @@ from mindspore import Tensor, nn
 
 from src.config import Config
 from src.data.pictures import PictureLoader
-from src.evaluation.evaluate import versions
 from src.evaluation.figures import reconstruction_sheet
-from src.evaluation.report import write_json
+from src.evaluation.report import versions, write_json
 from src.generation.batches import progress
 from src.models.image_tokenizer import ImageTokenizer
 from src.models.opt import count_parameters
 
+SHEET, TITLE = "reconstruction.png", "Pictures, and what their codes keep"
 SHOWN = 24  # pictures of the sheet: the first of the split, not the best
 EXACT = 1e-2  # mean squared error that counts as none: 68 dB
 
@@ -56,34 +56,35 @@ class ReconstructionEvaluator:
             task, split, pictures, reconstruction (psnr, perplexity, usage), seconds, parameters and versions.
         """
         split = split or self.config.eval.split
-        if split not in self._loaders:
-            self._loaders[split] = PictureLoader(self.config, split)
-        trained = self.model.training
-        self.reconstruct.set_train(False)
         began = time.monotonic()
-        try:
-            errors, counts, shown = self._measure(self._loaders[split], pictures)
-        finally:
-            self.reconstruct.set_train(trained)
+        figures, shown = self.measure(split, pictures)
         metrics = {
             "task": self.config.task,
             "split": split,
-            "pictures": len(errors),
-            "reconstruction": {
-                "psnr": psnr(errors),
-                "perplexity": perplexity(counts),
-                "usage": float((counts > 0).mean()),
-            },
+            "pictures": figures.pop("pictures"),
+            "reconstruction": figures,
             "seconds": {"reconstruction": time.monotonic() - began},
             "parameters": count_parameters(self.model),
             "versions": versions(),
         }
         if output:
-            reconstruction_sheet(
-                output / "figures" / "reconstruction.png", "Pictures, and what their codes keep", shown
-            )
+            reconstruction_sheet(output / "figures" / SHEET, TITLE, shown)
             write_json(output / "metrics.json", metrics)
         return metrics
+
+    def measure(self, split: str, pictures: int = 0) -> tuple[dict[str, Any], list[tuple[np.ndarray, np.ndarray]]]:
+        """pictures, psnr, perplexity and usage; the first pictures, each with what was drawn from its codes."""
+        if split not in self._loaders:
+            self._loaders[split] = PictureLoader(self.config, split)
+        trained = self.model.training
+        self.reconstruct.set_train(False)
+        try:
+            errors, counts, shown = self._measure(self._loaders[split], pictures)
+        finally:
+            self.reconstruct.set_train(trained)
+        usage = float((counts > 0).mean())
+        figures = {"pictures": len(errors), "psnr": psnr(errors), "perplexity": perplexity(counts), "usage": usage}
+        return figures, shown
 
     def _measure(self, loader: PictureLoader, pictures: int) -> tuple[np.ndarray, np.ndarray, list[Any]]:
         """Mean squared error of each picture, how often each code occurs, and the first pictures in pairs."""

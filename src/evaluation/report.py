@@ -2,8 +2,10 @@
 
 import json
 import math
+import platform
 import unicodedata
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +110,7 @@ def summary(metrics: Mapping[str, Any]) -> str:
         parts.append(retrieval_table(metrics["retrieval"], metrics.get("reranked")))
     if metrics.get("reconstruction"):
         parts.append(
-            table([[RECONSTRUCTION[key], value] for key, value in metrics["reconstruction"].items()], ["", ""])
+            table([[name, metrics["reconstruction"][key]] for key, name in RECONSTRUCTION.items()], ["codes", ""])
         )
     if metrics.get("caption"):
         parts.append(caption_table(metrics["caption"]))
@@ -122,6 +124,11 @@ def summary(metrics: Mapping[str, Any]) -> str:
     if metrics.get("parameters"):
         parts.append(table(list(metrics["parameters"].items()), ["parameters", ""]))
     return "\n\n".join(parts)
+
+
+def versions() -> dict[str, str]:
+    """Of what the figures depend on."""
+    return {"python": platform.python_version()} | {name: version(name) for name in ("mindspore", "numpy")}
 
 
 def write_json(path: str | Path, value: Any) -> None:

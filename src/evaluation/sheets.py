@@ -9,13 +9,23 @@ from src.data.pipeline import Loader
 from src.data.schema import AUDIO, IMAGE, MATCH_CASES, MODALITIES, TEXT
 from src.evaluation.captioning import facts_of
 from src.evaluation.encode import Items
-from src.evaluation.figures import Hit, Query, caption_sheet, confusion_matrix, drawing_sheet, retrieval_sheet
+from src.evaluation.figures import (
+    Hit,
+    Query,
+    album_sheet,
+    caption_sheet,
+    confusion_matrix,
+    drawing_sheet,
+    reconstruction_sheet,
+    retrieval_sheet,
+)
+from src.evaluation.reconstruction import SHEET, TITLE
 from src.evaluation.report import write_json
 from src.evaluation.retrieval import SHOWN, Ranking
 
 ROWS = 6  # queries of a sheet: the first of the split, not the best
 CAPTIONS = 24
-DRAWINGS = 8
+DRAWINGS, ALBUM = 8, 32
 SHEETS = {  # direction → file and title
     "t2i": ("retrieval_text.png", "Pictures found by text"),
     "a2i": ("retrieval_voice.png", "Pictures found by voice"),
@@ -76,6 +86,14 @@ class Sheets:
             rows.append((caption, [picture, *made]))
         names = ("original", *(f"from {MODALITIES[which]}" for which in drawn))
         drawing_sheet(self.folder / "drawings.png", "Pictures drawn from text and from speech", names, rows)
+        if TEXT in drawn:
+            shown = zip(drawn[TEXT], subjects[TEXT].samples[:ALBUM].tolist(), strict=False)
+            album = [(picture, self.media(sample)[1]) for picture, sample in shown]
+            album_sheet(self.folder / "drawn_texts.png", "Pictures drawn from text", album)
+
+    def reconstructions(self, pairs: list[tuple[np.ndarray, np.ndarray]]) -> None:
+        """The first pictures above what the image tokenizer keeps of them."""
+        reconstruction_sheet(self.folder / SHEET, TITLE, pairs)
 
     def confusion(self, counts: list[list[int]]) -> None:
         """What matching answered in each of its five cases."""

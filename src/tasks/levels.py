@@ -171,7 +171,7 @@ class SampleLevel(nn.Cell):
 class ModalityLevel(nn.Cell):
     """Denoising: rows whose text is absent write it, rows whose picture is absent draw it, code by code.
 
-    Writing reads ``modality_fraction`` of the batch, its last rows; drawing ``draw_fraction``, the rows before them; each
+    Writing reads ``modality_fraction`` of the batch, its last rows, drawing ``draw_fraction``, the rows before them,
     whether the other is switched on or not. Arguments: as :class:`TokenLevel`.
     """
 

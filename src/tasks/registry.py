@@ -21,7 +21,8 @@ from src.models.opt import OPT
 from src.tasks.image_tokenizer import TokenizerObjectives
 from src.tasks.objectives import Objectives
 
-HELD_OUT = 500  # items of the held-out split that are looked at during training: a glance, not the final figure
+# items of the held-out split that are looked at, and drawn, during training: a glance, not the final figure
+HELD_OUT, DRAWN = 500, 100
 
 
 def build_opt(config: Config) -> OPT:
@@ -55,7 +56,8 @@ class Task:
 
 
 def _measure(evaluator: Evaluator, config: Config) -> dict[str, Any]:
-    return evaluator.run(config.data.eval_split, gallery=HELD_OUT, captions=HELD_OUT, rerank=0)
+    draw = min(DRAWN, config.eval.draw)
+    return evaluator.run(config.data.eval_split, gallery=HELD_OUT, captions=HELD_OUT, rerank=0, draw=draw)
 
 
 def _retrieval(metrics: dict[str, Any]) -> dict[str, float]:
@@ -70,7 +72,8 @@ def _caption(metrics: dict[str, Any]) -> dict[str, float]:
 def pretrain_figures(evaluator: Evaluator, config: Config) -> dict[str, float]:
     metrics = _measure(evaluator, config)
     probe = {name: value for name, value in metrics.get("probe", {}).items() if name.endswith(("accuracy", "cosine"))}
-    return _retrieval(metrics) | _caption(metrics) | probe
+    drawn = {f"drawn_{source}_r10": figures["r10"] for source, figures in metrics.get("drawing", {}).items()}
+    return _retrieval(metrics) | _caption(metrics) | probe | drawn
 
 
 def retrieval_figures(evaluator: Evaluator, config: Config) -> dict[str, float]:

@@ -4,6 +4,7 @@
         config.yaml           the resolved configuration
         vocab.txt             the vocabulary it was trained with
         model.safetensors     weights by name
+        tokenizer/            the image tokenizer whose codes it draws (only where the model is shipped)
         optimizer.safetensors moments, step, loss scale (left out where only the model is shipped)
         state.json            step and best metric
 
@@ -33,6 +34,7 @@ from src.weights import (
     VOCAB,
     CheckpointError,
     locate,
+    own_files,
     pointed,
     read_tensors,
     set_parameters,
@@ -40,8 +42,8 @@ from src.weights import (
 
 
 def load_checkpoint_config(folder: Path, overrides: Sequence[str] = ()) -> Config:
-    """The configuration a checkpoint was trained with; its own copy of the vocabulary is used."""
-    return load_config(folder / CONFIG, [f"model.text.vocab={folder / VOCAB}", *overrides])
+    """The configuration a checkpoint was trained with; its own vocabulary and image tokenizer are used."""
+    return load_config(folder / CONFIG, [*own_files(folder), *overrides])
 
 
 def load_model(path: str | Path, overrides: Sequence[str] = (), config_file: str | Path | None = None):
@@ -155,10 +157,12 @@ def write_model(folder: Path, config: Config, model: nn.Cell, half: bool = False
 
 
 def _save_arrays(path: Path, parameters: Mapping[str, Parameter], half: bool = False) -> None:
-    kind = np.float16 if half else None
     try:
         # a copy: asnumpy shares memory with the device tensor on a CPU
-        save_file({name: np.array(parameter.asnumpy(), kind) for name, parameter in parameters.items()}, path)
+        arrays = {name: np.array(parameter.asnumpy()) for name, parameter in parameters.items()}
+        if half:
+            arrays = {name: x.astype(np.float16) if x.dtype == np.float32 else x for name, x in arrays.items()}
+        save_file(arrays, path)
     except SafetensorError as error:
         raise OSError(str(error)) from None
     with open(path, "rb+") as file:
