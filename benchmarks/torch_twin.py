@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from src.config import Config, ModelConfig
 from src.data.schema import AUDIO, IMAGE, MATCH_CASES, TEXT
 from src.tasks.levels import level_rows
-from src.tasks.objectives import active_objectives
+from src.tasks.objectives import COUPLES, active_objectives
 
 MASKED, FORBIDDEN = -1e4, -1e9
 Batch = dict[str, Tensor]
@@ -352,8 +352,11 @@ class Objectives(nn.Module):
 
     def contrastive(self, batch: Batch, embeddings: tuple[Tensor, Tensor, Tensor]) -> Tensor:
         scale, ids, presence = self.model.scale(), batch["image_id"], batch["presence"]
-        total = 0.0
-        for x, y in ((TEXT, IMAGE), (IMAGE, TEXT), (TEXT, AUDIO), (AUDIO, TEXT), (IMAGE, AUDIO), (AUDIO, IMAGE)):
+        embeddings = (*embeddings, F.normalize(embeddings[TEXT] + embeddings[AUDIO], dim=1))
+        presence = torch.cat([presence, presence[:, [TEXT]] * presence[:, [AUDIO]]], 1)
+        total, directions = 0.0, 0
+        for x, y in (*COUPLES, *(couple[::-1] for couple in COUPLES)):
+            directions += bool((presence[:, x] * presence[:, y]).any())
             candidate = presence[None, :, y].float()
             logits = embeddings[x] @ embeddings[y].T * scale + (1 - candidate) * MASKED
             positive = (ids[:, None] == ids[None]).float() * candidate
@@ -361,7 +364,7 @@ class Objectives(nn.Module):
             losses = -(target * logits.log_softmax(1)).sum(1)
             weights = (presence[:, x] * presence[:, y]).float() * positive.sum(1).clamp(max=1)
             total = total + (losses * weights).sum() / weights.sum().clamp(min=1)
-        return total / 6
+        return total / max(directions, 1)
 
     def match_rows(self, batch: Batch, embeddings: tuple[Tensor, Tensor, Tensor]) -> list[Tensor]:
         """As :func:`src.losses.matching.build_rows`."""

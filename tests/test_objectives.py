@@ -13,7 +13,7 @@ from src.data.schema import AUDIO, IMAGE, MATCH_CASES, TEXT
 from src.losses.matching import build_rows
 from src.models.opt import OPT
 from src.tasks.levels import level_rows
-from src.tasks.objectives import Objectives, active_objectives, needed_fields
+from src.tasks.objectives import COUPLES, Objectives, active_objectives, needed_fields
 from tests.oracles import MASK_RATIO, VOCAB, Arrays, randomise, run_mode, tensors, tiny_batch, tiny_model
 
 MODEL = tiny_model()
@@ -277,20 +277,30 @@ def encode(opt: OPT, batch: Arrays, ids: str = "text_ids") -> tuple[Tensor, ...]
     )
 
 
-def test_contrastive_is_the_mean_of_six_directions(opt: OPT) -> None:
+@pytest.mark.parametrize(("absent", "directions"), [((), 8), ((AUDIO,), 2), ((IMAGE,), 2)])
+def test_contrastive_is_the_mean_of_the_directions_that_have_pairs(
+    opt: OPT, absent: tuple[int, ...], directions: int
+) -> None:
+    """Text, picture, sound, and text and sound as one: between any two that some sample has both of."""
     batch = batch_with_repeats()
+    batch["presence"][:, absent] = 0
     text, image, audio, mask, audio_mask = encode(opt, batch)
     heads = (opt.embed_text(text, mask), opt.embed_image(image), opt.embed_audio(audio, audio_mask))
     vectors, scale = [x.asnumpy() for x in heads], float(opt.scale())
+    both = vectors[TEXT] + vectors[AUDIO]
+    vectors.append(both / np.linalg.norm(both, axis=1, keepdims=True))
+    presence = np.column_stack([batch["presence"], batch["presence"][:, TEXT] * batch["presence"][:, AUDIO]])
     found = []
-    for x, y in ((a, b) for a in range(3) for b in range(3) if a != b):
+    for x, y in (*COUPLES, *(couple[::-1] for couple in COUPLES)):
         costs = []
-        items = np.flatnonzero(batch["presence"][:, y])
-        for row in np.flatnonzero(batch["presence"][:, x] * batch["presence"][:, y]):
+        items = np.flatnonzero(presence[:, y])
+        for row in np.flatnonzero(presence[:, x] * presence[:, y]):
             similar = scale * vectors[y][items] @ vectors[x][row]
             positives = np.flatnonzero(batch["image_id"][items] == batch["image_id"][row])
             costs.append(np.mean([cross_entropy(similar[None], np.array([p]))[0] for p in positives]))
-        found.append(np.mean(costs))
+        if costs:
+            found.append(np.mean(costs))
+    assert len(found) == directions
     assert losses(opt, only("contrastive"), batch)["contrastive"] == pytest.approx(np.mean(found), rel=1e-4)
 
 

@@ -67,6 +67,11 @@ class OPT(nn.Cell):
         """(B, F, D), (B, F) → (B, E)."""
         return self.audio_head(tokens, mask)
 
+    def embed_joint(self, text, audio):
+        """Unit vectors (B, E) of texts and their speech taken together: the sum of both (B, E), at length 1."""
+        both = text + audio
+        return both * ops.rsqrt((both * both).sum(-1, keepdims=True) + 1e-12)
+
     def masked_text_logits(self, fused, positions):
         """Logits (B·K, V) of the tokens at ``positions`` (B, K) of the text in ``fused`` (B, L, D)."""
         hidden = at(fused, positions + self.first_text)

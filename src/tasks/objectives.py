@@ -11,7 +11,7 @@ import numpy as np
 from mindspore import Tensor, nn, ops
 
 from src.config import OBJECTIVES, ObjectivesConfig
-from src.data.schema import AUDIO, IMAGE, MODALITIES, TEXT
+from src.data.schema import AUDIO, IMAGE, JOINT, MODALITIES, TEXT
 from src.losses.contrastive import contrastive_loss
 from src.models.layers import padding_bias
 from src.models.opt import OPT
@@ -28,6 +28,8 @@ LEVEL_FIELDS = {
     "denoise_text": ("denoise_presence",),
     "denoise_image": ("draw_presence", "image_codes"),
 }
+# what the contrastive loss compares, each both ways
+COUPLES = ((TEXT, IMAGE), (TEXT, AUDIO), (IMAGE, AUDIO), (JOINT, IMAGE))
 # parts of the model whose parameters an objective's gradient reaches, beside the encoders of what it is given
 ENCODERS = ("text_encoder", "image_encoder", "audio_encoder")
 FUSED = frozenset({*ENCODERS, "cross_encoder"})
@@ -171,25 +173,36 @@ class Objectives(nn.Cell):
         return level.text_loss(batch, logits)
 
     def contrastive(self, batch, embeddings):
-        """Mean over the six directions between text, image and audio; negatives come from all ranks."""
+        """Mean over the directions that the batch has pairs for, both of each couple; negatives come from all ranks."""
         scale = self.model.scale()
         ids, presence = batch["image_id"], batch["presence"]
         all_ids, all_presence, all_embeddings = ids, presence, embeddings
         if self.gather is not None:
             all_ids, all_presence = self.gather(ids), self.gather(presence)
             all_embeddings = (self.gather(embeddings[0]), self.gather(embeddings[1]), self.gather(embeddings[2]))
-        total = 0.0
-        for x, y in ((TEXT, IMAGE), (IMAGE, TEXT), (TEXT, AUDIO), (AUDIO, TEXT), (IMAGE, AUDIO), (AUDIO, IMAGE)):
-            total = total + contrastive_loss(
-                embeddings[x],
-                all_embeddings[y],
-                ids,
-                all_ids,
-                presence[:, x] * presence[:, y],
-                all_presence[:, y],
-                scale,
-            )
-        return total / 6.0
+        embeddings, presence = self.with_joint(embeddings, presence)
+        all_embeddings, all_presence = self.with_joint(all_embeddings, all_presence)
+        total, directions = 0.0, 0.0
+        for couple in COUPLES:
+            pairs = (all_presence[:, couple[0]] * all_presence[:, couple[1]]).sum().astype(ms.float32)
+            directions = directions + 2.0 * ops.minimum(pairs, Tensor(1.0, ms.float32))
+            for x, y in (couple, couple[::-1]):
+                total = total + contrastive_loss(
+                    embeddings[x],
+                    all_embeddings[y],
+                    ids,
+                    all_ids,
+                    presence[:, x] * presence[:, y],
+                    all_presence[:, y],
+                    scale,
+                )
+        return total / ops.maximum(directions, Tensor(1.0, ms.float32))
+
+    def with_joint(self, embeddings, presence):
+        """Text, image, audio and joint embeddings (B, E), and which of the four a sample has, (B, 4)."""
+        joint = self.model.embed_joint(embeddings[TEXT], embeddings[AUDIO])
+        both = presence[:, TEXT : TEXT + 1] * presence[:, AUDIO : AUDIO + 1]
+        return (*embeddings, joint), ops.concat((presence, both), 1)
 
 
 def _zeros(batch_size: int, encoder: nn.Cell) -> Tensor:
