@@ -192,6 +192,7 @@ def test_booleans_are_booleans(tmp_path: Path) -> None:
         ("optimizer.lr=0", "optimizer.lr=0.0", "positive"),
         ("optimizer.min_lr=1", "optimizer.min_lr=1.0", "between 0 and lr"),
         ("optimizer.warmup_steps=1000", "optimizer.warmup_steps=1000", "below train.steps=1000"),
+        ("optimizer.layer_decay=0", "optimizer.layer_decay=0.0", "(0, 1]"),
         ("optimizer.beta2=1", "optimizer.beta2=1.0", "[0, 1)"),
         ("optimizer.clip_norm=0", "optimizer.clip_norm=0.0", "positive"),
         ("optimizer.weight_decay=-0.1", "optimizer.weight_decay=-0.1", "negative"),

@@ -261,6 +261,19 @@ def test_non_finite_loss_stops_the_run_and_names_the_step(config, tmp_path):
         trainer.run()
 
 
+def test_frozen_parts_keep_their_weights(config, finished, tmp_path):
+    optimizer = dataclasses.replace(config.optimizer, freeze=("text_encoder", "scale"), layer_decay=0.5)
+    run = dataclasses.replace(with_run(config, tmp_path / "frozen"), optimizer=optimizer)
+    trainer = start(run)
+    before = {name: parameter.asnumpy().copy() for name, parameter in trainer.model.parameters_and_names()}
+    trainer.run()
+    after = read_tensors(locate(run.train.output) / MODEL)
+    same = {name.split(".")[0] for name, array in after.items() if np.array_equal(array, before[name])}
+    assert same >= {"text_encoder", "scale"} and not same & {"image_encoder", "audio_encoder", "text_head"}
+    state = read_tensors(locate(run.train.output) / "optimizer.safetensors")
+    assert not any("text_encoder" in name for name in state), "what is frozen costs no memory"
+
+
 def test_fine_tuning_starts_from_the_given_weights(config, finished, tmp_path):
     run = with_run(config, tmp_path / "tuned", init_from=finished.train.output)
     trainer = Trainer(run)

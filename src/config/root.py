@@ -54,6 +54,11 @@ class Config:
             self.task != "caption" or weights.denoise_text > 0, "objectives.denoise_text", "a caption task needs it"
         )
         require(
+            self.task != "image_tokenizer" or self.optimizer.layer_decay == 1,
+            "optimizer.layer_decay",
+            "an image tokenizer's layers learn alike: leave it 1",
+        )
+        require(
             self.optimizer.warmup_steps < self.train.steps,
             "optimizer.warmup_steps",
             f"must be below train.steps={self.train.steps}",

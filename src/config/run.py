@@ -85,6 +85,8 @@ class OptimizerConfig:
     eps: float = 1e-6
     weight_decay: float = 0.01  # never on gains, biases and embeddings' positions (any 1-d parameter)
     clip_norm: float = 1.0  # global norm of the gradients
+    layer_decay: float = 1.0  # an encoder's layer learns at this share of the rate of the one above; 1: all alike
+    freeze: tuple[str, ...] = ()  # parts of the network that keep their weights, such as text_encoder
 
     def __post_init__(self) -> None:
         require(self.lr > 0, "lr", "must be positive")
@@ -96,6 +98,7 @@ class OptimizerConfig:
         for name in ("eps", "clip_norm"):
             require(getattr(self, name) > 0, name, "must be positive")
         require(self.weight_decay >= 0, "weight_decay", "must not be negative")
+        require(0 < self.layer_decay <= 1, "layer_decay", "must be in (0, 1]")
 
 
 @dataclass(frozen=True)
@@ -118,8 +121,9 @@ class TrainConfig:
 @dataclass(frozen=True)
 class EvalConfig:
     split: str = "test"
-    batch_size: int = 100
-    gallery: int = 1000  # items of the retrieval gallery, the first of the split; 0: the whole split
+    batch_size: int = 100  # samples that are read, written about or drawn at once
+    gallery: int = 1000  # pictures of the retrieval gallery, the first of the split; 0: the whole split
+    folds: int = 1  # above 1: also the mean over so many galleries of consecutive pictures (COCO's 1K: 5 of the 5K)
     captions: int = 1000  # pictures to caption; 0: none
     probe: int = 1000  # samples on which masked modelling and matching are measured; 0: all
     draw: int = 0  # texts and sounds to draw pictures of; 0: none
@@ -135,6 +139,7 @@ class EvalConfig:
     def __post_init__(self) -> None:
         require(self.batch_size > 0, "batch_size", "must be positive")
         require(self.draw_samples > 0, "draw_samples", "must be positive")
+        require(self.folds > 0, "folds", "must be positive")
         counts = ("gallery", "captions", "probe", "draw", "rerank")
         for name in (*counts, "draw_temperature", "draw_top_k", "draw_guidance"):
             require(getattr(self, name) >= 0, name, "must not be negative")

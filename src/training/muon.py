@@ -6,6 +6,7 @@ import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
 from src.config import OptimizerConfig
+from src.training.layer_rates import rate_shares
 from src.training.optimizer import AdamW
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # quintic whose iteration drives every singular value to about 1
@@ -49,7 +50,7 @@ class Muon(nn.Cell):
 
     Args:
         parameters: what is trained.
-        config: muon_lr (the peak for matrices), muon_momentum, lr, weight_decay and the settings of AdamW.
+        config: muon_lr (the peak for matrices), muon_momentum, lr, weight_decay, layer_decay and those of AdamW.
         rates: (steps,) learning rate of AdamW at every step.
 
     Inputs and outputs: as :class:`AdamW`.
@@ -71,6 +72,8 @@ class Muon(nn.Cell):
         )
         self.tall = tuple(p.shape[0] > p.shape[1] for p in matrices)
         self.gains = tuple(max(1.0, p.shape[0] / p.shape[1]) ** 0.5 for p in matrices)
+        shares = dict(zip((p.name for p in parameters), rate_shares(parameters, config.layer_decay), strict=True))
+        self.shares = tuple(shares[p.name] for p in matrices)
         self.ratio, self.momentum, self.decay = config.muon_lr / config.lr, config.muon_momentum, config.weight_decay
         self.orthogonalise = Orthogonalise()
 
@@ -101,6 +104,8 @@ class Muon(nn.Cell):
     def move(self, i: int, step: Tensor, rate: Tensor) -> None:
         step = ops.transpose(step, (1, 0)) if self.tall[i] else step
         matrix = self.matrices[i]
+        if self.shares[i] != 1.0:  # settled when the graph is compiled
+            rate = rate * self.shares[i]
         ops.assign(matrix, matrix * (1.0 - rate * self.decay) - step * (rate * self.gains[i]))
 
 

@@ -7,6 +7,7 @@ import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
 from src.config import OptimizerConfig
+from src.training.layer_rates import rate_shares
 
 
 def decays(parameter: Parameter) -> bool:
@@ -19,8 +20,10 @@ _adam = ops.Adam()
 _update = ops.MultitypeFuncGraph("adamw_update")
 
 
-@_update.register(*["Tensor"] * 7, "Number", *["Tensor"] * 4)
-def _update_one(beta1, beta2, power1, power2, rate, eps, factor, decay, parameter, first, second, gradient):
+@_update.register(*["Tensor"] * 7, *["Number"] * 2, *["Tensor"] * 4)
+def _update_one(beta1, beta2, power1, power2, rate, eps, factor, decay, share, parameter, first, second, gradient):
+    if share != 1.0:  # settled when the graph is compiled
+        rate = rate * share
     ops.assign(parameter, parameter * (1.0 - rate * decay))
     return _adam(parameter, first, second, power1, power2, rate, beta1, beta2, eps, gradient * factor)
 
@@ -33,7 +36,7 @@ class AdamW(nn.Cell):
 
     Args:
         parameters: what is trained.
-        config: betas, eps, weight_decay.
+        config: betas, eps, weight_decay, layer_decay (lr is then each parameter's share of the rate).
         rates: (steps,) learning rate of every step; the last one holds afterwards.
 
     Inputs:
@@ -54,6 +57,7 @@ class AdamW(nn.Cell):
         self.rates = Tensor(rates)
         self.last = len(rates) - 1
         self.decay = tuple(config.weight_decay if decays(p) else 0.0 for p in self.parameters_)
+        self.shares = rate_shares(self.parameters_, config.layer_decay)
         self.beta1, self.beta2 = Tensor(config.beta1, ms.float32), Tensor(config.beta2, ms.float32)
         self.eps = config.eps
         self.map = ops.HyperMap()
@@ -69,5 +73,5 @@ class AdamW(nn.Cell):
         power1, power2 = ops.pow(self.beta1, time), ops.pow(self.beta2, time)
         eps = self.eps * ops.sqrt(1.0 - power2)
         update = ops.partial(_update, self.beta1, self.beta2, power1, power2, rate, eps, factor)
-        self.map(update, self.decay, self.parameters_, self.first, self.second, self.gradients)
+        self.map(update, self.decay, self.shares, self.parameters_, self.first, self.second, self.gradients)
         return rate

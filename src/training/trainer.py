@@ -14,6 +14,7 @@ from src.files import write_text
 from src.models.opt import count_parameters
 from src.tasks import registry
 from src.training import checkpoint
+from src.training.layer_rates import unfrozen
 from src.training.log import RunLog
 from src.training.muon import build_optimizer
 from src.training.ranks import GatherRows, MeanGradients
@@ -56,7 +57,8 @@ class Trainer:
         gather = GatherRows(self.rank) if ranks > 1 else None
         objectives = self.task.objectives(network, config, self.rank, ranks, gather)
         rates = learning_rates(config.optimizer, config.train.steps)
-        optimizer = build_optimizer(trained_parameters(self.model, objectives), config.optimizer, rates)
+        parameters = unfrozen(trained_parameters(self.model, objectives), config.optimizer.freeze)
+        optimizer = build_optimizer(parameters, config.optimizer, rates)
         return TrainStep(
             objectives,
             optimizer,
