@@ -1,13 +1,19 @@
 """Files and folders that are there whole or not at all: a kill or a full disk leaves the old one."""
 
 import contextlib
+import hashlib
 import os
 import shutil
 from pathlib import Path
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Writes UTF-8 beside the file and renames it; folders above it are made.
+    """Writes UTF-8; otherwise as :func:`write_bytes`."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: str | Path, data: bytes) -> None:
+    """Writes beside the file and renames it; folders above it are made.
 
     Raises:
         OSError: it cannot be written; it names the file, which is as it was, and nothing is left beside it.
@@ -16,8 +22,8 @@ def write_text(path: str | Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".writing-{path.name}")  # one name: what a kill leaves is overwritten by the next write
     try:
-        with open(beside, "w", encoding="utf-8") as file:
-            file.write(text)
+        with open(beside, "wb") as file:
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(beside, path)
@@ -27,6 +33,15 @@ def write_text(path: str | Path, text: str) -> None:
         if isinstance(error, OSError):
             raise OSError(error.errno, error.strerror or str(error), str(path)) from None
         raise
+
+
+def digest(path: Path) -> str:
+    """The sha256 of a file."""
+    found = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            found.update(block)
+    return found.hexdigest()
 
 
 def replace_folder(new: Path, place: Path) -> None:

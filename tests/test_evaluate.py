@@ -149,7 +149,7 @@ class Told:
 def test_second_ranking_follows_the_second_score(config: Config, model: OPT, evaluator: Evaluator) -> None:
     items = {modality: group for modality, group in made_up(model).items() if modality != AUDIO}
     settings = replace(config.eval, rerank_embedding=0.0, rerank_matching=2.0, rerank_likelihood=0.0)
-    retriever = Retriever(model, evaluator.tokenizer, settings, evaluator.decoder)
+    retriever = Retriever(model, evaluator.tokenizer, settings, evaluator.encoder, evaluator.decoder)
     retriever.matching = told = Told()
     first, second, rankings = retriever.evaluate(items, depth=4)
     assert first.keys() == second.keys() == {"t2i", "i2t"}
@@ -163,7 +163,7 @@ def test_second_ranking_follows_the_second_score(config: Config, model: OPT, eva
     (pairs,) = told.asked
     assert len(np.unique(pairs, axis=0)) == len(pairs), "a pair that both directions propose is scored once"
     settings = replace(settings, rerank_matching=0.0)
-    retriever = Retriever(model, evaluator.tokenizer, settings, evaluator.decoder)
+    retriever = Retriever(model, evaluator.tokenizer, settings, evaluator.encoder, evaluator.decoder)
     assert retriever.evaluate(items, depth=4)[1] == {}, "nothing to rank again by"
 
 
@@ -226,7 +226,8 @@ def test_facts_of_captions() -> None:
 
 def test_whole_run(config: Config, evaluator: Evaluator, tmp_path: Path) -> None:
     metrics = evaluator.run("dev", tmp_path)
-    assert metrics["retrieval"].keys() == metrics["reranked"].keys() == {"t2i", "i2t", "t2a", "a2t", "i2a", "a2i"}
+    directions = {"t2i", "i2t", "t2a", "a2t", "i2a", "a2i", "ta2i", "i2ta"}
+    assert metrics["retrieval"].keys() == metrics["reranked"].keys() == directions
     assert metrics["fused_passes"] > 0 and metrics["parameters"]["total"] > 0
     assert metrics["caption"]["pictures"] > 0 and metrics["transcription"]["sounds"] > 0
     assert json.loads((tmp_path / "metrics.json").read_text())["gallery"] == metrics["gallery"]

@@ -1,7 +1,9 @@
 import numpy as np
 import pytest
 
-from src.evaluation.recall import ranks, recall, rerank, reranked_ranks, top_k
+from src.evaluation import nearest
+from src.evaluation.nearest import top_k, top_k_faiss, top_k_numpy
+from src.evaluation.recall import ranks, recall, rerank, reranked_ranks
 
 
 def embeddings(rng: np.random.Generator, rows: int, width: int = 24) -> np.ndarray:
@@ -38,7 +40,7 @@ def problem():
 def test_equal_to_naive_in_any_blocks(problem, blocks):
     queries, gallery, query_ids, gallery_ids = problem
     order = naive_order(queries, gallery)
-    indices, scores = top_k(queries, gallery, 10, *blocks)
+    indices, scores = top_k_numpy(queries, gallery, 10, *blocks)
     assert indices.tolist() == [items[:10] for items in order]
     np.testing.assert_allclose(scores, np.take_along_axis(queries @ gallery.T, indices, 1), atol=1e-6)
     assert ranks(queries, gallery, query_ids, gallery_ids, *blocks).tolist() == naive_ranks(
@@ -48,16 +50,50 @@ def test_equal_to_naive_in_any_blocks(problem, blocks):
 
 def test_copies_are_ordered_by_index(problem):
     queries, gallery, *_ = problem
-    assert top_k(queries, gallery, 4, 2, 30)[0][7].tolist() == [5, 17, 40, 99]
-    assert top_k(queries, gallery, 3, 2, 30)[0][7].tolist() == [5, 17, 40]
+    assert top_k_numpy(queries, gallery, 4, 2, 30)[0][7].tolist() == [5, 17, 40, 99]
+    assert top_k_numpy(queries, gallery, 3, 2, 30)[0][7].tolist() == [5, 17, 40]
 
 
 def test_scores_do_not_depend_on_blocks_at_all(problem):
     queries, gallery, *_ = problem
-    whole = top_k(queries * 3, gallery * 100, 101)
+    whole = top_k_numpy(queries * 3, gallery * 100, 101)
     for blocks in [(1, 1), (4, 7), (37, 64)]:
-        for expected, found in zip(whole, top_k(queries * 3, gallery * 100, 101, *blocks), strict=True):
+        for expected, found in zip(whole, top_k_numpy(queries * 3, gallery * 100, 101, *blocks), strict=True):
             np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("k", [1, 3, 10, 95, 101])
+def test_faiss_finds_the_same_to_the_last_bit(problem, k):
+    """Also among copies, where rounded scores cannot tell which ones are kept."""
+    pytest.importorskip("faiss")
+    queries, gallery, *_ = problem
+    for scale in (1.0, 100.0):
+        expected, found = (engine(queries, gallery * scale, k) for engine in (top_k_numpy, top_k_faiss))
+        np.testing.assert_array_equal(found[0], expected[0])
+        np.testing.assert_array_equal(found[1], expected[1])
+
+
+def test_faiss_gives_up_where_its_rounding_decides(monkeypatch):
+    """Twenty copies compete for three places: faiss may propose any of them, the first three are right."""
+    pytest.importorskip("faiss")
+    rng = np.random.default_rng(6)
+    queries, gallery = embeddings(rng, 5), embeddings(rng, 400)
+    gallery[rng.permutation(400)[:20]] = queries[2] + 1e-9
+    asked = []
+    search = nearest.top_k_numpy
+    monkeypatch.setattr(nearest, "top_k_numpy", lambda q, g, k: asked.append(len(q)) or search(q, g, k))
+    np.testing.assert_array_equal(top_k_faiss(queries, gallery, 3)[0], search(queries, gallery, 3)[0])
+    assert asked == [1], "only the one query that cannot be settled"
+
+
+def test_faiss_is_used_where_it_is_installed(problem, monkeypatch):
+    calls = []
+    for name in ("faiss", "numpy"):
+        monkeypatch.setattr(nearest, f"top_k_{name}", lambda q, g, k, name=name: calls.append(name))
+    for there in (True, False):
+        monkeypatch.setattr(nearest, "has_faiss", lambda there=there: there)
+        top_k(problem[0], problem[1], 3)
+    assert calls == ["faiss", "numpy"]
 
 
 def test_gallery_order_does_not_matter():

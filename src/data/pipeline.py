@@ -62,17 +62,19 @@ class Loader:
         steps = self._training_batches(first_step, self.steps_per_epoch)
         return _ahead(steps, self.config.data.prefetch)
 
-    def evaluation(self, batch_size: int, limit: int = 0) -> Iterator[Evaluated]:
-        """The split in its own order, drawing as epoch 0 does, so that figures repeat.
+    def evaluation(self, batch_size: int, limit: int = 0, order: np.ndarray | None = None) -> Iterator[Evaluated]:
+        """The split in its own order or another, drawing as epoch 0 does, so that figures repeat.
 
         Args:
             batch_size: rows of every batch; the last one is filled by repeating its last sample.
             limit: only the first so many samples; 0: all.
+            order: these samples in this order, int64 [n], instead of the split's.
 
         Yields:
             (batch, n, samples): n rows count, samples are their (key, caption), the caption "" where there is none.
         """
-        return _ahead(self._evaluation_batches(batch_size, limit), self.config.data.prefetch)
+        ids = self.ids[: limit or None] if order is None else order
+        return _ahead(self._evaluation_batches(batch_size, ids), self.config.data.prefetch)
 
     def _training_batches(self, first_step: int, steps: int) -> Generator[Batch, None, None]:
         size, epoch, step = self.config.data.batch_size, *divmod(first_step, steps)
@@ -84,8 +86,7 @@ class Loader:
                     yield self._make(step_ids, epoch, workers)[0]
                 epoch, step = epoch + 1, 0
 
-    def _evaluation_batches(self, size: int, limit: int) -> Generator[Evaluated, None, None]:
-        ids = self.ids[: limit or None]
+    def _evaluation_batches(self, size: int, ids: np.ndarray) -> Generator[Evaluated, None, None]:
         with self._workers() as workers:
             for start in range(0, len(ids), size):
                 rows = ids[start : start + size]

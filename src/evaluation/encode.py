@@ -1,5 +1,9 @@
 """Encodes what is compared: every text, picture and sound once.
 
+Kernels round a row otherwise at another batch size or in another place of the batch. So a split is encoded in the
+order of its records' keys, a fixed number of rows at a time: figures are the same whatever the batch size and the order
+of the split.
+
 Letters: ``n`` items, ``L`` tokens of an item, ``D`` their width, ``E`` embedding width.
 """
 
@@ -10,9 +14,13 @@ import numpy as np
 from mindspore import nn
 
 from src.data.pipeline import Loader
-from src.data.schema import AUDIO, IMAGE, MODALITIES, TEXT
-from src.generation.batches import fitting_size, progress, run_batched
+from src.data.schema import AUDIO, IMAGE, JOINT, TEXT
+from src.data.store import Dataset
+from src.generation.batches import fitting_size, pad_rows, progress, run_batched
 from src.models.opt import OPT
+
+ROWS = 64  # that a graph encodes at once
+NAMES = {TEXT: "t", IMAGE: "i", AUDIO: "a", JOINT: "ta"}  # in names of directions
 
 
 class _EncodeText(nn.Cell):
@@ -51,12 +59,24 @@ class _EncodeAudio(nn.Cell):
         return tokens, mask, self.model.embed_audio(tokens, mask)
 
 
+class _Join(nn.Cell):
+    """embeddings of texts and of their speech (B, E) → (B, E)."""
+
+    def __init__(self, model: OPT) -> None:
+        super().__init__(auto_prefix=False)
+        self.model = model
+
+    def construct(self, text, audio):
+        return self.model.embed_joint(text, audio)
+
+
 @dataclass(frozen=True)
 class Items:
     """Encoded items of one modality.
 
     ``pictures`` says what belongs together: items of the same number are of the same picture. ``samples`` says where
-    an item stands in its split.
+    an item stands in its split. A joint item, a text with its speech, has no tokens of its own: ``parts`` says where
+    its two are.
     """
 
     tokens: np.ndarray  # float32 [n, L, D]
@@ -65,30 +85,23 @@ class Items:
     pictures: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # int64 [n]
     samples: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # int64 [n]
     ids: np.ndarray | None = None  # int32 [n, T]: of texts; of sounds what the model wrote down, where it did
+    parts: np.ndarray | None = None  # int64 [n, 2]: of joint items, the places of their text and sound
 
     def __len__(self) -> int:
         return len(self.embeddings)
 
-    def take(self, rows: np.ndarray) -> "Items":
-        """Some of the items: an index or a mask."""
-        ids = None if self.ids is None else self.ids[rows]
-        return Items(
-            self.tokens[rows], self.mask[rows], self.embeddings[rows], self.pictures[rows], self.samples[rows], ids
-        )
+    def take(self, rows: np.ndarray | slice) -> "Items":
+        """Some of the items: an index, a mask or a slice."""
+        arrays = (self.tokens, self.mask, self.embeddings, self.pictures, self.samples, self.ids, self.parts)
+        return Items(*(None if array is None else array[rows] for array in arrays))
 
 
 class Encoder:
-    """The three encoders with their embedding heads, in batches of one shape.
+    """The three encoders with their embedding heads, :data:`ROWS` at once; a smaller graph encodes fewer items."""
 
-    Args:
-        model: the network.
-        batch_size: rows at once; fewer items are encoded by a smaller graph.
-    """
-
-    def __init__(self, model: OPT, batch_size: int) -> None:
-        self.batch_size = batch_size
+    def __init__(self, model: OPT) -> None:
         self._text, self._image, self._audio = _EncodeText(model), _EncodeImage(model), _EncodeAudio(model)
-        self._compiled: dict[nn.Cell, set[int]] = {cell: set() for cell in (self._text, self._image, self._audio)}
+        self._join = _Join(model)
 
     def text(self, ids: np.ndarray, mask: np.ndarray) -> Items:
         """ids, mask int32 [n, T]."""
@@ -103,17 +116,29 @@ class Encoder:
         """sounds uint8 [n, M, N], frames int32 [n]."""
         return Items(*self._run(self._audio, (sounds, frames)))
 
+    def joint(self, texts: Items, sounds: Items) -> Items | None:
+        """The texts whose sample has a sound, each with it, or None where there are none."""
+        place = {sample: at for at, sample in enumerate(sounds.samples.tolist())}
+        parts = [(at, place[sample]) for at, sample in enumerate(texts.samples.tolist()) if sample in place]
+        if not parts:
+            return None
+        rows = np.array(parts, np.int64)
+        chosen = texts.take(rows[:, 0])
+        (embeddings,) = run_batched(self._join, ROWS, (chosen.embeddings, sounds.embeddings[rows[:, 1]]))
+        return replace(chosen, tokens=chosen.tokens[:, :0], embeddings=embeddings, parts=rows)
+
     def _run(self, cell: nn.Cell, arrays: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
-        size = fitting_size(len(arrays[0]), self.batch_size, self._compiled[cell])
-        self._compiled[cell].add(size)
-        return run_batched(cell, size, arrays, "encoding")
+        return run_batched(cell, fitting_size(len(arrays[0]), ROWS), arrays, "encoding")
 
 
 class _Stream:
-    """Gathers rows until a batch of an encoder is full, so that what a sample lacks or repeats costs nothing."""
+    """Gathers rows until a batch of an encoder is full, so that what a sample lacks or repeats costs nothing.
 
-    def __init__(self, encode: Callable[..., Items], batch_size: int, keeps_tokens: bool) -> None:
-        self.encode, self.batch_size, self.keeps_tokens = encode, batch_size, keeps_tokens
+    The last batch is filled up, lest a smaller graph be compiled for it.
+    """
+
+    def __init__(self, encode: Callable[..., Items], keeps_tokens: bool) -> None:
+        self.encode, self.keeps_tokens = encode, keeps_tokens
         self.waiting: list[tuple[np.ndarray, ...]] = []  # pictures, samples, what the encoder reads
         self.count = 0
         self.done: list[Items] = []
@@ -122,8 +147,8 @@ class _Stream:
         if len(arrays[0]):
             self.waiting.append(arrays)
             self.count += len(arrays[0])
-        while self.count >= self.batch_size:
-            self._encode(self.batch_size)
+        while self.count >= ROWS:
+            self._encode(ROWS)
 
     def finish(self) -> Items | None:
         """All items, or None where there were none."""
@@ -139,7 +164,8 @@ class _Stream:
     def _encode(self, count: int) -> None:
         columns = [np.concatenate(parts) for parts in zip(*self.waiting, strict=True)]
         pictures, samples, *inputs = [column[:count] for column in columns]
-        items = replace(self.encode(*inputs), pictures=pictures, samples=samples)
+        items = self.encode(*(pad_rows(column, ROWS) for column in inputs)).take(slice(count))
+        items = replace(items, pictures=pictures, samples=samples)
         self.done.append(items if self.keeps_tokens else replace(items, tokens=items.tokens[:, :0].copy()))
         self.count -= count
         self.waiting = [tuple(column[count:] for column in columns)] if self.count else []
@@ -152,7 +178,7 @@ def encode_split(
     wanted: Collection[int] = (TEXT, IMAGE, AUDIO),
     keep_tokens: Collection[int] = (TEXT, IMAGE, AUDIO),
 ) -> dict[int, Items]:
-    """The items of a split's first pictures by modality; a modality that nothing has is left out.
+    """The items of a split's first pictures by modality, in the order of :func:`by_key`; empty modalities are left out.
 
     A picture is an item once, however many captions it has.
 
@@ -161,16 +187,17 @@ def encode_split(
         wanted: the modalities that are encoded. Of texts the ids are there in any case.
         keep_tokens: the modalities whose tokens are kept beside the embeddings: they take a hundred times the memory.
     """
-    numbers, samples = number_pictures(loader.dataset.samples[:, 2], pictures)
+    numbers, count = number_pictures(loader.dataset.samples[:, 2], pictures)
+    order = by_key(loader.dataset, count)
     encoders = {TEXT: encoder.text if TEXT in wanted else _only_ids, IMAGE: encoder.image, AUDIO: encoder.audio}
     streams = {
-        modality: _Stream(encode, encoder.batch_size, modality in keep_tokens)
+        modality: _Stream(encode, modality in keep_tokens)
         for modality, encode in encoders.items()
         if modality in wanted or modality == TEXT
     }
     seen = np.zeros(numbers.max(initial=-1) + 1, bool)
-    batches = -(-samples // encoder.batch_size)
-    for batch, n, _ in progress(loader.evaluation(encoder.batch_size, samples), "encoding", batches):
+    size = loader.config.eval.batch_size
+    for batch, n, _ in progress(loader.evaluation(size, order=order), "encoding", -(-count // size)):
         row = batch["sample_id"][:n].astype(np.int64)
         presence, number = batch["presence"][:n] == 1, numbers[row]
         first = np.zeros(n, bool)
@@ -186,6 +213,14 @@ def encode_split(
                 streams[modality].add(number[chosen], row[chosen], *(batch[name][:n][chosen] for name in names))
     found = {modality: stream.finish() for modality, stream in streams.items()}
     return {modality: items for modality, items in found.items() if items is not None}
+
+
+def by_key(dataset: Dataset, count: int) -> np.ndarray:
+    """The first ``count`` samples by the key of their record, then by caption, int64 [count]."""
+    records, captions = dataset.samples[:count, :2].T
+    distinct, inverse = np.unique(records, return_inverse=True)
+    keys = np.array([record.key for record in dataset.read(distinct)])
+    return np.lexsort((np.arange(count), captions, keys[inverse.reshape(-1)]))
 
 
 def _only_ids(ids: np.ndarray, mask: np.ndarray) -> Items:
@@ -209,8 +244,3 @@ def first_pictures(items: dict[int, Items], pictures: int) -> dict[int, Items]:
         return items
     kept = {modality: group.take(group.pictures < pictures) for modality, group in items.items()}
     return {modality: group for modality, group in kept.items() if len(group)}
-
-
-def name_of(modality: int) -> str:
-    """Its letter in names of directions: t, i or a."""
-    return MODALITIES[modality][0]

@@ -37,9 +37,9 @@ class Evaluator:
     def __init__(self, config: Config, model: OPT) -> None:
         self.config, self.model = config, model
         self.tokenizer = Tokenizer(config.model.text.vocab)
-        self.encoder = Encoder(model, config.eval.batch_size)
+        self.encoder = Encoder(model)
         self.decoder = GreedyDecoder(model, self.tokenizer, config.eval.batch_size)
-        self.retriever = Retriever(model, self.tokenizer, config.eval, self.decoder)
+        self.retriever = Retriever(model, self.tokenizer, config.eval, self.encoder, self.decoder)
         self.probe = self.artist = self.reconstruction = None
         if config.task == "pretrain":
             self._judge_pretraining()
@@ -74,8 +74,8 @@ class Evaluator:
             gallery, captions, rerank, draw: instead of the configuration's.
 
         Returns:
-            task, split, gallery, retrieval, reranked, caption, transcription, examples, reconstruction, drawing, probe,
-            fused_passes, seconds, parameters and versions; parts that the task or the data leave out are missing.
+            task, split, gallery, retrieval, reranked, folds, caption, transcription, examples, reconstruction, drawing,
+            probe, fused_passes, seconds, parameters, versions; parts that the task or the data leave out are missing.
         """
         settings = self.config.eval
         split = split or settings.split
@@ -128,6 +128,8 @@ class Evaluator:
             metrics["gallery"] = len(compared.get(IMAGE, compared.get(TEXT, ())))
             first, second, rankings = self.retriever.evaluate(compared, rerank)
             metrics.update(retrieval=first, reranked=second, fused_passes=self.retriever.fused - fused)
+            if self.config.eval.folds > 1:
+                metrics["folds"] = self._folds(compared, rerank)
             seconds["retrieval"] = time.monotonic() - began
             if sheets:
                 sheets.retrieval(compared, rankings)
@@ -149,6 +151,13 @@ class Evaluator:
         if output:
             write_json(output / "metrics.json", metrics)
         return metrics
+
+    def _folds(self, items: dict[int, Items], rerank: int) -> dict[str, Any]:
+        """Retrieval as the mean over smaller galleries."""
+        count = self.config.eval.folds
+        first, second = self.retriever.evaluate_folds(items, rerank, count)
+        pictures = len(items.get(IMAGE, items.get(TEXT, ()))) // count
+        return {"count": count, "gallery": pictures, "retrieval": first, "reranked": second}
 
     @property
     def _transcribes(self) -> bool:

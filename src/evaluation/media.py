@@ -29,6 +29,7 @@ class Medium:
     name: str  # file, or the text itself
     modality: int
     content: np.ndarray | str
+    cut: str = ""  # what of it the model does not read, if that shows when it is read
 
 
 def find_files(path: Path, modalities: tuple[int, ...]) -> list[Path]:
@@ -56,20 +57,34 @@ def read_files(files: list[Path], model: ModelConfig) -> list[Medium]:
     Raises:
         DataError: nothing could be read.
     """
-    read, failures = [], []
+    read, failures = try_files(files, model)
+    found = [medium for medium in read if medium]
+    report(failures, len(files), bool(found))
+    return found
+
+
+def try_files(files: list[Path], model: ModelConfig) -> tuple[list[Medium | None], list[str]]:
+    """Each file, or None where it cannot be read, and why not."""
+    read: list[Medium | None] = []
+    failures = []
     for file in files:
         try:
             read.append(read_file(file, model))
         except DataError as error:
+            read.append(None)
             failures.append(str(error))
-    if not read:
+    return read, failures
+
+
+def report(failures: list[str], total: int, some_read: bool) -> None:
+    """Names on stderr what could not be read, with a count; a DataError where nothing could."""
+    if not some_read:
         many = f"none of {len(failures)} files can be read; " if len(failures) > 1 else ""
         raise DataError(many + failures[0])
     for failure in failures:
         print(f"skipped: {failure}", file=sys.stderr)
     if failures:
-        print(f"skipped {len(failures)} of {len(files)} files", file=sys.stderr)
-    return read
+        print(f"skipped {len(failures)} of {total} files", file=sys.stderr)
 
 
 def read_file(file: Path, model: ModelConfig) -> Medium:
@@ -84,7 +99,9 @@ def read_file(file: Path, model: ModelConfig) -> Medium:
             return Medium(str(file), IMAGE, image.decode(file.read_bytes(), model.image.size, str(file)))
         if modality == AUDIO:
             wave, rate = audio.load_sound(file)
-            return Medium(str(file), AUDIO, audio.log_mel(wave, rate, model.audio))
+            limit = model.audio.max_frames * model.audio.hop_ms / 1000
+            cut = f"is cut to its first {limit:.1f} s (model.audio.max_frames)" if len(wave) / rate > limit else ""
+            return Medium(str(file), AUDIO, audio.log_mel(wave, rate, model.audio), cut)
         text = file.read_text(encoding="utf-8").strip()
     except UnicodeDecodeError:
         raise DataError(f"{file}: not UTF-8 text") from None
@@ -119,20 +136,25 @@ def encode(encoder: Encoder, tokenizer: Tokenizer, media: list[Medium], model: M
         for row, sound in zip(sounds, contents, strict=True):
             row[: len(sound)] = sound
         return encoder.audio(sounds, np.array([len(sound) for sound in contents], np.int32))
-    for text in contents:
-        _warn_of_loss(text, tokenizer, model.text.max_len)
     rows = [tokenizer.encode(text, model.text.max_len) for text in contents]
     return encoder.text(np.stack([ids for ids, _ in rows]), np.stack([mask for _, mask in rows]))
 
 
-def _warn_of_loss(text: str, tokenizer: Tokenizer, max_len: int) -> None:
-    """Says on stderr what the model will not read."""
+def losses(medium: Medium, tokenizer: Tokenizer, model: ModelConfig) -> list[str]:
+    """What of a medium the model does not read."""
+    if medium.modality != TEXT:
+        return [f"{medium.name} {medium.cut}"] if medium.cut else []
+    text, room = medium.content, model.text.max_len - 2
     pieces = tokenizer.tokens(text)
-    if len(pieces) > max_len - 2:
-        print(f"note: {text[:20]!r}… is cut to its first {max_len - 2} tokens (model.text.max_len)", file=sys.stderr)
+    if set(pieces) <= {"[UNK]"}:
+        return [f"the model knows nothing of {text[:20]!r}: what it finds means nothing"]
+    found = []
+    if len(pieces) > room:
+        found.append(f"{text[:20]!r}… is cut to its first {room} tokens (model.text.max_len)")
     unknown = sorted({char for char in text if not char.isspace() and "[UNK]" in tokenizer.tokens(char)})
     if unknown:
-        print(f"note: the model does not know {' '.join(unknown)}", file=sys.stderr)
+        found.append(f"the model does not know {' '.join(unknown)}")
+    return found
 
 
 def plural(modality: int) -> str:

@@ -20,6 +20,8 @@ DIRECTIONS = {
     "i2a": "image → speech",
     "t2a": "text → speech",
     "a2t": "speech → text",
+    "i2ta": "image → text + speech",
+    "ta2i": "text + speech → image",
 }
 RECONSTRUCTION = {
     "psnr": "PSNR in dB, mean of the pictures",
@@ -66,13 +68,18 @@ def table(rows: Sequence[Sequence[Any]], headers: Sequence[str]) -> str:
 def retrieval_table(
     retrieval: Mapping[str, Mapping[str, float]], reranked: Mapping[str, Mapping[str, float]] | None = None
 ) -> str:
-    """Recall by direction ({"t2i": {"r1": …, "r5": …, "r10": …, "median_rank": …}, …}), re-ranked at the right."""
+    """Recall by direction ({"t2i": {"r1": …, "r5": …, "r10": …, "median_rank": …}, …}), re-ranked at the right.
+
+    ``gallery`` among the figures is how many items were ranked.
+    """
     reranked = reranked or {}
-    headers = ["query → gallery", "R@1", "R@5", "R@10", "median"]
+    sized = any("gallery" in figures for figures in retrieval.values())
+    headers = ["query → gallery", *(["items"] if sized else []), "R@1", "R@5", "R@10", "median"]
     headers += ["re-ranked R@1", "R@5", "R@10"] if reranked else []
     rows = []
     for direction, figures in retrieval.items():
-        row = [DIRECTIONS.get(direction, direction), *(figures[key] for key in ("r1", "r5", "r10"))]
+        row = [DIRECTIONS.get(direction, direction), *([f"{figures['gallery']:.0f}"] if sized else [])]
+        row += [figures[key] for key in ("r1", "r5", "r10")]
         row.append(f"{figures['median_rank']:.1f}")
         if reranked:
             row += [reranked.get(direction, {}).get(key) for key in ("r1", "r5", "r10")]
@@ -99,8 +106,8 @@ def probe_table(probe: Mapping[str, Any]) -> str:
 
 
 def summary(metrics: Mapping[str, Any]) -> str:
-    """What an evaluation found, as text: ``retrieval`` with ``gallery`` and ``reranked``, ``reconstruction``,
-    ``caption``, ``transcription``, ``drawing``, ``probe``, ``parameters``.
+    """What an evaluation found, as text: ``retrieval`` with ``gallery``, ``reranked`` and ``folds``,
+    ``reconstruction``, ``caption``, ``transcription``, ``drawing``, ``probe``, ``parameters``.
 
     What is absent is left out.
     """
@@ -108,6 +115,10 @@ def summary(metrics: Mapping[str, Any]) -> str:
     if metrics.get("retrieval"):
         parts.append(f"Retrieval, gallery of {metrics['gallery']:,}")
         parts.append(retrieval_table(metrics["retrieval"], metrics.get("reranked")))
+    if metrics.get("folds"):
+        folds = metrics["folds"]
+        parts.append(f"Retrieval, mean of {folds['count']} galleries of {folds['gallery']:,}")
+        parts.append(retrieval_table(folds["retrieval"], folds["reranked"]))
     if metrics.get("reconstruction"):
         parts.append(
             table([[name, metrics["reconstruction"][key]] for key, name in RECONSTRUCTION.items()], ["codes", ""])

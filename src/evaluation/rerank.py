@@ -125,18 +125,18 @@ class _Matching(nn.Cell):
 
 
 class Matching:
-    """log p(the pair belongs together) by the matching head: one fused pass a pair, in nats."""
+    """log p(what stands in a row belongs together) by the matching head: one fused pass a row, in nats."""
 
     def __init__(self, model: OPT) -> None:
         self.model, self.cell = model, _Matching(model)
         self.fused = 0
 
     def score(self, items: dict[int, Items], pairs: np.ndarray, label: str = "") -> np.ndarray:
-        """The score of every pair.
+        """The score of every pair or triplet.
 
         Args:
-            items: of the two modalities.
-            pairs: int64 [n, 2]: items of the lower and of the higher modality in the order text, image, audio.
+            items: of two or three modalities.
+            pairs: int64 [n, 2 or 3]: an item of each, in the order text, image, audio.
 
         Returns:
             float64 [n].
@@ -144,7 +144,6 @@ class Matching:
         model = self.model
         here = sorted(items)
         presence = np.array([int(modality in here) for modality in (TEXT, IMAGE, AUDIO)], np.int32)
-        absent = ({TEXT, IMAGE, AUDIO} - set(here)).pop()
         shapes = {
             TEXT: (model.text_len, model.text_encoder.tokens.shape[1]),
             IMAGE: model.image_encoder.positions.shape[1:],
@@ -159,14 +158,16 @@ class Matching:
                 group = items[modality]
                 tokens[modality], mask[modality] = group.tokens[chosen], group.mask[chosen]
                 embeddings[modality] = group.embeddings[chosen]
-            tokens[absent] = np.broadcast_to(np.float32(0), (len(part), *shapes[absent]))
-            mask[absent] = np.broadcast_to(np.int32(0), (len(part), shapes[absent][0]))
-            embeddings[absent] = np.zeros_like(embeddings[here[0]])
+            for absent in {TEXT, IMAGE, AUDIO} - set(here):
+                tokens[absent] = np.broadcast_to(np.float32(0), (len(part), *shapes[absent]))
+                mask[absent] = np.broadcast_to(np.int32(0), (len(part), shapes[absent][0]))
+                embeddings[absent] = np.zeros_like(embeddings[here[0]])
             inputs = [tokens[m] for m in (TEXT, IMAGE, AUDIO)]
             inputs += [mask[TEXT], mask[AUDIO], np.broadcast_to(presence, (len(part), 3))]
             inputs += [embeddings[m] for m in (TEXT, IMAGE, AUDIO)]
             logits[start : start + rows] = run_batched(self.cell, rows, inputs)[0]
             self.fused += len(part)
-        own = MATCH_CASES.index("+".join(MODALITIES[modality] for modality in here))
-        whole = np.logaddexp.reduce(logits, axis=1)
-        return np.logaddexp(logits[:, own], logits[:, MATCH_CASES.index("all")]) - whole
+        # that two match is the case of these two alone, or of all three; that three match is the latter
+        own = "+".join(MODALITIES[modality] for modality in here)
+        cases = [MATCH_CASES.index(case) for case in dict.fromkeys((own, "all")) if case in MATCH_CASES]
+        return np.logaddexp.reduce(logits[:, cases], axis=1) - np.logaddexp.reduce(logits, axis=1)

@@ -1,28 +1,35 @@
-"""Retrieval between the three modalities: by embeddings, then the best ``k`` by a second score.
+"""Retrieval between text, picture, sound, and text with sound: by embeddings, then the best ``k`` by a second score.
 
-``x2y`` is query x, gallery y. The second score of a pair is, in nats,
+``x2y`` is query x, gallery y; ``ta`` is a text and its speech as one. The second score of a pair is, in nats,
 
     w_e · scale · cosine + w_m · log p(the pair matches) + w_l · log p(text | the other)
 
 A picture and a sound have no text between them: the likelihood is then that of what the model itself writes down from
-the sound. A term of weight 0 is not computed, and a direction without any but the first is not ranked again.
+the sound. A text with its sound matches a picture when all three do, and the likelihood is that of the text given the
+picture. A term of weight 0 is not computed, and a direction without any but the first is not ranked again.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from src.config import EvalConfig
-from src.data.schema import AUDIO, IMAGE, TEXT
+from src.data.errors import DataError
+from src.data.schema import AUDIO, IMAGE, JOINT, TEXT
 from src.data.tokenizer import Tokenizer
 from src.evaluation import recall
-from src.evaluation.encode import Items, name_of
+from src.evaluation.encode import NAMES, Encoder, Items
+from src.evaluation.nearest import top_k
 from src.evaluation.rerank import Matching, TextLikelihood
 from src.generation.greedy import GreedyDecoder
 from src.models.opt import OPT
 
-COUPLES = ((TEXT, IMAGE), (IMAGE, AUDIO), (TEXT, AUDIO))
+COUPLES = ((TEXT, IMAGE), (IMAGE, AUDIO), (TEXT, AUDIO), (IMAGE, JOINT))
+TERMS = ("embedding", "matching", "likelihood")  # of the second score; eval.rerank_* are their weights
 SHOWN = 5
+
+Figures = dict[str, dict[str, float]]  # by direction
 
 
 @dataclass(frozen=True)
@@ -35,7 +42,7 @@ class Ranking:
 
 
 @dataclass(frozen=True)
-class _Direction:
+class Direction:
     """A direction's first stage."""
 
     query: int
@@ -47,12 +54,18 @@ class _Direction:
 
     @property
     def name(self) -> str:
-        return f"{name_of(self.query)}2{name_of(self.gallery)}"
+        return f"{NAMES[self.query]}2{NAMES[self.gallery]}"
 
     def pairs(self) -> np.ndarray:
         """int64 [Q·k, 2]: the item of the lower modality, that of the higher one."""
         rows = np.repeat(self.queries, self.candidates.shape[1]), self.candidates.reshape(-1)
         return np.stack(rows if self.query < self.gallery else rows[::-1], 1)
+
+    def reranked(self, items: dict[int, Items], scores: np.ndarray) -> tuple[np.ndarray, Ranking]:
+        """Final ranks [Q] and ranking by the second scores [Q, k] of the candidates."""
+        ranking = _rank(self, scores)
+        asked, offered = items[self.query].pictures[self.queries], items[self.gallery].pictures
+        return recall.reranked_ranks(ranking.indices, self.ranks, asked, offered), ranking
 
 
 class Retriever:
@@ -62,11 +75,16 @@ class Retriever:
         model: the network.
         tokenizer: its vocabulary.
         config: the weights of the second score.
+        encoder: joins texts and sounds.
         decoder: writes sounds down.
     """
 
-    def __init__(self, model: OPT, tokenizer: Tokenizer, config: EvalConfig, decoder: GreedyDecoder) -> None:
-        self.model, self.config, self.decoder = model, config, decoder
+    def __init__(
+        self, model: OPT, tokenizer: Tokenizer, config: EvalConfig, encoder: Encoder, decoder: GreedyDecoder
+    ) -> None:
+        self.model, self.encoder, self.decoder = model, encoder, decoder
+        weights = {term: getattr(config, f"rerank_{term}") for term in TERMS}
+        self.weights = {term: weight for term, weight in weights.items() if weight > 0}
         self.likelihood = TextLikelihood(model, tokenizer.pad_id)
         self.matching = Matching(model)
 
@@ -87,29 +105,36 @@ class Retriever:
             pairs: int64 [n, 2]: items of the lower and the higher modality.
             cosines: float64 [n].
         """
-        low, high = sorted(items)
-        matches, reads = self.config.rerank_matching > 0, self.config.rerank_likelihood > 0
-        if not matches and not reads:
+        if not self.weights.keys() - {"embedding"}:
             return None
-        scores = self.config.rerank_embedding * self.temperature() * cosines
-        if matches:
-            label = f"matching {name_of(low)}-{name_of(high)}"
-            scores = scores + self.config.rerank_matching * self.matching.score(items, pairs, label)
-        if reads:
-            label = f"likelihood {name_of(low)}-{name_of(high)}"
-            scores = scores + self.config.rerank_likelihood * self._log_likelihood(items, pairs, label)
-        return scores
+        found = self.terms(items, pairs, cosines, tuple(self.weights))
+        return sum(self.weights[name] * term for name, term in found.items())
+
+    def terms(
+        self, items: dict[int, Items], pairs: np.ndarray, cosines: np.ndarray, names: Sequence[str] = TERMS
+    ) -> dict[str, np.ndarray]:
+        """The terms of the second score that are named, each float64 [n]. Other arguments: as :meth:`second_scores`."""
+        low, high = sorted(pairs_of(items))
+        label = f"{NAMES[low]}–{NAMES[high]}"
+        compute = {
+            "embedding": lambda: self.temperature() * cosines,
+            "matching": lambda: self.matching.score(*_parts(items, pairs), f"matching {label}"),
+            "likelihood": lambda: self._log_likelihood(items, pairs, f"likelihood {label}"),
+        }
+        return {name: compute[name]() for name in names}
 
     def _log_likelihood(self, items: dict[int, Items], pairs: np.ndarray, label: str) -> np.ndarray:
-        if TEXT in items:
-            given = max(items)
-            return self.likelihood.score(given, items[given], items[TEXT].ids, pairs, label)
+        parts, rows = _parts(items, pairs)
+        if TEXT in parts:
+            given = IMAGE if IMAGE in parts else AUDIO
+            columns = [sorted(parts).index(TEXT), sorted(parts).index(given)]
+            return self.likelihood.score(given, parts[given], parts[TEXT].ids, rows[:, columns], label)
         written = items[AUDIO].ids
         if written is None:
             written = self.decoder.write(audio=(items[AUDIO].tokens, items[AUDIO].mask))
         return self.likelihood.score(IMAGE, items[IMAGE], written, pairs[:, ::-1], label)
 
-    def evaluate(self, items: dict[int, Items], depth: int) -> tuple[dict, dict, dict[str, Ranking]]:
+    def evaluate(self, items: dict[int, Items], depth: int) -> tuple[Figures, Figures, dict[str, Ranking]]:
         """Recall in every direction.
 
         Args:
@@ -120,51 +145,93 @@ class Retriever:
             figures of the first stage and of the second by direction, and the final rankings.
         """
         first, second, rankings = {}, {}, {}
+        for chosen, directions in self.first_stage(items, depth):
+            for direction in directions:
+                size = len(chosen[direction.gallery])
+                first[direction.name] = recall.recall(direction.ranks) | {"gallery": size}
+                rankings[direction.name] = _rank(direction, self.temperature() * direction.cosines)
+            if depth and self.weights.keys() - {"embedding"}:
+                found = self.scored(chosen, directions, tuple(self.weights))
+                for direction, terms in zip(directions, found, strict=True):
+                    scores = sum(self.weights[name] * term for name, term in terms.items())
+                    ranks, rankings[direction.name] = direction.reranked(chosen, scores)
+                    second[direction.name] = recall.recall(ranks) | {"gallery": len(chosen[direction.gallery])}
+        return first, second, rankings
+
+    def evaluate_folds(self, items: dict[int, Items], depth: int, folds: int) -> tuple[Figures, Figures]:
+        """The mean of :meth:`evaluate`'s figures over ``folds`` galleries of consecutive pictures."""
+        pictures = np.unique(np.concatenate([group.pictures for group in items.values()]))
+        if len(pictures) < folds:
+            raise DataError(f"eval.folds={folds}: the gallery has only {len(pictures)} pictures")
+        found = []
+        for part in np.array_split(pictures, folds):
+            chosen = {which: group.take(np.isin(group.pictures, part)) for which, group in items.items()}
+            found.append(self.evaluate({which: group for which, group in chosen.items() if len(group)}, depth)[:2])
+        first, second = zip(*found, strict=True)
+        return _mean(first), _mean(second)
+
+    def first_stage(self, items: dict[int, Items], depth: int) -> list[tuple[dict[int, Items], list[Direction]]]:
+        """For each couple that the items have relevant pairs of: its items, and its directions by embeddings."""
+        if items.keys() >= {TEXT, AUDIO} and (joint := self.encoder.joint(items[TEXT], items[AUDIO])) is not None:
+            items = items | {JOINT: joint}
+        found = []
         for couple in COUPLES:
             if not set(couple) <= items.keys():
                 continue
-            both = {modality: items[modality] for modality in couple}
-            directions = [self._first_stage(both, query, depth) for query in couple]
+            directions = [self._rank_all(items, query, gallery, depth) for query, gallery in (couple, couple[::-1])]
             directions = [direction for direction in directions if len(direction.queries)]
-            for direction in directions:
-                first[direction.name] = recall.recall(direction.ranks)
-                rankings[direction.name] = _rank(direction, self.temperature() * direction.cosines)
-            if depth and directions:
-                for direction, scores in zip(directions, self._second_stage(both, directions), strict=False):
-                    ranking = _rank(direction, scores)
-                    ranks = recall.reranked_ranks(
-                        ranking.indices,
-                        direction.ranks,
-                        both[direction.query].pictures[direction.queries],
-                        both[direction.gallery].pictures,
-                    )
-                    second[direction.name] = recall.recall(ranks)
-                    rankings[direction.name] = ranking
-        return first, second, rankings
+            if directions:
+                wanted = {*couple, TEXT, AUDIO} if JOINT in couple else set(couple)
+                found.append(({which: items[which] for which in wanted}, directions))
+        return found
 
-    def _first_stage(self, items: dict[int, Items], query: int, depth: int) -> _Direction:
-        gallery = next(modality for modality in items if modality != query)
+    def _rank_all(self, items: dict[int, Items], query: int, gallery: int, depth: int) -> Direction:
         asked, offered = items[query], items[gallery]
         queries = np.flatnonzero(np.isin(asked.pictures, offered.pictures))
         if not len(queries):
             empty = np.zeros((0, 1), np.int64)
-            return _Direction(query, gallery, queries, queries, empty, empty.astype(np.float64))
+            return Direction(query, gallery, queries, queries, empty, empty.astype(np.float64))
         vectors = asked.embeddings[queries]
         ranks = recall.ranks(vectors, offered.embeddings, asked.pictures[queries], offered.pictures)
-        candidates, cosines = recall.top_k(vectors, offered.embeddings, min(depth or SHOWN, len(offered)))
-        return _Direction(query, gallery, queries, ranks, candidates, cosines)
+        candidates, cosines = top_k(vectors, offered.embeddings, min(depth or SHOWN, len(offered)))
+        return Direction(query, gallery, queries, ranks, candidates, cosines)
 
-    def _second_stage(self, items: dict[int, Items], directions: list[_Direction]) -> list[np.ndarray]:
-        """Second scores of the candidates by direction; a pair that both directions propose is scored once."""
+    def scored(
+        self, items: dict[int, Items], directions: Sequence[Direction], names: Sequence[str]
+    ) -> list[dict[str, np.ndarray]]:
+        """Terms [Q, k] of the candidates' second scores by direction; a pair that both propose is scored once."""
         pairs = np.concatenate([direction.pairs() for direction in directions])
         cosines = np.concatenate([direction.cosines.reshape(-1) for direction in directions])
         distinct, first, inverse = np.unique(pairs, axis=0, return_index=True, return_inverse=True)
-        scores = self.second_scores(items, distinct, cosines[first])
-        if scores is None:
-            return []
-        sizes = [direction.candidates.size for direction in directions]
-        parts = np.split(scores[inverse.reshape(-1)], np.cumsum(sizes)[:-1])
-        return [part.reshape(direction.candidates.shape) for part, direction in zip(parts, directions, strict=True)]
+        found = self.terms(items, distinct, cosines[first], names)
+        ends = np.cumsum([direction.candidates.size for direction in directions])[:-1]
+        split = {name: np.split(term[inverse.reshape(-1)], ends) for name, term in found.items()}
+        return [
+            {name: parts[at].reshape(direction.candidates.shape) for name, parts in split.items()}
+            for at, direction in enumerate(directions)
+        ]
+
+
+def pairs_of(items: dict[int, Items]) -> set[int]:
+    """The two that are compared; beside joint items stand those that they are made of."""
+    return {IMAGE, JOINT} if JOINT in items else set(items)
+
+
+def _parts(items: dict[int, Items], pairs: np.ndarray) -> tuple[dict[int, Items], np.ndarray]:
+    """The modalities of pairs and a row's place in each, int64 [n, 2 or 3] in the order text, image, audio."""
+    if JOINT not in items:
+        return items, pairs
+    texts, sounds = items[JOINT].parts[pairs[:, 1]].T
+    parts = {which: items[which] for which in (TEXT, IMAGE, AUDIO)}
+    return parts, np.stack([texts, pairs[:, 0], sounds], 1)
+
+
+def _mean(figures: Sequence[Figures]) -> Figures:
+    """By direction, over the folds that have it."""
+    names = [name for name in figures[0] if all(name in fold for fold in figures)]
+    return {
+        name: {key: float(np.mean([fold[name][key] for fold in figures])) for key in figures[0][name]} for name in names
+    }
 
 
 def softmax(scores: np.ndarray) -> np.ndarray:
@@ -173,7 +240,7 @@ def softmax(scores: np.ndarray) -> np.ndarray:
     return shares / shares.sum(-1, keepdims=True)
 
 
-def _rank(direction: _Direction, scores: np.ndarray) -> Ranking:
+def _rank(direction: Direction, scores: np.ndarray) -> Ranking:
     """The candidates [Q, k] in the order of their scores, in nats, with the softmax of those."""
     order = recall.rerank(direction.candidates, scores)
     return Ranking(direction.queries, order, -np.sort(-softmax(scores), axis=1))

@@ -82,7 +82,7 @@ class Objectives(nn.Cell):
         self.embeds = self.contrasts or "matching" in self.names
         # in the order of their losses
         levels = [kind(model, config, batch_size) for kind in (TokenLevel, SampleLevel, ModalityLevel)]
-        self.levels = nn.CellList([level for level in levels if level.names])
+        self.levels = nn.CellList([level for level in levels if level.names], auto_prefix=False)
         self.lone = self._find_lone(config)
         if self.lone is not None:
             self.lone_places = Tensor(model.cross_encoder.places_alone(self.lone))
