@@ -106,7 +106,7 @@ class Evaluator:
     ) -> dict[str, Any]:
         metrics: dict[str, Any] = {"task": self.config.task, "split": split}
         seconds: dict[str, float] = {}
-        loader = self._loader(split)
+        loader = self.loader(split)
         sheets = Sheets(loader, output / "figures") if output else None
         draws = self.artist is not None and draw > 0
 
@@ -121,10 +121,9 @@ class Evaluator:
         seconds["encode"] = time.monotonic() - began
         if retrieves:
             began, fused = time.monotonic(), self.retriever.fused
+            if rerank and self.config.eval.rerank_likelihood:
+                items = self.for_retrieval(items)
             compared = first_pictures(items, gallery)
-            if rerank and self.config.eval.rerank_likelihood and {IMAGE, AUDIO} <= compared.keys():
-                items[AUDIO] = self._write_down(items[AUDIO])
-                compared = first_pictures(items, gallery)
             metrics["gallery"] = len(compared.get(IMAGE, compared.get(TEXT, ())))
             first, second, rankings = self.retriever.evaluate(compared, rerank)
             metrics.update(retrieval=first, reranked=second, fused_passes=self.retriever.fused - fused)
@@ -171,7 +170,8 @@ class Evaluator:
         read = {TEXT, IMAGE, AUDIO} if matches else {IMAGE, AUDIO} if reads or writes else set()
         return read | {TEXT, AUDIO} if self.artist is not None else read
 
-    def _loader(self, split: str) -> Loader:
+    def loader(self, split: str) -> Loader:
+        """Of a split; opened once."""
         if split not in self._loaders:
             stored = self.probe is not None and self.probe.reads_codes
             self._loaders[split] = Loader(self.config, split, stored_codes=stored)
@@ -215,6 +215,12 @@ class Evaluator:
             sheets.reconstructions(pairs)
             sheets.drawings(subjects, drawn)
         return {"reconstruction": reconstruction, "drawing": drawing}
+
+    def for_retrieval(self, items: dict[int, Items]) -> dict[int, Items]:
+        """With what is heard in the sounds, where pictures are compared with them by likelihood."""
+        if not {IMAGE, AUDIO} <= items.keys():
+            return items
+        return items | {AUDIO: self._write_down(items[AUDIO])}
 
     def _write_down(self, sounds: Items) -> Items:
         """The sounds with what the model hears in them, written once."""

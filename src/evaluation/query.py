@@ -1,21 +1,83 @@
 """A trained model on the user's own files: find what belongs to a query, write captions and transcripts."""
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from src.config import ModelConfig
-from src.data.errors import DataError
+from src.config import Config, ConfigError
 from src.data.schema import AUDIO, IMAGE, TEXT
-from src.evaluation import media, recall
+from src.evaluation import gallery, media
 from src.evaluation.evaluate import Evaluator
 from src.evaluation.figures import Query, retrieval_sheet
+from src.evaluation.gallery import Gallery, Plan
 from src.evaluation.media import Medium
+from src.evaluation.nearest import top_k
 from src.evaluation.report import table, write_json
 from src.evaluation.retrieval import softmax
 from src.evaluation.sheets import save_captions
+
+FEW = 64  # for a query in so few files compiling the graphs takes longer than running without
+
+
+@dataclass(frozen=True)
+class Search:
+    """A query that was read, or none, and what the gallery's files are known as."""
+
+    query: Medium | None
+    plan: Plan
+    mark: str  # of the checkpoint
+
+    @property
+    def few(self) -> bool:
+        """Whether little is left to encode."""
+        return self.plan.fresh <= FEW
+
+    def run(self, evaluator: Evaluator, top: int, output: Path, index: Path | None) -> None:
+        """Answers the query and keeps the gallery in an index, or does one of both."""
+        found = gallery.embed(self.plan, evaluator.encoder, evaluator.tokenizer, evaluator.config.model)
+        if index is not None:
+            gallery.keep(index, found, self.mark)
+            print(f"{index} holds {len(found.names)} files of {found.folder}", end="\n\n")
+        if self.query is not None:
+            answer(evaluator, self.query, found, top, output)
+
+
+def prepare(
+    query: str | None, folder: Path | None, index: Path | None, checkpoint: Path, config: Config
+) -> Search | None:
+    """Reads the query and looks at the gallery or its index; None where neither is named.
+
+    Raises:
+        DataError: a file or folder is missing, empty or unreadable, or the index is another checkpoint's.
+    """
+    if folder is None and index is None:
+        return None
+    _check_task(config)
+    asked = media.read_query(query, config.model) if query is not None else None
+    mark = gallery.mark_of(checkpoint, config.model)
+    return Search(asked, gallery.plan(folder, index, mark), mark)
+
+
+def read_things(path: Path, config: Config) -> list[Medium]:
+    """The pictures and sounds that are to be described; what of them the model does not read is said.
+
+    Raises:
+        DataError: there are none, or none can be read.
+    """
+    _check_task(config)
+    things = media.read_files(media.find_files(path, (IMAGE, AUDIO)), config.model)
+    for medium in things:
+        if medium.cut:
+            print(f"note: {medium.name} {medium.cut}", file=sys.stderr)
+    return things
+
+
+def _check_task(config: Config) -> None:
+    if config.task == "image_tokenizer":
+        raise ConfigError("task=image_tokenizer: an image tokenizer can be measured, but not asked")
 
 
 @dataclass(frozen=True)
@@ -27,55 +89,50 @@ class Found:
     cosine: float
 
 
-def read(
-    query: str | None, gallery: Path | None, described: Path | None, model: ModelConfig
-) -> tuple[Medium | None, list[Medium]]:
-    """The query, if there is one, and the files to search or to describe, if there are any.
+def search(evaluator: Evaluator, query: Medium, offered: Gallery, places: np.ndarray, top: int) -> list[Found]:
+    """The best of a gallery, the best first, ranked again as the configuration says.
 
-    Raises:
-        DataError: a file or folder is missing, empty or unreadable.
-    """
-    if described is not None:
-        return None, media.read_files(media.find_files(described, (IMAGE, AUDIO)), model)
-    if query is None or gallery is None:
-        return None, []
-    if not gallery.is_dir():
-        raise DataError(f"--gallery {gallery}: no such folder")
-    asked = media.read_query(query, model)
-    return asked, media.read_files(media.find_files(gallery, (TEXT, IMAGE, AUDIO)), model)
+    What is of the query's own modality is ranked by embeddings alone.
 
-
-def search(evaluator: Evaluator, query: Medium, gallery: list[Medium], top: int) -> list[Found]:
-    """The best of a gallery of one modality, the best first, ranked again as the configuration says.
-
-    A gallery of the query's own modality is ranked by embeddings alone.
+    Args:
+        evaluator: the model and its settings.
+        query: what is looked for.
+        offered: where.
+        places: the files that are ranked, all of one modality, int64 [n].
+        top: how many are wanted.
     """
     config, encoder, tokenizer = evaluator.config, evaluator.encoder, evaluator.tokenizer
     asked = media.encode(encoder, tokenizer, [query], config.model)
-    offered = media.encode(encoder, tokenizer, gallery, config.model)
-    depth = min(max(top, config.eval.rerank), len(gallery))
-    (candidates,), (cosines,) = recall.top_k(asked.embeddings, offered.embeddings, depth)
-    scores = None
-    kind = gallery[0].modality
+    depth = min(max(top, config.eval.rerank), len(places))
+    (candidates,), (cosines,) = top_k(asked.embeddings, offered.embeddings[places], depth)
+    files = [offered.folder / offered.names[place] for place in places[candidates]]
+    read, failures = media.try_files(files, config.model)  # again: an index holds no content
+    media.report(failures, len(files), len(failures) < len(files))
+    kept = np.array([medium is not None for medium in read])
+    found, cosines = [medium for medium in read if medium], cosines[kept]
+    scores, kind = None, found[0].modality
     if config.eval.rerank and kind != query.modality:
-        pairs = np.stack([np.zeros_like(candidates), candidates], 1)
+        items = {query.modality: asked, kind: media.encode(encoder, tokenizer, found, config.model)}
+        pairs = np.stack([np.zeros(len(found), np.int64), np.arange(len(found))], 1)
         pairs = pairs if query.modality < kind else pairs[:, ::-1]
-        scores = evaluator.retriever.second_scores({query.modality: asked, kind: offered}, pairs, cosines)
+        scores = evaluator.retriever.second_scores(items, pairs, cosines)
     if scores is None:
         scores = evaluator.retriever.temperature() * cosines
     shares = softmax(scores)
     order = np.argsort(-scores, kind="stable")[:top]
-    return [Found(gallery[candidates[i]], float(shares[i]), float(cosines[i])) for i in order]
+    return [Found(found[i], float(shares[i]), float(cosines[i])) for i in order]
 
 
-def answer(evaluator: Evaluator, query: Medium, gallery: list[Medium], top: int, output: Path) -> dict[str, Any]:
+def answer(evaluator: Evaluator, query: Medium, offered: Gallery, top: int, output: Path) -> dict[str, Any]:
     """Prints a ranked table for each modality of the gallery and writes query.json and a figure of each."""
+    for loss in media.losses(query, evaluator.tokenizer, evaluator.config.model):
+        print(f"note: {loss}", file=sys.stderr)
     results: dict[str, Any] = {"query": query.name}
-    for modality, members in media.group(gallery).items():
-        found = search(evaluator, query, members, top)
+    for modality, places in offered.groups().items():
+        found = search(evaluator, query, offered, places, top)
         name = media.plural(modality)
         rows = [[rank, hit.medium.name, hit.share, hit.cosine] for rank, hit in enumerate(found, 1)]
-        print(table(rows, ["", f"{len(members)} {name}", "share", "cosine"]), end="\n\n")
+        print(table(rows, ["", f"{len(places)} {name}", "share", "cosine"]), end="\n\n")
         results[name] = [{"file": hit.medium.name, "share": hit.share, "cosine": hit.cosine} for hit in found]
         title = f"{name.capitalize()} found for {query.name}"
         shown = [_hit(hit) for hit in found]
