@@ -133,7 +133,7 @@ def test_labels_of_the_directions_are_swapped() -> None:
     nothing, numbers = np.zeros((2, 1, 1), np.float32), np.arange(2)
     items = {m: Items(nothing, np.ones((2, 1), np.int32), x, numbers, numbers) for m, x in vectors.items()}
     tokenizer = Tokenizer(ROOT / "config" / "vocab" / "demo.txt")
-    retriever = Retriever(OPT(tiny_model(), VOCAB), tokenizer, EvalConfig(rerank=0), decoder=None)
+    retriever = Retriever(OPT(tiny_model(), VOCAB), tokenizer, EvalConfig(rerank=0), encoder=None, decoder=None)
     figures, _, _ = retriever.evaluate(items, depth=0)
     assert (figures["t2i"]["r1"], figures["i2t"]["r1"]) == (0.5, 1.0)
 

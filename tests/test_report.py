@@ -36,7 +36,7 @@ def test_table_names_a_row_of_the_wrong_length():
 
 def test_retrieval_table():
     lines = retrieval_table(dict.fromkeys(DIRECTIONS, FIGURES), {"t2i": {**FIGURES, "r1": 0.997}}).splitlines()
-    assert len(lines) == 2 + 6
+    assert len(lines) == 2 + 8
     assert lines[2].split() == ["text", "→", "image", "0.612", "0.900", "0.990", "1.5", "0.997", "0.900", "0.990"]
     assert lines[3].split()[-3:] == ["–", "–", "–"]
     assert "re-ranked" not in retrieval_table({"t2i": FIGURES})

@@ -96,7 +96,8 @@ def plan(folder: Path | None, index: Path | None, mark: str) -> Plan:
     if known is not None:
         gone = len(set(known.names) - {file.name for file in files})
         if made.fresh or gone:
-            print(f"note: {index}: {made.fresh} files are new or have changed, {gone} are gone", file=sys.stderr)
+            note = f"note: {index} lacks {made.fresh} files as they are now, and holds {gone} that are gone"
+            print(note, file=sys.stderr)
     return made
 
 

@@ -1,0 +1,188 @@
+"""Retrieval between all modalities: what must not change it, and what a text with its sound is."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import mindspore as ms
+import numpy as np
+import pytest
+from mindspore import Tensor
+
+from src.config import Config, EvalConfig
+from src.data.errors import DataError
+from src.data.pipeline import Loader
+from src.data.schema import AUDIO, IMAGE, JOINT, MATCH_CASES, TEXT
+from src.data.store import DatasetWriter
+from src.evaluation.encode import Items, encode_split
+from src.evaluation.evaluate import Evaluator
+from src.evaluation.retrieval import COUPLES
+from src.models.opt import OPT
+from src.training.checkpoint import build_model
+from tests.conftest import tiny_dataset, tiny_record
+from tests.oracles import random, randomise, run_mode, tiny_model
+
+RECORDS = 90  # more than the encoder takes at once
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
+    settings = EvalConfig(
+        split="dev", batch_size=16, gallery=0, captions=0, rerank=4, rerank_matching=0.5, rerank_likelihood=1.0
+    )
+    folder = tmp_path_factory.mktemp("retrieval")
+    config = tiny_dataset(folder, 8, Config(model=tiny_model(), eval=settings))
+    return write(config, folder / "records", range(RECORDS))
+
+
+@pytest.fixture(scope="module")
+def model(config: Config) -> OPT:
+    ms.set_seed(2)
+    model = build_model(config)
+    randomise(model, seed=2)
+    model.set_train(False)
+    return model
+
+
+@pytest.fixture(scope="module")
+def evaluator(config: Config, model: OPT) -> Evaluator:
+    return Evaluator(config, model)
+
+
+@pytest.fixture(scope="module")
+def items(evaluator: Evaluator, config: Config) -> dict[int, Items]:
+    with run_mode("graph"):
+        return encode_split(evaluator.encoder, Loader(config, "dev"))
+
+
+@pytest.fixture(autouse=True)
+def graph_mode() -> Iterator[None]:
+    with run_mode("graph"):
+        yield
+
+
+def write(config: Config, folder: Path, order: Iterable[int]) -> Config:
+    """A dev split of the same records in any order; the last ten are copies of the first under keys of their own."""
+    rng = np.random.default_rng(0)
+    audio, size = config.model.audio, config.model.image.size
+    records = [tiny_record(rng, index, audio, size) for index in range(RECORDS - 10)]
+    records += [replace(record, key=f"copy-{record.key}") for record in records[:10]]
+    with DatasetWriter(folder, audio, {"name": "tiny"}, shard_records=30) as writer:
+        for index in order:
+            writer.add("dev", records[index])
+    return replace(config, data=replace(config.data, path=str(folder)))
+
+
+def found(evaluator: Evaluator) -> dict[str, Any]:
+    metrics = evaluator.run("dev")
+    return {name: metrics[name] for name in ("gallery", "retrieval", "reranked", "fused_passes")}
+
+
+def test_neither_batch_size_nor_order_changes_anything(
+    config: Config, model: OPT, evaluator: Evaluator, items: dict[int, Items], tmp_path: Path
+) -> None:
+    """To the last digit: embeddings and figures, re-ranked ones included."""
+    expected = found(evaluator)
+    other = write(config, tmp_path / "data", np.random.default_rng(1).permutation(RECORDS))
+    other = replace(other, eval=replace(other.eval, batch_size=7))
+    again = Evaluator(other, model)
+    moved = encode_split(again.encoder, Loader(other, "dev"))
+    for modality, group in items.items():
+        np.testing.assert_array_equal(moved[modality].embeddings, group.embeddings)
+        assert (moved[modality].samples != group.samples).any()
+    assert found(again) == expected
+
+
+def test_every_direction_has_its_figures(evaluator: Evaluator, items: dict[int, Items]) -> None:
+    figures = evaluator.retriever.evaluate(items, 0)[0]
+    assert figures.keys() == {"t2i", "i2t", "t2a", "a2t", "i2a", "a2i", "ta2i", "i2ta"}
+    sizes = {name: figure["gallery"] for name, figure in figures.items()}
+    assert sizes["t2i"] == sizes["ta2i"] == len(items[IMAGE]) and sizes["i2t"] == len(items[TEXT])
+    assert sizes["i2ta"] == len(np.intersect1d(items[TEXT].samples, items[AUDIO].samples)) < sizes["i2t"]
+    for figure in figures.values():
+        assert figure.keys() == {"r1", "r5", "r10", "median_rank", "gallery"}
+
+
+def test_several_captions_count_as_in_coco(evaluator: Evaluator, items: dict[int, Items]) -> None:
+    """Every caption asks; of a picture's captions the best counts."""
+    texts, pictures = items[TEXT], items[IMAGE]
+    scores = texts.embeddings.astype(np.float64) @ pictures.embeddings.T.astype(np.float64)
+    same = texts.pictures[:, None] == pictures.pictures
+    figures = evaluator.retriever.evaluate({TEXT: texts, IMAGE: pictures}, 0)[0]
+    for name, table, relevant in (("t2i", scores, same), ("i2t", scores.T, same.T)):
+        asked = relevant.any(1)
+        best = np.where(relevant, table, -np.inf).max(1, keepdims=True)
+        ranks = (table > best).sum(1)[asked]
+        assert figures[name]["r5"] == pytest.approx((ranks < 5).mean(), abs=1e-12)
+        assert figures[name]["median_rank"] == np.median(ranks) + 1
+    assert same.sum(0).max() == 2, "some picture has two captions"
+
+
+def test_joint_items_are_texts_with_their_own_sound(model: OPT, evaluator: Evaluator, items: dict[int, Items]) -> None:
+    joint = evaluator.encoder.joint(items[TEXT], items[AUDIO])
+    texts, sounds = (items[which].take(joint.parts[:, at]) for at, which in enumerate((TEXT, AUDIO)))
+    for part in (texts, sounds):
+        np.testing.assert_array_equal(joint.samples, part.samples)
+    both = texts.embeddings + sounds.embeddings
+    np.testing.assert_allclose(joint.embeddings, both / np.linalg.norm(both, axis=1, keepdims=True), atol=1e-6)
+    unlike = items[AUDIO].take(np.zeros(0, np.int64))
+    assert evaluator.encoder.joint(items[TEXT], unlike) is None
+
+
+def test_second_score_of_a_text_with_its_sound(model: OPT, evaluator: Evaluator, items: dict[int, Items]) -> None:
+    """All three match; the likelihood is that of the text, given the picture."""
+    some = items | {JOINT: evaluator.encoder.joint(items[TEXT], items[AUDIO])}
+    pairs, cosines = np.array([[3, 0], [0, 5], [3, 5]]), np.zeros(3)
+    terms = evaluator.retriever.terms(some, pairs, cosines)
+    parts = some[JOINT].parts[pairs[:, 1]]
+    alone = {which: items[which] for which in (TEXT, IMAGE)}
+    of_text = evaluator.retriever.terms(alone, np.stack([parts[:, 0], pairs[:, 0]], 1), cosines, ["likelihood"])
+    np.testing.assert_allclose(terms["likelihood"], of_text["likelihood"], atol=1e-4)
+    rows = {TEXT: parts[:, 0], IMAGE: pairs[:, 0], AUDIO: parts[:, 1]}
+    chosen = {which: items[which].take(places) for which, places in rows.items()}
+    with run_mode("pynative"):
+        presence = Tensor(np.ones((3, 3), np.int32))
+        masks = [Tensor(chosen[which].mask) for which in (TEXT, AUDIO)]
+        fused, _ = model.cross_encoder(*(Tensor(chosen[which].tokens) for which in rows), *masks, presence)
+        vectors = [Tensor(chosen[which].embeddings) for which in rows]
+        logits = model.matching_head(fused[:, 0], *vectors, presence).asnumpy().astype(np.float64)
+    expected = logits[:, MATCH_CASES.index("all")] - np.logaddexp.reduce(logits, axis=1)
+    np.testing.assert_allclose(terms["matching"], expected, atol=1e-4)
+
+
+def made_up(count: int, captions: int) -> dict[int, Items]:
+    """Pictures, and that many captions of each."""
+    rng = np.random.default_rng(4)
+    pictures = np.arange(count)
+    numbers = {IMAGE: pictures, TEXT: np.repeat(pictures, captions)}
+    groups = {}
+    for which, own in numbers.items():
+        noise = 0.7 * rng.standard_normal((len(own), 12))
+        vectors = (random(count, 12)[own] + noise).astype(np.float32)
+        empty = np.zeros((len(own), 0), np.int32)
+        groups[which] = Items(empty[..., None].astype(np.float32), empty, vectors, own, np.arange(len(own)))
+    return groups
+
+
+def test_folds_are_the_mean_over_consecutive_galleries(evaluator: Evaluator) -> None:
+    whole = made_up(50, 5)
+    first, second = evaluator.retriever.evaluate_folds(whole, 0, 5)
+    parts = []
+    for start in range(0, 50, 10):
+        own = range(start, start + 10)
+        part = {which: group.take(np.isin(group.pictures, own)) for which, group in whole.items()}
+        parts.append(evaluator.retriever.evaluate(part, 0)[0])
+    assert second == {} and first.keys() == {"t2i", "i2t"}
+    assert first["t2i"]["gallery"] == 10 and first["i2t"]["gallery"] == 50
+    for direction in first:
+        assert first[direction]["r1"] == pytest.approx(np.mean([part[direction]["r1"] for part in parts]))
+    assert first["t2i"]["r1"] > evaluator.retriever.evaluate(whole, 0)[0]["t2i"]["r1"], "a small gallery is easier"
+    with pytest.raises(DataError, match="eval.folds=60: the gallery has only 50 pictures"):
+        evaluator.retriever.evaluate_folds(whole, 0, 60)
+
+
+def test_folds_are_reported(config: Config, model: OPT, evaluator: Evaluator) -> None:
+    settings = replace(config, eval=replace(config.eval, folds=3))
+    figures = Evaluator(settings, model).run("dev", rerank=0)["folds"]
+    assert figures["count"] == 3 and figures["gallery"] == 26 and len(figures["retrieval"]) == 2 * len(COUPLES)
