@@ -9,7 +9,6 @@ a query: at most 2·N·k by the matching head, about N by likelihood (an item is
 """
 
 import argparse
-import importlib.util
 import json
 import resource
 import subprocess
@@ -18,7 +17,7 @@ import time
 
 import numpy as np
 
-from src.evaluation.nearest import top_k_faiss, top_k_numpy
+from src.evaluation.nearest import has_faiss, top_k_faiss, top_k_numpy
 from src.evaluation.recall import ranks
 from src.evaluation.report import table
 
@@ -70,7 +69,7 @@ def main() -> None:
     if args.one:
         print(json.dumps(measure(args.one[0], int(args.one[1]), args)))
         return
-    engines = ["numpy", *(["faiss"] if importlib.util.find_spec("faiss") else []), "ranks"]
+    engines = ["numpy", *(["faiss"] if has_faiss() else []), "ranks"]
     rows = []
     for size in args.sizes:
         found = {engine: in_process(engine, size, args) for engine in engines}

@@ -5,7 +5,6 @@ gallery index comes first. With faiss installed it proposes the candidates, nump
 same to the last bit.
 """
 
-import importlib.util
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -57,7 +56,12 @@ def grid_tables(queries: np.ndarray, gallery: np.ndarray) -> tuple[GridTable, Gr
 
 
 def has_faiss() -> bool:
-    return importlib.util.find_spec("faiss") is not None
+    """Whether faiss is installed and fits the rest."""
+    try:
+        import faiss  # noqa: F401 - an optional requirement
+    except ImportError:
+        return False
+    return True
 
 
 def top_k(queries: np.ndarray, gallery: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -102,7 +106,7 @@ def top_k_faiss(queries: np.ndarray, gallery: np.ndarray, k: int) -> tuple[np.nd
 
     A query whose k-th score is not clear of what faiss left out, by more than its rounding, is searched by numpy.
     """
-    import faiss  # an optional requirement
+    import faiss
 
     _check_k(k, gallery)
     asked, offered = grid_tables(queries, gallery)
