@@ -11,9 +11,10 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn
 
-from src.config import Config, ModelConfig, to_yaml
+from src.config import AudioEncoderConfig, Config, ImageEncoderConfig, ModelConfig, to_yaml
 from src.data.audio import DECADES
 from src.data.schema import Field
+from src.data.store import AUDIO_KEYS
 from src.data.tokenizer import SPECIALS, Tokenizer
 from src.errors import UserError
 from src.evaluation.report import write_json
@@ -122,7 +123,7 @@ def _write_weights(folder: Path, config: Config, model: nn.Cell) -> None:
 def _write_all(config: Config, model: OPT, folder: Path, file_format: str, batch_size: int) -> dict[str, Any]:
     tokenizer = Tokenizer(config.model.text.vocab)
     rows = batch_size or ANY
-    limits = {"text_ids": (0, tokenizer.size), "audio_frames": (1, config.model.audio.max_frames + 1)}
+    limits = {"text_ids": (0, tokenizer.size), "audio_frames": (1, config.model.audio.length + 1)}
     entries = {}
     for name, graph in build_graphs(model, config.model).items():
         entries[name] = _write_graph(graph, folder, name, file_format, rows)
@@ -234,7 +235,6 @@ def draw_input(name: str, field: Field, rows: int, rng: np.random.Generator, lim
 
 def describe_preprocessing(config: ModelConfig, tokenizer: Tokenizer) -> dict[str, Any]:
     """What stands between a file and the inputs of the graphs."""
-    audio = config.audio
     return {
         "text": {
             "vocab": VOCAB,
@@ -242,17 +242,47 @@ def describe_preprocessing(config: ModelConfig, tokenizer: Tokenizer) -> dict[st
             "layout": "[CLS] lower-cased WordPieces, every Han character alone [SEP] [PAD] …",
             "ids": {token: tokenizer.vocab.index(token) for token in SPECIALS},
         },
-        "image": {
-            "size": config.image.size,
-            "layout": "RGB, height × width × channel, uint8",
-            "resize": "shorter side to size, bicubic with antialiasing, centre kept; transparency on white",
-            "normalisation": "inside the graph",
-        },
-        "audio": {
-            **{key: getattr(audio, key) for key in ("sample_rate", "mels", "hop_ms", "window_ms", "max_frames")},
-            "layout": "frames × mels, uint8, 0 behind audio_frames",
-            "window": "Hann, power spectrum, Slaney mel bands of unit area",
-            "scale": f"log10; 255 is the loudest band of the sound, 0 is 10^-{DECADES:g} of it or less",
-            "normalisation": "inside the graph",
-        },
+        "image": PICTURES[config.image.input](config.image),
+        "audio": SOUNDS[config.audio.input](config.audio),
     }
+
+
+def _describe_patches(image: ImageEncoderConfig) -> dict[str, Any]:
+    return {
+        "size": image.size,
+        "layout": "RGB, height × width × channel, uint8",
+        "resize": "shorter side to size, bicubic with antialiasing, centre kept; transparency on white",
+        "normalisation": "inside the graph",
+    }
+
+
+def _describe_regions(image: ImageEncoderConfig) -> dict[str, Any]:
+    return {
+        "regions": image.regions,
+        "layout": "a detector's features, float16, the surest first, 0 behind the last; mask 1 on regions",
+        "boxes": "x1, y1, x2, y2, width, height and area, as shares of the picture's width, height and area",
+    }
+
+
+def _describe_fbank(audio: AudioEncoderConfig) -> dict[str, Any]:
+    return {
+        **{key: getattr(audio, key) for key in AUDIO_KEYS["fbank"]},
+        "layout": "frames × mels, uint8, 0 behind audio_frames",
+        "window": "Hann, power spectrum, Slaney mel bands of unit area",
+        "scale": f"log10; 255 is the loudest band of the sound, 0 is 10^-{DECADES:g} of it or less",
+        "normalisation": "inside the graph",
+    }
+
+
+def _describe_features(audio: AudioEncoderConfig) -> dict[str, Any]:
+    layout = "features of frames, float16, 0 behind audio_frames"
+    return {**{key: getattr(audio, key) for key in AUDIO_KEYS["feature"]}, "layout": layout}
+
+
+def _describe_waveform(audio: AudioEncoderConfig) -> dict[str, Any]:
+    layout = "samples, int16, full scale 32767, 0 behind audio_frames"
+    return {"sample_rate": audio.sample_rate, "samples": audio.length, "layout": layout}
+
+
+PICTURES = {"patch": _describe_patches, "region": _describe_regions}
+SOUNDS = {"fbank": _describe_fbank, "feature": _describe_features, "wav2vec2": _describe_waveform}

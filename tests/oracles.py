@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 import mindspore as ms
 import numpy as np
@@ -18,7 +19,7 @@ from src.config import (
     TextDecoderConfig,
     TextEncoderConfig,
 )
-from src.data.schema import MATCH_CASES, batch_fields, check_batch
+from src.data.schema import MATCH_CASES, batch_fields, check_batch, sound_tokens
 
 MODES = {"graph": ms.GRAPH_MODE, "pynative": ms.PYNATIVE_MODE}
 VOCAB = 31
@@ -58,6 +59,14 @@ def tiny_model(layers: int = 1, norm: str = "pre", dropout: float = 0.0) -> Mode
     )
 
 
+def feature_model(layers: int = 1) -> ModelConfig:
+    """The tiny model that reads a detector's regions and frames of features; with layers=0 as the paper does."""
+    model = tiny_model(layers=max(1, layers))
+    image = replace(model.image, input="region", regions=5, region_dim=9, region_classes=6, layers=layers)
+    audio = replace(model.audio, input="feature", feature_dim=11, max_frames=6, stride=1, layers=layers)
+    return replace(model, image=image, audio=audio)
+
+
 def random(*shape: int, seed: int = 0) -> np.ndarray:
     """float32 of unit variance."""
     return np.random.default_rng((seed, *shape)).standard_normal(shape).astype(np.float32)
@@ -70,7 +79,7 @@ def tiny_batch(model: ModelConfig, batch_size: int, seed: int = 0) -> Arrays:
     batch = {name: np.zeros((batch_size, *spec.shape), spec.dtype) for name, spec in fields.items()}
     batch["sample_id"][:] = batch["image_id"][:] = rng.permutation(100)[:batch_size]
     batch["presence"][:] = 1
-    batch["image"][:] = rng.integers(0, 256, batch["image"].shape)
+    _fill_pictures(batch, model, rng)
     batch["match_noise"][:] = rng.gumbel(size=batch["match_noise"].shape)
     batch["match_case"][:] = np.arange(batch_size) % len(MATCH_CASES)
     batch["match_presence"][:] = 1
@@ -81,6 +90,19 @@ def tiny_batch(model: ModelConfig, batch_size: int, seed: int = 0) -> Arrays:
         _fill_row(batch, row, model, rng)
     check_batch(batch, fields)
     return batch
+
+
+def _fill_pictures(batch: Arrays, model: ModelConfig, rng: np.random.Generator) -> None:
+    """Pixels, or two to all of the regions, of every second a known class."""
+    if model.image.input == "patch":
+        batch["image"][:] = rng.integers(0, 256, batch["image"].shape)
+        return
+    size, most = batch["region_mask"].shape
+    batch["region_mask"][:] = np.arange(most) < rng.integers(2, most + 1, (size, 1))
+    batch["regions"][:] = rng.standard_normal(batch["regions"].shape) * batch["region_mask"][..., None]
+    batch["region_boxes"][:] = rng.random(batch["region_boxes"].shape) * batch["region_mask"][..., None]
+    classes = rng.integers(0, model.image.region_classes, (size, most))
+    batch["region_classes"][:] = np.where((np.arange(most) % 2 == 0) & (batch["region_mask"] == 1), classes, -1)
 
 
 def _fill_row(batch: Arrays, row: int, model: ModelConfig, rng: np.random.Generator) -> None:
@@ -97,9 +119,11 @@ def _fill_row(batch: Arrays, row: int, model: ModelConfig, rng: np.random.Genera
     batch["mlm_labels"][row, : len(hidden)] = batch["text_ids"][row, hidden]
     batch["mlm_weights"][row, : len(hidden)] = 1
     frames = int(rng.integers(1, model.audio.max_frames + 1))
-    batch["audio"][row, :frames] = rng.integers(1, 256, (frames, model.audio.mels))
+    fbank, shape = model.audio.input == "fbank", (frames, batch["audio"].shape[2])
+    batch["audio"][row, :frames] = rng.integers(1, 256, shape) if fbank else rng.standard_normal(shape)
     batch["audio_frames"][row] = frames
-    patches, tokens = (model.image.size // model.image.patch) ** 2, -(-frames // model.audio.stride)
+    patches = int(batch["region_mask"][row].sum()) if model.image.input == "region" else model.image.tokens
+    tokens = sound_tokens(model.audio, frames)
     for name, places in (("mvm", patches), ("mam", tokens)):
         slots = batch[f"{name}_positions"].shape[1]
         hidden = np.sort(rng.permutation(places)[:slots])

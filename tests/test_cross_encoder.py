@@ -17,6 +17,7 @@ PARTS = {TEXT: slice(1, 1 + T), IMAGE: slice(1 + T, 1 + T + P), AUDIO: slice(1 +
 SUBSETS = np.array([row for row in product((0, 1), repeat=3)], np.int32)  # [8, 3]: none … all
 B = len(SUBSETS)
 TEXT_MASK = np.array([[1, 1, 1, 0, 0]] * B, np.int32)
+IMAGE_MASK = np.array([[1, 1, 1, 0]] * B, np.int32)
 AUDIO_MASK = np.array([[1, 1, 0]] * B, np.int32)
 
 
@@ -35,7 +36,7 @@ def contents(seed: int = 0) -> list[np.ndarray]:
 def fuse(
     encoder: CrossEncoder, tokens: list[np.ndarray], presence: np.ndarray = SUBSETS, text_mask: np.ndarray = TEXT_MASK
 ) -> tuple[np.ndarray, np.ndarray]:
-    masks = (Tensor(text_mask), Tensor(AUDIO_MASK))
+    masks = (Tensor(text_mask), Tensor(IMAGE_MASK), Tensor(AUDIO_MASK))
     fused, mask = encoder(*map(Tensor, tokens), *masks, Tensor(presence))
     return fused.asnumpy(), mask.asnumpy()
 
@@ -45,7 +46,7 @@ def test_mask_shows_what_is_present_and_one_place_of_what_is_not(encoder: CrossE
     assert fused.shape == (B, encoder.length, MODEL.cross.width) and mask.shape == (B, encoder.length)
     for row, presence in enumerate(SUBSETS):
         assert mask[row, 0] == 1, "[CLS]"
-        for which, own in ((TEXT, TEXT_MASK[row]), (IMAGE, np.ones(P)), (AUDIO, AUDIO_MASK[row])):
+        for which, own in ((TEXT, TEXT_MASK[row]), (IMAGE, IMAGE_MASK[row]), (AUDIO, AUDIO_MASK[row])):
             expected = own if presence[which] else np.eye(1, len(own))[0]
             assert mask[row, PARTS[which]].tolist() == expected.tolist(), (presence, which)
 
@@ -75,6 +76,7 @@ def test_padding_has_no_influence(encoder: CrossEncoder) -> None:
     before, mask = fuse(encoder, contents())
     other = contents()
     other[TEXT][TEXT_MASK == 0] = 50
+    other[IMAGE][IMAGE_MASK == 0] = 30
     other[AUDIO][AUDIO_MASK == 0] = -50
     after, _ = fuse(encoder, other)
     assert np.array_equal(before[mask == 1], after[mask == 1])
@@ -94,7 +96,8 @@ def gradients(encoder: CrossEncoder, presence: tuple[int, int, int]) -> tuple[li
     weights = Tensor(random(B, encoder.length, MODEL.cross.width, seed=3))
 
     def attended(text: Tensor, image: Tensor, audio: Tensor) -> Tensor:
-        fused, mask = encoder(text, image, audio, Tensor(TEXT_MASK), Tensor(AUDIO_MASK), rows)
+        masks = (Tensor(TEXT_MASK), Tensor(IMAGE_MASK), Tensor(AUDIO_MASK))
+        fused, mask = encoder(text, image, audio, *masks, rows)
         return (fused * weights * mask.astype(ms.float32).expand_dims(-1)).sum()
 
     named = dict(encoder.parameters_and_names())
@@ -117,6 +120,7 @@ def test_gradient_goes_to_the_absent_embedding_and_not_to_the_absent_content(enc
 
 def test_padding_gets_no_gradient(encoder: CrossEncoder) -> None:
     inputs, parameters = gradients(encoder, (1, 1, 1))
-    assert not inputs[TEXT][TEXT_MASK == 0].any() and not inputs[AUDIO][AUDIO_MASK == 0].any()
-    assert (np.abs(inputs[TEXT][TEXT_MASK == 1]).max(-1) > 0).all() and (np.abs(inputs[IMAGE]).max(-1) > 0).all()
+    for which, mask in ((TEXT, TEXT_MASK), (IMAGE, IMAGE_MASK), (AUDIO, AUDIO_MASK)):
+        assert not inputs[which][mask == 0].any()
+        assert (np.abs(inputs[which][mask == 1]).max(-1) > 0).all()
     assert not parameters["absent"].any()

@@ -95,10 +95,12 @@ def test_graphs_reproduce_the_model_from_files_to_logits(exported: Path, model: 
     ms.set_context(mode=ms.PYNATIVE_MODE)
     given = {name: Tensor(value) for name, value in values.items() if name not in outputs}
     text = opt.text_encoder(given["text_ids"], given["text_mask"])
-    image = opt.image_encoder(given["image"])
+    image, image_mask = opt.encode_image((given["image"],))
     audio, audio_mask = opt.audio_encoder(given["audio"], given["audio_frames"])
-    embeddings = opt.embed_text(text, given["text_mask"]), opt.embed_image(image), opt.embed_audio(audio, audio_mask)
-    fused, mask = opt.cross_encoder(text, image, audio, given["text_mask"], audio_mask, given["presence"])
+    embedded_image = opt.embed_image(image, image_mask)
+    embeddings = opt.embed_text(text, given["text_mask"]), embedded_image, opt.embed_audio(audio, audio_mask)
+    masks = (given["text_mask"], image_mask, audio_mask)
+    fused, mask = opt.cross_encoder(text, image, audio, *masks, given["presence"])
     wanted = {
         **dict(zip(("text_embedding", "image_embedding", "audio_embedding"), embeddings, strict=True)),
         "fused": fused,

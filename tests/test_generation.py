@@ -51,8 +51,9 @@ def graph_mode() -> Iterator[None]:
         yield
 
 
-def pictures(model: OPT, rows: int) -> np.ndarray:
-    return random(rows, *model.image_encoder.positions.shape[1:], seed=3)
+def pictures(model: OPT, rows: int) -> tuple[np.ndarray, np.ndarray]:
+    tokens = random(rows, *model.image_encoder.positions.shape[1:], seed=3)
+    return tokens, np.ones(tokens.shape[:2], np.int32)
 
 
 def sounds(model: OPT, rows: int) -> tuple[np.ndarray, np.ndarray]:
@@ -60,21 +61,21 @@ def sounds(model: OPT, rows: int) -> tuple[np.ndarray, np.ndarray]:
     return tokens, (np.arange(tokens.shape[1]) < 1 + np.arange(rows)[:, None] % tokens.shape[1]).astype(np.int32)
 
 
-def whole_logits(model: OPT, ids: np.ndarray, image: np.ndarray | None, audio: tuple | None) -> np.ndarray:
+def whole_logits(model: OPT, ids: np.ndarray, image: tuple | None, audio: tuple | None) -> np.ndarray:
     """Logits [n, T', V] by the decoder as it is trained, over everything written so far."""
     rows = len(ids)
     presence = np.zeros((rows, 3), np.int32)
     presence[:, IMAGE], presence[:, AUDIO] = image is not None, audio is not None
-    image = image if image is not None else random(rows, *model.image_encoder.positions.shape[1:])
+    image = image or pictures(model, rows)
     audio = audio or (random(rows, *model.audio_encoder.positions.shape[1:]), sounds(model, rows)[1])
     text = random(rows, model.text_len, model.text_encoder.tokens.shape[1])
     text_mask = np.ones((rows, model.text_len), np.int32)
-    given = [Tensor(array) for array in (text, image, audio[0], text_mask, audio[1], presence)]
+    given = [Tensor(array) for array in (text, image[0], audio[0], text_mask, image[1], audio[1], presence)]
     fused, mask = model.cross_encoder(*given)
     return model.text_decoder(Tensor(ids), fused, mask).asnumpy().reshape(rows, ids.shape[1], VOCAB)
 
 
-def decode_slowly(model: OPT, rows: int, image: np.ndarray | None, audio: tuple | None) -> np.ndarray:
+def decode_slowly(model: OPT, rows: int, image: tuple | None, audio: tuple | None) -> np.ndarray:
     """Greedy decoding that computes everything again for every token."""
     ids = np.full((rows, model.text_len), PAD, np.int32)
     ids[:, 0] = CLS
@@ -125,9 +126,10 @@ def test_step_gives_the_logits_of_the_whole(norm: str) -> None:
 def test_rows_do_not_depend_on_the_batch(model: OPT, tokenizer: Tokenizer, decoder: GreedyDecoder) -> None:
     image = pictures(model, 5)
     whole = decoder.write(image)
-    np.testing.assert_array_equal(decoder.write(image[::-1])[::-1], whole)
+    np.testing.assert_array_equal(decoder.write(tuple(part[::-1] for part in image))[::-1], whole)
     np.testing.assert_array_equal(decoder.write(image), whole)  # the cache of the last call is overwritten
-    np.testing.assert_array_equal(GreedyDecoder(model, tokenizer, 2).write(image[2:]), whole[2:])
+    last = tuple(part[2:] for part in image)
+    np.testing.assert_array_equal(GreedyDecoder(model, tokenizer, 2).write(last), whole[2:])
 
 
 @contextmanager

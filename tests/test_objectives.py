@@ -267,14 +267,14 @@ def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 def encode(opt: OPT, batch: Arrays, ids: str = "text_ids") -> tuple[Tensor, ...]:
     mask = Tensor(batch["text_mask"])
+    image, image_mask = opt.encode_image((Tensor(batch["image"]),))
     audio, audio_mask = opt.audio_encoder(Tensor(batch["audio"]), Tensor(batch["audio_frames"]))
-    return (
-        opt.text_encoder(Tensor(batch[ids]), mask),
-        opt.image_encoder(Tensor(batch["image"])),
-        audio,
-        mask,
-        audio_mask,
-    )
+    return opt.text_encoder(Tensor(batch[ids]), mask), image, audio, mask, image_mask, audio_mask
+
+
+def embed(opt: OPT, clean: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    text, image, audio, mask, image_mask, audio_mask = clean
+    return opt.embed_text(text, mask), opt.embed_image(image, image_mask), opt.embed_audio(audio, audio_mask)
 
 
 @pytest.mark.parametrize(("absent", "directions"), [((), 8), ((AUDIO,), 2), ((IMAGE,), 2)])
@@ -284,9 +284,7 @@ def test_contrastive_is_the_mean_of_the_directions_that_have_pairs(
     """Text, picture, sound, and text and sound as one: between any two that some sample has both of."""
     batch = batch_with_repeats()
     batch["presence"][:, absent] = 0
-    text, image, audio, mask, audio_mask = encode(opt, batch)
-    heads = (opt.embed_text(text, mask), opt.embed_image(image), opt.embed_audio(audio, audio_mask))
-    vectors, scale = [x.asnumpy() for x in heads], float(opt.scale())
+    vectors, scale = [x.asnumpy() for x in embed(opt, encode(opt, batch))], float(opt.scale())
     both = vectors[TEXT] + vectors[AUDIO]
     vectors.append(both / np.linalg.norm(both, axis=1, keepdims=True))
     presence = np.column_stack([batch["presence"], batch["presence"][:, TEXT] * batch["presence"][:, AUDIO]])
@@ -332,14 +330,15 @@ def test_denoising_writes_each_next_token_up_to_the_end(opt: OPT) -> None:
 def test_matching_classifies_the_rows_that_were_built(opt: OPT) -> None:
     """Tokens, masks and embeddings of each part come from the sample that the row took it from."""
     batch = batch_with_repeats()
-    text, image, audio, mask, audio_mask = encode(opt, batch)
-    vectors = (opt.embed_text(text, mask), opt.embed_image(image), opt.embed_audio(audio, audio_mask))
+    text, image, audio, mask, image_mask, audio_mask = encode(opt, batch)
+    vectors = embed(opt, (text, image, audio, mask, image_mask, audio_mask))
     n = len(ROWS["matching"])
     drawn = (batch["match_case"][:n], batch["match_presence"][:n], batch["image_id"], batch["presence"])
     *indices, weights = build_rows(*map(Tensor, drawn), *vectors, opt.scale(), Tensor(batch["match_noise"][:n]))
     t, i, a = (index.asnumpy() for index in indices)
     assert any((index != np.arange(n)).any() for index in (t, i, a))
-    parts = (text[Tensor(t)], image[Tensor(i)], audio[Tensor(a)], mask[Tensor(t)], audio_mask[Tensor(a)])
+    tokens, masks = (text, image, audio), (mask, image_mask, audio_mask)
+    parts = [part[Tensor(index)] for group in (tokens, masks) for part, index in zip(group, (t, i, a), strict=True)]
     fused = opt.cross_encoder(*parts, Tensor(drawn[1]))[0]
     chosen = [vector[Tensor(index)] for vector, index in zip(vectors, (t, i, a), strict=True)]
     logits = opt.matching_head(fused[:, 0], *chosen, Tensor(drawn[1])).asnumpy()

@@ -11,14 +11,14 @@ class TextEncoderConfig:
     vocab: str = "config/vocab/demo.txt"  # WordPiece vocabulary, one token a line
     max_len: int = 32  # T: tokens with [CLS] and [SEP]; longer text is cut
     width: int = 128
-    layers: int = 3
+    layers: int = 3  # also 0: embeddings and a layer norm, as in the paper
     heads: int = 4
     ffn: int = 512
     norm: Literal["pre", "post"] = "pre"  # post: the layer order of BERT
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        check_transformer(self)
+        check_transformer(self, fewest_layers=0)
         require(self.max_len >= 4, "max_len", "must be at least 4: [CLS], [SEP] and two tokens")
 
 

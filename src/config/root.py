@@ -35,9 +35,15 @@ class Config:
         require(self.task in TASKS, "task", f"must be one of {', '.join(TASKS)}")
         weights = self.objectives
         require(any(getattr(weights, name) > 0 for name in OBJECTIVES), "objectives", "one weight must be positive")
-        for name in ("mvm_code", "mvm_feature", "mam_feature", "mam_contrastive"):
+        for name in ("mvm_code", "mvm_feature", "mvm_class", "mam_feature", "mam_contrastive"):
             wanted = getattr(weights, name) > 0
             require(self.model.masked_features or not wanted, f"objectives.{name}", "needs model.masked_features=true")
+        for name, value, kind in (
+            ("objectives.mvm_class", weights.mvm_class, "region"),
+            ("objectives.mvm_code", weights.mvm_code, "patch"),
+            ("eval.draw", self.eval.draw, "patch"),  # what was drawn is judged by the image encoder
+        ):
+            require(self.model.image.input == kind or value == 0, name, f"needs model.image.input={kind}")
         require(self.eval.draw == 0 or self.model.image_codes, "eval.draw", "needs model.image_codes=true")
         require(self.eval.draw == 0 or bool(self.data.codes), "eval.draw", "needs data.codes, an image tokenizer")
         for name in ("mvm_code", "denoise_image"):

@@ -6,8 +6,8 @@ from typing import Literal
 from src.config.checks import require
 
 # fields of ObjectivesConfig that are loss weights, in the order in which the losses are logged
-OBJECTIVES = ("contrastive", "mlm", "mvm_code", "mvm_feature", "mam_feature", "mam_contrastive", "matching")
-OBJECTIVES += ("denoise_text", "denoise_image")
+OBJECTIVES = ("contrastive", "mlm", "mvm_code", "mvm_feature", "mvm_class", "mam_feature", "mam_contrastive")
+OBJECTIVES += ("matching", "denoise_text", "denoise_image")
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,9 @@ class ObjectivesConfig:
     contrastive: float = 1.0  # weights; 0 removes the computation as well
     mlm: float = 0.0
     mvm_code: float = 0.0  # codes of hidden patches; needs data.codes
-    mvm_feature: float = 0.0  # clean features of hidden patches
-    mam_feature: float = 0.0  # clean features of hidden frames
+    mvm_feature: float = 0.0  # clean features of hidden patches, the detector's of hidden regions
+    mvm_class: float = 0.0  # the detector's class of hidden regions; needs model.image.input=region
+    mam_feature: float = 0.0  # clean features of hidden frames, with model.audio.input=feature those that are read
     mam_contrastive: float = 0.0  # which hidden frame is which
     matching: float = 0.0
     denoise_text: float = 0.0

@@ -21,13 +21,17 @@ MOST_SAMPLES = 1 << 24  # a second, all channels together
 
 def read_sound(path: Path, config: AudioEncoderConfig) -> np.ndarray:
     """A file as ``config.input`` stores it (``schema.sound_layout``), cut to ``config.length``."""
-    features = path.suffix.lower() in FEATURE_ENDINGS
-    if features != (config.input == "feature"):
-        wanted = "features (.npy, .npz)" if config.input == "feature" else "a sound file"
-        raise DataError(f"{path}: model.audio.input={config.input} needs {wanted}")
-    if features:
+    check_kind(path, config)
+    if config.input == "feature":
         return load_features(path, config.feature_dim)[: config.length]
     return KINDS[config.input](*load_sound(path, longest(config)), config)
+
+
+def check_kind(path: Path, config: AudioEncoderConfig) -> None:
+    """Raises DataError for a sound where features are read, and for features where sound is."""
+    if (path.suffix.lower() in FEATURE_ENDINGS) != (config.input == "feature"):
+        wanted = "features (.npy, .npz)" if config.input == "feature" else "a sound file"
+        raise DataError(f"{path}: model.audio.input={config.input} needs {wanted}")
 
 
 def load_sound(path: str | Path, seconds: float | None = None) -> tuple[np.ndarray, int]:
@@ -103,6 +107,13 @@ def waveform(wave: np.ndarray, rate: int, config: AudioEncoderConfig) -> np.ndar
 
 
 KINDS = {"fbank": log_mel, "wav2vec2": waveform}  # what a wave is stored as, by model.audio.input
+
+
+def spectrogram(sound: np.ndarray, config: AudioEncoderConfig) -> np.ndarray | None:
+    """Log-mel of what is stored, uint8 [M, N], for the eye; None of features, which show nothing."""
+    if config.input == "wav2vec2":
+        return log_mel(sound / np.float32(32767), config.sample_rate, config)
+    return sound if config.input == "fbank" else None
 
 
 def frame_lengths(config: AudioEncoderConfig) -> tuple[int, int]:

@@ -22,7 +22,11 @@ def decode(data: bytes, size: int, name: str) -> np.ndarray:
         size: S.
         name: what an error calls the picture.
     """
-    image = open_rgb(data, name, size)
+    return square(open_rgb(data, name, size), size)
+
+
+def square(image: Image.Image, size: int) -> np.ndarray:
+    """A picture's centred square as uint8 [S, S, 3]."""
     width, height = image.size
     if (width, height) != (size, size):
         side = min(width, height)

@@ -12,11 +12,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from src.config import Config, ImageEncoderConfig
+from src.config import Config
 from src.data import image, masking
 from src.data.errors import DataError
 from src.data.image_codes import open_codes
-from src.data.regions import Regions
+from src.data.regions import fill_regions
 from src.data.schema import AUDIO, IMAGE, TEXT, batch_fields, sound_tokens
 from src.data.store import Dataset, Record
 from src.data.tokenizer import Tokenizer
@@ -163,22 +163,6 @@ class Loader:
         else:
             patches = model.image.tokens * int(batch["presence"][row, IMAGE])
         return {"mvm": patches, "mam": sound_tokens(model.audio, int(batch["audio_frames"][row]))}
-
-
-def fill_regions(batch: Batch, row: int, regions: Regions, config: ImageEncoderConfig, name: str) -> None:
-    """Writes the surest regions of a picture into a row; ``name`` is what an error calls it."""
-    if regions.features.shape[1] != config.region_dim:
-        found, key = regions.features.shape[1], "model.image.region_dim"
-        raise DataError(f"{name}: features of {found} numbers, {key} is {config.region_dim}: change the config")
-    if regions.classes.max() >= config.region_classes:
-        found, key = regions.classes.max(), "model.image.region_classes"
-        raise DataError(f"{name}: a region is of class {found}, {key} is {config.region_classes}: change the config")
-    count = min(len(regions), config.regions)
-    batch["regions"][row, :count] = regions.features[:count]
-    batch["region_boxes"][row, :count] = regions.box_vectors()[:count]
-    batch["region_mask"][row, :count] = 1
-    batch["region_classes"][row] = -1
-    batch["region_classes"][row, :count] = regions.classes[:count]
 
 
 def _text(record: Record, caption: int) -> str:

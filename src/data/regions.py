@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from src.config import ImageEncoderConfig
 from src.data.errors import DataError
 
 # names in files, the project's own first
@@ -95,6 +96,24 @@ def half(values: np.ndarray, path: Path, name: str) -> np.ndarray:
     if np.abs(values).max() > np.finfo(np.float16).max:
         raise DataError(f"{path}: {name} holds values beyond half precision, {np.abs(values).max():.3g}: scale them")
     return values.astype(np.float16)
+
+
+def fill_regions(
+    batch: dict[str, np.ndarray], row: int, regions: Regions, config: ImageEncoderConfig, name: str
+) -> None:
+    """Writes the surest regions of a picture into a row; ``name`` is what an error calls it."""
+    if regions.features.shape[1] != config.region_dim:
+        found, key = regions.features.shape[1], "model.image.region_dim"
+        raise DataError(f"{name}: features of {found} numbers, {key} is {config.region_dim}: change the config")
+    if regions.classes.max() >= config.region_classes:
+        found, key = regions.classes.max(), "model.image.region_classes"
+        raise DataError(f"{name}: a region is of class {found}, {key} is {config.region_classes}: change the config")
+    count = min(len(regions), config.regions)
+    batch["regions"][row, :count] = regions.features[:count]
+    batch["region_boxes"][row, :count] = regions.box_vectors()[:count]
+    batch["region_mask"][row, :count] = 1
+    batch["region_classes"][row] = -1
+    batch["region_classes"][row, :count] = regions.classes[:count]
 
 
 def _read(path: Path, kind: str) -> Any:

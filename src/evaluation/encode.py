@@ -14,7 +14,7 @@ import numpy as np
 from mindspore import nn
 
 from src.data.pipeline import Loader
-from src.data.schema import AUDIO, IMAGE, JOINT, TEXT
+from src.data.schema import AUDIO, IMAGE, IMAGE_FIELDS, JOINT, TEXT
 from src.data.store import Dataset
 from src.generation.batches import fitting_size, pad_rows, progress, run_batched
 from src.models.opt import OPT
@@ -36,19 +36,19 @@ class _EncodeText(nn.Cell):
 
 
 class _EncodeImage(nn.Cell):
-    """image (B, S, S, 3) uint8 → tokens (B, P, D), embeddings (B, E)."""
+    """The batch fields that the image encoder reads → tokens (B, P, D), mask (B, P) int32, embeddings (B, E)."""
 
     def __init__(self, model: OPT) -> None:
         super().__init__(auto_prefix=False)
         self.model = model
 
-    def construct(self, image):
-        tokens = self.model.image_encoder(image)
-        return tokens, self.model.embed_image(tokens)
+    def construct(self, *inputs):
+        tokens, mask = self.model.encode_image(inputs)
+        return tokens, mask, self.model.embed_image(tokens, mask)
 
 
 class _EncodeAudio(nn.Cell):
-    """audio (B, M, N) uint8, frames (B,) int32 → tokens (B, F, D), mask (B, F) int32, embeddings (B, E)."""
+    """audio (B, M, …), frames (B,) int32 → tokens (B, F, D), mask (B, F) int32, embeddings (B, E)."""
 
     def __init__(self, model: OPT) -> None:
         super().__init__(auto_prefix=False)
@@ -107,13 +107,12 @@ class Encoder:
         """ids, mask int32 [n, T]."""
         return replace(Items(*self._run(self._text, (ids, mask))), ids=ids)
 
-    def image(self, pixels: np.ndarray) -> Items:
-        """pixels uint8 [n, S, S, 3]."""
-        tokens, embeddings = self._run(self._image, (pixels,))
-        return Items(tokens, np.ones(tokens.shape[:2], np.int32), embeddings)
+    def image(self, *inputs: np.ndarray) -> Items:
+        """pixels uint8 [n, S, S, 3], or of regions the fields that ``schema.IMAGE_FIELDS`` names."""
+        return Items(*self._run(self._image, inputs))
 
     def audio(self, sounds: np.ndarray, frames: np.ndarray) -> Items:
-        """sounds uint8 [n, M, N], frames int32 [n]."""
+        """sounds [n, M, …] as ``schema.sound_layout`` says, frames int32 [n]."""
         return Items(*self._run(self._audio, (sounds, frames)))
 
     def joint(self, texts: Items, sounds: Items) -> Items | None:
@@ -206,7 +205,7 @@ def encode_split(
         seen[number[fresh]] = True
         for modality, chosen, names in (
             (TEXT, presence[:, TEXT], ("text_ids", "text_mask")),
-            (IMAGE, fresh, ("image",)),
+            (IMAGE, fresh, IMAGE_FIELDS[loader.config.model.image.input]),
             (AUDIO, presence[:, AUDIO], ("audio", "audio_frames")),
         ):
             if modality in streams:

@@ -189,7 +189,7 @@ class Evaluator:
             groups = _group(items[TEXT].pictures, texts)
             pictures = items[IMAGE].take(np.isin(items[IMAGE].pictures, list(groups)))
             if len(pictures):
-                written = self.decoder.texts(self.decoder.write(pictures.tokens, label="captions"))
+                written = self.decoder.texts(self.decoder.write((pictures.tokens, pictures.mask), label="captions"))
                 references = [groups[number] for number in pictures.pictures]
                 metrics["caption"] = caption_figures(written, references, world)
                 metrics["examples"] = [

@@ -6,17 +6,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from PIL import Image, ImageDraw
 
-from src.config import ModelConfig
+from src.config import AudioEncoderConfig, ModelConfig
 from src.data import audio, image
 from src.data.errors import DataError
-from src.data.schema import AUDIO, IMAGE, MODALITIES, TEXT
+from src.data.regions import Regions, fill_regions, load_features, load_regions
+from src.data.schema import AUDIO, IMAGE, IMAGE_FIELDS, MODALITIES, TEXT, image_fields, sound_layout
 from src.data.tokenizer import Tokenizer
 from src.evaluation.encode import Encoder, Items
 
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+REGIONS = ".npz"  # of a picture, for a model that reads them
 ENDINGS = {
-    IMAGE: (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
-    AUDIO: (".wav", ".flac", ".ogg", ".mp3"),
+    IMAGE: (*PICTURES, REGIONS),
+    AUDIO: (".wav", ".flac", ".ogg", ".mp3", ".npy"),  # the last: features, for a model that reads them
     TEXT: (".txt",),
 }
 MODALITY = {ending: modality for modality, endings in ENDINGS.items() for ending in endings}
@@ -24,11 +28,11 @@ MODALITY = {ending: modality for modality, endings in ENDINGS.items() for ending
 
 @dataclass(frozen=True)
 class Medium:
-    """One picture uint8 [S, S, 3], sound uint8 [M, N] of at most max_frames frames, or text."""
+    """One picture uint8 [S, S, 3] or its regions, sound [M, …] as ``schema.sound_layout`` says, or text."""
 
     name: str  # file, or the text itself
     modality: int
-    content: np.ndarray | str
+    content: np.ndarray | Regions | str
     cut: str = ""  # what of it the model does not read, if that shows when it is read
 
 
@@ -95,13 +99,15 @@ def read_file(file: Path, model: ModelConfig) -> Medium:
     """
     modality = MODALITY[file.suffix.lower()]
     try:
+        if modality == IMAGE and (model.image.input == "region") != (file.suffix.lower() == REGIONS):
+            wanted = f"regions ({REGIONS})" if model.image.input == "region" else "pictures"
+            raise DataError(f"{file}: model.image.input={model.image.input} reads {wanted}")
+        if modality == IMAGE and model.image.input == "region":
+            return Medium(str(file), IMAGE, load_regions(file, model.image.region_dim))
         if modality == IMAGE:
             return Medium(str(file), IMAGE, image.decode(file.read_bytes(), model.image.size, str(file)))
         if modality == AUDIO:
-            wave, rate = audio.load_sound(file)
-            limit = model.audio.max_frames * model.audio.hop_ms / 1000
-            cut = f"is cut to its first {limit:.1f} s (model.audio.max_frames)" if len(wave) / rate > limit else ""
-            return Medium(str(file), AUDIO, audio.log_mel(wave, rate, model.audio), cut)
+            return _read_sound(file, model.audio)
         text = file.read_text(encoding="utf-8").strip()
     except UnicodeDecodeError:
         raise DataError(f"{file}: not UTF-8 text") from None
@@ -130,14 +136,56 @@ def encode(encoder: Encoder, tokenizer: Tokenizer, media: list[Medium], model: M
     modality = media[0].modality
     contents = [medium.content for medium in media]
     if modality == IMAGE:
-        return encoder.image(np.stack(contents))
+        return encoder.image(*_pictures(media, model))
     if modality == AUDIO:
-        sounds = np.zeros((len(media), model.audio.max_frames, model.audio.mels), np.uint8)
+        dtype, frame = sound_layout(model.audio.input, model.audio.mels, model.audio.feature_dim)
+        sounds = np.zeros((len(media), model.audio.length, *frame), dtype)
         for row, sound in zip(sounds, contents, strict=True):
             row[: len(sound)] = sound
         return encoder.audio(sounds, np.array([len(sound) for sound in contents], np.int32))
     rows = [tokenizer.encode(text, model.text.max_len) for text in contents]
     return encoder.text(np.stack([ids for ids, _ in rows]), np.stack([mask for _, mask in rows]))
+
+
+def _read_sound(file: Path, config: AudioEncoderConfig) -> Medium:
+    """A sound as the model reads it, and how much of it that is."""
+    audio.check_kind(file, config)
+    if config.input == "feature":
+        frames = load_features(file, config.feature_dim)
+        cut = f"is cut to its first {config.length} frames (model.audio.max_frames)"
+        return Medium(str(file), AUDIO, frames[: config.length], cut if len(frames) > config.length else "")
+    wave, rate = audio.load_sound(file)
+    limit = config.max_frames * config.hop_ms / 1000
+    cut = f"is cut to its first {limit:.1f} s (model.audio.max_frames)" if len(wave) / rate > limit else ""
+    return Medium(str(file), AUDIO, audio.KINDS[config.input](wave, rate, config), cut)
+
+
+def _pictures(media: list[Medium], model: ModelConfig) -> list[np.ndarray]:
+    """What the image encoder reads of pictures, or of their regions."""
+    if model.image.input == "patch":
+        return [np.stack([medium.content for medium in media])]
+    batch = {name: np.zeros((len(media), *spec.shape), spec.dtype) for name, spec in image_fields(model).items()}
+    for row, medium in enumerate(media):
+        fill_regions(batch, row, medium.content, model.image, medium.name)
+    return [batch[name] for name in IMAGE_FIELDS["region"]]
+
+
+def sketch(regions: Regions, size: int) -> np.ndarray:
+    """Where the regions of a picture are, uint8 [S, S, 3]: for the eye, where the picture itself is not at hand."""
+    canvas = Image.new("RGB", (size, size), "white")
+    pen = ImageDraw.Draw(canvas)
+    for x1, y1, x2, y2 in (regions.box_vectors()[:, :4] * (size - 1)).tolist():
+        pen.rectangle((x1, y1, x2, y2), outline="#3566b8")
+    return np.asarray(canvas)
+
+
+def shown(medium: Medium, model: ModelConfig) -> np.ndarray | None:
+    """What a figure shows of a picture [S, S, 3] or a sound [M, N]; None where there is nothing to see."""
+    if medium.modality == AUDIO:
+        return audio.spectrogram(medium.content, model.audio)
+    if isinstance(medium.content, Regions):
+        return sketch(medium.content, model.image.size)
+    return medium.content if medium.modality == IMAGE else None
 
 
 def losses(medium: Medium, tokenizer: Tokenizer, model: ModelConfig) -> list[str]:

@@ -16,9 +16,9 @@ from src.data.schema import IMAGE, MATCH_CASES
 from src.generation.batches import progress
 from src.models.image_tokenizer import ImageTokenizer
 from src.models.opt import OPT
-from src.tasks.objectives import Objectives, needed_fields
+from src.tasks.objectives import Objectives
 
-PROBED = ("mlm", "mvm_code", "mvm_feature", "mam_feature", "mam_contrastive", "matching")
+PROBED = ("mlm", "mvm_code", "mvm_feature", "mvm_class", "mam_feature", "mam_contrastive", "matching")
 
 
 class _Predictions(nn.Cell):
@@ -35,7 +35,7 @@ class _Predictions(nn.Cell):
         others = {"contrastive": 0.0, "denoise_text": 0.0, "denoise_image": 0.0}
         settings = replace(config.objectives, token_fraction=1.0, sample_fraction=1.0, **others, **kept)
         self.objectives = Objectives(model, settings, batch_size)
-        self.fields, self.active = needed_fields(settings), self.objectives.names
+        self.fields, self.active = self.objectives.fields, self.objectives.names
         self.painter = painter if "mvm_code" in self.active else None
 
     def construct(self, *tensors):
@@ -64,6 +64,9 @@ class _Predictions(nn.Cell):
                 found = (*found, ops.argmax(logits, -1), codes)
             if "mvm_feature" in level.names:
                 found = (*found, *level.patches(batch, clean, fused))
+            if "mvm_class" in level.names:
+                logits, classes = level.classes(batch, fused)
+                found = (*found, ops.argmax(logits, -1), classes)
             if level.hides_audio:
                 found = (*found, *level.frames(batch, clean, fused))
         return found
@@ -106,14 +109,19 @@ class Probe:
                 rows = column.reshape(len(slots), *slots.shape[1:], -1)[:n].reshape(used.size, -1)
                 books.setdefault(f"{name}_{letter}", []).append(rows[used])
 
+        def note_known(name: str) -> None:
+            guesses, truth = next(found), next(found)
+            known = batch["mvm_weights"] * (truth.reshape(batch["mvm_weights"].shape) >= 0)
+            note(name, known, guesses, truth)
+
         if "mlm" in self.active:
             note("mlm", batch["mlm_weights"], next(found), batch["mlm_labels"])
         if "mvm_code" in self.active:
-            guesses, codes = next(found), next(found)
-            known = batch["mvm_weights"] * (codes.reshape(batch["mvm_weights"].shape) >= 0)
-            note("mvm_code", known, guesses, codes)
+            note_known("mvm_code")
         if "mvm_feature" in self.active:
             note("patch", batch["mvm_weights"], next(found), next(found))
+        if "mvm_class" in self.active:
+            note_known("mvm_class")
         if "mam_feature" in self.active or "mam_contrastive" in self.active:
             note("frame", batch["mam_weights"], next(found), next(found))
         if "matching" in self.active:
@@ -123,7 +131,7 @@ class Probe:
 
 def _figures(books: Mapping[str, np.ndarray]) -> dict[str, Any]:
     figures: dict[str, Any] = {}
-    for name in ("mlm", "mvm_code", "matching"):
+    for name in ("mlm", "mvm_code", "mvm_class", "matching"):
         truth = books.get(f"{name}_t", np.zeros(0))
         if len(truth):
             figures[f"{name}_accuracy"] = float((books[f"{name}_p"] == truth).mean())

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from src.config import Config, ConfigError
+from src.config import Config, ConfigError, ModelConfig
 from src.data.schema import AUDIO, IMAGE, TEXT
 from src.evaluation import gallery, media
 from src.evaluation.evaluate import Evaluator
@@ -135,8 +135,9 @@ def answer(evaluator: Evaluator, query: Medium, offered: Gallery, top: int, outp
         print(table(rows, ["", f"{len(places)} {name}", "share", "cosine"]), end="\n\n")
         results[name] = [{"file": hit.medium.name, "share": hit.share, "cosine": hit.cosine} for hit in found]
         title = f"{name.capitalize()} found for {query.name}"
-        shown = [_hit(hit) for hit in found]
-        retrieval_sheet(output / f"query-{name}.png", title, [(_query(query), shown)])
+        model = evaluator.config.model
+        row = (_query(query, model), [_hit(hit, model) for hit in found])
+        retrieval_sheet(output / f"query-{name}.png", title, [row])
     write_json(output / "query.json", results)
     return results
 
@@ -146,7 +147,7 @@ def describe(evaluator: Evaluator, things: list[Medium], output: Path | None) ->
     names, texts = [], []
     for modality, members in media.group(things).items():
         items = media.encode(evaluator.encoder, evaluator.tokenizer, members, evaluator.config.model)
-        given = {"image": items.tokens} if modality == IMAGE else {"audio": (items.tokens, items.mask)}
+        given = {"image" if modality == IMAGE else "audio": (items.tokens, items.mask)}
         names += [medium.name for medium in members]
         texts += evaluator.decoder.texts(evaluator.decoder.write(**given))
     print(table(list(zip(names, texts, strict=True)), ["file", "text"]))
@@ -155,11 +156,14 @@ def describe(evaluator: Evaluator, things: list[Medium], output: Path | None) ->
     return texts
 
 
-def _query(query: Medium) -> Query:
-    return query.content if query.modality == TEXT else (query.content, Path(query.name).name)
+def _query(query: Medium, model: ModelConfig) -> Query:
+    if query.modality == TEXT:
+        return query.content
+    seen, name = media.shown(query, model), Path(query.name).name
+    return name if seen is None else (seen, name)
 
 
-def _hit(found: Found) -> tuple[str, np.ndarray | None, float, bool]:
+def _hit(found: Found, model: ModelConfig) -> tuple[str, np.ndarray | None, float, bool]:
     medium = found.medium
     label = medium.content if medium.modality == TEXT else Path(medium.name).name
-    return label, medium.content if medium.modality == IMAGE else None, found.share, False
+    return label, media.shown(medium, model) if medium.modality == IMAGE else None, found.share, False

@@ -44,6 +44,7 @@ FIGURES = {
 PROBES = {
     "mlm_accuracy": "hidden words right",
     "mvm_code_accuracy": "codes of hidden patches right",
+    "mvm_class_accuracy": "classes of hidden regions right",
     "patch_cosine": "cosine of hidden patches",
     "frame_cosine": "cosine of hidden sound",
     "matching_accuracy": "matching, five cases",

@@ -12,7 +12,7 @@ from mindspore import Tensor, nn, ops
 
 from src.data.schema import AUDIO, IMAGE, MATCH_CASES, MODALITIES, TEXT
 from src.evaluation.encode import Items
-from src.generation.batches import fitting_size, pad_rows, progress, run_batched
+from src.generation.batches import absent, fitting_size, pad_rows, progress, run_batched
 from src.models.layers import padding_bias
 from src.models.opt import OPT
 
@@ -119,8 +119,8 @@ class _Matching(nn.Cell):
         super().__init__(auto_prefix=False)
         self.model = model
 
-    def construct(self, text, image, audio, text_mask, audio_mask, presence, text_e, image_e, audio_e):
-        fused, _ = self.model.cross_encoder(text, image, audio, text_mask, audio_mask, presence)
+    def construct(self, text, image, audio, text_mask, image_mask, audio_mask, presence, text_e, image_e, audio_e):
+        fused, _ = self.model.cross_encoder(text, image, audio, text_mask, image_mask, audio_mask, presence)
         return self.model.matching_head(fused[:, 0], text_e, image_e, audio_e, presence)
 
 
@@ -146,8 +146,8 @@ class Matching:
         presence = np.array([int(modality in here) for modality in (TEXT, IMAGE, AUDIO)], np.int32)
         shapes = {
             TEXT: (model.text_len, model.text_encoder.tokens.shape[1]),
-            IMAGE: model.image_encoder.positions.shape[1:],
-            AUDIO: model.audio_encoder.positions.shape[1:],
+            IMAGE: model.image_shape,
+            AUDIO: model.audio_shape,
         }
         logits = np.empty((len(pairs), len(MATCH_CASES)), np.float64)
         rows = fitting_size(len(pairs), PAIRS_AT_ONCE)
@@ -158,12 +158,11 @@ class Matching:
                 group = items[modality]
                 tokens[modality], mask[modality] = group.tokens[chosen], group.mask[chosen]
                 embeddings[modality] = group.embeddings[chosen]
-            for absent in {TEXT, IMAGE, AUDIO} - set(here):
-                tokens[absent] = np.broadcast_to(np.float32(0), (len(part), *shapes[absent]))
-                mask[absent] = np.broadcast_to(np.int32(0), (len(part), shapes[absent][0]))
-                embeddings[absent] = np.zeros_like(embeddings[here[0]])
-            inputs = [tokens[m] for m in (TEXT, IMAGE, AUDIO)]
-            inputs += [mask[TEXT], mask[AUDIO], np.broadcast_to(presence, (len(part), 3))]
+            for missing in {TEXT, IMAGE, AUDIO} - set(here):
+                tokens[missing], mask[missing] = absent(len(part), *shapes[missing])
+                embeddings[missing] = np.zeros_like(embeddings[here[0]])
+            inputs = [columns[m] for columns in (tokens, mask) for m in (TEXT, IMAGE, AUDIO)]
+            inputs += [np.broadcast_to(presence, (len(part), 3))]
             inputs += [embeddings[m] for m in (TEXT, IMAGE, AUDIO)]
             logits[start : start + rows] = run_batched(self.cell, rows, inputs)[0]
             self.fused += len(part)

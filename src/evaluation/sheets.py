@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from src.data import image
+from src.data import audio, image
 from src.data.pipeline import Loader
 from src.data.schema import AUDIO, IMAGE, MATCH_CASES, MODALITIES, TEXT
 from src.evaluation.captioning import facts_of
@@ -19,6 +19,7 @@ from src.evaluation.figures import (
     reconstruction_sheet,
     retrieval_sheet,
 )
+from src.evaluation.media import sketch
 from src.evaluation.reconstruction import SHEET, TITLE
 from src.evaluation.report import write_json
 from src.evaluation.retrieval import SHOWN, Ranking
@@ -39,7 +40,7 @@ class Sheets:
 
     def __init__(self, loader: Loader, folder: Path) -> None:
         self.loader, self.folder = loader, folder
-        self.size = loader.config.model.image.size
+        self.model = loader.config.model
 
     def retrieval(self, items: dict[int, Items], rankings: dict[str, Ranking]) -> None:
         """A sheet for each direction of SHEETS that was ranked."""
@@ -61,19 +62,25 @@ class Sheets:
 
     def query(self, letter: str, sample: int) -> Query:
         picture, caption, sound = self.media(sample)
-        return caption if letter == "t" else (picture if letter == "i" else sound, caption)
+        seen = {"t": None, "i": picture, "a": sound}[letter]
+        return caption if seen is None else (seen, caption)
 
     def hit(self, letter: str, offered: Items, index: int, share: float, wanted: int) -> Hit:
         picture, caption, _ = self.media(int(offered.samples[index]))
         return caption, picture if letter == "i" else None, share, bool(offered.pictures[index] == wanted)
 
     def media(self, sample: int) -> tuple[np.ndarray | None, str, np.ndarray | None]:
-        """A sample's picture uint8 [S, S, 3], caption, and sound uint8 [M, N]."""
+        """A sample's picture uint8 [S, S, 3], caption, and sound uint8 [M, N]; None where there is nothing to see."""
         record_index, caption, _ = self.loader.dataset.samples[sample]
         record = next(self.loader.dataset.read([record_index]))
-        picture = image.decode(record.image, self.size, record.key) if record.image is not None else None
-        text = record.captions[caption] if caption >= 0 else ""
-        return picture, text, record.sounds[max(caption, 0)] if record.sounds else None
+        text, size = record.captions[caption] if caption >= 0 else "", self.model.image.size
+        picture = None
+        if record.image is not None:
+            picture = image.decode(record.image, size, record.key)
+        elif record.regions is not None:
+            picture = sketch(record.regions, size)
+        sound = record.sounds[max(caption, 0)] if record.sounds else None
+        return picture, text, None if sound is None else audio.spectrogram(sound, self.model.audio)
 
     def drawings(self, subjects: dict[int, Items], drawn: dict[int, np.ndarray]) -> None:
         """The first pictures, and beside each what was drawn of its text and of its speech."""

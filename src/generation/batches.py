@@ -48,3 +48,8 @@ def run_batched(cell: nn.Cell, size: int, arrays: Sequence[np.ndarray], label: s
 def progress(steps: Iterable | None, label: str, total: int | None = None) -> tqdm:
     """A progress bar that appears once the work takes more than a moment, and goes when it is done."""
     return tqdm(steps, label, total, delay=QUIET_SECONDS, leave=False, dynamic_ncols=True)
+
+
+def absent(count: int, length: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Zeros without memory of their own in place of a modality's tokens [n, L, D] and mask [n, L]."""
+    return np.broadcast_to(np.float32(0), (count, length, width)), np.broadcast_to(np.int32(0), (count, length))

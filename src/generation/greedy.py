@@ -1,6 +1,6 @@
 """Greedy decoding of text from a picture, a sound or both, with a key/value cache.
 
-Letters: ``B`` batch, ``P`` patches, ``F`` audio tokens, ``T`` text tokens, ``D`` width.
+Letters: ``B`` batch, ``P`` patches or regions, ``F`` audio tokens, ``T`` text tokens, ``D`` width.
 """
 
 import mindspore as ms
@@ -9,7 +9,7 @@ from mindspore import Tensor, nn, ops
 
 from src.data.schema import AUDIO, IMAGE
 from src.data.tokenizer import Tokenizer
-from src.generation.batches import fitting_size, pad_rows, progress
+from src.generation.batches import absent, fitting_size, pad_rows, progress
 from src.generation.cache import CachedDecoder
 from src.models.layers import MASKED
 from src.models.opt import OPT
@@ -19,7 +19,8 @@ class _Read(nn.Cell):
     """Fuses what is given and writes the memory's part of the cache.
 
     Inputs:
-        image (B, P, Di), audio (B, F, Da) float, audio_mask (B, F) int32: encoded; presence (B, 3) int32, text absent.
+        image (B, P, Di), image_mask (B, P) int32, audio (B, F, Da), audio_mask (B, F) int32: encoded; presence (B, 3)
+        int32, text absent.
     """
 
     def __init__(self, model: OPT, cached: CachedDecoder) -> None:
@@ -27,11 +28,11 @@ class _Read(nn.Cell):
         self.cross_encoder, self.cached = model.cross_encoder, cached
         self.text_shape = (model.text_len, model.text_encoder.tokens.shape[1])
 
-    def construct(self, image, audio, audio_mask, presence):
+    def construct(self, image, image_mask, audio, audio_mask, presence):
         rows = image.shape[0]
         text = ops.zeros((rows,) + self.text_shape, image.dtype)
         text_mask = ops.zeros((rows, self.text_shape[0]), ms.int32)
-        fused, mask = self.cross_encoder(text, image, audio, text_mask, audio_mask, presence)
+        fused, mask = self.cross_encoder(text, image, audio, text_mask, image_mask, audio_mask, presence)
         self.cached.read(fused, mask)
         return mask
 
@@ -70,40 +71,33 @@ class GreedyDecoder:
         never[0, [tokenizer.pad_id, tokenizer.cls_id, tokenizer.mask_id, tokenizer.unk_id]] = MASKED
         self._never = Tensor(never)
         self._graphs: dict[int, tuple[_Read, _Step]] = {}
-        encoders = model.image_encoder.positions.shape[1:], model.audio_encoder.positions.shape[1:]
-        self._image_shape, self._audio_shape = encoders  # (P, Di), (F, Da)
 
     def write(
         self,
-        image: np.ndarray | None = None,
+        image: tuple[np.ndarray, np.ndarray] | None = None,
         audio: tuple[np.ndarray, np.ndarray] | None = None,
         label: str = "writing",
     ) -> np.ndarray:
         """Decodes a text for every row.
 
         Args:
-            image: encoded pictures float32 [n, P, Di], or None: absent.
+            image: encoded pictures float32 [n, P, Di] and their mask int32 [n, P], or None: absent.
             audio: encoded sounds float32 [n, F, Da] and their mask int32 [n, F], or None: absent.
             label: of the progress bar.
 
         Returns:
             int32 [n, T]: [CLS] tokens [SEP] [PAD] …; a text that found no end within T has no [SEP].
         """
-        count = len(image) if image is not None else len(audio[0])
+        count = len((audio if image is None else image)[0])
         size = fitting_size(count, self.batch_size, self._graphs)
         presence = np.zeros((size, 3), np.int32)
         presence[:, IMAGE], presence[:, AUDIO] = image is not None, audio is not None
-        if image is None:
-            image = np.broadcast_to(np.float32(0), (count, *self._image_shape))
-        if audio is None:
-            audio = (
-                np.broadcast_to(np.float32(0), (count, *self._audio_shape)),
-                np.broadcast_to(np.int32(0), (count, self._audio_shape[0])),
-            )
+        image = image or absent(count, *self.model.image_shape)
+        audio = audio or absent(count, *self.model.audio_shape)
         texts = np.empty((count, self.model.text_len), np.int32)
         for start in progress(range(0, count, size), label):
             rows = slice(start, min(start + size, count))
-            given = [Tensor(pad_rows(array[rows], size)) for array in (image, *audio)]
+            given = [Tensor(pad_rows(array[rows], size)) for array in (*image, *audio)]
             texts[rows] = self._decode(size, [*given, Tensor(presence)])[: rows.stop - start]
         return texts
 

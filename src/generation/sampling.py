@@ -12,7 +12,7 @@ import numpy as np
 from mindspore import Tensor, nn, ops
 
 from src.data.schema import AUDIO, TEXT
-from src.generation.batches import fitting_size, pad_rows, progress, run_batched
+from src.generation.batches import absent, fitting_size, pad_rows, progress, run_batched
 from src.generation.cache import CachedDecoder
 from src.models.cross_encoder import CrossEncoder
 from src.models.image_decoder import ImageDecoder
@@ -160,11 +160,11 @@ class CodeSampler:
         count = len((text or audio)[0]) if text or audio else 1
         presence = np.zeros((count, 3), np.int32)
         presence[:, TEXT], presence[:, AUDIO] = text is not None, audio is not None
-        text = text or _absent(count, encoder.first_text.shape[1], encoder.text_project.inputs)
-        audio = audio or _absent(count, encoder.first_audio.shape[1], encoder.audio_project.inputs)
-        image, _ = _absent(count, encoder.patches, encoder.image_project.inputs)
+        text = text or absent(count, encoder.first_text.shape[1], encoder.text_project.inputs)
+        audio = audio or absent(count, encoder.first_audio.shape[1], encoder.audio_project.inputs)
+        image = absent(count, encoder.patches, encoder.image_project.inputs)
         size = fitting_size(count, self.batch_size)
-        return run_batched(encoder, size, (text[0], image, audio[0], text[1], audio[1], presence), label)
+        return run_batched(encoder, size, (text[0], image[0], audio[0], text[1], image[1], audio[1], presence), label)
 
     def _build(self, size: int, places: np.ndarray, guided: bool) -> tuple[_Read, _Step]:
         cached = CachedDecoder(self.decoder, size * (1 + guided), places)
@@ -195,8 +195,3 @@ class CodeSampler:
                     row[:] = sampling.temperature * stream.gumbel(size=len(row))
             last = codes[:, position] = draw_codes(logits, noise, sampling.top_k)
         return codes
-
-
-def _absent(count: int, length: int, width: int) -> Encoded:
-    """Zeros without memory of their own in place of a modality's tokens and mask."""
-    return np.broadcast_to(np.float32(0), (count, length, width)), np.broadcast_to(np.int32(0), (count, length))

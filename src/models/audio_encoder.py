@@ -1,4 +1,4 @@
-"""Audio encoder: log-mel frames, a strided convolution, a Transformer."""
+"""Audio encoders: of log-mel frames, or of frames that another network has made of the sound."""
 
 import mindspore as ms
 import numpy as np
@@ -6,7 +6,7 @@ from mindspore import Parameter, Tensor, nn
 from mindspore.common.initializer import Normal, initializer
 
 from src.config import AudioEncoderConfig
-from src.models.layers import POSITION_STD, Linear, Transformer, hide, padding_bias
+from src.models.layers import POSITION_STD, LayerNorm, Linear, Transformer, hide, padding_bias
 
 
 class AudioEncoder(nn.Cell):
@@ -36,3 +36,36 @@ class AudioEncoder(nn.Cell):
         if hidden is not None:
             x = hide(x, hidden, vector)
         return self.transformer(x + self.positions, padding_bias(mask)), mask
+
+
+class FeatureEncoder(nn.Cell):
+    """Frames that another network has made, joined ``stride`` at a time: projection, positions, layer norm, layers.
+
+    Without layers it is the encoder of the paper, with positions added. Inputs and outputs are those of
+    :class:`AudioEncoder`, with audio (B, M, N) float16 of N = feature_dim numbers a frame.
+    """
+
+    def __init__(self, config: AudioEncoderConfig) -> None:
+        super().__init__()
+        self.tokens = config.max_frames // config.stride
+        self.joined = config.stride * config.feature_dim
+        self.project = Linear(self.joined, config.width)
+        self.positions = Parameter(initializer(Normal(POSITION_STD), (1, self.tokens, config.width)), name="positions")
+        self.norm = LayerNorm(config.width)
+        self.transformer = Transformer(config) if config.layers else None
+        self.starts = Tensor(np.arange(self.tokens, dtype=np.int32)[None] * config.stride)  # (1, F)
+
+    def join(self, audio):
+        """(B, M, N) → (B, F, stride·N) float32."""
+        return audio.astype(ms.float32).reshape(-1, self.tokens, self.joined)  # (B, F, stride·N)
+
+    def construct(self, audio, frames, hidden=None, vector=None):
+        mask = (self.starts < frames.reshape(-1, 1)).astype(ms.int32)  # (B, F)
+        x = self.project(self.join(audio))  # (B, F, D)
+        if hidden is not None:
+            x = hide(x, hidden, vector)
+        x = self.norm(x + self.positions)
+        return (x if self.transformer is None else self.transformer(x, padding_bias(mask))), mask
+
+
+AUDIO_ENCODERS = {"fbank": AudioEncoder, "feature": FeatureEncoder}  # by model.audio.input

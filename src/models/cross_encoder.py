@@ -21,8 +21,8 @@ class CrossEncoder(nn.Cell):
         text_len, patches, audio_len: T, P and F.
 
     Inputs:
-        text (B, T, Dt), image (B, P, Di), audio (B, F, Da) float; text_mask (B, T), audio_mask (B, F) int32;
-        presence (B, 3) int32.
+        text (B, T, Dt), image (B, P, Di), audio (B, F, Da) float; text_mask (B, T), image_mask (B, P), audio_mask
+        (B, F) int32; presence (B, 3) int32.
 
     Outputs:
         fused (B, L, D) float with L = 1 + T + P + F; mask (B, L) int32, 1 where fused may be attended.
@@ -52,9 +52,8 @@ class CrossEncoder(nn.Cell):
         mask = mask * here[:, :, 0] + first[:, :, 0].astype(ms.int32) * (1 - here[:, :, 0])
         return (tokens + self.modality[which]) * present + missing, mask
 
-    def construct(self, text, image, audio, text_mask, audio_mask, presence):
+    def construct(self, text, image, audio, text_mask, image_mask, audio_mask, presence):
         rows = presence.shape[0]
-        image_mask = ops.ones((rows, self.patches), ms.int32)
         text, text_mask = self.place(self.text_project(text), text_mask, presence, TEXT, self.first_text)
         image, image_mask = self.place(self.image_project(image), image_mask, presence, IMAGE, self.first_image)
         audio, audio_mask = self.place(self.audio_project(audio), audio_mask, presence, AUDIO, self.first_audio)

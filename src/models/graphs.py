@@ -1,7 +1,7 @@
 """The model cut into graphs for deployment, with named inputs and outputs.
 
     text_encoder     text_ids, text_mask                → text_embedding, text_tokens
-    image_encoder    image                              → image_embedding, image_tokens
+    image_encoder    image, or regions, boxes and mask  → image_embedding, image_tokens, image_mask
     audio_encoder    audio, audio_frames                → audio_embedding, audio_tokens, audio_mask
     cross_encoder    tokens, masks and presence         → fused, fused_mask, match_logits
     text_decoder     text_ids, fused, fused_mask        → text_logits
@@ -33,15 +33,15 @@ class TextGraph(nn.Cell):
 
 
 class ImageGraph(nn.Cell):
-    """image (B, S, S, 3) uint8 → embedding (B, E), tokens (B, P, D)."""
+    """The batch fields that the image encoder reads → embedding (B, E), tokens (B, P, D), mask (B, P) int32."""
 
     def __init__(self, model: OPT) -> None:
         super().__init__()
         self.model = model
 
-    def construct(self, image):
-        tokens = self.model.image_encoder(image)
-        return self.model.embed_image(tokens), tokens
+    def construct(self, *inputs):
+        tokens, mask = self.model.encode_image(inputs)
+        return self.model.embed_image(tokens, mask), tokens, mask
 
 
 class AudioGraph(nn.Cell):
@@ -66,11 +66,12 @@ class CrossGraph(nn.Cell):
         super().__init__()
         self.model = model
 
-    def construct(self, text_tokens, image_tokens, audio_tokens, text_mask, audio_mask, presence):
+    def construct(self, text_tokens, image_tokens, audio_tokens, text_mask, image_mask, audio_mask, presence):
         model = self.model
-        fused, mask = model.cross_encoder(text_tokens, image_tokens, audio_tokens, text_mask, audio_mask, presence)
+        tokens = (text_tokens, image_tokens, audio_tokens)
+        fused, mask = model.cross_encoder(*tokens, text_mask, image_mask, audio_mask, presence)
         text = model.embed_text(text_tokens, text_mask)
-        image = model.embed_image(image_tokens)
+        image = model.embed_image(image_tokens, image_mask)
         audio = model.embed_audio(audio_tokens, audio_mask)
         return fused, mask, model.matching_head(fused[:, 0], text, image, audio, presence)
 
@@ -109,10 +110,10 @@ def build_graphs(model: OPT, config: ModelConfig) -> dict[str, Graph]:
     }
     meanings["match_logits"] = f"which belong together: {', '.join(MATCH_CASES)}"
     meanings["text_logits"] = "of the token behind each input token"
-    cross = ("text_tokens", "image_tokens", "audio_tokens", "text_mask", "audio_mask", "presence")
+    cross = ("text_tokens", "image_tokens", "audio_tokens", "text_mask", "image_mask", "audio_mask", "presence")
     plan: dict[str, tuple[type[nn.Cell], tuple[str, ...], tuple[str, ...]]] = {
         "text_encoder": (TextGraph, ("text_ids", "text_mask"), ("text_embedding", "text_tokens")),
-        "image_encoder": (ImageGraph, ("image",), ("image_embedding", "image_tokens")),
+        "image_encoder": (ImageGraph, model.image_fields, ("image_embedding", "image_tokens", "image_mask")),
         "audio_encoder": (AudioGraph, ("audio", "audio_frames"), ("audio_embedding", "audio_tokens", "audio_mask")),
         "cross_encoder": (CrossGraph, cross, ("fused", "fused_mask", "match_logits")),
         "text_decoder": (DecoderGraph, ("text_ids", "fused", "fused_mask"), ("text_logits",)),
@@ -129,18 +130,15 @@ def build_graphs(model: OPT, config: ModelConfig) -> dict[str, Graph]:
 
 def _handed_fields(model: OPT, config: ModelConfig) -> dict[str, Field]:
     """What the graphs hand to each other."""
-    frames, length = model.audio_encoder.tokens, model.cross_encoder.length
-    shapes = {
-        "text": (model.text_len, config.text.width),
-        "image": (model.image_encoder.patches, config.image.width),
-        "audio": (frames, config.audio.width),
-    }
+    length = model.cross_encoder.length
+    shapes = {"text": (model.text_len, config.text.width), "image": model.image_shape, "audio": model.audio_shape}
     tokens = {
         f"{name}_tokens": Field(np.float32, shape, f"{name} encoder's; where presence is 0, any finite numbers")
         for name, shape in shapes.items()
     }
     return tokens | {
-        "audio_mask": Field(np.int32, (frames,), "1 on tokens that hold sound"),
+        "image_mask": Field(np.int32, model.image_shape[:1], "1 on patches or regions"),
+        "audio_mask": Field(np.int32, model.audio_shape[:1], "1 on tokens that hold sound"),
         "fused": Field(np.float32, (length, config.cross.width), "[CLS], text, image and audio, fused"),
         "fused_mask": Field(np.int32, (length,), "1 where fused may be attended"),
     }

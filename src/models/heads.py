@@ -90,13 +90,13 @@ class MaskedTextHead(nn.Cell):
 
 
 class MaskedCodeHead(nn.Cell):
-    """Predicts the image tokenizer's codes of hidden patches.
+    """Predicts what hidden patches or regions are: the image tokenizer's codes, the detector's classes.
 
     Inputs:
-        hidden (N, D) float: fused patches at the hidden positions.
+        hidden (N, D) float: fused patches or regions at the hidden positions.
 
     Outputs:
-        logits (N, K) float, one for every code of the codebook.
+        logits (N, K) float, one for every code of the codebook, or every class.
     """
 
     def __init__(self, width: int, codes: int) -> None:
@@ -111,21 +111,26 @@ class MaskedCodeHead(nn.Cell):
 
 
 class MaskedFeatureHead(nn.Cell):
-    """Predicts the clean tokens of an encoder where they were hidden, and holds what stood there instead.
+    """Predicts the features of an encoder's tokens where they were hidden, and holds what stood there instead.
+
+    Args:
+        width: D.
+        encoder_width: of the encoder's tokens.
+        feature_width: Df, of what is predicted.
 
     Inputs:
         hidden (…, D) float: fused tokens at the hidden positions.
 
     Outputs:
-        (…, De) float, of the encoder's width.
+        (…, Df) float.
     """
 
-    def __init__(self, width: int, encoder_width: int) -> None:
+    def __init__(self, width: int, encoder_width: int, feature_width: int) -> None:
         super().__init__()
         self.vector = Parameter(initializer(Normal(POSITION_STD), (1, 1, encoder_width)), name="vector")
         self.transform = Linear(width, width)
         self.gelu = Gelu()
-        self.project = Linear(width, encoder_width)
+        self.project = Linear(width, feature_width)
 
     def construct(self, hidden):
         return self.project(self.gelu(self.transform(hidden)))

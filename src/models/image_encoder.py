@@ -1,11 +1,13 @@
-"""Image encoder: a Transformer over square patches of pixels (ViT, Dosovitskiy et al. 2020)."""
+"""Image encoders: a Transformer over square patches of pixels (ViT, Dosovitskiy et al. 2020), or over regions."""
 
 import mindspore as ms
 from mindspore import Parameter, nn
 from mindspore.common.initializer import Normal, initializer
 
 from src.config import ImageEncoderConfig
-from src.models.layers import POSITION_STD, Linear, Transformer, hide
+from src.models.layers import POSITION_STD, LayerNorm, Linear, Transformer, hide, padding_bias
+
+BOX_WIDTH = 7  # corners, sides and area
 
 
 class ImageEncoder(nn.Cell):
@@ -38,3 +40,35 @@ class ImageEncoder(nn.Cell):
         if hidden is not None:
             x = hide(x, hidden, vector)
         return self.transformer(x + self.positions, None)
+
+
+class RegionEncoder(nn.Cell):
+    """Features of a detector's regions and where they are: two projections, summed, layer norm, Transformer.
+
+    There are no other positions: regions have no order. Without layers it is the encoder of the paper. A hidden
+    region loses its feature and keeps its box.
+
+    Inputs:
+        regions (B, P, Dr) float16; boxes (B, P, 7) float32; mask (B, P) int32, 1 on regions; to hide regions also
+        hidden (B, P) float32, 1 where one is hidden, and the vector (1, 1, D) that stands in its feature's place.
+
+    Outputs:
+        (B, P, D) float.
+    """
+
+    def __init__(self, config: ImageEncoderConfig) -> None:
+        super().__init__()
+        self.feature_project = Linear(config.region_dim, config.width)
+        self.box_project = Linear(BOX_WIDTH, config.width)
+        self.norm = LayerNorm(config.width)
+        self.transformer = Transformer(config) if config.layers else None
+
+    def construct(self, regions, boxes, mask, hidden=None, vector=None):
+        x = self.feature_project(regions.astype(ms.float32))
+        if hidden is not None:
+            x = hide(x, hidden, vector)
+        x = self.norm(x + self.box_project(boxes))  # (B, P, D)
+        return x if self.transformer is None else self.transformer(x, padding_bias(mask))
+
+
+IMAGE_ENCODERS = {"patch": ImageEncoder, "region": RegionEncoder}  # by model.image.input

@@ -1,18 +1,19 @@
 """OPT: the whole model, part by part.
 
-Letters: ``B`` batch, ``T`` text tokens, ``P`` patches, ``F`` audio tokens, ``L`` fused length, ``D`` width, ``E``
-embedding width, ``K`` masked positions of a row, ``V`` vocabulary.
+Letters: ``B`` batch, ``T`` text tokens, ``P`` patches or regions, ``F`` audio tokens, ``L`` fused length, ``D`` width,
+``E`` embedding width, ``K`` masked positions of a row, ``V`` vocabulary.
 """
 
+import mindspore as ms
 from mindspore import nn, ops
 
 from src.config import ModelConfig
-from src.data.schema import MATCH_CASES
-from src.models.audio_encoder import AudioEncoder
+from src.data.schema import IMAGE_FIELDS, MATCH_CASES, sound_tokens
+from src.models.audio_encoder import AUDIO_ENCODERS
 from src.models.cross_encoder import CrossEncoder
 from src.models.heads import EmbeddingHead, MaskedCodeHead, MaskedFeatureHead, MaskedTextHead, MatchingHead, Scale
 from src.models.image_decoder import ImageDecoder
-from src.models.image_encoder import ImageEncoder
+from src.models.image_encoder import IMAGE_ENCODERS
 from src.models.layers import at
 from src.models.text_decoder import TextDecoder
 from src.models.text_encoder import TextEncoder
@@ -28,27 +29,37 @@ class OPT(nn.Cell):
 
     def __init__(self, config: ModelConfig, vocab_size: int) -> None:
         super().__init__()
-        width = config.cross.width
+        width, image, audio = config.cross.width, config.image, config.audio
         self.text_len, self.vocab_size = config.text.max_len, vocab_size
+        self.image_input, self.image_fields = image.input, IMAGE_FIELDS[image.input]  # of a batch
+        self.regional = image.input == "region"
+        self.framed = audio.input == "feature"
+        self.image_shape = (image.tokens, image.width)  # (P, D) of the encoder's tokens
+        self.audio_shape = (sound_tokens(audio, audio.length), audio.width)  # (F, D)
         self.text_encoder = TextEncoder(config.text, vocab_size)
-        self.image_encoder = ImageEncoder(config.image)
-        self.audio_encoder = AudioEncoder(config.audio)
+        self.image_encoder = IMAGE_ENCODERS[image.input](image)
+        self.audio_encoder = AUDIO_ENCODERS[audio.input](audio)
         self.text_head = EmbeddingHead(config.text.width, config.embed_dim)
-        self.image_head = EmbeddingHead(config.image.width, config.embed_dim)
-        self.audio_head = EmbeddingHead(config.audio.width, config.embed_dim)
+        self.image_head = EmbeddingHead(image.width, config.embed_dim)
+        self.audio_head = EmbeddingHead(audio.width, config.embed_dim)
         self.scale = Scale()
-        self.cross_encoder = CrossEncoder(config, self.text_len, self.image_encoder.patches, self.audio_encoder.tokens)
+        self.cross_encoder = CrossEncoder(config, self.text_len, self.image_shape[0], self.audio_shape[0])
         # where each modality begins in the fused tokens, behind the [CLS]
         self.first_text = 1
         self.first_image = self.first_text + self.text_len
-        self.first_audio = self.first_image + self.image_encoder.patches
+        self.first_audio = self.first_image + self.image_shape[0]
         self.masked_text_head = MaskedTextHead(width, config.text.width, vocab_size)
         if config.masked_features:
-            self.masked_image_head = MaskedFeatureHead(width, config.image.width)
-            self.masked_audio_head = MaskedFeatureHead(width, config.audio.width)
+            features = image.region_dim if self.regional else image.width
+            self.masked_image_head = MaskedFeatureHead(width, image.width, features)
+            features = audio.stride * audio.feature_dim if self.framed else audio.width
+            self.masked_audio_head = MaskedFeatureHead(width, audio.width, features)
+            if self.regional:
+                self.masked_class_head = MaskedCodeHead(width, image.region_classes)
         if config.image_codes:
             codes, side = config.tokenizer.codes, config.tokenizer.side
-            self.masked_code_head = MaskedCodeHead(width, codes)
+            if not self.regional:
+                self.masked_code_head = MaskedCodeHead(width, codes)
             self.image_decoder = ImageDecoder(config.image_decoder, codes, side, self.cross_encoder.length, width)
         self.matching_head = MatchingHead(width, config.embed_dim, len(MATCH_CASES))
         self.text_decoder = TextDecoder(
@@ -59,9 +70,19 @@ class OPT(nn.Cell):
         """(B, T, D), (B, T) → (B, E)."""
         return self.text_head(tokens, mask)
 
-    def embed_image(self, tokens):
-        """(B, P, D) → (B, E)."""
-        return self.image_head(tokens, ops.ones(tokens.shape[:2], tokens.dtype))
+    def encode_image(self, inputs, hidden=None, vector=None):
+        """The tensors that ``image_fields`` names → tokens (B, P, D), mask (B, P) int32, 1 on patches or regions."""
+        return self.image_encoder(*inputs, hidden, vector), self.image_mask(inputs)
+
+    def image_mask(self, inputs):
+        """Mask (B, P) int32 of what ``image_fields`` names: a picture has all its patches, but fewer regions."""
+        if self.regional:
+            return inputs[2]
+        return ops.ones((inputs[0].shape[0], self.image_shape[0]), ms.int32)
+
+    def embed_image(self, tokens, mask):
+        """(B, P, D), (B, P) → (B, E)."""
+        return self.image_head(tokens, mask)
 
     def embed_audio(self, tokens, mask):
         """(B, F, D), (B, F) → (B, E)."""
@@ -78,7 +99,7 @@ class OPT(nn.Cell):
         return self.masked_text_head(hidden.reshape(-1, fused.shape[2]), self.text_encoder.tokens)
 
     def fused_image(self, fused, positions):
-        """Fused patches (B, K, D) at ``positions`` (B, K) of the picture."""
+        """Fused patches or regions (B, K, D) at ``positions`` (B, K) of the picture."""
         return at(fused, positions + self.first_image)
 
     def fused_audio(self, fused, positions):

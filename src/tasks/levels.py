@@ -1,8 +1,8 @@
 """The three levels of pre-training: which rows each sends through the cross-modal encoder, and its losses on them.
 
 A level is a Cell with ``names``, its active losses in their order; ``reads``, the modalities whose clean tokens it
-reads; ``count``, how many fused rows it takes; ``rows``, their six tensors (text, image, audio tokens, text mask, audio
-mask, presence) with whatever its losses need again; and ``losses`` on what came back, (count, L, D) and (count, L).
+reads; ``count``, how many fused rows it takes; ``rows``, their seven tensors (tokens of text, image and audio, their
+masks, presence) with whatever its losses need again; and ``losses`` on what came back, (count, L, D) and (count, L).
 Letters as in :mod:`src.models.opt`.
 """
 
@@ -19,7 +19,7 @@ from src.losses.matching import build_rows
 from src.models.layers import at
 from src.models.opt import OPT
 
-TOKEN_LOSSES = ("mlm", "mvm_code", "mvm_feature", "mam_feature", "mam_contrastive")
+TOKEN_LOSSES = ("mlm", "mvm_code", "mvm_feature", "mvm_class", "mam_feature", "mam_contrastive")
 SAMPLE_LOSSES = ("matching",)
 MODALITY_LOSSES = ("denoise_text", "denoise_image")
 
@@ -37,7 +37,8 @@ class TokenLevel(nn.Cell):
     """Masked language, image and audio modelling, on rows whose words, patches and frames are hidden together.
 
     The encoders run once more, on the masked view of these rows; what a modality's losses leave alone keeps its clean
-    tokens. The targets of the regression are the clean view's tokens, without gradient.
+    tokens. The targets of the regression are the clean view's tokens, without gradient; of regions and of a sound's
+    frames that another network has made, those features themselves.
 
     Args:
         model: the network.
@@ -51,26 +52,33 @@ class TokenLevel(nn.Cell):
         self.count = level_rows(batch_size, config.token_fraction)
         self.temperature = config.mam_temperature
         self.hides_text = "mlm" in self.names
-        self.hides_image = "mvm_code" in self.names or "mvm_feature" in self.names
+        self.hides_image = any(name.startswith("mvm") for name in self.names)
         self.hides_audio = "mam_feature" in self.names or "mam_contrastive" in self.names
         # what is hidden is read clean only as a target
-        context = {TEXT: not self.hides_text, IMAGE: not self.hides_image or "mvm_feature" in self.names, AUDIO: True}
+        image_target = "mvm_feature" in self.names and not model.regional
+        context = {
+            TEXT: not self.hides_text,
+            IMAGE: not self.hides_image or image_target,
+            AUDIO: not self.hides_audio or not model.framed,
+        }
         self.reads = frozenset(which for which, read in context.items() if read)
 
     def rows(self, batch, clean, embeddings):
         n, model = self.count, self.model
-        text, image, audio, text_mask, audio_mask = clean
-        text, image, audio, text_mask, audio_mask = text[:n], image[:n], audio[:n], text_mask[:n], audio_mask[:n]
+        text, image, audio, text_mask, image_mask, audio_mask = clean
+        text, image, audio = text[:n], image[:n], audio[:n]
+        text_mask, image_mask, audio_mask = text_mask[:n], image_mask[:n], audio_mask[:n]
         if self.hides_text:
             text = model.text_encoder(batch["mlm_ids"][:n], text_mask)
         if self.hides_image:
             hidden = slots_to_mask(batch["mvm_positions"][:n], batch["mvm_weights"][:n], image.shape[1])
-            image = model.image_encoder(batch["image"][:n], hidden, model.masked_image_head.vector)
+            inputs = picture_inputs(batch, model.image_fields, n)
+            image, image_mask = model.encode_image(inputs, hidden, model.masked_image_head.vector)
         if self.hides_audio:
             hidden = slots_to_mask(batch["mam_positions"][:n], batch["mam_weights"][:n], audio.shape[1])
             sound, frames = batch["audio"][:n], batch["audio_frames"][:n]
             audio, audio_mask = model.audio_encoder(sound, frames, hidden, model.masked_audio_head.vector)
-        return (text, image, audio, text_mask, audio_mask, batch["presence"][:n]), ()
+        return (text, image, audio, text_mask, image_mask, audio_mask, batch["presence"][:n]), ()
 
     def losses(self, batch, clean, embeddings, fused, mask, state):
         n, found = self.count, ()
@@ -84,6 +92,10 @@ class TokenLevel(nn.Cell):
         if "mvm_feature" in self.names:
             predicted, target = self.patches(batch, clean, fused)
             found = (*found, feature_regression(predicted, target, batch["mvm_weights"][:n]))
+        if "mvm_class" in self.names:
+            logits, classes = self.classes(batch, fused)
+            weights = batch["mvm_weights"][:n].reshape(-1) * (classes >= 0).astype(ms.float32)
+            found = (*found, cross_entropy(logits, ops.relu(classes), weights))
         if self.hides_audio:
             predicted, target = self.frames(batch, clean, fused)
             weights = batch["mam_weights"][:n]
@@ -104,17 +116,28 @@ class TokenLevel(nn.Cell):
         codes = ops.gather_elements(batch["image_codes"][: self.count], 1, positions).reshape(-1)
         return self.model.masked_code_head(hidden.reshape(-1, fused.shape[2])), codes
 
+    def classes(self, batch, fused):
+        """Logits (n·K, classes) of the hidden regions and the detector's classes of them (n·K,), −1 where unknown."""
+        positions = batch["mvm_positions"][: self.count]
+        hidden = self.model.fused_image(fused, positions)
+        classes = ops.gather_elements(batch["region_classes"][: self.count], 1, positions).reshape(-1)
+        return self.model.masked_class_head(hidden.reshape(-1, fused.shape[2])), classes
+
     def patches(self, batch, clean, fused):
-        """Predicted and clean features (n, K, D) of the hidden patches."""
+        """Predicted and true features (n, K, D) of the hidden patches or regions."""
         positions = batch["mvm_positions"][: self.count]
         predicted = self.model.masked_image_head(self.model.fused_image(fused, positions))
-        return predicted, normalised(at(clean[IMAGE][: self.count], positions))
+        truth = batch["regions"] if self.model.regional else clean[IMAGE]
+        return predicted, normalised(at(truth[: self.count], positions))
 
     def frames(self, batch, clean, fused):
-        """Predicted and clean features (n, K, D) of the hidden sound tokens."""
+        """Predicted and true features (n, K, D) of the hidden sound tokens."""
         positions = batch["mam_positions"][: self.count]
         predicted = self.model.masked_audio_head(self.model.fused_audio(fused, positions))
-        return predicted, normalised(at(clean[AUDIO][: self.count], positions))
+        truth = clean[AUDIO]
+        if self.model.framed:
+            truth = self.model.audio_encoder.join(batch["audio"])
+        return predicted, normalised(at(truth[: self.count], positions))
 
 
 class SampleLevel(nn.Cell):
@@ -128,7 +151,7 @@ class SampleLevel(nn.Cell):
 
     def rows(self, batch, clean, embeddings):
         n = self.count
-        text, image, audio, text_mask, audio_mask = clean
+        text, image, audio, text_mask, image_mask, audio_mask = clean
         matched = build_rows(
             batch["match_case"][:n],
             batch["match_presence"][:n],
@@ -145,6 +168,7 @@ class SampleLevel(nn.Cell):
             ops.gather(image, matched[1], 0),
             ops.gather(audio, matched[2], 0),
             ops.gather(text_mask, matched[0], 0),
+            ops.gather(image_mask, matched[1], 0),
             ops.gather(audio_mask, matched[2], 0),
             batch["match_presence"][:n],
         )
@@ -226,6 +250,14 @@ class ModalityLevel(nn.Cell):
         given = (batch["denoise_presence"][w:].sum(1) > 0).astype(ms.float32).reshape(-1, 1)
         weights = batch["text_mask"][w:, 1:].astype(ms.float32) * given
         return cross_entropy(logits, batch["text_ids"][w:, 1:].reshape(-1), weights.reshape(-1), self.smoothing)
+
+
+def picture_inputs(batch, fields, rows=None):
+    """What the image encoder reads of the batch's first rows, of all by default."""
+    inputs = ()
+    for name in fields:
+        inputs = (*inputs, batch[name] if rows is None else batch[name][:rows])
+    return inputs
 
 
 def slots_to_mask(positions: Tensor, weights: Tensor, length: int) -> Tensor:

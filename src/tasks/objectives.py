@@ -11,17 +11,18 @@ import numpy as np
 from mindspore import Tensor, nn, ops
 
 from src.config import OBJECTIVES, ObjectivesConfig
-from src.data.schema import AUDIO, IMAGE, JOINT, MODALITIES, TEXT
+from src.data.schema import AUDIO, IMAGE, IMAGE_FIELDS, JOINT, MODALITIES, TEXT
 from src.losses.contrastive import contrastive_loss
 from src.models.layers import padding_bias
 from src.models.opt import OPT
-from src.tasks.levels import ModalityLevel, SampleLevel, TokenLevel
+from src.tasks.levels import ModalityLevel, SampleLevel, TokenLevel, picture_inputs
 
-CLEAN_FIELDS = ("image_id", "presence", "text_ids", "text_mask", "image", "audio", "audio_frames")
+CLEAN_FIELDS = ("image_id", "presence", "text_ids", "text_mask", "audio", "audio_frames")  # and IMAGE_FIELDS
 LEVEL_FIELDS = {
     "mlm": ("mlm_ids", "mlm_positions", "mlm_labels", "mlm_weights"),
     "mvm_code": ("mvm_positions", "mvm_weights", "image_codes"),
     "mvm_feature": ("mvm_positions", "mvm_weights"),
+    "mvm_class": ("mvm_positions", "mvm_weights", "region_classes"),
     "mam_feature": ("mam_positions", "mam_weights"),
     "mam_contrastive": ("mam_positions", "mam_weights"),
     "matching": ("match_case", "match_presence", "match_noise"),
@@ -38,6 +39,7 @@ REACHED = {
     "mlm": FUSED | {"masked_text_head"},
     "mvm_code": FUSED | {"masked_code_head", "masked_image_head"},  # the latter's vector
     "mvm_feature": FUSED | {"masked_image_head"},
+    "mvm_class": FUSED | {"masked_class_head", "masked_image_head"},  # the latter's vector
     "mam_feature": FUSED | {"masked_audio_head"},
     "mam_contrastive": FUSED | {"masked_audio_head"},
     "matching": FUSED | {"matching_head"},
@@ -51,10 +53,10 @@ def active_objectives(config: ObjectivesConfig) -> tuple[str, ...]:
     return tuple(name for name in OBJECTIVES if getattr(config, name) > 0)
 
 
-def needed_fields(config: ObjectivesConfig) -> tuple[str, ...]:
-    """The batch fields that the active objectives read, each once."""
+def needed_fields(config: ObjectivesConfig, image_input: str = "patch") -> tuple[str, ...]:
+    """The batch fields that the active objectives read, each once; ``image_input`` is model.image.input."""
     fields = [field for name in active_objectives(config) for field in LEVEL_FIELDS.get(name, ())]
-    return CLEAN_FIELDS + tuple(dict.fromkeys(fields))
+    return (*CLEAN_FIELDS, *IMAGE_FIELDS[image_input], *dict.fromkeys(fields))
 
 
 class Objectives(nn.Cell):
@@ -76,7 +78,7 @@ class Objectives(nn.Cell):
     def __init__(self, model: OPT, config: ObjectivesConfig, batch_size: int, gather: nn.Cell | None = None) -> None:
         super().__init__(auto_prefix=False)  # the parameters keep the names that they have in the model
         self.model, self.gather = model, gather
-        self.names, self.fields = active_objectives(config), needed_fields(config)
+        self.names, self.fields = active_objectives(config), needed_fields(config, model.image_input)
         self.weights = tuple(float(getattr(config, name)) for name in self.names)
         self.contrasts = "contrastive" in self.names
         self.embeds = self.contrasts or "matching" in self.names
@@ -88,9 +90,10 @@ class Objectives(nn.Cell):
             self.lone_places = Tensor(model.cross_encoder.places_alone(self.lone))
         read = {TEXT, IMAGE, AUDIO} if self.embeds else set()
         self.reads = read.union(*(level.reads for level in self.levels))  # what no active loss reads is not encoded
-        self.no_text = _zeros(batch_size, model.text_encoder)
-        self.no_image = _zeros(batch_size, model.image_encoder)
-        self.no_audio = _zeros(batch_size, model.audio_encoder)
+        text_shape = model.text_encoder.positions.shape[1:]
+        shapes = (text_shape, model.image_shape, model.audio_shape)
+        nothing = [Tensor(np.zeros((batch_size, *shape), np.float32)) for shape in shapes]
+        self.no_text, self.no_image, self.no_audio = nothing  # (B, length, D) in place of an encoder's tokens
         self.no_sound = Tensor(np.zeros(self.no_audio.shape[:2], np.int32))
 
     def _find_lone(self, config: ObjectivesConfig) -> int | None:
@@ -129,21 +132,24 @@ class Objectives(nn.Cell):
         text, image, audio, audio_mask = self.no_text, self.no_image, self.no_audio, self.no_sound
         if TEXT in reads:
             text = model.text_encoder(batch["text_ids"], text_mask)
+        inputs = picture_inputs(batch, model.image_fields)
+        image_mask = model.image_mask(inputs)
         if IMAGE in reads:
-            image = model.image_encoder(batch["image"])
+            image, image_mask = model.encode_image(inputs)
         if AUDIO in reads:
             audio, audio_mask = model.audio_encoder(batch["audio"], batch["audio_frames"])
-        return text, image, audio, text_mask, audio_mask
+        return text, image, audio, text_mask, image_mask, audio_mask
 
     def embed(self, clean):
         """Unit vectors (B, E) of text, image and audio."""
-        text, image, audio, text_mask, audio_mask = clean
+        text, image, audio, text_mask, image_mask, audio_mask = clean
         model = self.model
-        return model.embed_text(text, text_mask), model.embed_image(image), model.embed_audio(audio, audio_mask)
+        embedded_image = model.embed_image(image, image_mask)
+        return model.embed_text(text, text_mask), embedded_image, model.embed_audio(audio, audio_mask)
 
     def level_losses(self, batch, clean, embeddings):
         """Every level's losses, on one pass of the cross-modal encoder over all their rows."""
-        stacks, states = ((), (), (), (), (), ()), ()
+        stacks, states = ((), (), (), (), (), (), ()), ()
         for level in self.levels:
             rows, state = level.rows(batch, clean, embeddings)
             stacks, states = _append(stacks, rows), (*states, state)
@@ -161,10 +167,10 @@ class Objectives(nn.Cell):
     def write_alone(self, batch, clean):
         """The modality level when its rows show one modality: fused at its own length, for the same numbers."""
         level = self.levels[0]
-        _, image, audio, _, audio_mask = clean
+        _, image, audio, _, image_mask, audio_mask = clean
         n = level.write_from
         if self.lone == IMAGE:
-            tokens, mask = image[n:], ops.ones(image.shape[:2], ms.int32)[n:]
+            tokens, mask = image[n:], image_mask[n:]
         else:
             tokens, mask = audio[n:], audio_mask[n:]
         fused, mask = self.model.cross_encoder.fuse_alone(tokens, mask, self.lone)
@@ -205,15 +211,10 @@ class Objectives(nn.Cell):
         return (*embeddings, joint), ops.concat((presence, both), 1)
 
 
-def _zeros(batch_size: int, encoder: nn.Cell) -> Tensor:
-    """(B, length, D) in place of an encoder's tokens."""
-    return Tensor(np.zeros((batch_size, *encoder.positions.shape[1:]), np.float32))
-
-
 def _append(stacks, rows):
-    """Adds a level's six tensors to the six stacks."""
+    """Adds a level's seven tensors to the seven stacks."""
     grown = ()
-    for i in range(6):
+    for i in range(7):
         grown = (*grown, (*stacks[i], rows[i]))
     return grown
 

@@ -1,0 +1,253 @@
+"""Features of a manifest's media: written in the format that prepare reads, resumed, and what is broken is named.
+
+The whole path: a model that reads pixels and sound makes features, prepare reads them, and the paper's network trains
+on them, is evaluated and exported.
+"""
+
+import argparse
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import mindspore as ms
+import numpy as np
+import pytest
+import soundfile
+from conftest import CHARACTERS, png
+
+from src.config import Config, load_config
+from src.data import audio, features, image
+from src.data.errors import DataError
+from src.data.pipeline import Loader
+from src.data.prepare import manifest
+from src.data.regions import load_features, load_regions
+from src.data.schema import AUDIO
+from src.data.tokenizer import SPECIALS
+from src.evaluation import query
+from src.evaluation.evaluate import Evaluator
+from src.export import export_graphs
+from src.models.opt import OPT
+from src.training.checkpoint import build_model, load_weights, write_model
+from src.training.trainer import Trainer
+from tests.oracles import tiny_model
+
+ROOT = Path(__file__).resolve().parents[1]
+ROWS = 6
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A manifest with media, two of them broken, and a checkpoint of a tiny model."""
+    folder = tmp_path_factory.mktemp("features")
+    (folder / "vocab.txt").write_text("\n".join([*SPECIALS, *CHARACTERS]) + "\n", encoding="utf-8")
+    rng = np.random.default_rng(0)
+    media = folder / "media" / "deep"
+    media.mkdir(parents=True)
+    rows = []
+    for number in range(ROWS):
+        (media / f"{number}.png").write_bytes(png(rng.integers(0, 256, (10, 16, 3), np.uint8)))
+        soundfile.write(media / f"{number}.wav", rng.uniform(-0.5, 0.5, 2000 + 1000 * number), 16000)
+        name, split = f"deep/{number}", "dev" if number == 5 else "train"
+        captions = ["一只猫", "两只狗"] if number == 0 else [f"{CHARACTERS[number]}猫"]
+        sounds = [f"{name}.wav", None] if number == 0 else f"{name}.wav"
+        rows.append({"id": str(number), "image": f"{name}.png", "captions": captions, "audio": sounds, "split": split})
+    (media / "broken.png").write_bytes(b"no picture")
+    rows.append({"id": "b", "image": "deep/broken.png", "caption": "猫", "audio": "deep/absent.wav", "split": "train"})
+    lines = [*(json.dumps(row, ensure_ascii=False) for row in rows), "{oops"]
+    (folder / "media" / "manifest.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    longer = replace(tiny_model().audio, max_frames=16)
+    config = Config(model=replace(tiny_model(), audio=longer), eval=replace(Config().eval, batch_size=4))
+    text = replace(config.model.text, vocab=str(folder / "vocab.txt"))
+    config = replace(config, model=replace(config.model, text=text))
+    (folder / "run").mkdir()
+    write_model(folder / "run", config, build_model(config))
+    return folder
+
+
+def call(monkeypatch: pytest.MonkeyPatch, home: Path, output: Path, *more: str) -> None:
+    command = ["features", "--input", str(home / "media" / "manifest.jsonl"), "--checkpoint", str(home / "run")]
+    monkeypatch.setattr(sys, "argv", [*command, "--output", str(output), *more])
+    features.main()
+
+
+@pytest.fixture(scope="module")
+def made(home: Path) -> Path:
+    """The features of the manifest, made once."""
+    with pytest.MonkeyPatch.context() as patch:
+        call(patch, home, home / "out")
+    return home / "out"
+
+
+def tokens(home: Path) -> tuple[Config, OPT]:
+    config = load_config(home / "run" / "config.yaml")
+    model = build_model(config)
+    load_weights(model, home / "run")
+    return config, model.set_train(False)
+
+
+def test_files_hold_the_encoders_tokens(home: Path, made: Path) -> None:
+    config, model = tokens(home)
+    dim = config.model.image.width
+    regions = load_regions(made / "regions" / "deep" / "1.png.npz", dim)
+    assert (regions.width, regions.height, len(regions)) == (16, 10, 4)
+    assert regions.boxes.tolist() == [[3, 0, 8, 5], [8, 0, 13, 5], [3, 5, 8, 10], [8, 5, 13, 10]]
+    pixels = image.decode((home / "media" / "deep" / "1.png").read_bytes(), 8, "")
+    expected = model.encode_image((ms.Tensor(pixels[None]),))[0].asnumpy()[0]
+    np.testing.assert_allclose(regions.features, expected, rtol=2e-3, atol=2e-3)
+    sound = audio.read_sound(home / "media" / "deep" / "1.wav", config.model.audio)
+    padded = np.zeros((1, 16, 4), np.uint8)
+    padded[0, : len(sound)] = sound
+    frames, mask = model.audio_encoder(ms.Tensor(padded), ms.Tensor(np.array([len(sound)], np.int32)))
+    found = load_features(made / "audio" / "deep" / "1.wav.npy", config.model.audio.width)
+    assert len(found) == int(mask.asnumpy().sum())
+    np.testing.assert_allclose(found, frames.asnumpy()[0, : len(found)], rtol=2e-3, atol=2e-3)
+
+
+def test_the_new_manifest_keeps_every_row(made: Path) -> None:
+    lines = (made / "manifest.jsonl").read_text(encoding="utf-8").splitlines()
+    assert len(lines) == ROWS + 2 and lines[-1] == "{oops"
+    first, second, broken = (json.loads(lines[number]) for number in (0, 1, ROWS))
+    assert first["audio"] == ["audio/deep/0.wav.npy", None] and second["audio"] == "audio/deep/1.wav.npy"
+    assert second["regions"] == "regions/deep/1.png.npz" and (made / second["image"]).resolve().is_file()
+    assert "regions" not in broken and broken["audio"] is None and broken["caption"] == "猫"
+
+
+def test_what_is_there_is_not_made_again(
+    home: Path, made: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept, gone = made / "regions" / "deep" / "1.png.npz", made / "audio" / "deep" / "2.wav.npy"
+    before, content = kept.stat().st_mtime_ns, gone.read_bytes()
+    gone.unlink()
+    (gone.parent / f".writing-{gone.name}").write_bytes(b"cut")  # what a kill leaves
+    call(monkeypatch, home, made)
+    assert kept.stat().st_mtime_ns == before and gone.read_bytes() == content
+    said = capsys.readouterr().out
+    assert f"image: {ROWS} of {ROWS + 1} files" in said and "skipped files: 2" in said
+    assert "model.image.input=region model.image.regions=4 model.image.region_dim=24" in said
+    assert "model.audio.input=feature model.audio.feature_dim=8 model.audio.max_frames=4 model.audio.stride=1" in said
+
+
+def test_what_cannot_be_read_is_named(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    call(monkeypatch, home, tmp_path / "out", "--only", "image")
+    said = capsys.readouterr().out
+    assert "skipped: " in said and "broken.png: not a readable picture" in said
+    assert not (tmp_path / "out" / "audio").exists()
+    row = json.loads((tmp_path / "out" / "manifest.jsonl").read_text(encoding="utf-8").splitlines()[1])
+    assert (tmp_path / "out" / row["audio"]).resolve() == (home / "media" / "deep" / "1.wav").resolve()
+
+
+def test_errors_are_one_line(home: Path, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(DataError, match=r"holds features of another image encoder: name another folder by --output"):
+        _claim_with_other_weights(home, made)
+    (tmp_path / "features.json").write_text("[1]")
+    with pytest.raises(DataError, match=r"features\.json does not describe features"):
+        call(monkeypatch, home, tmp_path)
+    with pytest.raises(DataError, match="--media .*absent: no such folder"):
+        call(monkeypatch, home, tmp_path / "x", "--media", str(tmp_path / "absent"))
+    with pytest.raises(DataError, match=r"--input .*none\.jsonl: no such file"):
+        features.read_manifest(tmp_path / "none.jsonl")
+    model = tiny_model()
+    model = replace(model, image=replace(model.image, input="region"), audio=replace(model.audio, input="feature"))
+    with pytest.raises(DataError, match="model.image.input=region and model.audio.input=feature: features are made of"):
+        features.usable(model, None)
+
+
+def _claim_with_other_weights(home: Path, made: Path) -> None:
+    config, model = tokens(home)
+    parameter = model.image_encoder.project.weight
+    parameter.set_data(parameter + 1.0)
+    features.claim(made, model, config.model, ["image"])
+
+
+@pytest.mark.parametrize("name", ["/etc/picture.png", "../picture.png", "a\nb.png"])
+def test_no_file_is_written_outside_of_the_folder(name: str) -> None:
+    assert features.safe_name(name).isalnum() and features.safe_name("a/b.png") == "a/b.png"
+
+
+# the paper's settings at sizes in which no two widths agree
+TINY = """
+base: {base}
+model:
+  embed_dim: 12
+  image_codes: false
+  text: {{vocab: {vocab}, max_len: 7, width: 16, heads: 2, ffn: 20, dropout: 0}}
+  image: {{regions: 3, region_dim: 24, region_classes: 5, width: 24, heads: 2, dropout: 0}}
+  audio: {{feature_dim: 8, max_frames: 4, width: 8, heads: 2, dropout: 0}}
+  cross: {{width: 20, layers: 1, heads: 2, ffn: 24, dropout: 0}}
+  text_decoder: {{width: 14, layers: 1, heads: 2, ffn: 18, dropout: 0}}
+data: {{path: {folder}/data, codes: "", batch_size: 4}}
+objectives: {{denoise_image: 0}}
+optimizer: {{lr: 1.0e-2, warmup_steps: 1}}
+train: {{output: {folder}/run, steps: 3, log_every: 1, eval_every: 0}}
+"""
+
+
+@pytest.fixture(scope="module")
+def paper(home: Path, made: Path) -> Config:
+    """The paper's network at a tiny size, and a dataset prepared of the features."""
+    folder = home / "paper"
+    folder.mkdir()
+    base = ROOT / "config" / "pretrain" / "paper.yaml"
+    settings = folder / "paper.yaml"
+    settings.write_text(TINY.format(base=base, vocab=home / "vocab.txt", folder=folder), encoding="utf-8")
+    parser = argparse.ArgumentParser()
+    manifest.add_arguments(parser)
+    command = ["--input", made / "manifest.jsonl", "--output", folder / "data", "--config", settings, "--max-bad", "1"]
+    manifest.run(parser.parse_args(list(map(str, command))))
+    return load_config(settings)
+
+
+def test_features_reach_the_batch_as_they_were_stored(paper: Config, made: Path) -> None:
+    folder = Path(paper.data.path)
+    rejected = (folder / "rejected.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["line"] for line in rejected] == [ROWS + 1, ROWS + 2]
+    loader = Loader(paper, "train")
+    dataset = loader.dataset
+    assert dataset.info["splits"]["train"]["regions"] == len(dataset) == ROWS
+    batch = next(loader.batches(0))
+    row = int(np.flatnonzero(batch["presence"][:, AUDIO])[0])
+    record = next(dataset.read([int(dataset.samples[batch["sample_id"][row], 0])]))
+    stored = load_regions(made / "regions" / "deep" / f"{record.key}.png.npz", 24)
+    assert np.array_equal(batch["regions"][row], stored.features[:3]) and batch["regions"][row].any()
+    assert np.array_equal(batch["region_boxes"][row], stored.box_vectors()[:3])
+    sound = load_features(made / "audio" / "deep" / f"{record.key}.wav.npy", 8)
+    assert batch["audio_frames"][row] == len(sound) and np.array_equal(batch["audio"][row, : len(sound)], sound)
+
+
+def test_the_papers_network_trains_and_is_evaluated_and_exported(paper: Config, tmp_path: Path) -> None:
+    trainer = Trainer(paper)
+    before = {name: value.asnumpy().copy() for name, value in trainer.model.parameters_and_names()}
+    trainer.run()
+    lines = (Path(paper.train.output) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    logged = [json.loads(line) for line in lines]
+    assert [line["loss/mvm_feature"] > 0 for line in logged if "loss/mvm_feature" in line] == [True] * 3
+    after = dict(trainer.model.parameters_and_names())
+    moved = {name for name, value in before.items() if not np.array_equal(value, after[name].asnumpy())}
+    assert {"image_encoder.feature_project.weight", "image_encoder.box_project.weight"} <= moved
+    assert {"audio_encoder.project.weight", "masked_image_head.project.weight"} <= moved
+    metrics = Evaluator(paper, trainer.model).run("train", tmp_path / "eval")
+    assert {"t2i", "i2t", "a2i", "t2a"} <= metrics["retrieval"].keys() and metrics["caption"]["pictures"] == ROWS - 1
+    assert {"patch_cosine", "frame_cosine"} <= metrics["probe"].keys()
+    assert (tmp_path / "eval" / "figures" / "captions.png").is_file()
+    report = export_graphs(paper, trainer.model.set_train(False), tmp_path / "export", "MINDIR", 0)
+    inputs = [port["name"] for port in report["graphs"]["image_encoder"]["inputs"]]
+    assert inputs == ["regions", "region_boxes", "region_mask"] and report["max_abs_diff"] < 1e-4
+
+
+def test_region_files_can_be_asked_for(
+    home: Path, paper: Config, made: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evaluator = Evaluator(paper, build_model(paper).set_train(False))
+    folder = made / "regions" / "deep"
+    asked = query.prepare(str(folder / "1.png.npz"), folder, None, home / "run", paper)
+    asked.run(evaluator, 3, made.parent / "query", None)
+    assert "1.png.npz" in capsys.readouterr().out and (made.parent / "query" / "query-pictures.png").is_file()
+    sounds = query.read_things(made / "audio" / "deep", paper)
+    assert len(query.describe(evaluator, sounds, None)) == ROWS
+    with pytest.raises(DataError, match=r"1\.png: model.image.input=region reads regions \(\.npz\)"):
+        query.read_things(home / "media" / "deep" / "1.png", paper)
+    with pytest.raises(DataError, match=r"1\.wav: model.audio.input=feature needs features \(\.npy, \.npz\)"):
+        query.read_things(home / "media" / "deep" / "1.wav", paper)
