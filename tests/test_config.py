@@ -205,6 +205,13 @@ def test_booleans_are_booleans(tmp_path: Path) -> None:
         ("train.eval_every=-1", "train.eval_every=-1", "not be negative"),
         ("eval.gallery=-1", "eval.gallery=-1", "not be negative"),
         ("seed=-1", "seed=-1", "not be negative"),
+        ("model.image.layers=0", "model.image.layers=0", "positive"),
+        ("model.image.regions=0", "model.image.regions=0", "positive"),
+        ("model.audio.feature_dim=0", "model.audio.feature_dim=0", "positive"),
+        ("model.audio.layers=-1", "model.audio.layers=-1", "positive"),
+        ("model.text.layers=-1", "model.text.layers=-1", "not be negative"),
+        ("model.image.input=pixel", "model.image.input='pixel'", "one of patch, region"),
+        ("objectives.mvm_class=1", "objectives.mvm_class", "needs model.masked_features=true"),
         ("task=swim", "task='swim'", "one of pretrain"),
         ("task=caption", "objectives.denoise_text", "caption task needs it"),
         ("runtime.precision=fp16", "runtime.precision='fp16'", "leave fp32"),
@@ -212,6 +219,19 @@ def test_booleans_are_booleans(tmp_path: Path) -> None:
 )
 def test_an_impossible_value_names_key_value_and_reason(tmp_path: Path, override: str, key: str, says: str) -> None:
     message = refused(write(tmp_path, ""), override)
+    assert key in message and says in message, message
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "says"),
+    [
+        ("objectives: {mvm_class: 1}", "objectives.mvm_class", "needs model.image.input=region"),
+        ("model: {image: {input: region}}\nobjectives: {mvm_code: 1}", "objectives.mvm_code", "input=patch"),
+        ("model: {image: {input: region}}\neval: {draw: 5}", "eval.draw", "needs model.image.input=patch"),
+    ],
+)
+def test_objectives_of_another_input_are_refused(tmp_path: Path, text: str, key: str, says: str) -> None:
+    message = refused(write(tmp_path, text), "model.masked_features=true", "model.image_codes=true")
     assert key in message and says in message, message
 
 

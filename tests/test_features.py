@@ -195,7 +195,8 @@ def paper(home: Path, made: Path) -> Config:
     settings.write_text(TINY.format(base=base, vocab=home / "vocab.txt", folder=folder), encoding="utf-8")
     parser = argparse.ArgumentParser()
     manifest.add_arguments(parser)
-    command = ["--input", made / "manifest.jsonl", "--output", folder / "data", "--config", settings, "--max-bad", "1"]
+    command = ["--input", made / "manifest.jsonl", "--output", folder / "data", "--config", settings]
+    command += ["--max-bad", "1", "--workers", "1"]
     manifest.run(parser.parse_args(list(map(str, command))))
     return load_config(settings)
 

@@ -1,12 +1,17 @@
 """Files of region and sound features: what is read from them, and that whatever is wrong is named."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 
+from src.config import AudioEncoderConfig, ImageEncoderConfig, ModelConfig
+from src.data.audio import read_sound, spectrogram
 from src.data.errors import DataError
-from src.data.regions import Regions, load_features, load_regions
+from src.data.regions import Regions, fill_regions, load_features, load_regions
+from src.data.schema import image_fields, sound_tokens
 
 DIM = 6
 
@@ -142,3 +147,44 @@ def test_features_of_sounds(tmp_path: Path) -> None:
         load_features(tmp_path / "a.npy", 5)
     with pytest.raises(DataError, match=r"none\.npy: no such file of features"):
         load_features(tmp_path / "none.npy", DIM)
+
+
+def test_rows_hold_the_surest_regions(tmp_path: Path) -> None:
+    regions = load_regions(write(tmp_path / "a.npz", region_arrays()), DIM)
+    model = ModelConfig(image=ImageEncoderConfig(input="region", regions=3, region_dim=DIM, region_classes=9))
+    batch = {name: np.zeros((2, *spec.shape), spec.dtype) for name, spec in image_fields(model).items()}
+    fill_regions(batch, 0, regions, model.image, "x")
+    few = replace(regions, **{key: getattr(regions, key)[:1] for key in ("features", "boxes", "classes", "scores")})
+    fill_regions(batch, 1, few, model.image, "x")
+    assert np.array_equal(batch["regions"][0], regions.features[:3])
+    assert batch["region_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
+    assert batch["region_classes"][1].tolist() == [regions.classes[0], -1, -1] and not batch["regions"][1, 1:].any()
+    message = "x: features of 6 numbers, model.image.region_dim is 7: change the config"
+    with pytest.raises(DataError, match=message):
+        fill_regions(batch, 0, regions, replace(model.image, region_dim=7), "x")
+    highest = int(regions.classes.max())
+    with pytest.raises(DataError, match=f"class {highest}, model.image.region_classes is {highest}: change the config"):
+        fill_regions(batch, 0, regions, replace(model.image, region_classes=highest), "x")
+
+
+def test_a_sound_file_is_not_read_as_features(tmp_path: Path) -> None:
+    fbank, feature = AudioEncoderConfig(), AudioEncoderConfig(input="feature", feature_dim=DIM, max_frames=4, stride=1)
+    np.save(tmp_path / "a.npy", np.ones((9, DIM), np.float32))
+    assert read_sound(tmp_path / "a.npy", feature).shape == (4, DIM)
+    with pytest.raises(DataError, match=r"a\.npy: model.audio.input=fbank needs a sound file"):
+        read_sound(tmp_path / "a.npy", fbank)
+    with pytest.raises(DataError, match=r"a\.wav: model.audio.input=feature needs features \(\.npy, \.npz\)"):
+        read_sound(tmp_path / "a.wav", feature)
+
+
+def test_a_waveform_is_kept_as_samples(tmp_path: Path) -> None:
+    """At the model's rate, cut behind max_frames hops, and shown to the eye as log-mel."""
+    config = AudioEncoderConfig(input="wav2vec2", sample_rate=8000, hop_ms=20, max_frames=10)
+    wave = 0.8 * np.sin(np.arange(16000) * 0.05)
+    soundfile.write(tmp_path / "a.wav", wave, 16000, subtype="FLOAT")
+    kept = read_sound(tmp_path / "a.wav", config)
+    assert kept.dtype == np.int16 and kept.shape == (config.length,) == (1600,)
+    np.testing.assert_allclose(kept[100:1500] / 32767, wave[200:3000:2], atol=0.01)
+    assert spectrogram(kept, config).shape[1] == config.mels
+    assert spectrogram(kept, replace(config, input="feature")) is None
+    assert [sound_tokens(config, n) for n in (0, 399, 400, 719, 720, 16000)] == [0, 0, 1, 1, 2, 49]

@@ -11,6 +11,7 @@ from conftest import edit_info, tiny_record
 from src.config import AudioEncoderConfig, Config
 from src.data.errors import DataError
 from src.data.record import PAGE_BYTES, Record
+from src.data.regions import Regions
 from src.data.schema import AUDIO, IMAGE, TEXT
 from src.data.store import Dataset, read_info
 from src.data.writer import DatasetWriter
@@ -163,3 +164,70 @@ def test_other_sound_settings(tiny: Config, key: str, value: int) -> None:
 def test_shorter_sound_is_fine(tiny: Config) -> None:
     shorter = Dataset(tiny.data.path, "train", replace(tiny.model.audio, max_frames=64, layers=1))
     assert len(shorter) == len(Dataset(tiny.data.path, "train"))
+
+
+def found(count: int, seed: int) -> Regions:
+    rng = np.random.default_rng(seed)
+    features, boxes = rng.standard_normal((count, 6)).astype(np.float16), rng.uniform(0, 9, (count, 4))
+    classes, scores = rng.integers(-1, 9, count).astype(np.int32), rng.random(count, np.float32)
+    return Regions(features, boxes.astype(np.float32), classes, scores, 10 * seed, 7)
+
+
+SOUNDS = {
+    "feature": (AudioEncoderConfig(input="feature", feature_dim=5, max_frames=16), np.float16, (3, 5)),
+    "wav2vec2": (AudioEncoderConfig(input="wav2vec2", max_frames=16), np.int16, (700,)),
+}
+
+
+@pytest.mark.parametrize("kind", SOUNDS)
+def test_regions_and_other_kinds_of_sound_are_read_back(tmp_path: Path, kind: str) -> None:
+    audio, dtype, shape = SOUNDS[kind]
+    sounds = [(np.random.default_rng(seed).standard_normal(shape) * 100).astype(dtype) for seed in range(3)]
+    records = [
+        Record("both", b"p", ("a", "b"), (sounds[0], None), found(4, 1)),
+        Record("regions", None, ("c",), (sounds[1],), found(1, 2)),
+        Record("same regions", None, ("d",), (), found(1, 2)),
+        Record("sound", None, (), (sounds[2],)),
+    ]
+    with DatasetWriter(tmp_path, audio, {}) as writer:
+        for record in records:
+            writer.add("train", record)
+    dataset = Dataset(tmp_path, "train", audio)
+    for record, read in zip(records, dataset.read(range(4)), strict=True):
+        assert same(record, read) and (record.regions is None) == (read.regions is None)
+        for name in ("features", "boxes", "classes", "scores", "width", "height") if record.regions else ():
+            ours, stored = getattr(record.regions, name), getattr(read.regions, name)
+            assert np.array_equal(ours, stored) and np.asarray(ours).dtype == np.asarray(stored).dtype
+    assert dataset.info["splits"]["train"]["regions"] == 4 and dataset.count(IMAGE) == 2
+    assert dataset.samples[:, 2].tolist() == [0, 0, 1, 1, 3], "equal regions are the same picture"
+    assert records[1].presence(0) == [1, 0, 1] and records[1].presence(0, "region") == [1, 1, 1]
+    with pytest.raises(DataError, match=f"sound made with input={kind}, model.audio.input is fbank"):
+        Dataset(tmp_path, "train", AUDIO_CONFIG)
+    with pytest.raises(DataError, match="max_frames=16, model.audio.max_frames is 20"):
+        Dataset(tmp_path, "train", replace(audio, max_frames=20))
+
+
+def test_a_sound_of_another_kind_is_not_stored(tmp_path: Path) -> None:
+    writer = DatasetWriter(tmp_path, SOUNDS["feature"][0], {})
+    with pytest.raises(DataError, match=r"a sound is uint8\[3, 8\], not float16 \[frames, 5\]"):
+        writer.add("train", Record("r", None, (), (np.ones((3, 8), np.uint8),)))
+    writer = DatasetWriter(tmp_path / "x", SOUNDS["wav2vec2"][0], {})
+    with pytest.raises(DataError, match=r"a sound is uint8\[3, 8\], not int16 \[frames\]"):
+        writer.add("train", Record("r", None, (), (np.ones((3, 8), np.uint8),)))
+
+
+def test_datasets_of_the_first_version_are_refused(copy: Path) -> None:
+    edit_info(copy, {"version": 1})
+    with pytest.raises(DataError, match="dataset.json has format version 1, this code reads 2: prepare it again"):
+        Dataset(copy, "train")
+
+
+def test_pictures_in_another_form_than_the_model_reads(tiny: Config, tmp_path: Path) -> None:
+    image = replace(tiny.model.image, input="region")
+    with pytest.raises(DataError, match="has image but no regions, which model.image.input=region reads: change the"):
+        Dataset(tiny.data.path, "train", tiny.model.audio, image)
+    with DatasetWriter(tmp_path, AUDIO_CONFIG, {}) as writer:
+        writer.add("train", Record("r", None, ("a",), (), found(2, 1)))
+    with pytest.raises(DataError, match="has regions but no image, which model.image.input=patch reads"):
+        Dataset(tmp_path, "train", AUDIO_CONFIG, tiny.model.image)
+    assert len(Dataset(tmp_path, "train", AUDIO_CONFIG, image)) == 1
