@@ -68,8 +68,7 @@ def main() -> None:
         query.describe(evaluator, things, args.output)
     else:
         output = args.output or run_folder(folder) / f"eval-{args.split or config.eval.split}"
-        print(summary(evaluator.run(args.split, output)))
-        print(f"\n{output / 'metrics.json'}")
+        print(f"{summary(evaluator.run(args.split, output))}\n\n{output / 'metrics.json'}")
 
 
 def run_folder(checkpoint: Path) -> Path:
