@@ -10,6 +10,7 @@ import numpy as np
 from src.config import Config, ConfigError, ModelConfig
 from src.data.schema import AUDIO, IMAGE, TEXT
 from src.evaluation import gallery, media
+from src.evaluation.encode import Items
 from src.evaluation.evaluate import Evaluator
 from src.evaluation.figures import Query, retrieval_sheet
 from src.evaluation.gallery import Gallery, Plan
@@ -89,20 +90,22 @@ class Found:
     cosine: float
 
 
-def search(evaluator: Evaluator, query: Medium, offered: Gallery, places: np.ndarray, top: int) -> list[Found]:
+def search(
+    evaluator: Evaluator, modality: int, asked: Items, offered: Gallery, places: np.ndarray, top: int
+) -> list[Found]:
     """The best of a gallery, the best first, ranked again as the configuration says.
 
     What is of the query's own modality is ranked by embeddings alone.
 
     Args:
         evaluator: the model and its settings.
-        query: what is looked for.
+        modality: of the query.
+        asked: the query, encoded.
         offered: where.
         places: the files that are ranked, all of one modality, int64 [n].
         top: how many are wanted.
     """
     config, encoder, tokenizer = evaluator.config, evaluator.encoder, evaluator.tokenizer
-    asked = media.encode(encoder, tokenizer, [query], config.model)
     depth = min(max(top, config.eval.rerank), len(places))
     (candidates,), (cosines,) = top_k(asked.embeddings, offered.embeddings[places], depth)
     files = [offered.folder / offered.names[place] for place in places[candidates]]
@@ -111,10 +114,10 @@ def search(evaluator: Evaluator, query: Medium, offered: Gallery, places: np.nda
     kept = np.array([medium is not None for medium in read])
     found, cosines = [medium for medium in read if medium], cosines[kept]
     scores, kind = None, found[0].modality
-    if config.eval.rerank and kind != query.modality:
-        items = {query.modality: asked, kind: media.encode(encoder, tokenizer, found, config.model)}
+    if config.eval.rerank and kind != modality:
+        items = {modality: asked, kind: media.encode(encoder, tokenizer, found, config.model)}
         pairs = np.stack([np.zeros(len(found), np.int64), np.arange(len(found))], 1)
-        pairs = pairs if query.modality < kind else pairs[:, ::-1]
+        pairs = pairs if modality < kind else pairs[:, ::-1]
         scores = evaluator.retriever.second_scores(items, pairs, cosines)
     if scores is None:
         scores = evaluator.retriever.temperature() * cosines
@@ -127,10 +130,11 @@ def answer(evaluator: Evaluator, query: Medium, offered: Gallery, top: int, outp
     """Prints a ranked table for each modality of the gallery and writes query.json and a figure of each."""
     for loss in media.losses(query, evaluator.tokenizer, evaluator.config.model):
         print(f"note: {loss}", file=sys.stderr)
+    asked = media.encode(evaluator.encoder, evaluator.tokenizer, [query], evaluator.config.model)
     results: dict[str, Any] = {"query": query.name}
-    for modality, places in offered.groups().items():
-        found = search(evaluator, query, offered, places, top)
-        name = media.plural(modality)
+    for kind, places in offered.groups().items():
+        found = search(evaluator, query.modality, asked, offered, places, top)
+        name = media.plural(kind)
         rows = [[rank, hit.medium.name, hit.share, hit.cosine] for rank, hit in enumerate(found, 1)]
         print(table(rows, ["", f"{len(places)} {name}", "share", "cosine"]), end="\n\n")
         results[name] = [{"file": hit.medium.name, "share": hit.share, "cosine": hit.cosine} for hit in found]
