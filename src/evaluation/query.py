@@ -114,7 +114,7 @@ def search(
     kept = np.array([medium is not None for medium in read])
     found, cosines = [medium for medium in read if medium], cosines[kept]
     scores, kind = None, found[0].modality
-    if config.eval.rerank and kind != modality:
+    if config.eval.rerank and evaluator.retriever.reranks and kind != modality:
         items = {modality: asked, kind: media.encode(encoder, tokenizer, found, config.model)}
         pairs = np.stack([np.zeros(len(found), np.int64), np.arange(len(found))], 1)
         pairs = pairs if modality < kind else pairs[:, ::-1]

@@ -89,6 +89,11 @@ class Retriever:
         self.matching = Matching(model)
 
     @property
+    def reranks(self) -> bool:
+        """Whether the second score is more than the first."""
+        return bool(self.weights.keys() - {"embedding"})
+
+    @property
     def fused(self) -> int:
         """How often the cross-modal encoder read a row so far."""
         return self.likelihood.fused + self.matching.fused
@@ -105,7 +110,7 @@ class Retriever:
             pairs: int64 [n, 2]: items of the lower and the higher modality.
             cosines: float64 [n].
         """
-        if not self.weights.keys() - {"embedding"}:
+        if not self.reranks:
             return None
         found = self.terms(items, pairs, cosines, tuple(self.weights))
         return sum(self.weights[name] * term for name, term in found.items())
@@ -150,7 +155,7 @@ class Retriever:
                 size = len(chosen[direction.gallery])
                 first[direction.name] = recall.recall(direction.ranks) | {"gallery": size}
                 rankings[direction.name] = _rank(direction, self.temperature() * direction.cosines)
-            if depth and self.weights.keys() - {"embedding"}:
+            if depth and self.reranks:
                 found = self.scored(chosen, directions, tuple(self.weights))
                 for direction, terms in zip(directions, found, strict=True):
                     scores = sum(self.weights[name] * term for name, term in terms.items())
