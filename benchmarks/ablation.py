@@ -1,19 +1,31 @@
 """What each pre-training objective brings: the same run without it, measured on held-out data.
 
-    python -m benchmarks.ablation --output runs/ablation
+    python -m benchmarks.ablation
+    python -m benchmarks.ablation --markdown table.md train.steps=400
 
 Every row is a training of its own (same steps, same seed), then an evaluation of the test split by embeddings and by
-what the decoders generate. A row that is finished is not repeated.
+what the decoders generate; what a row did not train is measured all the same, and is where it stands by chance. A row
+that is finished is not repeated, an interrupted one goes on. The data and the codes of its pictures must be there:
+bash scripts/run_demo.sh makes them, or the commands at the head of the configuration.
 """
 
 import argparse
+import hashlib
 import json
+import shlex
+import shutil
 import subprocess
 import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from src.evaluation.report import table
+from src import cli
+from src.config import load_config, to_yaml
+from src.errors import UserError
+from src.evaluation.report import table, write_json
 
 VARIANTS: dict[str, tuple[str, ...]] = {  # objectives that are switched off
     "complete": (),
@@ -26,29 +38,97 @@ VARIANTS: dict[str, tuple[str, ...]] = {  # objectives that are switched off
 }
 COLUMNS = {  # header → path into metrics.json
     "t→i R@1": ("retrieval", "t2i", "r1"),
-    "i→t R@1": ("retrieval", "i2t", "r1"),
-    "a→i R@1": ("retrieval", "a2i", "r1"),
     "a→t R@1": ("retrieval", "a2t", "r1"),
+    "a→i R@1": ("retrieval", "a2i", "r1"),
+    "a→i R@10": ("retrieval", "a2i", "r10"),
     "facts right": ("caption", "facts_right"),
+    "colours": ("caption", "facts", "colours"),
+    "objects": ("caption", "facts", "objects"),
     "drawn R@1": ("drawing", "text", "r1"),
+    "drawn R@10": ("drawing", "text", "r10"),
     "words": ("probe", "mlm_accuracy"),
-    "matching": ("probe", "matching_accuracy"),
+    "codes": ("probe", "mvm_code_accuracy"),
+    "patches": ("probe", "patch_cosine"),
+    "sound": ("probe", "frame_cosine"),
+    "five cases": ("probe", "matching_accuracy"),
+    "minutes": ("minutes",),
 }
+# Small enough that a row takes some minutes of one core.
+SMALL = ("data.batch_size=64", "train.steps=200", "train.save_every=50", "train.eval_every=0")
+SMALL += ("eval.gallery=500", "eval.captions=500", "eval.draw=100", "eval.probe=500", "eval.rerank=0")
+
+Run = Callable[[Sequence[str]], int]  # what follows "python" → exit code
 
 
-def run_variant(config: str, folder: Path, off: tuple[str, ...], settings: list[str]) -> dict[str, Any]:
-    """Trains without some objectives, unless that was done before, and returns the metrics of the test split."""
-    metrics = folder / "eval" / "metrics.json"
-    if not metrics.is_file():
-        train = ["train.py", "--config", config, f"train.output={folder}", *settings]
-        train += [f"objectives.{name}=0" for name in off]
-        if (folder / "checkpoints" / "latest").exists():
-            train.append("--resume")
-        subprocess.run([sys.executable, *train], check=True)
-        # the whole configuration again: what was not trained is measured too
-        measure = ["eval.py", "--config", config, "--checkpoint", str(folder), "--output", str(metrics.parent)]
-        subprocess.run([sys.executable, *measure, "eval.rerank=0", *settings], check=True)
-    return json.loads(metrics.read_text(encoding="utf-8"))
+class RowError(UserError):
+    """A row that could not be trained or measured."""
+
+
+def run_command(command: Sequence[str]) -> int:
+    """Shows the command as a user would type it, runs it on this terminal and returns its exit code."""
+    print(f"$ python {shlex.join(command)}", flush=True)
+    return subprocess.run([sys.executable, *command], check=False).returncode
+
+
+@dataclass
+class Row:
+    """One line of the table.
+
+    Args:
+        name: of VARIANTS.
+        config: the complete pre-training.
+        folder: its run.
+        settings: changes of the configuration, the same for every row.
+        run: runs a command.
+    """
+
+    name: str
+    config: str
+    folder: Path
+    settings: tuple[str, ...]
+    run: Run = run_command
+    minutes: float = field(default=0.0, init=False)  # of training and evaluation, interrupted attempts included
+
+    def metrics(self) -> dict[str, Any]:
+        """Those of the test split, with the minutes that the row took; trains and evaluates what is not finished.
+
+        Raises:
+            ConfigError: the configuration cannot be used.
+            RowError: a command failed, or the folder holds something else.
+        """
+        book, measured = self.folder / "row.json", self.folder / "eval" / "metrics.json"
+        off = tuple(f"objectives.{name}=0" for name in VARIANTS[self.name])
+        train = ("train.py", "--config", self.config, *self.settings, *off, f"train.output={self.folder}")
+        digest = hashlib.sha256(to_yaml(load_config(self.config, train[3:])).encode()).hexdigest()
+        if self.folder.exists() and not book.exists():
+            raise RowError(f"{self.folder} is there but no row of an ablation: choose another --output or move it away")
+        known = json.loads(book.read_text(encoding="utf-8")) if book.exists() else {}
+        if known.get("digest") == digest:
+            self.minutes = known["minutes"]
+        elif known:
+            print(f"{self.name}: the settings have changed, it starts anew", flush=True)
+            shutil.rmtree(self.folder)
+        if not measured.is_file():
+            self._note(book, digest)
+            going_on = (self.folder / "checkpoints" / "latest").exists()
+            self._do((*train, "--resume") if going_on else train, book, digest)
+            # the whole configuration again: what was not trained is measured too
+            places = ("--checkpoint", str(self.folder), "--output", str(measured.parent))
+            self._do(("eval.py", "--config", self.config, *places, *self.settings), book, digest)
+        return {**json.loads(measured.read_text(encoding="utf-8")), "minutes": self.minutes}
+
+    def _do(self, command: tuple[str, ...], book: Path, digest: str) -> None:
+        began = time.monotonic()
+        try:
+            code = self.run(command)
+        finally:
+            self.minutes += (time.monotonic() - began) / 60
+            self._note(book, digest)
+        if code:
+            raise RowError(f"{self.name}: {command[0]} failed with exit code {code}; the same call goes on from here")
+
+    def _note(self, book: Path, digest: str) -> None:
+        write_json(book, {"row": self.name, "digest": digest, "minutes": self.minutes})
 
 
 def look_up(metrics: Any, path: tuple[str, ...]) -> float | None:
@@ -57,19 +137,42 @@ def look_up(metrics: Any, path: tuple[str, ...]) -> float | None:
     return metrics if isinstance(metrics, int | float) else None
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", default="config/pretrain/demo_complete.yaml", help="the complete run")
-    parser.add_argument("--output", type=Path, default=Path("runs/ablation"), help="a folder for each row")
-    parser.add_argument("--rows", nargs="*", choices=tuple(VARIANTS), default=list(VARIANTS), help="default: all")
+def markdown(rows: Sequence[Sequence[Any]], headers: Sequence[str], caption: str) -> str:
+    """A table for the documentation, the caption below it."""
+    lines = [list(headers), ["---", *["---:"] * (len(headers) - 1)], *([_cell(value) for value in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + f"\n\n{caption}\n"
+
+
+def _cell(value: Any) -> str:
+    return "–" if value is None else f"{value:.2f}" if isinstance(value, float) else str(value)
+
+
+def main(run: Run = run_command) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.ablation",
+        description=__doc__,
+        epilog=f"Unless they are given, the settings are {' '.join(SMALL)}.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", default="config/pretrain/demo.yaml", metavar="FILE", help="the complete run")
+    parser.add_argument(
+        "--output", type=Path, default=Path("runs/ablation"), metavar="DIR", help="a folder for each row"
+    )
+    parser.add_argument("--rows", nargs="+", choices=tuple(VARIANTS), default=list(VARIANTS), help="default: all")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="where the table goes, for the documentation")
     parser.add_argument("settings", nargs="*", metavar="key=value", help="changes of the configuration, for every row")
     args = parser.parse_intermixed_args()
-    rows = []
+    settings = (*SMALL, *args.settings)
+    headers, rows = ["pre-training", *COLUMNS], []
     for name in args.rows:
-        metrics = run_variant(args.config, args.output / name.replace(" ", "-"), VARIANTS[name], args.settings)
+        metrics = Row(name, args.config, args.output / name.replace(" ", "-"), settings, run).metrics()
         rows.append([name, *(look_up(metrics, path) for path in COLUMNS.values())])
-        print(table(rows, ["pre-training", *COLUMNS]), flush=True)
+        print("\n" + table(rows, headers) + "\n", flush=True)
+        if args.markdown:
+            command = shlex.join(("python", "-m", "benchmarks.ablation", *sys.argv[1:]))
+            args.markdown.write_text(markdown(rows, headers, f"`{command}`"), encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

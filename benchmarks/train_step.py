@@ -1,17 +1,18 @@
-"""Times a pre-training step beside the same step in PyTorch: all losses, and each of them left out.
+"""Times a pre-training step beside the same step in PyTorch: all losses, each of them left out, and beside FLAVA.
 
     python -m benchmarks.train_step
+    python -m benchmarks.train_step --larger
 
 Both frameworks start from the same weights, see the same batch and do the same arithmetic; their losses are compared
-before anything is timed. A row of the table is a process of its own, in which the two take turns, so that whatever
-else the machine does meets both alike. A figure is the median of the rounds.
+before anything is timed. A row of the table is a process of its own, in which all take turns, so that whatever else
+the machine does meets them alike. A figure is the median of the rounds.
 """
 
 import argparse
 import multiprocessing
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from statistics import median
@@ -20,13 +21,15 @@ from unittest.mock import patch
 import mindspore as ms
 import numpy as np
 import torch
+from mindspore.graph.api import _cell_graph_executor
+from mindspore.train.anf_ir_pb2 import ModelProto
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import torch_twin
+from benchmarks import flava, torch_twin
 from src import cli, runtime
-from src.config import Config, ModelConfig, load_config
-from src.data.schema import MATCH_CASES, batch_fields
+from src.config import OBJECTIVES, Config, ModelConfig, load_config
+from src.data.schema import AUDIO, MATCH_CASES, batch_fields
 from src.data.tokenizer import Tokenizer
 from src.evaluation.report import table
 from src.tasks.objectives import Objectives, active_objectives, needed_fields
@@ -40,11 +43,17 @@ WARM_UP = 2  # rounds that are not counted: compilation, memory pools
 LOSS_TOLERANCE = 1e-3  # relative; two frameworks' float32 sums in different orders
 PEAK_SIZE = 2048  # of the matrix product that shows what the machine can do
 
+PARTS = ("text", "image", "audio", "cross", "text_decoder", "image_decoder")
+LARGER = tuple(f"model.{part}.{size}" for part in PARTS for size in ("width=256", "ffn=1024", "layers=4"))
+LARGER += ("model.embed_dim=256", "data.batch_size=32")
+# Pictures and text alone, as FLAVA has them: what is left of the sound is two frames and a layer.
+IMAGE_TEXT = ("contrastive", "mlm", "mvm_code")
+NO_SOUND = ("objectives.token_fraction=1", "model.audio.max_frames=8", "model.audio.stride=4", "model.audio.layers=1")
 Batch = dict[str, np.ndarray]
 
 
-def make_batch(config: Config, seed: int = 0) -> Batch:
-    """Samples with all modalities: texts and sounds of half to full length, every level drawn."""
+def make_batch(config: Config, seed: int = 0, sound: bool = True) -> Batch:
+    """Samples with all modalities (or no sound): texts and sounds of half to full length, every level drawn."""
     rng = np.random.default_rng(seed)
     size, model = config.data.batch_size, config.model
     fields = batch_fields(model, size, config.objectives.mask_ratio)
@@ -75,6 +84,8 @@ def make_batch(config: Config, seed: int = 0) -> Batch:
     batch["image_codes"][:] = rng.integers(0, model.tokenizer.codes, batch["image_codes"].shape)
     batch["match_case"][:] = np.arange(size) % len(MATCH_CASES)
     batch["match_noise"][:] = rng.gumbel(size=batch["match_noise"].shape)
+    if not sound:
+        batch["audio_frames"][:] = batch["audio"][:] = batch["presence"][:, AUDIO] = 0
     return batch
 
 
@@ -90,17 +101,20 @@ class Variant:
     name: str
     settings: tuple[str, ...]  # key=value changes of the configuration
     stock: bool = False  # MindSpore's own operators in place of the CPU backward
+    peer: bool = False  # pictures and text alone, beside FLAVA
     environment: tuple[tuple[str, str], ...] = ()  # variables that must be set before MindSpore is loaded
 
 
 @dataclass(frozen=True)
 class Result:
-    """Seconds of every round, and the GFLOP of a step's matrix products."""
+    """Seconds of every round (of FLAVA none but beside its peer), and what a step consists of."""
 
     mindspore: list[float]
     pytorch: list[float]
     matrix_product: list[float]
-    gflop: float
+    flava: list[float]
+    gflop: float  # of the matrix products
+    operators: int  # of the compiled graph of losses and gradients
 
 
 def measure(variant: Variant, path: str, rounds: int) -> Result:
@@ -112,37 +126,67 @@ def measure(variant: Variant, path: str, rounds: int) -> Result:
     twin = torch_twin.OPT(config.model, model.vocab_size)
     weights = {key: torch.from_numpy(np.array(value.asnumpy())) for key, value in model.parameters_and_names()}
     twin.load_state_dict(weights)
-    batch = make_batch(config)
+    batch = make_batch(config, sound=not variant.peer)
     pytorch, gflop = pytorch_step(twin, config, batch)
-    mindspore = mindspore_step(model, config, batch)
+    step = mindspore_step(model, config)
+
+    def mindspore() -> float:
+        return step(batch).losses["total"]
+
     ours, theirs = mindspore(), pytorch()
     if not abs(ours - theirs) <= LOSS_TOLERANCE * abs(theirs):
         raise RuntimeError(f"{variant.name}: the total loss is {ours} in MindSpore but {theirs} in PyTorch")
     square = torch.randn(PEAK_SIZE, PEAK_SIZE)
-    steps = (mindspore, pytorch, lambda: square @ square)
-    seconds: tuple[list[float], ...] = ([], [], [])
+    runners = [mindspore, pytorch, lambda: square @ square]
+    if variant.peer:
+        runners.append(flava_step(config, model.vocab_size, batch))
+    return Result(*take_turns(runners, rounds), gflop, count_operators(step.make_gradients))
+
+
+def take_turns(runners: Sequence[Callable[[], object]], rounds: int) -> list[list[float]]:
+    """Seconds of every round of each of four, the last of which may be missing."""
+    seconds: list[list[float]] = [[] for _ in range(4)]
     for number in range(WARM_UP + rounds):
-        for step, times in zip(steps, seconds, strict=True):
+        for run, times in zip(runners, seconds, strict=False):
             began = time.perf_counter()
-            step()
+            run()
             if number >= WARM_UP:
                 times.append(time.perf_counter() - began)
-    return Result(*seconds, gflop)
+    return seconds
 
 
-def mindspore_step(model: ms.nn.Cell, config: Config, batch: Batch) -> Callable[[], float]:
+def count_operators(cell: ms.nn.Cell) -> int:
+    """Nodes of a Cell's compiled graph."""
+    graph = ModelProto()
+    graph.ParseFromString(_cell_graph_executor.get_optimize_graph_proto(cell))
+    return len(graph.graph.node)
+
+
+def mindspore_step(model: ms.nn.Cell, config: Config) -> TrainStep:
     objectives = Objectives(model, config.objectives, config.data.batch_size)
     rates = learning_rates(config.optimizer, config.train.steps)
     optimizer = AdamW(trained_parameters(model, objectives), config.optimizer, rates)
-    step = TrainStep(objectives, optimizer, config.optimizer.clip_norm)
-    return lambda: step(batch).losses["total"]
+    return TrainStep(objectives, optimizer, config.optimizer.clip_norm)
 
 
 def pytorch_step(twin: torch.nn.Module, config: Config, batch: Batch) -> tuple[Callable[[], float], float]:
     """The step, and the GFLOP of its matrix products, forward and backward."""
     objectives = torch_twin.Objectives(twin, config)
+    tensors = {name: torch.from_numpy(batch[name]) for name in needed_fields(config.objectives)}
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        objectives(tensors).backward()
+    return torch_step(twin, config, lambda: objectives(tensors)), counter.get_total_flops() / 1e9
+
+
+def flava_step(config: Config, vocab_size: int, batch: Batch) -> Callable[[], float]:
+    model = flava.build(config.model, vocab_size)
+    return torch_step(model, config, flava.loss_of(model, batch))
+
+
+def torch_step(model: torch.nn.Module, config: Config, loss_of: Callable[[], torch.Tensor]) -> Callable[[], float]:
+    """Loss, gradients, clipping and fused AdamW at the rates of the configuration."""
     matrices, plain = [], []
-    for name, parameter in twin.named_parameters():
+    for name, parameter in model.named_parameters():
         vector = "positions" in name or sum(size > 1 for size in parameter.shape) < 2
         (plain if vector else matrices).append(parameter)
     optimizer = torch.optim.AdamW(
@@ -153,9 +197,6 @@ def pytorch_step(twin: torch.nn.Module, config: Config, batch: Batch) -> tuple[C
         fused=True,
     )
     rates = learning_rates(config.optimizer, config.train.steps)
-    tensors = {name: torch.from_numpy(batch[name]) for name in needed_fields(config.objectives)}
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        objectives(tensors).backward()
     done = 0
 
     def step() -> float:
@@ -164,13 +205,13 @@ def pytorch_step(twin: torch.nn.Module, config: Config, batch: Batch) -> tuple[C
             group["lr"] = float(rates[min(done, len(rates) - 1)])
         done += 1
         optimizer.zero_grad()
-        loss = objectives(tensors)
+        loss = loss_of()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(twin.parameters(), config.optimizer.clip_norm)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), config.optimizer.clip_norm)
         optimizer.step()
         return loss.item()
 
-    return step, counter.get_total_flops() / 1e9
+    return step
 
 
 def plan(path: str, settings: tuple[str, ...]) -> list[Variant]:
@@ -181,11 +222,13 @@ def plan(path: str, settings: tuple[str, ...]) -> list[Variant]:
         environment=(("OMP_WAIT_POLICY", "PASSIVE"),),  # active waiting makes fused kernels twice as slow
     )
     losses = active_objectives(load_config(path, settings).objectives)
+    others = [f"objectives.{name}={int(name in IMAGE_TEXT)}" for name in OBJECTIVES]
     return [
         Variant("all losses", settings),
         Variant("all losses, stock operators", settings, stock=True),
         fused,
         *(Variant(f"without {name}", (*settings, f"objectives.{name}=0")) for name in losses),
+        Variant("pictures and text alone", (*settings, *others, *NO_SOUND), peer=True),
     ]
 
 
@@ -198,30 +241,39 @@ def run_apart(variant: Variant, path: str, rounds: int) -> Result:
         return pool.submit(measure, variant, path, rounds).result()
 
 
+def report(results: Mapping[str, Result], size: int) -> str:
+    """The table, FLAVA's time, and the peak that the shares are of."""
+    peak = 2 * PEAK_SIZE**3 / min(min(result.matrix_product) for result in results.values()) / 1e9
+    rows, below = [], f"matrix products at best {peak:.0f} GFLOP/s"
+    for name, result in results.items():
+        ours, theirs = median(result.mindspore), median(result.pytorch)
+        share, ratio = f"{100 * result.gflop / ours / peak:.0f} %", f"{ours / theirs:.2f}"
+        row = [name, f"{1e3 * ours:.0f}", f"{size / ours:.0f}", share, result.operators, f"{1e3 * theirs:.0f}", ratio]
+        rows.append(row)
+        if result.flava:
+            peer = median(result.flava)
+            below += f"; FLAVA for pictures and text alone {1e3 * peer:.0f} ms, {ours / peer:.2f} of it here"
+    headers = ["step", "ms", "samples/s", "of peak", "operators", "PyTorch ms", "ratio"]
+    return f"{table(rows, headers)}\n\n{below}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.train_step", description=__doc__.splitlines()[0], allow_abbrev=False
     )
     parser.add_argument("--config", default="config/pretrain/demo.yaml", metavar="FILE")
+    parser.add_argument("--larger", action="store_true", help="width 256, four layers in every part, batch 32")
     parser.add_argument("--rounds", type=int, default=15, help="how often each step is timed (default: 15)")
     parser.add_argument("settings", nargs="*", metavar="key=value", help="changes of the configuration")
     args = parser.parse_intermixed_args()
-    size = load_config(args.config, args.settings).data.batch_size
+    settings = (*(LARGER if args.larger else ()), *args.settings)
+    size = load_config(args.config, settings).data.batch_size
     results = {}
-    for variant in plan(args.config, tuple(args.settings)):
+    for variant in plan(args.config, settings):
         results[variant.name] = run_apart(variant, args.config, args.rounds)
         ours, theirs = median(results[variant.name].mindspore), median(results[variant.name].pytorch)
         print(f"{variant.name}: {1e3 * ours:.0f} ms, PyTorch {1e3 * theirs:.0f} ms", flush=True)
-    peak = 2 * PEAK_SIZE**3 / min(min(result.matrix_product) for result in results.values()) / 1e9
-    rows = []
-    for name, result in results.items():
-        ours, theirs = median(result.mindspore), median(result.pytorch)
-        share = f"{100 * result.gflop / ours / peak:.0f} %"
-        rows.append(
-            [name, f"{1e3 * ours:.0f}", f"{size / ours:.0f}", share, f"{1e3 * theirs:.0f}", f"{ours / theirs:.2f}"]
-        )
-    print("\n" + table(rows, ["step", "ms", "samples/s", "of peak", "PyTorch ms", "ratio"]))
-    print(f"\nbatch {size}, {args.rounds} rounds, matrix products at best {peak:.0f} GFLOP/s")
+    print(f"\n{report(results, size)}; batch {size}, {args.rounds} rounds")
 
 
 if __name__ == "__main__":

@@ -88,6 +88,22 @@ def test_a_code_is_seen_only_behind_itself(decoder: ImageDecoder) -> None:
         assert not changed[: place + 1].any() and changed[place + 1 :].all(), place
 
 
+def test_gradient_of_a_logit_ends_at_its_own_input(decoder: ImageDecoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By what is added to each input, a place of its own for each."""
+
+    def chosen(places: Tensor, rows: Tensor) -> Tensor:
+        monkeypatch.setattr(decoder, "all_positions", lambda: places)
+        output = decoder(Tensor(IDS), Tensor(MEMORY), Tensor(MASK)).reshape(B, P, K)
+        return (output * Tensor(random(B, P, K)) * rows).sum()
+
+    with run_mode("pynative"):
+        places, gradient = decoder.all_positions(), ms.grad(chosen, 0)
+        for place in range(P):
+            rows = np.eye(P, dtype=np.float32)[place].reshape(1, P, 1)
+            strength = np.abs(gradient(places, Tensor(rows)).asnumpy()[0]).max(1)  # [P']
+            assert (strength[: place + 1] > 1e-5).all() and not strength[place + 1 :].any(), place
+
+
 def test_input_begins_with_bos_and_ends_before_the_last_code(decoder: ImageDecoder) -> None:
     codes = CODES.copy()
     codes[1] = -1  # no picture: any code that the table has

@@ -313,6 +313,41 @@ def test_mlm_predicts_the_hidden_tokens_from_what_is_left(opt: OPT) -> None:
     assert losses(opt, only("mlm"), batch)["mlm"] == pytest.approx(expected, rel=1e-4)
 
 
+def test_hidden_features_are_compared_with_the_clean_view(opt: OPT) -> None:
+    """Patches and frames of the masked view are predicted; the target is what the encoder makes of the whole."""
+    batch = batch_with_repeats()
+    text, image, audio, mask, audio_mask = encode(opt, batch)
+    heads = {"mvm": opt.masked_image_head, "mam": opt.masked_audio_head}
+    lengths = {"mvm": image.shape[1], "mam": audio.shape[1]}
+    hidden = {}
+    for name, length in lengths.items():
+        places = np.zeros((B, length), np.float32)
+        for row, slot in zip(*np.nonzero(batch[f"{name}_weights"]), strict=True):
+            places[row, batch[f"{name}_positions"][row, slot]] = 1
+        hidden[name] = Tensor(places)
+    masked_image = opt.image_encoder(Tensor(batch["image"]), hidden["mvm"], heads["mvm"].vector)
+    sound = Tensor(batch["audio"]), Tensor(batch["audio_frames"])
+    masked_audio, _ = opt.audio_encoder(*sound, hidden["mam"], heads["mam"].vector)
+    masked_text = opt.text_encoder(Tensor(batch["mlm_ids"]), mask)
+    rows = (masked_text, masked_image, masked_audio, mask, audio_mask, Tensor(batch["presence"]))
+    fused = opt.cross_encoder(*rows)[0]
+    config = replace(ALL, **{name: 0.0 for name in OBJECTIVES if name not in TOKEN_ROWS})
+    found = losses(opt, config, batch)
+    for name, loss, clean, first in (
+        ("mvm", "mvm_feature", image, opt.first_image),
+        ("mam", "mam_feature", audio, opt.first_audio),
+    ):
+        costs = []
+        for row, slot in zip(*np.nonzero(batch[f"{name}_weights"]), strict=True):
+            if row in ROWS[loss]:
+                place = int(batch[f"{name}_positions"][row, slot])
+                predicted = heads[name](fused[row : row + 1, first + place])[0].asnumpy()
+                target = clean[row, place].asnumpy()
+                target = (target - target.mean()) / np.sqrt(target.var() + 1e-6)
+                costs.append(((predicted - target) ** 2).mean())
+        assert found[loss] == pytest.approx(np.mean(costs), rel=1e-3), loss
+
+
 def test_denoising_writes_each_next_token_up_to_the_end(opt: OPT) -> None:
     """[CLS] w₁ … wₙ predict w₁ … wₙ [SEP]; nothing is asked of padding, nor of rows that are given nothing."""
     batch = batch_with_repeats()

@@ -91,19 +91,23 @@ class Artist:
         return pictures.reshape(*codes.shape[:2], *pictures.shape[1:])[np.arange(len(best)), best]
 
     def measure(self, items: Mapping[int, Items]) -> tuple[dict[str, Any], dict[int, np.ndarray]]:
-        """Draws every text and every sound, and looks for each by what was drawn of it.
+        """Draws every text and every sound, and looks for each one's text by what was drawn of it.
 
         Args:
             items: with the tokens of texts and sounds.
 
         Returns:
             by source, "text" and "speech": r1, r5, r10 and median_rank of the text among all texts; the pictures.
+            Without texts nothing is drawn; a sound without one is drawn and does not count.
         """
         figures, drawn = {}, {}
+        texts = items.get(TEXT)
         for which, name in SOURCES.items():
-            if which in items:
-                drawn[which] = self.draw(which, items[which])
-                embeddings = self.encoder.image(drawn[which]).embeddings
-                texts = items[TEXT]
-                figures[name] = recall(ranks(embeddings, texts.embeddings, items[which].pictures, texts.pictures))
+            if texts is None or which not in items:
+                continue
+            drawn[which] = self.draw(which, items[which])
+            told = np.isin(items[which].pictures, texts.pictures)
+            if told.any():
+                embeddings, pictures = self.encoder.image(drawn[which]).embeddings[told], items[which].pictures[told]
+                figures[name] = recall(ranks(embeddings, texts.embeddings, pictures, texts.pictures))
         return figures, drawn

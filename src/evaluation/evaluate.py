@@ -213,7 +213,8 @@ class Evaluator:
         drawing, drawn = self.artist.measure(subjects)
         if sheets:
             sheets.reconstructions(pairs)
-            sheets.drawings(subjects, drawn)
+            if TEXT in drawn:
+                sheets.drawings(subjects, drawn)
         return {"reconstruction": reconstruction, "drawing": drawing}
 
     def for_retrieval(self, items: dict[int, Items]) -> dict[int, Items]:

@@ -83,7 +83,7 @@ class Sheets:
         return picture, text, None if sound is None else audio.spectrogram(sound, self.model.audio)
 
     def drawings(self, subjects: dict[int, Items], drawn: dict[int, np.ndarray]) -> None:
-        """The first pictures, and beside each what was drawn of its text and of its speech."""
+        """The first pictures, and beside each what was drawn of its text and of its speech; more, of texts alone."""
         samples = subjects[TEXT].samples[:DRAWINGS].tolist()
         places = {which: {s: at for at, s in enumerate(subjects[which].samples.tolist())} for which in drawn}
         rows = []
@@ -93,10 +93,9 @@ class Sheets:
             rows.append((caption, [picture, *made]))
         names = ("original", *(f"from {MODALITIES[which]}" for which in drawn))
         drawing_sheet(self.folder / "drawings.png", "Pictures drawn from text and from speech", names, rows)
-        if TEXT in drawn:
-            shown = zip(drawn[TEXT], subjects[TEXT].samples[:ALBUM].tolist(), strict=False)
-            album = [(picture, self.media(sample)[1]) for picture, sample in shown]
-            album_sheet(self.folder / "drawn_texts.png", "Pictures drawn from text", album)
+        shown = zip(drawn[TEXT], subjects[TEXT].samples[:ALBUM].tolist(), strict=False)
+        album = [(picture, self.media(sample)[1]) for picture, sample in shown]
+        album_sheet(self.folder / "drawn_texts.png", "Pictures drawn from text", album)
 
     def reconstructions(self, pairs: list[tuple[np.ndarray, np.ndarray]]) -> None:
         """The first pictures above what the image tokenizer keeps of them."""
