@@ -206,6 +206,8 @@ METRICS = {
 
 def write_results(command: Command) -> int:
     """What the commands leave behind, in place of running them."""
+    if command[:2] == ("-m", "src.data.codes"):
+        return 0  # it adds to a folder that is there
     folder = Path(next((word[13:] for word in command if word.startswith("train.output=")), ""))
     if "--output" in command:
         folder = Path(command[command.index("--output") + 1])
