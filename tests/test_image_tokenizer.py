@@ -351,7 +351,7 @@ def test_another_picture_stands_in_where_there_is_none(config, tmp_path):
     loader = PictureLoader(config, "train")
     absent = next(i for i, r in enumerate(loader.dataset.read(range(loader.dataset.records))) if r.image is None)
     sample = int(np.flatnonzero(loader.dataset.samples[:, 0] == absent)[0])
-    batch, names = loader._make(np.array([sample]), 0, None)
+    batch, names = loader._make(np.array([sample]), np.zeros(1, int), None)
     (stand_in,) = loader.dataset.read([absent + 1])
     assert stand_in.image is not None and names == [(stand_in.key, "")] and batch["image"].any()
     with DatasetWriter(tmp_path / "silent", config.model.audio, {}) as writer:

@@ -12,7 +12,8 @@ import pytest
 from conftest import tiny_dataset
 
 from src.config import Config
-from src.data import image, pipeline
+from src.data import image
+from src.data.ahead import ahead
 from src.data.errors import DataError
 from src.data.pipeline import Batch, Loader
 from src.data.record import Record
@@ -188,14 +189,14 @@ def test_batches_are_made_ahead_but_not_without_end() -> None:
             made.append(number)
             yield number
 
-    ahead = pipeline._ahead(source(), 3)
-    assert next(ahead) == 0
+    items = ahead(source(), 3)
+    assert next(items) == 0
     deadline = time.monotonic() + 5
     while len(made) < 5 and time.monotonic() < deadline:
         time.sleep(0.01)
     time.sleep(0.1)
     assert len(made) == 5  # one taken, three waiting, one in hand
-    assert list(ahead) == list(range(1, 100))
+    assert list(items) == list(range(1, 100))
 
 
 def test_a_dataset_moves_with_its_folder(tmp_path: Path) -> None:

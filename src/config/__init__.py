@@ -1,6 +1,7 @@
-"""Typed configuration: frozen dataclasses (model, run, root), filled from YAML files and overrides (load)."""
+"""Typed configuration: frozen dataclasses (model, data, run, root), filled from YAML files and overrides (load)."""
 
 from src.config.checks import ConfigError, FieldError
+from src.config.data import COLOURS, AugmentConfig, DataConfig, SourceConfig
 from src.config.load import load_config, to_yaml
 from src.config.model import (
     AudioEncoderConfig,
@@ -15,7 +16,6 @@ from src.config.model import (
 from src.config.root import TASKS, Config
 from src.config.run import (
     OBJECTIVES,
-    DataConfig,
     EvalConfig,
     ObjectivesConfig,
     OptimizerConfig,
@@ -24,9 +24,11 @@ from src.config.run import (
 )
 
 __all__ = [
+    "COLOURS",
     "OBJECTIVES",
     "TASKS",
     "AudioEncoderConfig",
+    "AugmentConfig",
     "Config",
     "ConfigError",
     "CrossEncoderConfig",
@@ -40,6 +42,7 @@ __all__ = [
     "ObjectivesConfig",
     "OptimizerConfig",
     "RuntimeConfig",
+    "SourceConfig",
     "TextDecoderConfig",
     "TextEncoderConfig",
     "TrainConfig",

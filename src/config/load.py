@@ -49,7 +49,7 @@ def to_yaml(config: Config) -> str:
 def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value):
         return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    return list(value) if isinstance(value, tuple) else value
+    return [_plain(item) for item in value] if isinstance(value, tuple) else value
 
 
 def _parse_yaml(text: str, where: str) -> Any:
@@ -104,15 +104,15 @@ def _keys(cls: type, prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def _build(cls: type, values: dict[str, Any], origins: dict[str, str]) -> Any:
-    known = _keys(cls)
+def _build(cls: type, values: dict[str, Any], origins: dict[str, str], prefix: str = "") -> Any:
+    known = _keys(cls, prefix)
     for key, value in values.items():
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1, cutoff=0.5) or _by_last_name(key, known)
             hint = f"; did you mean {near[0]}?" if near else ""
             raise ConfigError(f"unknown key {key}={value!r} in {origins[key]}{hint}")
-        values[key] = _coerce(value, known[key], f"{key}={value!r} in {origins[key]}")
-    return _assemble(cls, values, origins, "")
+        values[key] = _coerce(value, known[key], key, origins[key])
+    return _assemble(cls, values, origins, prefix)
 
 
 def _by_last_name(key: str, known: dict[str, Any]) -> list[str]:
@@ -136,18 +136,18 @@ def _assemble(cls: type, values: dict[str, Any], origins: dict[str, str], prefix
         raise ConfigError(f"{shown} in {origins.get(key, 'the defaults')}: {error.message}") from None
 
 
-def _coerce(value: Any, kind: Any, where: str) -> Any:
+def _coerce(value: Any, kind: Any, key: str, file: str) -> Any:
     """The value as ``kind``, or a ConfigError; an int passes as a float, ``1e-3`` (a YAML string) too."""
+    where = f"{key}={value!r} in {file}"
     origin = typing.get_origin(kind)
     if origin is Literal:
         if value not in typing.get_args(kind):
             raise ConfigError(f"{where}: must be one of {', '.join(map(str, typing.get_args(kind)))}")
         return value
     if origin is tuple:
-        item = typing.get_args(kind)[0]
         if not isinstance(value, list | tuple):
             raise ConfigError(f"{where}: must be a list")
-        return tuple(_coerce(entry, item, where) for entry in value)
+        return _coerce_items(value, typing.get_args(kind)[0], key, file)
     if kind is float and not isinstance(value, bool):
         try:
             number = float(value)
@@ -160,6 +160,21 @@ def _coerce(value: Any, kind: Any, where: str) -> Any:
     elif isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
         return value
     raise ConfigError(f"{where}: must be {_type_name(kind)}, not {type(value).__name__}")
+
+
+def _coerce_items(items: typing.Sequence, kind: Any, key: str, file: str) -> tuple:
+    """A list's items: values, or mappings whose keys are those of a dataclass, as in ``data.sources``."""
+    if not dataclasses.is_dataclass(kind):
+        return tuple(_coerce(item, kind, key, file) for item in items)
+    built = []
+    for place, item in enumerate(items):
+        name = f"{key}[{place}]"
+        if not isinstance(item, dict):
+            fields = ", ".join(field.name for field in dataclasses.fields(kind))
+            raise ConfigError(f"{name}={item!r} in {file}: must be a mapping of {fields}")
+        values, origins = _flatten([(Path(file), {name: item})])
+        built.append(_build(kind, values, origins, f"{name}."))
+    return tuple(built)
 
 
 def _type_name(kind: Any) -> str:

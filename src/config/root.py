@@ -3,10 +3,10 @@
 from dataclasses import dataclass, field
 
 from src.config.checks import require
+from src.config.data import DataConfig
 from src.config.model import ModelConfig
 from src.config.run import (
     OBJECTIVES,
-    DataConfig,
     EvalConfig,
     ObjectivesConfig,
     OptimizerConfig,
@@ -55,6 +55,22 @@ class Config:
             weights.mvm_code == 0 or patches == side,
             "objectives.mvm_code",
             f"needs as many codes as patches: model.tokenizer.side={side}, a picture has {patches} patches on a side",
+        )
+        augment = self.data.augment
+        require(
+            weights.mvm_code == 0 or not augment.of_pictures,
+            "objectives.mvm_code",
+            "the codes are those of whole pictures: leave data.augment's crop_scale, flip and colours off",
+        )
+        require(
+            self.model.image.input == "patch" or not augment.of_pictures,
+            "model.image.input",
+            "regions cannot be varied: leave data.augment's crop_scale, flip and colours off",
+        )
+        require(
+            self.model.audio.input == "fbank" or not augment.of_sounds,
+            "model.audio.input",
+            "SpecAugment is for log-mel frames: leave data.augment's time_masks and frequency_masks 0",
         )
         require(
             self.task != "caption" or weights.denoise_text > 0, "objectives.denoise_text", "a caption task needs it"

@@ -1,4 +1,4 @@
-"""What a run is made of beside its network: device, data, objectives, optimiser, training, evaluation."""
+"""What a run is made of beside its network and data: device, objectives, optimiser, training, evaluation."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -17,21 +17,6 @@ class RuntimeConfig:
     precision: Literal["fp32", "fp16"] = "fp32"  # fp16: mixed precision with a dynamic loss scale
     distributed: bool = False  # data parallel over the ranks that msrun started
     graph_kernel: bool = False  # fuse elementwise chains; on a CPU it needs g++, decorator and attrs
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    path: str = ""  # folder of shards with dataset.json
-    codes: str = ""  # run or checkpoint folder of the image tokenizer whose codes are read; empty: none
-    train_split: str = "train"
-    eval_split: str = "dev"
-    batch_size: int = 128  # B: samples a step and rank
-    workers: int = 1  # threads that decode samples
-    prefetch: int = 4  # batches made ahead of the step
-
-    def __post_init__(self) -> None:
-        for name in ("batch_size", "workers", "prefetch"):
-            require(getattr(self, name) > 0, name, "must be positive")
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,8 @@ from src.data.errors import DataError
 BROKEN = (OSError, SyntaxError, ValueError, IndexError, struct.error, zlib.error, Image.DecompressionBombError)
 ORIENTATION = 0x0112  # EXIF tag
 
+Box = tuple[float, float, float, float]  # left, top, right, bottom
+
 
 def decode(data: bytes, size: int, name: str) -> np.ndarray:
     """An encoded picture as uint8 [S, S, 3]: the shorter side resized to S (bicubic, antialiased), the centre kept.
@@ -27,12 +29,21 @@ def decode(data: bytes, size: int, name: str) -> np.ndarray:
 
 def square(image: Image.Image, size: int) -> np.ndarray:
     """A picture's centred square as uint8 [S, S, 3]."""
-    width, height = image.size
-    if (width, height) != (size, size):
-        side = min(width, height)
-        left, top = (width - side) / 2, (height - side) / 2
-        image = image.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
-    return np.asarray(image)
+    return np.asarray(resize(image, size, centre(*image.size)))
+
+
+def centre(width: int, height: int) -> Box:
+    """The largest square in the middle of a picture."""
+    side = min(width, height)
+    left, top = (width - side) / 2, (height - side) / 2
+    return left, top, left + side, top + side
+
+
+def resize(image: Image.Image, size: int, box: Box) -> Image.Image:
+    """A part of a picture as a square of ``size`` pixels a side, bicubic and antialiased."""
+    if image.size == (size, size) and box == (0, 0, size, size):
+        return image
+    return image.resize((size, size), Image.Resampling.BICUBIC, box=box)
 
 
 def open_rgb(data: bytes, name: str, size: int = 0) -> Image.Image:

@@ -11,17 +11,17 @@ import numpy as np
 from src.data.schema import MATCH_CASES, MODALITIES
 from src.data.tokenizer import Tokenizer
 
-ORDER, SAMPLE = 0, 1  # purposes, so that the streams of one epoch never meet
+ORDER, SAMPLE, PICTURE, SOUND = range(4)  # purposes, so that the streams of one epoch never meet
 
 
-def order_rng(seed: int, epoch: int) -> np.random.Generator:
-    """The generator of an epoch's order."""
-    return np.random.default_rng((seed, epoch, ORDER, 0))
+def order_rng(seed: int, epoch: int, source: int = 0) -> np.random.Generator:
+    """The generator of an epoch's order: that of one of several sources, or of what is done with all of them."""
+    return np.random.default_rng((seed, epoch, ORDER, source))
 
 
-def sample_rng(seed: int, epoch: int, sample: int) -> np.random.Generator:
-    """The generator of all that a sample draws in an epoch."""
-    return np.random.default_rng((seed, epoch, SAMPLE, sample))
+def sample_rng(seed: int, epoch: int, sample: int, purpose: int = SAMPLE) -> np.random.Generator:
+    """The generator of what a sample draws in an epoch: SAMPLE, or how its PICTURE or its SOUND is varied."""
+    return np.random.default_rng((seed, epoch, purpose, sample))
 
 
 def mask_words(

@@ -1,23 +1,26 @@
 """Datasets to batches: order, decoding, random draws and read-ahead.
 
-Order, masks and noise are drawn from (seed, epoch, sample): a step's batch is the same in an uninterrupted run, in a
-resumed one, and whatever the number of workers.
+Order, views, masks and noise are drawn from (seed, epoch, sample), the epoch being the sample's own: the pass over its
+source that it is taken in (:mod:`src.data.order`). So a step's batch is the same in an uninterrupted run, in a resumed
+one, and whatever the number of workers.
 """
 
 import functools
-import queue
-import threading
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from src.config import Config
 from src.data import image, masking
+from src.data.ahead import ahead
+from src.data.augment import vary_picture, vary_sound
 from src.data.errors import DataError
-from src.data.image_codes import open_codes
+from src.data.order import Order
 from src.data.regions import fill_regions
 from src.data.schema import AUDIO, IMAGE, TEXT, batch_fields, sound_tokens
+from src.data.sources import Sources
 from src.data.store import Dataset, Record
 from src.data.tokenizer import Tokenizer
 
@@ -25,12 +28,32 @@ Batch = dict[str, np.ndarray]
 Evaluated = tuple[Batch, int, list[tuple[str, str]]]
 
 
+@dataclass(frozen=True)
+class Sample:
+    """What a row of a batch is made of."""
+
+    number: int  # among all samples of the split
+    epoch: int  # the pass over its source that it is taken in
+    record: Record
+    caption: int  # of the record; −1: without one
+    name: str  # what an error calls the record
+
+    @property
+    def text(self) -> str:
+        return self.record.captions[self.caption] if self.caption >= 0 else ""
+
+    @property
+    def sound(self) -> np.ndarray | None:
+        """Log-mel, features or waveform [frames, …]."""
+        return self.record.sounds[max(self.caption, 0)] if self.record.sounds else None
+
+
 class Loader:
     """Batches of one split.
 
     Args:
         config: reads data, model, objectives and seed.
-        split: a split of config.data.path.
+        split: a split of config.data.path, or of every one of config.data.sources.
         rank: which of the ranks this process is; every rank gets its own config.data.batch_size samples a step.
         ranks: how many there are.
         stored_codes: False: no codes are read even where data.codes names a tokenizer.
@@ -42,28 +65,45 @@ class Loader:
     def __init__(self, config: Config, split: str, rank: int = 0, ranks: int = 1, *, stored_codes: bool = True) -> None:
         self.config, self.split, self.rank, self.ranks = config, split, rank, ranks
         self.tokenizer = Tokenizer(config.model.text.vocab)
-        self.dataset = Dataset(config.data.path, split, config.model.audio, config.model.image)
-        self.codes = open_codes(self.dataset, config) if config.data.codes and stored_codes else None
-        self.ids = np.arange(len(self.dataset))  # the samples of an epoch
+        self.sources = Sources(config, split, codes=stored_codes)
+        self.ids = np.arange(len(self.sources))  # the samples of an epoch
+
+    @classmethod
+    def held_out(cls, config: Config, split: str, **options: bool) -> "Loader":
+        """A loader for :meth:`evaluation`, of the one dataset that config.data has for it."""
+        data = replace(config.data, path=config.data.evaluated, sources=())
+        return cls(replace(config, data=data), split, **options)
+
+    @property
+    def dataset(self) -> Dataset:
+        """The first source."""
+        return self.sources.datasets[0]
+
+    @functools.cached_property
+    def order(self) -> Order:
+        """Of training."""
+        config, wanted = self.config, self.config.data.batch_size * self.ranks
+        pictures = self.sources.samples[:, 2] if config.data.unique_pictures else None
+        order = Order(config.seed, self.sources.split(self.ids), self.sources.weights, wanted, pictures)
+        if not order.steps:
+            folders = ", ".join(str(dataset.folder) for dataset in self.sources.datasets)
+            raise DataError(
+                f"{folders}: split {self.split!r} has {len(self.ids)} samples, a step takes {wanted}: "
+                "lower data.batch_size"
+            )
+        return order
 
     @property
     def steps_per_epoch(self) -> int:
-        """Full batches of an epoch; what is left over is left out, others in each epoch."""
-        wanted = self.config.data.batch_size * self.ranks
-        if len(self.ids) < wanted:
-            raise DataError(
-                f"{self.dataset.folder}: split {self.split!r} has {len(self.ids)} samples, a step takes {wanted}: "
-                "lower data.batch_size"
-            )
-        return len(self.ids) // wanted
+        """Full batches of an epoch."""
+        return self.order.steps
 
     def batches(self, first_step: int = 0) -> Iterator[Batch]:
         """Endless batches from a global step on, made ahead by a thread; closing the iterator ends it."""
-        steps = self._training_batches(first_step, self.steps_per_epoch)
-        return _ahead(steps, self.config.data.prefetch)
+        return ahead(self._training_batches(self.order, first_step), self.config.data.prefetch)
 
     def evaluation(self, batch_size: int, limit: int = 0, order: np.ndarray | None = None) -> Iterator[Evaluated]:
-        """The split in its own order or another, drawing as epoch 0 does, so that figures repeat.
+        """The split in its own order or another, drawing as epoch 0 does but never varying a view: figures repeat.
 
         Args:
             batch_size: rows of every batch; the last one is filled by repeating its last sample.
@@ -74,16 +114,16 @@ class Loader:
             (batch, n, samples): n rows count, samples are their (key, caption), the caption "" where there is none.
         """
         ids = self.ids[: limit or None] if order is None else order
-        return _ahead(self._evaluation_batches(batch_size, ids), self.config.data.prefetch)
+        return ahead(self._evaluation_batches(batch_size, ids), self.config.data.prefetch)
 
-    def _training_batches(self, first_step: int, steps: int) -> Generator[Batch, None, None]:
-        size, epoch, step = self.config.data.batch_size, *divmod(first_step, steps)
+    def _training_batches(self, order: Order, first_step: int) -> Generator[Batch, None, None]:
+        size, (epoch, step) = self.config.data.batch_size, divmod(first_step, order.steps)
+        rows = slice(self.rank * size, (self.rank + 1) * size)
         with self._workers() as workers:
             while True:
-                order = masking.order_rng(self.config.seed, epoch).permutation(self.ids)
-                order = order[: steps * self.ranks * size].reshape(steps, self.ranks, size)
-                for step_ids in order[step:, self.rank]:
-                    yield self._make(step_ids, epoch, workers)[0]
+                samples, passes = order.epoch(epoch)
+                for place in range(step, order.steps):
+                    yield self._make(samples[place, rows], passes[place, rows], workers, varied=True)[0]
                 epoch, step = epoch + 1, 0
 
     def _evaluation_batches(self, size: int, ids: np.ndarray) -> Generator[Evaluated, None, None]:
@@ -91,52 +131,73 @@ class Loader:
             for start in range(0, len(ids), size):
                 rows = ids[start : start + size]
                 padded = np.pad(rows, (0, size - len(rows)), mode="edge")
-                batch, names = self._make(padded, 0, workers)
+                batch, names = self._make(padded, np.zeros_like(padded), workers)
                 yield batch, len(rows), names[: len(rows)]
 
     def _workers(self) -> ThreadPoolExecutor:
         return ThreadPoolExecutor(self.config.data.workers, thread_name_prefix="decode")
 
-    def _make(self, ids: np.ndarray, epoch: int, workers: ThreadPoolExecutor) -> tuple[Batch, list[tuple[str, str]]]:
-        """The batch of some samples, and their keys and captions."""
+    def _samples(self, ids: np.ndarray, epochs: np.ndarray) -> list[Sample]:
+        records, captions, _ = self.sources.samples[ids].T
+        columns = ids.tolist(), epochs.tolist(), self.sources.read(records), captions.tolist()
+        return [
+            Sample(number, epoch, record, caption, name)
+            for number, epoch, (name, record), caption in zip(*columns, strict=True)
+        ]
+
+    def _make(
+        self, ids: np.ndarray, epochs: np.ndarray, workers: ThreadPoolExecutor, varied: bool = False
+    ) -> tuple[Batch, list[tuple[str, str]]]:
+        """The batch of some samples, each in an epoch of its own, and their keys and captions."""
         size = len(ids)
         fields = batch_fields(self.config.model, size, self.config.objectives.mask_ratio)
         batch = {name: np.zeros((size, *spec.shape), spec.dtype) for name, spec in fields.items()}
-        samples = self.dataset.samples[ids]  # [B, 3]
-        batch["sample_id"][:] = ids
-        batch["image_id"][:] = samples[:, 2]
-        batch["image_codes"][:] = -1 if self.codes is None else self.codes[samples[:, 0]]
-        records = list(self.dataset.read(samples[:, 0]))
-        captions = samples[:, 1].tolist()
+        records, _, pictures = self.sources.samples[ids].T
+        batch["sample_id"][:], batch["image_id"][:] = ids, pictures
+        batch["image_codes"][:] = self.sources.codes(records, batch["image_codes"].shape[1])
+        samples = self._samples(ids, epochs)
         run = map if self.config.data.workers <= 1 else workers.map
-        for _ in run(functools.partial(self._fill, batch, epoch), range(size), records, captions):
+        for _ in run(functools.partial(self._fill, batch, varied), range(size), samples):
             pass
-        return batch, [(record.key, _text(record, caption)) for record, caption in zip(records, captions, strict=True)]
+        return batch, [(sample.record.key, sample.text) for sample in samples]
 
-    def _fill(self, batch: Batch, epoch: int, row: int, record: Record, caption: int) -> None:
+    def _fill(self, batch: Batch, varied: bool, row: int, sample: Sample) -> None:
         """Writes one sample into its row; an absent modality stays zero."""
         presence, model = batch["presence"][row], self.config.model
-        presence[:] = record.presence(caption, model.image.input)
-        if presence[IMAGE]:
-            name = f"{self.dataset.folder}: split {self.split!r}, record {record.key!r}"
-            if model.image.input == "region":
-                fill_regions(batch, row, record.regions, model.image, name)
-            else:
-                batch["image"][row] = image.decode(record.image, model.image.size, name)
+        presence[:] = sample.record.presence(sample.caption, model.image.input)
+        if presence[IMAGE] and model.image.input == "region":
+            fill_regions(batch, row, sample.record.regions, model.image, sample.name)
+        elif presence[IMAGE]:
+            batch["image"][row] = self._picture(sample, model.image.size, varied)
         if presence[AUDIO]:
-            sound = record.sounds[max(caption, 0)][: model.audio.length]
+            sound = self._sound(sample, varied)
             batch["audio"][row, : len(sound)] = sound
             batch["audio_frames"][row] = len(sound)
-        text = _text(record, caption)
         if presence[TEXT]:
-            ids, mask = self.tokenizer.encode(text, model.text.max_len)
+            ids, mask = self.tokenizer.encode(sample.text, model.text.max_len)
             batch["text_ids"][row], batch["text_mask"][row] = ids, mask
-        self._draw(batch, row, epoch, text)
+        self._draw(batch, row, sample)
 
-    def _draw(self, batch: Batch, row: int, epoch: int, text: str) -> None:
+    def _picture(self, sample: Sample, size: int, varied: bool) -> np.ndarray:
+        """Its picture, uint8 [S, S, 3]."""
+        config = self.config.data.augment
+        if not varied or not config.of_pictures:
+            return image.decode(sample.record.image, size, sample.name)
+        rng = masking.sample_rng(self.config.seed, sample.epoch, sample.number, masking.PICTURE)
+        return vary_picture(sample.record, size, sample.name, config, rng)
+
+    def _sound(self, sample: Sample, varied: bool) -> np.ndarray:
+        """Its sound [frames, …]."""
+        sound, config = sample.sound[: self.config.model.audio.length], self.config.data.augment
+        if not varied or not config.of_sounds:
+            return sound
+        rng = masking.sample_rng(self.config.seed, sample.epoch, sample.number, masking.SOUND)
+        return vary_sound(sound, config, rng)
+
+    def _draw(self, batch: Batch, row: int, sample: Sample) -> None:
         """The row's random part. The masks come last: they draw a varying number of times."""
         objectives, presence = self.config.objectives, batch["presence"][row]
-        rng = masking.sample_rng(self.config.seed, epoch, int(batch["sample_id"][row]))
+        rng = masking.sample_rng(self.config.seed, sample.epoch, sample.number)
         batch["match_noise"][row] = rng.gumbel(size=len(batch["match_noise"]))
         batch["match_case"][row], batch["match_presence"][row] = masking.draw_match(presence, rng)
         batch["denoise_presence"][row] = masking.draw_given(objectives.denoise_given, presence, TEXT, 0.0, rng)
@@ -150,7 +211,7 @@ class Loader:
         batch["mlm_ids"][row] = batch["text_ids"][row]
         if objectives.mlm and presence[TEXT]:
             ids, slots = batch["text_ids"][row], batch["mlm_positions"].shape[1]
-            words = self.tokenizer.words(text, len(ids))
+            words = self.tokenizer.words(sample.text, len(ids))
             masked = masking.mask_words(ids, words, slots, objectives.mask_ratio, self.tokenizer, rng)
             for name, value in zip(("mlm_ids", "mlm_positions", "mlm_labels", "mlm_weights"), masked, strict=True):
                 batch[name][row] = value
@@ -163,46 +224,3 @@ class Loader:
         else:
             patches = model.image.tokens * int(batch["presence"][row, IMAGE])
         return {"mvm": patches, "mam": sound_tokens(model.audio, int(batch["audio_frames"][row]))}
-
-
-def _text(record: Record, caption: int) -> str:
-    return record.captions[caption] if caption >= 0 else ""
-
-
-def _ahead(source: Generator, depth: int) -> Iterator:
-    """The items of an iterator, up to ``depth`` of them made ahead by a thread; its errors are raised here.
-
-    The thread starts at the first item asked for and ends when the returned generator is exhausted, closed or dropped.
-    """
-    made: queue.Queue = queue.Queue(depth)
-    stop, end = threading.Event(), object()
-
-    def put(item: object) -> None:
-        while not stop.is_set():
-            try:
-                return made.put(item, timeout=0.05)
-            except queue.Full:
-                continue
-
-    def work() -> None:
-        try:
-            for item in source:
-                put(item)
-                if stop.is_set():
-                    break
-            put(end)
-        except Exception as error:  # whatever it is, the consumer raises it
-            put(error)
-        finally:
-            source.close()
-
-    thread = threading.Thread(target=work, name="batches", daemon=True)
-    thread.start()
-    try:
-        while (item := made.get()) is not end:
-            if isinstance(item, Exception):
-                raise item
-            yield item
-    finally:
-        stop.set()
-        thread.join()

@@ -174,7 +174,7 @@ class Evaluator:
         """Of a split; opened once."""
         if split not in self._loaders:
             stored = self.probe is not None and self.probe.reads_codes
-            self._loaders[split] = Loader(self.config, split, stored_codes=stored)
+            self._loaders[split] = Loader.held_out(self.config, split, stored_codes=stored)
         return self._loaders[split]
 
     def _write(self, loader: Loader, items: dict[int, Items], sheets: Sheets | None) -> dict[str, Any]:

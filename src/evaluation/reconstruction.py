@@ -75,7 +75,7 @@ class ReconstructionEvaluator:
     def measure(self, split: str, pictures: int = 0) -> tuple[dict[str, Any], list[tuple[np.ndarray, np.ndarray]]]:
         """pictures, psnr, perplexity and usage; the first pictures, each with what was drawn from its codes."""
         if split not in self._loaders:
-            self._loaders[split] = PictureLoader(self.config, split)
+            self._loaders[split] = PictureLoader.held_out(self.config, split)
         trained = self.model.training
         self.reconstruct.set_train(False)
         try:

@@ -1,0 +1,93 @@
+"""Random views of a picture and of a sound, for training alone.
+
+What is drawn depends on (seed, epoch, sample), and how much is drawn on nothing: switching one variation on or off
+leaves the others as they are.
+"""
+
+import math
+import re
+
+import numpy as np
+from PIL import Image, ImageEnhance
+
+from src.config import COLOURS, AugmentConfig
+from src.data.image import Box, centre, open_rgb, resize
+from src.data.store import Record
+
+# Words that a mirrored picture would make wrong; whatever begins with them counts («leftmost»), what they end does not.
+SIDES = re.compile(r"[左右]|(?<![a-z])(left|right)", re.IGNORECASE)
+ENHANCERS = {
+    "brightness": ImageEnhance.Brightness,
+    "contrast": ImageEnhance.Contrast,
+    "saturation": ImageEnhance.Color,
+}
+
+
+def may_mirror(record: Record) -> bool:
+    """Whether nothing that is said of a picture tells left from right. What is only spoken might."""
+    spoken = not record.captions and any(sound is not None for sound in record.sounds)
+    return not spoken and not any(SIDES.search(caption) for caption in record.captions)
+
+
+def vary_picture(record: Record, size: int, name: str, config: AugmentConfig, rng: np.random.Generator) -> np.ndarray:
+    """A record's picture, cropped, mirrored and coloured at random: uint8 [S, S, 3].
+
+    Args:
+        record: one with a picture.
+        size: S.
+        name: what an error calls the picture.
+    """
+    share, aspect, left, top, mirror, *factors = rng.random(5 + len(COLOURS))
+    least, most = config.crop_scale or (1.0, 1.0)
+    share = least + (most - least) * share
+    image = open_rgb(record.image, name, math.ceil(size / math.sqrt(share)))
+    box = centre(*image.size)
+    if config.crop_scale:
+        box = crop_box(*image.size, share, config.crop_aspect ** (2 * aspect - 1), left, top)
+    image = resize(image, size, box)
+    if mirror < config.flip and may_mirror(record):
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    for colour, factor in zip(COLOURS, factors, strict=True):
+        strength = getattr(config, colour)
+        if strength:
+            image = ENHANCERS[colour](image).enhance(1 + strength * (2 * factor - 1))
+    return np.asarray(image)
+
+
+def crop_box(width: int, height: int, share: float, aspect: float, left: float, top: float) -> Box:
+    """A part of a picture, whole within it.
+
+    Args:
+        share: of the picture's area; less where so long a side does not fit.
+        aspect: width over height.
+        left, top: in [0, 1): where in the room that is left.
+    """
+    side = math.sqrt(share * width * height)
+    wide, high = min(width, side * math.sqrt(aspect)), min(height, side / math.sqrt(aspect))
+    x, y = left * (width - wide), top * (height - high)
+    return x, y, min(width, x + wide), min(height, y + high)
+
+
+def vary_sound(sound: np.ndarray, config: AugmentConfig, rng: np.random.Generator) -> np.ndarray:
+    """SpecAugment (Park et al. 2019) without its warping: stretches of frames and groups of bands are hidden.
+
+    They become the sound's mean, as in the paper, where log-mels have mean 0: a byte of 0 would be silence, eight
+    decades down, which is a thing to be heard.
+
+    Args:
+        sound: uint8 [M, N] log-mel.
+    """
+    spans = rng.random((config.time_masks + config.frequency_masks, 2))
+    varied, mean = sound.copy(), round(float(sound.mean()))
+    for start, stop in _stretches(len(sound), config.time_share, spans[: config.time_masks]):
+        varied[start:stop] = mean
+    for start, stop in _stretches(sound.shape[1], config.frequency_share, spans[config.time_masks :]):
+        varied[:, start:stop] = mean
+    return varied
+
+
+def _stretches(length: int, share: float, spans: np.ndarray) -> list[tuple[int, int]]:
+    """Stretches of 0 … share · length places, anywhere, from pairs of numbers in [0, 1)."""
+    widths = (spans[:, 0] * (math.floor(share * length) + 1)).astype(int)
+    starts = (spans[:, 1] * (length - widths + 1)).astype(int)
+    return list(zip(starts.tolist(), (starts + widths).tolist(), strict=True))

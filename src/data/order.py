@@ -1,0 +1,150 @@
+"""Which samples a step takes: every source shuffled, several mixed by weight, no picture twice if so wished.
+
+A *pass* takes each sample of a source once, in an order of its own. With one source an epoch is a pass, cut to full
+steps: what is left over is left out, others in each epoch. With several an epoch takes as many samples as they hold
+together, cut likewise; its samples are apportioned to the sources by weight (the largest remainders get what rounding
+leaves: no source is off by a whole sample) and spread evenly over it, so that every step has about the same mixture. A
+source's passes run on across epochs: none of its samples comes again before all the others came. So the whole training
+holds no pair of pass and sample twice, and random draws are made from it.
+
+All of it follows from the number of the epoch: nothing is remembered, and a run resumes anywhere.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from src.data.errors import DataError
+from src.data.masking import order_rng
+
+
+class Order:
+    """The samples of every step.
+
+    Args:
+        seed: of the run.
+        sources: each source's sample numbers, int [n].
+        weights: theirs, positive.
+        step_size: samples a step takes, those of all ranks together.
+        pictures: a picture's number for every sample number, if no step may hold a picture twice; otherwise None.
+
+    Attributes:
+        steps: of an epoch; 0 if the sources do not fill one.
+        shares: samples of an epoch that come from each source.
+    """
+
+    def __init__(
+        self,
+        seed: int,
+        sources: Sequence[np.ndarray],
+        weights: Sequence[float],
+        step_size: int,
+        pictures: np.ndarray | None = None,
+    ) -> None:
+        self.seed, self.sources, self.step_size, self.pictures = seed, sources, step_size, pictures
+        self.steps = sum(map(len, sources)) // step_size
+        self.shares = apportion(self.steps * step_size, weights)
+        if self.steps and 0 in self.shares:
+            place = self.shares.index(0)
+            raise DataError(
+                f"data.sources[{place}].weight={weights[place]} is less than a sample in an epoch of "
+                f"{self.steps * step_size}: raise it, or leave the source out"
+            )
+        # with one source an epoch begins with a pass
+        self.passes = self.shares if len(sources) == 1 else [len(ids) for ids in sources]
+
+    def epoch(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+        """The sample numbers of an epoch's steps and the pass that each is of, both int32 [steps, step_size]."""
+        samples, passes, origins = self._mixed([self._draw(source, number) for source in range(len(self.sources))])
+        shape = self.steps, self.step_size
+        if self.pictures is not None:
+            # a generator of its own: where no picture repeats, the order is the one that it would be without
+            rng = order_rng(self.seed, number, len(self.sources))
+            places = spread(self.pictures[samples].reshape(shape), origins.reshape(shape), rng).reshape(-1)
+            samples, passes = samples[places], passes[places]
+        return samples.reshape(shape), passes.reshape(shape)
+
+    def _draw(self, source: int, epoch: int) -> np.ndarray:
+        """What an epoch takes of a source: sample numbers, their passes and the source, int32 [3, share]."""
+        length, share = self.passes[source], self.shares[source]
+        drawn, done = np.full((3, share), source, np.int32), 0
+        while done < share:
+            number, start = divmod(epoch * share + done, length)
+            some = order_rng(self.seed, number, source).permutation(self.sources[source])[start:length][: share - done]
+            drawn[0, done : done + len(some)], drawn[1, done : done + len(some)] = some, number
+            done += len(some)
+        return drawn
+
+    def _mixed(self, drawn: list[np.ndarray]) -> np.ndarray:
+        """Several sources' int32 [3, share] as one [3, n], each spread evenly over it."""
+        if len(drawn) == 1:
+            return drawn[0]
+        # the k-th of n samples stands at (k + ½) / n of the epoch
+        places = np.concatenate([(np.arange(share) + 0.5) / share for share in self.shares])
+        return np.concatenate(drawn, 1)[:, np.argsort(places, kind="stable")]
+
+
+def apportion(total: int, weights: Sequence[float]) -> list[int]:
+    """``total`` in whole parts in proportion to the weights, each off by less than one, by largest remainders."""
+    quotas = total * np.asarray(weights, np.float64) / sum(weights)
+    parts = np.floor(quotas).astype(np.int64)
+    neediest = np.argsort(parts - quotas, kind="stable")[: total - parts.sum()]
+    parts[neediest] += 1
+    return parts.tolist()
+
+
+def spread(pictures: np.ndarray, groups: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Moves as few samples as needed for no step to hold a picture twice.
+
+    A sample whose picture its step holds already changes places with one of its group, in a step without that
+    picture, that its own step can take or that is itself one too many there. Each exchange adds to the sum over the
+    steps of their different pictures; one is always to be found as long as no picture has more samples than there
+    are steps and every step holds as many of a group.
+
+    Args:
+        pictures: int [steps, size], the picture of each place's sample.
+        groups: int [steps, size]; samples change places within a group.
+        rng: chooses whom to change places with.
+
+    Returns:
+        int64 [steps, size]: the old place, counted over all steps, of the sample at each new place.
+
+    Raises:
+        DataError: a picture has too many samples.
+    """
+    pictures, places = pictures.copy(), np.arange(pictures.size).reshape(pictures.shape)
+    for step, slot in _repeated(pictures):
+        while np.count_nonzero(pictures[step] == pictures[step, slot]) > 1:
+            other = _partner(pictures, groups, step, slot, rng)
+            for table in (pictures, places):
+                table[step, slot], table[other] = table[other], table[step, slot]
+    return places
+
+
+def _repeated(pictures: np.ndarray) -> np.ndarray:
+    """(step, slot) of every sample whose picture stands in its step before it, int64 [n, 2]."""
+    order = np.argsort(pictures, axis=1, kind="stable")
+    ordered = np.take_along_axis(pictures, order, 1)
+    steps, ranks = np.nonzero(ordered[:, 1:] == ordered[:, :-1])
+    return np.stack((steps, order[steps, ranks + 1]), 1)
+
+
+def _partner(
+    pictures: np.ndarray, groups: np.ndarray, step: int, slot: int, rng: np.random.Generator
+) -> tuple[int, int]:
+    """Step and slot of whom the sample changes places with."""
+    steps, picture = len(pictures), pictures[step, slot]
+    begin = rng.integers(steps)
+    for other in range(begin, begin + steps):
+        row = pictures[other % steps]
+        if picture in row:
+            continue
+        _, inverse, counts = np.unique(row, return_inverse=True, return_counts=True)
+        fits = ~np.isin(row, pictures[step]) | (counts[inverse] > 1)
+        found = np.flatnonzero(fits & (groups[other % steps] == groups[step, slot]))
+        if len(found):
+            return other % steps, int(rng.choice(found))
+    raise DataError(
+        f"data.unique_pictures: a picture has {np.count_nonzero(pictures == picture)} samples in an epoch of {steps} "
+        "steps: lower data.batch_size, or allow repeats"
+    )

@@ -1,0 +1,89 @@
+"""Several datasets under one numbering: the records, pictures and samples of each follow those of the one before."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from src.config import Config
+from src.data.errors import DataError
+from src.data.image_codes import open_codes
+from src.data.schema import IMAGE
+from src.data.store import Dataset, Record
+
+
+class Sources:
+    """One split of every dataset of a configuration.
+
+    Args:
+        config: data and model.
+        split: one that all of them have.
+        whole: False: only their pictures are read, so that config.model.audio and image need not fit.
+        codes: False: no codes are read even where data.codes names a tokenizer.
+
+    Attributes:
+        datasets, weights: each.
+        samples: int32 [n, 3]: record, caption (or −1), image_id; no two datasets share a record or an image_id.
+        first_samples: the number of each dataset's first sample.
+    """
+
+    def __init__(self, config: Config, split: str, whole: bool = True, codes: bool = True) -> None:
+        checked = (config.model.audio, config.model.image) if whole else ()
+        folders, self.weights = zip(*config.data.mixture, strict=True)
+        self.datasets = [Dataset(folder, split, *checked) for folder in folders]
+        self.first_samples = _starts([len(dataset) for dataset in self.datasets])
+        self.first_records = _starts([dataset.records for dataset in self.datasets])
+        self.samples = self.datasets[0].samples
+        if len(self.datasets) > 1:
+            parts = zip(self.datasets, self.first_records, strict=True)
+            # an image_id is the number of a record
+            self.samples = np.concatenate([dataset.samples + np.int32([first, 0, first]) for dataset, first in parts])
+        self._codes = self._open_codes(config) if config.data.codes and codes else {}
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def split(self, ids: np.ndarray) -> list[np.ndarray]:
+        """Ascending sample numbers by source."""
+        return np.split(ids, np.searchsorted(ids, self.first_samples[1:]))
+
+    def read(self, records: np.ndarray) -> Iterator[tuple[str, Record]]:
+        """Records in the order asked for, and what an error calls each."""
+        for source, index in self._locate(records):
+            dataset = self.datasets[source]
+            (record,) = dataset.read([index])
+            yield f"{dataset.folder}: split {dataset.split!r}, record {record.key!r}", record
+
+    def codes(self, records: np.ndarray, count: int) -> np.ndarray:
+        """The codes of records' pictures, int32 [n, count]; −1 where there are none."""
+        found = np.full((len(records), count), -1, np.int32)
+        for row, (source, index) in zip(found, self._locate(records), strict=True):
+            if source in self._codes:
+                row[:] = self._codes[source][index]
+        return found
+
+    def others(self, record: int) -> np.ndarray:
+        """The records of a record's source that follow it, and then those before it."""
+        ((source, index),) = self._locate(np.array([record]))
+        records = self.datasets[source].records
+        return self.first_records[source] + (index + np.arange(1, records)) % records
+
+    def _locate(self, records: np.ndarray) -> Iterator[tuple[int, int]]:
+        """The source of each record and its number there."""
+        sources = np.searchsorted(self.first_records, records, side="right") - 1
+        return zip(sources.tolist(), (records - self.first_records[sources]).tolist(), strict=True)
+
+    def _open_codes(self, config: Config) -> dict[int, np.ndarray]:
+        """By source; one without a picture needs none."""
+        pictured = {source: dataset for source, dataset in enumerate(self.datasets) if dataset.count(IMAGE)}
+        return {source: open_codes(dataset, config) for source, dataset in pictured.items()}
+
+    def require_pictures(self) -> None:
+        """Raises DataError if a source has none."""
+        for dataset in self.datasets:
+            if not dataset.count(IMAGE):
+                raise DataError(f"{dataset.folder}: split {dataset.split!r} has no picture")
+
+
+def _starts(lengths: list[int]) -> np.ndarray:
+    """Where each of several runs begins, int64 [n]."""
+    return np.cumsum([0, *lengths[:-1]])
