@@ -12,7 +12,7 @@ from PIL import Image, ImageEnhance
 
 from src.config import COLOURS, AugmentConfig
 from src.data.image import Box, centre, open_rgb, resize
-from src.data.store import Record
+from src.data.record import Record
 
 # Words that a mirrored picture would make wrong; whatever begins with them counts («leftmost»), what they end does not.
 SIDES = re.compile(r"[左右]|(?<![a-z])(left|right)", re.IGNORECASE)

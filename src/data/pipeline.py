@@ -18,10 +18,11 @@ from src.data.ahead import ahead
 from src.data.augment import vary_picture, vary_sound
 from src.data.errors import DataError
 from src.data.order import Order
+from src.data.record import Record
 from src.data.regions import fill_regions
 from src.data.schema import AUDIO, IMAGE, TEXT, batch_fields, sound_tokens
 from src.data.sources import Sources
-from src.data.store import Dataset, Record
+from src.data.store import Dataset
 from src.data.tokenizer import Tokenizer
 
 Batch = dict[str, np.ndarray]

@@ -7,8 +7,9 @@ import numpy as np
 from src.config import Config
 from src.data.errors import DataError
 from src.data.image_codes import open_codes
+from src.data.record import Record
 from src.data.schema import IMAGE
-from src.data.store import Dataset, Record
+from src.data.store import Dataset
 
 
 class Sources:

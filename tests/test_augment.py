@@ -1,0 +1,158 @@
+"""Random views: inside the picture, within their limits, and mirrored only where nothing says left or right."""
+
+import io
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from conftest import png
+from PIL import Image
+
+from src.config import COLOURS, AugmentConfig
+from src.data import image
+from src.data.augment import crop_box, may_mirror, vary_picture, vary_sound
+from src.data.errors import DataError
+from src.data.record import Record
+
+# red grows to the right, green downwards: a view tells where it was taken
+SIDE = 200
+RAMP = np.stack(np.broadcast_arrays(np.arange(SIDE), np.arange(SIDE)[:, None], 90), 2).astype(np.uint8)
+CROP = AugmentConfig(crop_scale=(0.25, 0.5))
+
+
+def record(*captions: str, picture: np.ndarray = RAMP, sounds: tuple = ()) -> Record:
+    return Record("r", png(picture), captions, sounds)
+
+
+def vary(config: AugmentConfig, seed: int = 0, which: Record | None = None, size: int = 64) -> np.ndarray:
+    return vary_picture(which or record(), size, "p", config, np.random.default_rng(seed))
+
+
+def test_a_crop_is_a_part_of_the_stated_size_stretched_to_the_square() -> None:
+    shares, aspects = [], []
+    for seed in range(200):
+        view = vary(CROP, seed).astype(float)
+        assert view.shape == (64, 64, 3) and np.abs(view[..., 2] - 90).max() <= 1
+        wide, high = ((view[-1, -1] - view[0, 0])[:2] * 64 / 63 / SIDE).tolist()
+        shares.append(wide * high)
+        aspects.append(wide / high)
+    assert 0.23 < min(shares) < 0.28 and 0.47 < max(shares) < 0.52 and abs(np.mean(shares) - 0.375) < 0.02
+    assert 0.72 < min(aspects) < 0.8 and 1.25 < max(aspects) < 1.38 and abs(np.mean(np.log(aspects))) < 0.05
+    assert len({vary(CROP, seed).tobytes() for seed in range(20)}) == 20
+
+
+@pytest.mark.parametrize("width,height", [(200, 200), (640, 80), (3, 500), (1, 1)])
+def test_a_crop_stays_within_any_picture(width: int, height: int) -> None:
+    for numbers in (*np.random.default_rng(0).random((200, 4)), (0, 0, 0, 0), (1, 1, 1, 1)):
+        share, aspect, left, top = map(float, numbers)
+        x0, y0, x1, y1 = crop_box(width, height, 0.01 + 0.99 * share, 2 ** (2 * aspect - 1), left, top)
+        assert 0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height
+    assert crop_box(width, width, 1.0, 1.0, 0.5, 0.5) == (0, 0, width, width)
+
+
+def test_nothing_switched_on_is_the_plain_picture() -> None:
+    assert not AugmentConfig().of_pictures and not AugmentConfig().of_sounds
+    wide = record(picture=np.concatenate((RAMP, RAMP), 1))
+    for size in (64, SIDE):
+        assert np.array_equal(vary(AugmentConfig(), which=wide, size=size), image.decode(wide.image, size, "p"))
+
+
+def test_a_small_crop_of_a_jpeg_is_not_decoded_too_small() -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (800, 800, 3), np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(noise).save(buffer, "JPEG", quality=95)
+    config = AugmentConfig(crop_scale=(0.04, 0.04), crop_aspect=1.0)
+    for seed in range(3):
+        found = vary(config, seed, Record("r", buffer.getvalue(), (), ()), size=160)
+        left, top = np.random.default_rng(seed).random(8)[2:4]
+        x, y = 640 * left, 640 * top
+        whole = Image.open(io.BytesIO(buffer.getvalue()))
+        expected = whole.resize((160, 160), Image.Resampling.BICUBIC, box=(x, y, x + 160, y + 160))
+        assert np.abs(found.astype(int) - np.asarray(expected)).max() <= 2
+
+
+@pytest.mark.parametrize(
+    ("captions", "mirrored"),
+    [
+        (("一只猫",), True),
+        (("一只猫", "左边一只狗"), False),
+        (("一只猫", "狗在右侧"), False),
+        (("a cat", "bright, upright and cleft"), True),
+        (("a cat on the Left",), False),
+        (("the rightmost cat",), False),
+        (("猫（LEFT）",), False),
+        ((), True),
+    ],
+)
+def test_left_and_right_forbid_the_mirror(captions: tuple[str, ...], mirrored: bool) -> None:
+    """In any caption of the picture, the sample's own or not."""
+    asked = record(*captions)
+    assert may_mirror(asked) == mirrored
+    found = vary(AugmentConfig(flip=1.0), which=asked, size=SIDE)
+    assert np.array_equal(found, RAMP[:, ::-1] if mirrored else RAMP)
+
+
+def test_what_is_only_spoken_may_tell_left_from_right() -> None:
+    sound = np.ones((9, 4), np.uint8)
+    assert not may_mirror(record(sounds=(sound,))) and may_mirror(record(sounds=(None,)))
+    assert may_mirror(record("一只猫", sounds=(sound,)))
+
+
+def test_half_are_mirrored() -> None:
+    half = AugmentConfig(flip=0.5)
+    share = np.mean([vary(half, seed, size=SIDE)[0, 0, 0] > 100 for seed in range(200)])
+    assert 0.4 < share < 0.6
+
+
+def test_colours_vary_within_their_strength() -> None:
+    grey = record(picture=np.full((8, 8, 3), (60, 100, 140), np.uint8))
+    for colour in COLOURS:
+        config = AugmentConfig(**{colour: 0.5})
+        views = np.stack([vary(config, seed, grey, 8)[0, 0] for seed in range(100)]).astype(int)
+        assert len(np.unique(views[:, 0])) > 20 or colour == "contrast"
+    bright = np.stack([vary(AugmentConfig(brightness=0.5), s, grey, 8)[0, 0] for s in range(100)])
+    assert (bright[:, 1] >= 50).all() and (bright[:, 1] <= 150).all() and abs(bright[:, 1].mean() - 100) < 8
+    grade = np.stack([vary(AugmentConfig(saturation=1.0), s, grey, 8)[0, 0] for s in range(100)]).astype(int)
+    spread = grade[:, 2] - grade[:, 0]
+    assert spread.min() < 8 and spread.max() > 150, "from grey to twice as colourful"
+    flat = vary(replace(AugmentConfig(), contrast=0.5), 1, record(), SIDE).astype(int)
+    assert abs(flat.std() / RAMP.std() - 1) > 0.02
+
+
+def test_one_variation_leaves_the_others_as_they_are() -> None:
+    for seed in range(8):
+        both = vary(replace(CROP, flip=1.0), seed)
+        assert np.array_equal(both, vary(CROP, seed)[:, ::-1])
+        assert np.array_equal(vary(CROP, seed), vary(CROP, seed))
+
+
+def test_a_broken_picture_is_named() -> None:
+    with pytest.raises(DataError, match="p: not a readable picture"):
+        vary(CROP, which=Record("r", b"no picture", (), ()))
+
+
+def test_spectrograms_lose_stretches_to_their_mean() -> None:
+    rng = np.random.default_rng(0)
+    sound = rng.integers(0, 256, (100, 40), np.uint8)
+    before, mean = sound.copy(), round(float(sound.mean()))
+    config = AugmentConfig(time_masks=2, time_share=0.1, frequency_masks=1, frequency_share=0.25)
+    frames, bands = [], []
+    for _ in range(300):
+        varied = vary_sound(sound, config, rng)
+        hidden = varied != sound
+        lost_frames, lost_bands = hidden.mean(1) > 0.9, hidden.mean(0) > 0.9
+        assert (varied[lost_frames] == mean).all() and (varied[:, lost_bands] == mean).all()
+        kept = varied[~lost_frames][:, ~lost_bands]
+        assert np.array_equal(kept, sound[~lost_frames][:, ~lost_bands])
+        assert np.count_nonzero(np.diff(lost_bands.astype(int))) <= 2, "one run of bands"
+        frames.append(lost_frames.sum())
+        bands.append(lost_bands.sum())
+    assert np.array_equal(sound, before)
+    assert max(frames) <= 20 and max(bands) == 10 and min(bands) == 0 and abs(np.mean(bands) - 5) < 0.6
+    assert abs(np.mean(frames) - 10) < 1.5
+
+
+def test_a_short_sound_is_never_hidden_whole() -> None:
+    sound = np.arange(4, dtype=np.uint8)[:, None] + np.zeros(4, np.uint8)
+    config = AugmentConfig(time_masks=1, time_share=0.2)
+    assert all(np.array_equal(vary_sound(sound, config, np.random.default_rng(s)), sound) for s in range(20))
