@@ -5,12 +5,12 @@ import dataclasses
 import functools
 import re
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import pytest
 import yaml
 
-from src.config import OBJECTIVES, Config, ConfigError, load_config, to_yaml
+from src.config import COLOURS, OBJECTIVES, Config, ConfigError, SourceConfig, load_config, to_yaml
 
 ROOT = Path(__file__).parent.parent
 SHIPPED = sorted(path for path in (ROOT / "config").rglob("*.yaml"))
@@ -182,6 +182,14 @@ def test_booleans_are_booleans(tmp_path: Path) -> None:
         ("model.audio.stride=7", "model.audio.stride=7", "must divide max_frames"),
         ("model.embed_dim=0", "model.embed_dim=0", "positive"),
         ("data.batch_size=0", "data.batch_size=0", "positive"),
+        ("data.augment.crop_scale=[0.5]", "data.augment.crop_scale=(0.5,)", "[least, most]"),
+        ("data.augment.crop_scale=[0, 1]", "data.augment.crop_scale=(0.0, 1.0)", "[least, most]"),
+        ("data.augment.crop_scale=[1, 0.5]", "data.augment.crop_scale=(1.0, 0.5)", "[least, most]"),
+        ("data.augment.crop_aspect=0.5", "data.augment.crop_aspect=0.5", "at least 1"),
+        ("data.augment.flip=1.5", "data.augment.flip=1.5", "[0, 1]"),
+        ("data.augment.contrast=2", "data.augment.contrast=2.0", "[0, 1]"),
+        ("data.augment.time_masks=-1", "data.augment.time_masks=-1", "not be negative"),
+        ("data.augment.time_share=0", "data.augment.time_share=0.0", "(0, 1]"),
         ("objectives.mlm=-1", "objectives.mlm=-1.0", "not be negative"),
         ("objectives.contrastive=0", "objectives", "one weight must be positive"),
         ("objectives.token_fraction=0", "objectives.token_fraction=0.0", "(0, 1]"),
@@ -241,6 +249,81 @@ def test_an_impossible_combination_of_defaults_says_so(tmp_path: Path) -> None:
     assert "optimizer.warmup_steps in the defaults: must be below train.steps=10" in refused(path)
 
 
+SOURCES = "data: {sources: [{path: one, weight: 3}, {path: two}]}"
+
+
+def test_a_list_of_mappings_is_a_list_of_sources(tmp_path: Path) -> None:
+    path = write(tmp_path, SOURCES)
+    config = load_config(path)
+    assert config.data.sources == (SourceConfig("one", 3.0), SourceConfig("two", 1.0))
+    assert config.data.mixture == (("one", 3.0), ("two", 1.0)) and config.data.evaluated == "one"
+    assert load_config(write(tmp_path, to_yaml(config), "again.yaml")) == config
+    other = load_config(path, ["data.sources=[{path: three, weight: 1e-3}]"])
+    assert other.data.sources == (SourceConfig("three", 1e-3),), "a list is replaced, not merged"
+    assert load_config(path, ["data.sources=[]", "data.path=four"]).data.mixture == (("four", 1.0),)
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        ("one", "data.sources='one' in command line: must be a list"),
+        ("[one]", "data.sources[0]='one' in command line: must be a mapping of path, weight"),
+        (
+            "[{path: one}, {path: two, wieght: 2}]",
+            "unknown key data.sources[1].wieght=2 in command line; did you mean data.sources[1].weight?",
+        ),
+        ("[{path: one, weight: {of: 2}}]", "unknown key data.sources[0].weight.of=2 in command line"),
+        ("[{path: one, weight: heavy}]", "data.sources[0].weight='heavy' in command line: must be a number, not str"),
+        ("[{path: one, weight: 0}]", "data.sources[0].weight=0.0 in command line: must be positive"),
+        ("[{weight: 2}]", "data.sources[0].path in the defaults: every source must name a dataset folder"),
+        ("[{path: one}, {path: one}]", "a folder is listed twice: give it one weight"),
+    ],
+)
+def test_a_mistake_in_an_item_is_named_with_its_place(tmp_path: Path, value: str, says: str) -> None:
+    assert says in refused(write(tmp_path, ""), f"data.sources={value}")
+
+
+def test_a_mistake_in_an_item_of_a_file_names_the_file(tmp_path: Path) -> None:
+    path = write(tmp_path, SOURCES.replace("weight", "wait"))
+    assert f"unknown key data.sources[0].wait=3 in {path}" in refused(path)
+
+
+def test_one_folder_or_several(tmp_path: Path) -> None:
+    message = refused(write(tmp_path, SOURCES), "data.path=three")
+    assert "data.sources" in message and "data.path is given too: leave one of the two empty" in message
+
+
+COMPLETE = """
+model: {masked_features: true, image_codes: true}
+data: {codes: tokenizer}
+objectives: {mvm_code: 1, denoise_image: 1}
+"""
+
+
+@pytest.mark.parametrize("setting", ["crop_scale=[0.5, 1]", "flip=0.5", "saturation=0.2"])
+def test_codes_of_whole_pictures_do_not_fit_varied_ones(tmp_path: Path, setting: str) -> None:
+    """Hidden patches' codes do not; what is drawn is given no picture, and varied sounds leave pictures alone."""
+    path, override = write(tmp_path, COMPLETE), f"data.augment.{setting}"
+    assert "objectives.mvm_code=1.0" in refused(path, override) and "crop_scale, flip" in refused(path, override)
+    assert load_config(path, [override, "objectives.mvm_code=0"]).data.augment.of_pictures
+    assert load_config(path, ["data.augment.time_masks=2"]).data.augment.of_sounds
+
+
+@pytest.mark.parametrize(
+    ("given", "override", "says"),
+    [
+        ("model.image.input=region", "data.augment.flip=0.5", "regions cannot be varied"),
+        ("model.audio.input=feature", "data.augment.time_masks=1", "SpecAugment is for log-mel frames"),
+        ("model.audio.input=wav2vec2", "data.augment.frequency_masks=1", "SpecAugment is for log-mel frames"),
+    ],
+)
+def test_only_pixels_and_log_mels_are_varied(tmp_path: Path, given: str, override: str, says: str) -> None:
+    path = write(tmp_path, "")
+    message = refused(path, given, override)
+    assert says in message and given.partition("=")[0] in message
+    load_config(path, [given])
+
+
 @pytest.mark.parametrize("override", ["seed", "--seed 3", ""])
 def test_an_override_is_key_and_value(tmp_path: Path, override: str) -> None:
     assert "is not key=value" in refused(write(tmp_path, ""), override)
@@ -263,7 +346,9 @@ def leaves(cls: type) -> list[tuple[str, str]]:
     """(class, field) of every key."""
     found = []
     for name, kind in get_type_hints(cls).items():
-        found += leaves(kind) if dataclasses.is_dataclass(kind) else [(cls.__name__, name)]
+        (item, *_) = get_args(kind) or (None,)
+        inner = kind if dataclasses.is_dataclass(kind) else item if dataclasses.is_dataclass(item) else None
+        found += leaves(inner) if inner else [(cls.__name__, name)]
     return found
 
 
@@ -287,8 +372,8 @@ def _is_load(node: ast.Attribute) -> bool:
 
 @pytest.mark.parametrize(("section", "key"), sorted(set(leaves(Config))))
 def test_every_key_is_read(section: str, key: str) -> None:
-    by_list = OBJECTIVES if section == "ObjectivesConfig" else ()  # read with getattr, one after the other
-    is_read = key in attributes_read() or key in by_list
+    by_list = {"ObjectivesConfig": OBJECTIVES, "AugmentConfig": COLOURS}  # read with getattr, one after the other
+    is_read = key in attributes_read() or key in by_list.get(section, ())
     assert is_read, f"nothing reads {section}.{key}"
 
 

@@ -1,0 +1,268 @@
+"""Several corpora in one training: by weight, whatever each of them lacks, from any step, with random views."""
+
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+import mindspore as ms
+import numpy as np
+import pytest
+from conftest import tiny_dataset, tiny_record
+from mindspore import Tensor
+from test_pipeline import equal, threads
+from test_training import MODEL_CONFIG
+
+from src.config import (
+    AugmentConfig,
+    Config,
+    DataConfig,
+    ObjectivesConfig,
+    OptimizerConfig,
+    SourceConfig,
+    TrainConfig,
+)
+from src.data import sources
+from src.data.errors import DataError
+from src.data.pictures import PictureLoader
+from src.data.pipeline import Batch, Loader
+from src.data.schema import AUDIO, IMAGE, TEXT, batch_fields, check_batch
+from src.data.writer import DatasetWriter
+from src.tasks.objectives import Objectives
+from src.training.checkpoint import build_model
+from src.training.trainer import Trainer
+
+MODEL = replace(MODEL_CONFIG, masked_features=True)
+OBJECTIVES = ObjectivesConfig(
+    mlm=0.5, mvm_feature=0.5, mam_feature=0.5, mam_contrastive=0.5, matching=0.5, denoise_text=1.0
+)
+VIEWS = AugmentConfig(crop_scale=(0.3, 0.9), flip=0.5, brightness=0.4, time_masks=1, time_share=0.5, frequency_masks=1)
+AUDIO_LOSSES = ("mam_feature", "mam_contrastive")
+
+
+@pytest.fixture(scope="module")
+def spoken(tmp_path_factory: pytest.TempPathFactory) -> Config:
+    """A corpus of all modalities."""
+    base = tiny_dataset(tmp_path_factory.mktemp("spoken"), 32, Config(model=MODEL, objectives=OBJECTIVES))
+    return replace(base, optimizer=OptimizerConfig(lr=1e-3, warmup_steps=1))
+
+
+@pytest.fixture(scope="module")
+def silent(spoken: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pictures with captions, and no sound at all."""
+    folder, rng = tmp_path_factory.mktemp("silent"), np.random.default_rng(5)
+    with DatasetWriter(folder, spoken.model.audio, {"name": "silent"}) as writer:
+        for index in range(12):
+            made = tiny_record(rng, 8 * index + 3, spoken.model.audio, 32)  # two captions each
+            writer.add("train", replace(made, key=f"silent-{index}", sounds=()))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def mixed(spoken: Config, silent: Path) -> Config:
+    listed = (SourceConfig(spoken.data.path, 3.0), SourceConfig(str(silent), 1.0))
+    return replace(spoken, data=replace(spoken.data, path="", sources=listed))
+
+
+@pytest.fixture
+def graph_mode():
+    mode = ms.get_context("mode")
+    ms.set_context(mode=ms.GRAPH_MODE)
+    yield
+    ms.set_context(mode=mode)
+
+
+def with_data(config: Config, **changes: object) -> Config:
+    return replace(config, data=replace(config.data, **changes))
+
+
+def take(config: Config, first: int, count: int, **ranks: int) -> list[Batch]:
+    return list(islice(Loader(config, "train", **ranks).batches(first), count))
+
+
+def test_an_epoch_mixes_by_weight_and_every_row_is_its_record(mixed: Config) -> None:
+    loader = Loader(mixed, "train")
+    steps, total = loader.steps_per_epoch, len(loader.sources)
+    spoken, silent = loader.sources.datasets
+    assert total == len(spoken) + len(silent) and steps == total // 8
+    epoch = list(islice(loader.batches(), steps))
+    ids = np.concatenate([batch["sample_id"] for batch in epoch])
+    assert abs(np.count_nonzero(ids < len(spoken)) - 0.75 * steps * 8) < 1
+    by_number: dict[int, Batch] = {}
+    for batch in epoch:
+        check_batch(batch, batch_fields(mixed.model, 8, mixed.objectives.mask_ratio))
+        for row, number in enumerate(batch["sample_id"].tolist()):
+            by_number[number] = {name: value[row] for name, value in batch.items()}
+    for number, row in by_number.items():
+        dataset, place = (spoken, number) if number < len(spoken) else (silent, number - len(spoken))
+        record, caption, _ = dataset.samples[place]
+        found = next(dataset.read([record]))
+        assert row["presence"].tolist() == found.presence(caption)
+        if row["presence"][TEXT]:
+            assert np.array_equal(row["text_ids"], loader.tokenizer.encode(found.captions[caption], 12)[0])
+    assert not any(row["presence"][AUDIO] or row["audio"].any() for n, row in by_number.items() if n >= len(spoken))
+
+
+def test_pictures_of_two_sources_are_never_the_same(mixed: Config) -> None:
+    loader = Loader(mixed, "train")
+    pictures = loader.sources.samples[:, 2]
+    first = len(loader.sources.datasets[0])
+    assert not np.intersect1d(pictures[:first], pictures[first:]).size
+    assert len(np.unique(pictures)) == sum(len(np.unique(d.samples[:, 2])) for d in loader.sources.datasets)
+    alone = Loader(with_data(mixed, sources=(), path=mixed.data.sources[1].path), "train")
+    assert np.array_equal(pictures[first:] - pictures[first], alone.sources.samples[:, 2])
+
+
+def test_any_step_of_a_mixture_is_the_step_of_the_whole_run(mixed: Config) -> None:
+    varied = with_data(mixed, augment=VIEWS, unique_pictures=True)
+    steps = Loader(varied, "train").steps_per_epoch
+    whole = take(varied, 0, 3 * steps)
+    for first in (1, steps - 1, steps, 2 * steps + 3):
+        assert all(equal(a, b) for a, b in zip(whole[first:], take(varied, first, 3), strict=False)), first
+    workers = with_data(varied, workers=3, prefetch=1)
+    assert all(equal(a, b) for a, b in zip(whole, take(workers, 0, steps), strict=False))
+    for batch in whole:
+        assert len(np.unique(batch["image_id"])) == len(batch["image_id"]), "no picture twice"
+
+
+def test_ranks_share_the_step_of_a_mixture(mixed: Config) -> None:
+    half = with_data(mixed, batch_size=4, unique_pictures=True)
+    ranks = [take(half, 2, 6, rank=rank, ranks=2) for rank in (0, 1)]
+    for step, whole in enumerate(take(with_data(half, batch_size=8), 2, 6)):
+        parts = [ranks[rank][step] for rank in (0, 1)]
+        for name in ("sample_id", "image", "mlm_ids"):
+            assert np.array_equal(np.concatenate([part[name] for part in parts]), whole[name])
+
+
+def test_a_sample_that_comes_again_draws_anew(mixed: Config) -> None:
+    """Also within an epoch, which takes more of a source than it holds."""
+    first, second = mixed.data.sources
+    heavy = with_data(mixed, sources=(first, replace(second, weight=12.0)))
+    loader = Loader(heavy, "train")
+    seen: dict[int, np.ndarray] = {}
+    again = 0
+    for batch in islice(loader.batches(), loader.steps_per_epoch):
+        for number, noise in zip(batch["sample_id"].tolist(), batch["match_noise"], strict=True):
+            again += number in seen
+            assert not np.array_equal(seen.get(number), noise)
+            seen[number] = noise
+    assert again > 5
+
+
+def test_views_vary_in_training_alone_and_change_nothing_else(spoken: Config) -> None:
+    varied = with_data(spoken, augment=VIEWS)
+    changed = {"image": 0, "audio": 0}
+    for plain, other in zip(take(spoken, 0, 4), take(varied, 0, 4), strict=True):
+        for name in plain:
+            if name in changed:
+                changed[name] += not np.array_equal(plain[name], other[name])
+            else:
+                assert np.array_equal(plain[name], other[name]), name
+        frames = other["audio_frames"]
+        assert not any(sound[count:].any() for sound, count in zip(other["audio"], frames, strict=True))
+    assert min(changed.values()) >= 3
+    only = with_data(spoken, augment=replace(VIEWS, crop_scale=(), flip=0.0, brightness=0.0))
+    for both, sound in zip(take(varied, 0, 2), take(only, 0, 2), strict=True):
+        assert np.array_equal(both["audio"], sound["audio"]), "sounds vary alike, whether pictures do or not"
+    for one, two in zip(Loader(spoken, "dev").evaluation(8), Loader(varied, "dev").evaluation(8), strict=True):
+        assert equal(one[0], two[0])
+
+
+def test_pictures_for_the_image_tokenizer_mix_and_vary_as_well(mixed: Config) -> None:
+    model = replace(mixed.model, tokenizer=replace(mixed.model.tokenizer, size=32))
+    plain, varied = (replace(config, model=model) for config in (mixed, with_data(mixed, augment=VIEWS)))
+    loader = PictureLoader(plain, "train")
+    pictures = loader.sources.samples[:, 2]
+    assert len(loader.ids) == len(np.unique(pictures))
+    first, other = (next(PictureLoader(config, "train").batches(1)) for config in (plain, varied))
+    assert np.array_equal(first["sample_id"], other["sample_id"])
+    assert not np.array_equal(first["image"], other["image"])
+    assert equal(other, next(PictureLoader(varied, "train").batches(1)))
+    assert {int(n) < len(loader.dataset) for n in first["sample_id"]} == {True, False}
+
+
+def test_evaluation_reads_one_dataset(mixed: Config, silent: Path) -> None:
+    held_out = Loader.held_out(mixed, "dev")  # the second source has no such split
+    assert [str(d.folder) for d in held_out.sources.datasets] == [mixed.data.sources[0].path]
+    assert len(list(held_out.evaluation(4))) > 0
+    named = with_data(mixed, eval_path=str(silent))
+    assert Loader.held_out(named, "train").dataset.folder == silent
+    alone = DataConfig(path="a")
+    assert (alone.evaluated, replace(alone, eval_path="b").evaluated) == ("a", "b")
+
+
+def test_a_split_that_a_source_lacks_is_named(mixed: Config, silent: Path) -> None:
+    with pytest.raises(DataError, match=f"{silent} has no split 'dev'"):
+        Loader(mixed, "dev")
+    with pytest.raises(DataError, match=f"{mixed.data.sources[0].path}, {silent}: split 'train' has .* samples"):
+        next(Loader(with_data(mixed, batch_size=100), "train").batches())
+
+
+def test_each_source_has_codes_of_its_own(mixed: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with DatasetWriter(tmp_path / "words", mixed.model.audio, {}) as writer:
+        for index in range(8):
+            made = tiny_record(np.random.default_rng(index), 3, mixed.model.audio, 32)
+            writer.add("train", replace(made, image=None))
+    asked = []
+
+    def open_codes(dataset, config):
+        asked.append(str(dataset.folder))
+        return np.arange(dataset.records)[:, None] + np.full((1, 64), 100 * len(asked))
+
+    monkeypatch.setattr(sources, "open_codes", open_codes)
+    listed = (*mixed.data.sources, SourceConfig(str(tmp_path / "words"), 1.0))
+    loader = Loader(with_data(mixed, codes="tokenizer", sources=listed), "train")
+    assert asked == [source.path for source in listed[:2]], "without a picture none are needed"
+    starts = [0, *np.cumsum([dataset.records for dataset in loader.sources.datasets])]
+    for batch in islice(loader.batches(), 4):
+        records = loader.sources.samples[batch["sample_id"], 0]
+        source = np.searchsorted(starts, records, side="right") - 1
+        expected = np.where(source < 2, 100 * (source + 1) + records - np.take(starts, source), -1)
+        assert np.array_equal(batch["image_codes"], np.repeat(expected[:, None], 64, 1))
+
+
+def test_dropping_a_mixture_ends_its_threads(mixed: Config) -> None:
+    before = threads()
+    batches = Loader(with_data(mixed, workers=2), "train").batches()
+    next(batches)
+    batches.close()
+    assert threads() == before
+
+
+def test_a_mixture_trains_and_silence_alone_too(mixed: Config, silent: Path, tmp_path: Path, graph_mode) -> None:
+    """One graph serves both: what a corpus lacks costs nothing and breaks nothing."""
+    run = replace(
+        with_data(mixed, augment=VIEWS, unique_pictures=True),
+        train=TrainConfig(output=str(tmp_path / "run"), steps=3, log_every=1, save_every=3),
+    )
+    trainer = Trainer(run)
+    found = [trainer.step(batch).losses for batch in islice(trainer.loader.batches(), 3)]
+    assert all(np.isfinite(list(losses.values())).all() for losses in found)
+    assert all(any(losses[name] > 0 for losses in found) for name in found[0])
+    alone = with_data(run, sources=(), path=str(silent))
+    losses = trainer.step(next(Loader(alone, "train").batches())).losses
+    assert np.isfinite(list(losses.values())).all()
+    assert all(losses[name] == 0 for name in AUDIO_LOSSES)
+    assert all(losses[name] > 0 for name in losses.keys() - set(AUDIO_LOSSES))
+
+
+def test_rows_without_sound_do_not_count_in_the_losses_of_sound(mixed: Config) -> None:
+    """Whatever stands in their place, and whatever their pictures are."""
+    batch = next(Loader(mixed, "train").batches(1))
+    absent = batch["presence"][:, AUDIO] == 0
+    assert 0 < absent.sum() < 8
+    rng = np.random.default_rng(0)
+    other = {name: value.copy() for name, value in batch.items()}
+    other["audio"][absent] = rng.integers(0, 256, other["audio"][absent].shape)
+    objectives = Objectives(build_model(mixed), mixed.objectives, 8)
+
+    def losses(of: Batch) -> dict[str, float]:
+        values = objectives({name: Tensor(of[name]) for name in objectives.fields})
+        return dict(zip(("total", *objectives.names), map(float, values), strict=True))
+
+    expected = losses(batch)
+    assert losses(other) == pytest.approx(expected, rel=1e-6)
+    assert all(expected[name] > 0 for name in AUDIO_LOSSES)
+    other["image"][absent & (batch["presence"][:, IMAGE] == 1)] = 7
+    found = losses(other)
+    assert all(found[name] == pytest.approx(expected[name], rel=1e-6) for name in AUDIO_LOSSES)
+    assert found["contrastive"] != pytest.approx(expected["contrastive"], rel=1e-6)
