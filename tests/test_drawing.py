@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from src.config import Config, ConfigError, DataConfig, EvalConfig
-from src.data.schema import AUDIO, TEXT
+from src.data.schema import AUDIO, IMAGE, TEXT
 from src.evaluation.drawing import Artist
 from src.evaluation.encode import Encoder, Items
 from src.evaluation.figures import drawing_sheet
+from src.evaluation.rerank import Matching
 from src.models.image_tokenizer import ImageTokenizer
 from src.models.opt import OPT
 from tests.oracles import VOCAB, random, randomise, run_mode, tiny_model
@@ -48,7 +49,7 @@ def tokenizer(config: Config) -> ImageTokenizer:
 
 def artist(config: Config, model: OPT, tokenizer: ImageTokenizer, **settings: float) -> Artist:
     other = replace(config, eval=replace(config.eval, **settings))
-    return Artist(other, model, tokenizer, Encoder(model, 4))
+    return Artist(other, model, tokenizer, Encoder(model))
 
 
 def made_up(length: int, width: int, seed: int) -> Items:
@@ -76,7 +77,7 @@ def test_a_picture_depends_on_its_own_text_alone(
 def test_the_picture_that_suits_its_text_best_is_kept(
     config: Config, model: OPT, tokenizer: ImageTokenizer, items: dict[int, Items]
 ) -> None:
-    encode = Encoder(model, 4)
+    encode = Encoder(model)
 
     def agreement(pictures: np.ndarray) -> np.ndarray:
         return (encode.image(pictures).embeddings * items[TEXT].embeddings).sum(1)
@@ -87,6 +88,20 @@ def test_the_picture_that_suits_its_text_best_is_kept(
     assert (agreement(best) > agreement(one) + 1e-5).any()
 
 
+def test_the_matching_head_ranks_where_it_is_asked_to(
+    config: Config, model: OPT, tokenizer: ImageTokenizer, items: dict[int, Items]
+) -> None:
+    """Each picture alone with its text, or its sound, is what is scored."""
+    painter = artist(config, model, tokenizer, draw_temperature=2.0, draw_samples=2, draw_rank="matching")
+    for which in (TEXT, AUDIO):
+        pictures, scores = painter.draw_all(which, items[which])
+        assert pictures.shape == (N, 2, 8, 8, 3) and scores.shape == (N, 2)
+        np.testing.assert_array_equal(painter.draw(which, items[which]), pictures[np.arange(N), scores.argmax(1)])
+        drawn = Encoder(model).image(pictures[3, 1:])
+        one = {which: items[which].take(np.array([3])), IMAGE: drawn}
+        assert Matching(model).score(one, np.array([[0, 0]]))[0] == pytest.approx(scores[3, 1], abs=1e-4)
+
+
 def test_figures_of_text_and_of_speech(
     config: Config, model: OPT, tokenizer: ImageTokenizer, items: dict[int, Items], tmp_path: Path
 ) -> None:
@@ -94,7 +109,7 @@ def test_figures_of_text_and_of_speech(
     painter = artist(config, model, tokenizer, draw_temperature=1.0)
     drawn = painter.draw(TEXT, items[TEXT])
     assert len(np.unique(drawn.reshape(N, -1), axis=0)) == N
-    known = replace(items[TEXT], embeddings=Encoder(model, 4).image(drawn).embeddings)
+    known = replace(items[TEXT], embeddings=Encoder(model).image(drawn).embeddings)
     figures, pictures = painter.measure({TEXT: known, AUDIO: items[AUDIO]})
     assert figures.keys() == {"text", "speech"} and figures["text"]["r1"] == 1.0
     np.testing.assert_array_equal(pictures[TEXT], drawn)

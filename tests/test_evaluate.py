@@ -20,6 +20,7 @@ from src.evaluation.encode import Items, encode_split, first_pictures, number_pi
 from src.evaluation.evaluate import Evaluator
 from src.evaluation.rerank import Matching, TextLikelihood
 from src.evaluation.retrieval import Retriever
+from src.evaluation.sheets import save_captions
 from src.models.opt import OPT
 from src.training.checkpoint import build_model
 from tests.conftest import tiny_dataset
@@ -222,6 +223,15 @@ def test_facts_of_captions() -> None:
     heard = transcript_figures(written, [references[0][0]] * 2, "demo")
     assert heard["facts_right"] == 0.5 and heard["sentences_right"] == 0.0
     assert transcript_figures(["一二三"], ["一，二四"], None)["character_error_rate"] == pytest.approx(1 / 3)
+    # by jieba: 左边 有 两个 苹果
+    assert transcript_figures(["左边有一个苹果"], ["左边有两个苹果"], None)["word_error_rate"] == pytest.approx(1 / 4)
+
+
+def test_ids_that_public_tools_take(tmp_path: Path) -> None:
+    """COCO's pictures have numbers, behind the split in the keys of their records."""
+    save_captions(tmp_path / "x.json", ["train/139", "42", "a/b.png", "007"], ["一", "二", "三", "四"])
+    entries = json.loads((tmp_path / "x.json").read_text(encoding="utf-8"))
+    assert [entry["image_id"] for entry in entries] == [139, 42, "a/b.png", "007"]
 
 
 def test_whole_run(config: Config, evaluator: Evaluator, tmp_path: Path) -> None:

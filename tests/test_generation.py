@@ -1,4 +1,4 @@
-"""Greedy decoding: the cache changes nothing, rows are independent, the end is found, special tokens never written."""
+"""Writing: the cache changes nothing, rows are independent, the end is found, special tokens never written."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,12 +6,13 @@ from contextlib import contextmanager
 import mindspore as ms
 import numpy as np
 import pytest
-from mindspore import Tensor
+from mindspore import Tensor, nn
 
 from src.data.schema import AUDIO, IMAGE
 from src.data.tokenizer import SPECIALS, Tokenizer
 from src.generation.batches import fitting_size, pad_rows
-from src.generation.greedy import GreedyDecoder
+from src.generation.beam import BeamSearch
+from src.generation.cache import CachedDecoder, Read, past_bias
 from src.models.opt import OPT
 from src.models.text_decoder import TextDecoder
 from tests.oracles import CLS, MASK, PAD, SEP, VOCAB, random, randomise, run_mode, tiny_model
@@ -40,9 +41,9 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
 
 
 @pytest.fixture(scope="module")
-def decoder(model: OPT, tokenizer: Tokenizer) -> GreedyDecoder:
+def decoder(model: OPT, tokenizer: Tokenizer) -> BeamSearch:
     """Compiled once for all tests."""
-    return GreedyDecoder(model, tokenizer, ROWS)
+    return BeamSearch(model, tokenizer, ROWS)
 
 
 @pytest.fixture(autouse=True)
@@ -61,75 +62,96 @@ def sounds(model: OPT, rows: int) -> tuple[np.ndarray, np.ndarray]:
     return tokens, (np.arange(tokens.shape[1]) < 1 + np.arange(rows)[:, None] % tokens.shape[1]).astype(np.int32)
 
 
-def whole_logits(model: OPT, ids: np.ndarray, image: tuple | None, audio: tuple | None) -> np.ndarray:
+def given_of(model: OPT, name: str, rows: int = ROWS) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+    makers = {"image": (IMAGE, pictures), "audio": (AUDIO, sounds)}
+    return {makers[part][0]: makers[part][1](model, rows) for part in name.split("+")}
+
+
+def whole_logits(model: OPT, ids: np.ndarray, given: dict[int, tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
     """Logits [n, T', V] by the decoder as it is trained, over everything written so far."""
     rows = len(ids)
     presence = np.zeros((rows, 3), np.int32)
-    presence[:, IMAGE], presence[:, AUDIO] = image is not None, audio is not None
-    image = image or pictures(model, rows)
-    audio = audio or (random(rows, *model.audio_encoder.positions.shape[1:]), sounds(model, rows)[1])
+    presence[:, list(given)] = 1
+    image = given.get(IMAGE) or pictures(model, rows)
+    audio = given.get(AUDIO) or (random(rows, *model.audio_encoder.positions.shape[1:]), sounds(model, rows)[1])
     text = random(rows, model.text_len, model.text_encoder.tokens.shape[1])
     text_mask = np.ones((rows, model.text_len), np.int32)
-    given = [Tensor(array) for array in (text, image[0], audio[0], text_mask, image[1], audio[1], presence)]
-    fused, mask = model.cross_encoder(*given)
+    inputs = [Tensor(array) for array in (text, image[0], audio[0], text_mask, image[1], audio[1], presence)]
+    fused, mask = model.cross_encoder(*inputs)
     return model.text_decoder(Tensor(ids), fused, mask).asnumpy().reshape(rows, ids.shape[1], VOCAB)
 
 
-def decode_slowly(model: OPT, rows: int, image: tuple | None, audio: tuple | None) -> np.ndarray:
+def decode_slowly(model: OPT, given: dict[int, tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
     """Greedy decoding that computes everything again for every token."""
-    ids = np.full((rows, model.text_len), PAD, np.int32)
+    ids = np.full((ROWS, model.text_len), PAD, np.int32)
     ids[:, 0] = CLS
     for position in range(model.text_len - 1):
-        logits = whole_logits(model, ids[:, :-1], image, audio)[:, position].copy()
+        logits = whole_logits(model, ids[:, :-1], given)[:, position].copy()
         logits[:, [PAD, UNK, CLS, MASK]] = -np.inf
         ended = (ids == SEP).any(1)
         ids[:, position + 1] = np.where(ended, PAD, logits.argmax(1))
     return ids
 
 
-@pytest.mark.parametrize("given", ["image", "audio", "image+audio"])
-def test_cached_decoding_is_decoding_without_a_cache(model: OPT, decoder: GreedyDecoder, given: str) -> None:
-    image = pictures(model, ROWS) if "image" in given else None
-    audio = sounds(model, ROWS) if "audio" in given else None
-    written = decoder.write(image, audio)
+@pytest.mark.parametrize("name", ["image", "audio", "image+audio"])
+def test_cached_decoding_is_decoding_without_a_cache(model: OPT, decoder: BeamSearch, name: str) -> None:
+    given = given_of(model, name)
+    written = decoder.write(given)
     with run_mode("pynative"):
-        expected = decode_slowly(model, ROWS, image, audio)
+        expected = decode_slowly(model, given)
     np.testing.assert_array_equal(written, expected)
     assert len(np.unique(written, axis=0)) > 1, "all rows alike: the memory is not read"
 
 
+class Cached(nn.Cell):
+    """A step as a graph."""
+
+    def __init__(self, cached: CachedDecoder) -> None:
+        super().__init__(auto_prefix=False)
+        self.cached = cached
+
+    def construct(self, ids, position, bias):
+        return self.cached.step(ids, position, bias)
+
+
+@pytest.mark.parametrize("beams", [1, 3])
 @pytest.mark.parametrize("norm", ["pre", "post"])
-def test_step_gives_the_logits_of_the_whole(norm: str) -> None:
-    """One position at a time, over a cache that holds garbage behind it."""
-    config, rows, length, fused = tiny_model(layers=2, norm=norm), 3, 5, 6
+def test_step_gives_the_logits_of_the_whole(norm: str, beams: int) -> None:
+    """One position at a time, beams that take over each other's past, over a cache that holds garbage behind it."""
+    config, memories, length, fused = tiny_model(layers=2, norm=norm), 2, 5, 6
     decoder = TextDecoder(config.text_decoder, VOCAB, length, fused, config.cross.width)
     randomise(decoder)
-    ids = np.random.default_rng(0).integers(0, VOCAB, (rows, length)).astype(np.int32)
-    memory = random(rows, fused, config.cross.width)
+    rng = np.random.default_rng(0)
+    memory = random(memories, fused, config.cross.width)
     seen = np.array([0, 2, 3, 5], np.int32)  # the other places are masked, so leaving them out changes nothing
-    mask = np.tile(np.isin(np.arange(fused), seen).astype(np.int32), (rows, 1))
-    with run_mode("pynative"):
-        expected = decoder(Tensor(ids), Tensor(memory), Tensor(mask)).asnumpy().reshape(rows, length, VOCAB)
-        read = decoder.read(Tensor(memory[:, seen]), Tensor(seen))
-        bias = Tensor(np.zeros((rows, 1, 1, len(seen)), np.float32))
-        scored = decoder.score(Tensor(ids), read, bias).asnumpy().reshape(expected.shape)
-        np.testing.assert_allclose(scored, expected, atol=1e-4)
-        heads = config.text_decoder.heads
-        garbage = Tensor(9 * random(rows, heads, length, config.text_decoder.width // heads))
-        past = ((garbage, garbage),) * 2
-        for position in range(length):
-            at = Tensor([position], ms.int32)
-            logits, past = decoder.step(Tensor(ids[:, position]), at, past, read, bias)
-            np.testing.assert_allclose(logits.asnumpy(), expected[:, position], atol=1e-4)
+    mask = np.tile(np.isin(np.arange(fused), seen).astype(np.int32), (memories, 1))
+    cached = CachedDecoder(decoder, memories, seen, beams)
+    for block in cached.blocks:
+        for table in (block.keys, block.values):
+            table.set_data(Tensor(9 * random(*table.shape)))
+    step = Cached(cached)
+    Read(cached)(Tensor(memory[:, seen]), Tensor(mask[:, seen]))
+    ids = rng.integers(0, VOCAB, (memories, beams, length)).astype(np.int32)
+    origins = np.tile(np.arange(beams)[:, None], (memories, 1, length))
+    for position in range(length):
+        if position:  # every beam goes on from another one's past
+            rows, parent = np.arange(memories)[:, None], rng.integers(0, beams, (memories, beams))
+            ids[:, :, :position], origins = ids[rows, parent][:, :, :position], origins[rows, parent]
+            origins[:, :, position:] = np.arange(beams)[:, None]
+        bias = past_bias(position, length, origins if beams > 1 else None)
+        found = step(Tensor(ids[:, :, position].reshape(-1)), Tensor(position, ms.int32), Tensor(bias)).asnumpy()
+        inputs = (np.repeat(array, beams, 0) for array in (memory, mask))
+        with run_mode("pynative"):
+            whole = decoder(Tensor(ids.reshape(-1, length)), *map(Tensor, inputs)).asnumpy()
+        np.testing.assert_allclose(found, whole.reshape(-1, length, VOCAB)[:, position], atol=1e-4)
 
 
-def test_rows_do_not_depend_on_the_batch(model: OPT, tokenizer: Tokenizer, decoder: GreedyDecoder) -> None:
-    image = pictures(model, 5)
-    whole = decoder.write(image)
-    np.testing.assert_array_equal(decoder.write(tuple(part[::-1] for part in image))[::-1], whole)
-    np.testing.assert_array_equal(decoder.write(image), whole)  # the cache of the last call is overwritten
-    last = tuple(part[2:] for part in image)
-    np.testing.assert_array_equal(GreedyDecoder(model, tokenizer, 2).write(last), whole[2:])
+def test_rows_do_not_depend_on_the_batch(model: OPT, tokenizer: Tokenizer, decoder: BeamSearch) -> None:
+    tokens, mask = pictures(model, 5)
+    whole = decoder.write({IMAGE: (tokens, mask)})
+    np.testing.assert_array_equal(decoder.write({IMAGE: (tokens[::-1], mask)})[::-1], whole)
+    np.testing.assert_array_equal(decoder.write({IMAGE: (tokens, mask)}), whole)  # the last call's cache is overwritten
+    np.testing.assert_array_equal(BeamSearch(model, tokenizer, 2).write({IMAGE: (tokens[2:], mask[2:])}), whole[2:])
 
 
 @contextmanager
@@ -144,16 +166,16 @@ def output_bias(model: OPT, values: dict[int, float]) -> Iterator[None]:
     parameter.set_data(Tensor(before))
 
 
-def test_special_tokens_are_never_written(model: OPT, decoder: GreedyDecoder) -> None:
+def test_special_tokens_are_never_written(model: OPT, decoder: BeamSearch) -> None:
     with output_bias(model, dict.fromkeys([PAD, UNK, CLS, MASK], 50.0)):
-        written = decoder.write(pictures(model, ROWS))
+        written = decoder.write(given_of(model, "image"))
     behind = np.cumsum(written == SEP, axis=1) - (written == SEP) > 0
     assert not np.isin(written[:, 1:][~behind[:, 1:]], [PAD, UNK, CLS, MASK]).any()
     assert (written[behind] == PAD).all()
 
 
-def test_stops_at_the_end(model: OPT, decoder: GreedyDecoder) -> None:
-    image = pictures(model, 3)
+def test_stops_at_the_end(model: OPT, decoder: BeamSearch) -> None:
+    image = given_of(model, "image", 3)
     plain = decoder.write(image)
     with output_bias(model, {SEP: 100.0}):  # also: the graph reads the weights of now, not those of its compilation
         written = decoder.write(image)

@@ -7,6 +7,7 @@ import torch
 from mindspore import Tensor, nn
 
 from src.config import ImageDecoderConfig
+from src.generation.cache import CachedDecoder, past_bias
 from src.losses.generation import code_loss
 from src.models.image_decoder import ImageDecoder
 from tests.oracles import (
@@ -121,11 +122,14 @@ def test_steps_give_the_logits_of_the_whole(decoder: ImageDecoder) -> None:
         bias = Tensor(((1 - MASK) * -1e4).astype(np.float32).reshape(B, 1, 1, L))
         scored = decoder.score(Tensor(IDS), read, bias).asnumpy().reshape(expected.shape)
         np.testing.assert_allclose(scored, expected, atol=1e-4)
-        garbage = Tensor(9 * random(B, CONFIG.heads, P, CONFIG.width // CONFIG.heads))
-        past = ((garbage, garbage),) * CONFIG.layers
+        cached = CachedDecoder(decoder, B, np.arange(L, dtype=np.int32))
+        for block in cached.blocks:
+            for table in (block.keys, block.values):
+                table.set_data(Tensor(9 * random(*table.shape)))
+        cached.read(Tensor(MEMORY), Tensor(MASK))
         for position in range(P):
-            at = Tensor([position], ms.int32)
-            found, past = decoder.step(Tensor(IDS[:, position]), at, past, read, bias)
+            at = Tensor(position, ms.int32)
+            found = cached.step(Tensor(IDS[:, position]), at, Tensor(past_bias(position, P)))
             assert found.shape == (B, K)
             np.testing.assert_allclose(found.asnumpy(), expected[:, position], atol=1e-4)
 

@@ -14,7 +14,7 @@ from src.config.run import (
     TrainConfig,
 )
 
-TASKS = ("pretrain", "retrieval", "caption", "image_tokenizer")
+TASKS = ("pretrain", "retrieval", "caption", "speech_to_text", "text_to_image", "image_tokenizer")
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,11 @@ class Config:
             require(self.model.image.input == kind or value == 0, name, f"needs model.image.input={kind}")
         require(self.eval.draw == 0 or self.model.image_codes, "eval.draw", "needs model.image_codes=true")
         require(self.eval.draw == 0 or bool(self.data.codes), "eval.draw", "needs data.codes, an image tokenizer")
+        room = self.model.text.max_len - 1
+        for name in ("min_length", "max_length"):
+            require(
+                getattr(self.eval, name) <= room, f"eval.{name}", f"model.text.max_len leaves room for {room} tokens"
+            )
         for name in ("mvm_code", "denoise_image"):
             wanted = getattr(weights, name) > 0
             require(self.model.image_codes or not wanted, f"objectives.{name}", "needs model.image_codes=true")
@@ -72,9 +77,17 @@ class Config:
             "model.audio.input",
             "SpecAugment is for log-mel frames: leave data.augment's time_masks and frequency_masks 0",
         )
-        require(
-            self.task != "caption" or weights.denoise_text > 0, "objectives.denoise_text", "a caption task needs it"
-        )
+        for task, name in (
+            ("caption", "denoise_text"),
+            ("speech_to_text", "denoise_text"),
+            ("text_to_image", "denoise_image"),
+        ):
+            wanted = self.task != task or getattr(weights, name) > 0
+            require(wanted, f"objectives.{name}", f"task={task} needs it")
+        hears = self.task != "speech_to_text" or "image" not in weights.denoise_given
+        require(hears, "objectives.denoise_given", "task=speech_to_text writes down sounds: audio, image+audio")
+        if weights.self_critical:
+            self._check_self_critical()
         require(
             self.task != "image_tokenizer" or self.optimizer.layer_decay == 1,
             "optimizer.layer_decay",
@@ -90,3 +103,12 @@ class Config:
             "runtime.precision",
             "fp16 is slower than fp32 on a CPU; leave fp32",
         )
+
+    def _check_self_critical(self) -> None:
+        """What is sampled must be what is scored."""
+        model, name = self.model, "objectives.self_critical"
+        require(self.task == "caption", name, "is for task=caption")
+        require(set(self.objectives.denoise_given) == {"image"}, name, "needs objectives.denoise_given=[image]")
+        require(self.runtime.precision == "fp32", name, "needs runtime.precision=fp32")
+        for part in ("image", "cross", "text_decoder"):
+            require(getattr(model, part).dropout == 0, name, f"needs model.{part}.dropout=0")

@@ -42,6 +42,7 @@ class ObjectivesConfig:
     draw_given: tuple[str, ...] = ("text+audio", "text", "audio")  # ... when the picture is absent
     draw_drop: float = 0.1  # share of the drawing rows that are given nothing, for classifier-free guidance
     label_smoothing: float = 0.0  # of the denoised text
+    self_critical: int = 0  # captions sampled of each picture and rewarded by CIDEr-D, in place of all losses; 0: none
 
     def __post_init__(self) -> None:
         for name in OBJECTIVES:
@@ -52,6 +53,7 @@ class ObjectivesConfig:
         require(0 <= self.label_smoothing < 1, "label_smoothing", "must be in [0, 1)")
         require(self.mam_span > 0, "mam_span", "must be positive")
         require(self.mam_temperature > 0, "mam_temperature", "must be positive")
+        require(self.self_critical >= 0 and self.self_critical != 1, "self_critical", "must be 0, or 2 or more")
         require(0 <= self.draw_drop < 1, "draw_drop", "must be in [0, 1)")
         for name, other in (("denoise_given", "image"), ("draw_given", "text")):
             choices, given = {f"{other}+audio", other, "audio"}, getattr(self, name)
@@ -110,10 +112,16 @@ class EvalConfig:
     batch_size: int = 100  # samples that are read, written about or drawn at once
     gallery: int = 1000  # pictures of the retrieval gallery, the first of the split; 0: the whole split
     folds: int = 1  # above 1: also the mean over so many galleries of consecutive pictures (COCO's 1K: 5 of the 5K)
-    captions: int = 1000  # pictures to caption; 0: none
+    captions: int = 1000  # pictures to caption, and whose sounds are written down; 0: none
+    beam: int = 1  # texts kept in the search for the likeliest; 1: greedy
+    length_penalty: float = 0.0  # α: texts compare by log p / ((5 + tokens) / 6)^α; 0: the shorter tend to win
+    no_repeat_ngram: int = 0  # no run of so many tokens twice in a text; 0: no matter
+    min_length: int = 0  # tokens written at least, the end of the text included
+    max_length: int = 0  # ... at most; 0: model.text.max_len - 1
     probe: int = 1000  # samples on which masked modelling and matching are measured; 0: all
     draw: int = 0  # texts and sounds to draw pictures of; 0: none
     draw_samples: int = 1  # pictures for each, of which the one that suits it best is kept
+    draw_rank: Literal["embedding", "matching"] = "embedding"  # what says which suits best: cosine, or matching head
     draw_temperature: float = 0.7  # 0: always the likeliest code
     draw_top_k: int = 0  # only the k likeliest codes are drawn; 0: all
     draw_guidance: float = 0.0  # w of classifier-free guidance; 0: none
@@ -124,8 +132,10 @@ class EvalConfig:
 
     def __post_init__(self) -> None:
         require(self.batch_size > 0, "batch_size", "must be positive")
-        require(self.draw_samples > 0, "draw_samples", "must be positive")
-        require(self.folds > 0, "folds", "must be positive")
-        counts = ("gallery", "captions", "probe", "draw", "rerank")
-        for name in (*counts, "draw_temperature", "draw_top_k", "draw_guidance"):
+        for name in ("draw_samples", "beam", "folds"):
+            require(getattr(self, name) > 0, name, "must be positive")
+        counts = ("gallery", "captions", "probe", "draw", "rerank", "no_repeat_ngram", "min_length", "max_length")
+        for name in (*counts, "length_penalty", "draw_temperature", "draw_top_k", "draw_guidance"):
             require(getattr(self, name) >= 0, name, "must not be negative")
+        fits = not self.max_length or self.min_length <= self.max_length
+        require(fits, "min_length", f"must not be above max_length={self.max_length}")

@@ -1,6 +1,6 @@
 """Captions of pictures and transcripts of sounds, measured against what the dataset says."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,16 +25,28 @@ def caption_figures(predictions: list[str], references: list[list[str]], world: 
 
 
 def transcript_figures(predictions: list[str], references: list[str], world: str | None) -> dict[str, Any]:
-    """Characters wrong as a share of those said, sentences without a wrong one, and the share of facts right."""
-    pairs = [(captions.characters(a), captions.characters(b)) for a, b in zip(predictions, references, strict=True)]
-    wrong = [edit_distance(prediction, reference) for prediction, reference in pairs]
+    """Characters and words (jieba's) wrong as shares of those said, sentences right, and the share of facts right.
+
+    Punctuation does not count. A sentence cut into other words than its reference has more words wrong than characters.
+    """
+    wrong, said = _errors(predictions, references, captions.characters)
+    wrong_words, said_words = _errors(predictions, references, captions.words)
     figures: dict[str, Any] = {
-        "character_error_rate": sum(wrong) / max(1, sum(len(reference) for _, reference in pairs)),
+        "character_error_rate": sum(wrong) / max(1, said),
+        "word_error_rate": sum(wrong_words) / max(1, said_words),
         "sentences_right": sum(count == 0 for count in wrong) / len(wrong),
     }
     if world:
         figures.update(fact_figures(predictions, [[text] for text in references], world))
     return {**figures, "sounds": len(predictions)}
+
+
+def _errors(
+    predictions: list[str], references: list[str], tokenise: Callable[[str], list[str]]
+) -> tuple[list[int], int]:
+    """Edits of every prediction, and the tokens of all references."""
+    pairs = [(tokenise(text), tokenise(reference)) for text, reference in zip(predictions, references, strict=True)]
+    return [edit_distance(*pair) for pair in pairs], sum(len(reference) for _, reference in pairs)
 
 
 def fact_figures(predictions: list[str], references: list[list[str]], world: str) -> dict[str, Any]:

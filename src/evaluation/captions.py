@@ -11,7 +11,7 @@ import math
 import unicodedata
 import warnings
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 Tokens = Sequence[str]
@@ -23,7 +23,7 @@ CIDER_SIGMA = 6.0  # width of the Gaussian penalty on a difference in length
 TINY, SMALL = 1e-15, 1e-9  # the reference implementation's guards against empty counts
 
 
-class _Weighted(NamedTuple):
+class Weighted(NamedTuple):
     """A caption as tf-idf weights with their norm for each n; its length is in bigrams, as pycocoevalcap has it."""
 
     weights: list[dict[tuple[str, ...], float]]
@@ -93,19 +93,36 @@ def rouge_l(predictions: Sequence[Tokens], references: Sequence[Sequence[Tokens]
     return total / len(predictions)
 
 
+class CiderD:
+    """CIDEr-D (Vedantam et al. 2015), times 10 as usual.
+
+    Args:
+        references: the captions of every picture, as tokens; how few pictures have an n-gram is its weight.
+    """
+
+    def __init__(self, references: Iterable[Sequence[Tokens]]) -> None:
+        self.documents: NGrams = Counter()
+        pictures = 0
+        for group in references:
+            self.documents.update(set().union(*map(_ngrams, group)))
+            pictures += 1
+        self.log_pictures = math.log(max(1, pictures))
+
+    def weigh(self, tokens: Tokens) -> Weighted:
+        return _weigh(_ngrams(tokens), self.documents, self.log_pictures)
+
+    def score(self, prediction: Weighted, group: Sequence[Weighted]) -> float:
+        """Of a caption against the references of its picture."""
+        return 10 * sum(_similarity(prediction, reference) for reference in group) / len(group)
+
+
 def cider_d(predictions: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) -> float:
-    """Mean CIDEr-D (Vedantam et al. 2015), times 10 as usual; document frequencies are those of the references."""
-    reference_counts = [[_ngrams(reference) for reference in group] for group in references]
-    documents: NGrams = Counter()
-    for group in reference_counts:
-        documents.update(set().union(*group))
-    log_pictures = math.log(len(predictions))
-    total = 0.0
-    for prediction, group in zip(predictions, reference_counts, strict=True):
-        hypothesis = _weigh(_ngrams(prediction), documents, log_pictures)
-        similarities = [_similarity(hypothesis, _weigh(counts, documents, log_pictures)) for counts in group]
-        total += sum(similarities) / len(similarities)
-    return 10 * total / len(predictions)
+    """Mean CIDEr-D; document frequencies are those of the references."""
+    cider = CiderD(references)
+    pairs = zip(predictions, references, strict=True)
+    return sum(cider.score(cider.weigh(text), list(map(cider.weigh, group))) for text, group in pairs) / len(
+        predictions
+    )
 
 
 def _score_tokens(
@@ -153,15 +170,15 @@ def _common_subsequence(first: Tokens, second: Tokens) -> int:
     return len(first) - row.bit_count()
 
 
-def _weigh(counts: NGrams, documents: NGrams, log_pictures: float) -> _Weighted:
+def _weigh(counts: NGrams, documents: NGrams, log_pictures: float) -> Weighted:
     weights: list[dict[tuple[str, ...], float]] = [{} for _ in range(MAX_N)]
     for ngram, count in counts.items():
         weights[len(ngram) - 1][ngram] = count * (log_pictures - math.log(max(1, documents[ngram])))
     norms = [math.sqrt(sum(weight * weight for weight in group.values())) for group in weights]
-    return _Weighted(weights, norms, sum(count for ngram, count in counts.items() if len(ngram) == 2))
+    return Weighted(weights, norms, sum(count for ngram, count in counts.items() if len(ngram) == 2))
 
 
-def _similarity(ours: _Weighted, theirs: _Weighted) -> float:
+def _similarity(ours: Weighted, theirs: Weighted) -> float:
     """Clipped cosine of a caption with a reference, mean over n, with the penalty on a difference in length."""
     total = 0.0
     for n in range(MAX_N):

@@ -8,9 +8,10 @@ from mindspore import nn
 
 from src.config import Config, ConfigError, load_config
 from src.data.image_codes import GRID
-from src.data.schema import AUDIO, TEXT
+from src.data.schema import AUDIO, IMAGE, TEXT
 from src.evaluation.encode import Encoder, Items
 from src.evaluation.recall import ranks, recall
+from src.evaluation.rerank import Matching
 from src.generation.batches import fitting_size, run_batched
 from src.generation.sampling import CodeSampler, Sampling
 from src.models.image_tokenizer import ImageTokenizer
@@ -65,12 +66,13 @@ class Artist:
         self.sampling = Sampling(
             settings.draw_samples, settings.draw_temperature, settings.draw_top_k, settings.draw_guidance, config.seed
         )
-        self.batch_size, self.encoder = settings.batch_size, encoder
+        self.batch_size, self.encoder, self.rank = settings.batch_size, encoder, settings.draw_rank
+        self.matching = Matching(model)
         self.sampler = CodeSampler(model.cross_encoder, model.image_decoder, settings.batch_size)
         self.paint = _Paint(tokenizer)
 
     def draw(self, which: int, given: Items) -> np.ndarray:
-        """The best of ``draw_samples`` pictures for each text or sound: the one whose embedding is nearest to it.
+        """The best of ``draw_samples`` pictures for each text or sound.
 
         Args:
             which: TEXT or AUDIO.
@@ -79,16 +81,37 @@ class Artist:
         Returns:
             uint8 [n, S, S, 3].
         """
+        pictures, scores = self.draw_all(which, given)
+        return pictures[np.arange(len(scores)), scores.argmax(1)]
+
+    def draw_all(self, which: int, given: Items) -> tuple[np.ndarray, np.ndarray]:
+        """All N pictures for each text or sound, uint8 [n, N, S, S, 3], and how well each suits it, float64 [n, N].
+
+        By ``eval.draw_rank`` that is the cosine of the embeddings, or the matching head's log p; of a lone one nothing.
+        """
         rows = given.samples.tolist() if len(given.samples) else None
         codes = self.sampler.draw(self.sampling, **{ARGUMENTS[which]: (given.tokens, given.mask)}, rows=rows)
         flat = codes.reshape(-1, codes.shape[-1])
         size = fitting_size(len(flat), self.batch_size)
         pictures = run_batched(self.paint, size, (flat,), "painting")[0]
-        if codes.shape[1] == 1:
-            return pictures
-        embeddings = self.encoder.image(pictures).embeddings.reshape(*codes.shape[:2], -1)  # [n, N, E]
-        best = np.einsum("nke,ne->nk", embeddings, given.embeddings).argmax(1)
-        return pictures.reshape(*codes.shape[:2], *pictures.shape[1:])[np.arange(len(best)), best]
+        shape = codes.shape[:2]
+        if shape[1] == 1:
+            scores = np.zeros(shape)
+        else:
+            drawn = self.encoder.image(pictures)
+            owners = np.repeat(np.arange(shape[0]), shape[1])
+            scores = RANKINGS[self.rank](self, which, given, drawn, owners).reshape(shape)
+        return pictures.reshape(*shape, *pictures.shape[1:]), scores
+
+    def cosines(self, which: int, given: Items, drawn: Items, owners: np.ndarray) -> np.ndarray:
+        """float64 [n·N] of drawn pictures and what they were drawn from."""
+        return np.einsum("pe,pe->p", drawn.embeddings.astype(np.float64), given.embeddings[owners])
+
+    def matches(self, which: int, given: Items, drawn: Items, owners: np.ndarray) -> np.ndarray:
+        """float64 [n·N]: log p that they belong together."""
+        pairs = np.stack([owners, np.arange(len(owners))], 1)  # text, picture
+        pairs = pairs if which < IMAGE else pairs[:, ::-1]
+        return self.matching.score({which: given, IMAGE: drawn}, pairs, "matching")
 
     def measure(self, items: Mapping[int, Items]) -> tuple[dict[str, Any], dict[int, np.ndarray]]:
         """Draws every text and every sound, and looks for each one's text by what was drawn of it.
@@ -111,3 +134,6 @@ class Artist:
                 embeddings, pictures = self.encoder.image(drawn[which]).embeddings[told], items[which].pictures[told]
                 figures[name] = recall(ranks(embeddings, texts.embeddings, pictures, texts.pictures))
         return figures, drawn
+
+
+RANKINGS = {"embedding": Artist.cosines, "matching": Artist.matches}

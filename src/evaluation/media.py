@@ -118,16 +118,16 @@ def read_file(file: Path, model: ModelConfig) -> Medium:
     return Medium(str(file), TEXT, text)
 
 
-def read_query(query: str, model: ModelConfig) -> Medium:
+def read_query(query: str, model: ModelConfig, option: str = "--query") -> Medium:
     """A picture or sound where the query ends like a file of one, otherwise text."""
     ending = Path(query).suffix.lower()
     if ending in MODALITY:
         (file,) = find_files(Path(query), (IMAGE, AUDIO, TEXT))
         return read_file(file, model)
     if os.path.isdir(query):  # unlike Path's it takes a text that is too long for a name
-        raise DataError(f"--query {query} is a folder: expected a text, a picture or a sound")
+        raise DataError(f"{option} {query} is a folder: expected a text, a picture or a sound")
     if not query.strip():
-        raise DataError("--query is empty: expected a text, a picture or a sound")
+        raise DataError(f"{option} is empty: expected a text, a picture or a sound")
     return Medium(query, TEXT, query)
 
 

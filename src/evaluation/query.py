@@ -1,4 +1,4 @@
-"""A trained model on the user's own files: find what belongs to a query, write captions and transcripts."""
+"""A trained model on the user's own files: find what belongs to a query, write captions and transcripts, draw."""
 
 import sys
 from dataclasses import dataclass
@@ -6,13 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from src.config import Config, ConfigError, ModelConfig
+from src.data.errors import DataError
 from src.data.schema import AUDIO, IMAGE, TEXT
 from src.evaluation import gallery, media
 from src.evaluation.encode import Items
 from src.evaluation.evaluate import Evaluator
-from src.evaluation.figures import Query, retrieval_sheet
+from src.evaluation.figures import Query, album_sheet, retrieval_sheet
 from src.evaluation.gallery import Gallery, Plan
 from src.evaluation.media import Medium
 from src.evaluation.nearest import top_k
@@ -81,6 +83,38 @@ def _check_task(config: Config) -> None:
         raise ConfigError("task=image_tokenizer: an image tokenizer can be measured, but not asked")
 
 
+def read_subject(subject: str, config: Config) -> Medium:
+    """The text or the sound to draw.
+
+    Raises:
+        ConfigError: the model draws nothing, or nothing says whose codes it draws.
+        DataError: the subject is empty, cannot be read, or is a picture.
+    """
+    _check_task(config)
+    if not config.model.image_codes:
+        raise ConfigError("--draw: model.image_codes=false: this model was trained without an image decoder")
+    if not config.data.codes:
+        raise ConfigError("--draw: data.codes is empty: name the run folder of the image tokenizer")
+    medium = media.read_query(subject, config.model, "--draw")
+    if medium.modality == IMAGE:
+        raise DataError(f"--draw {subject}: a picture is drawn already; expected a text or a sound")
+    return medium
+
+
+def read_seen(picture: Path, things: list[Medium], config: Config) -> Medium:
+    """The picture that belongs to the sounds.
+
+    Raises:
+        DataError: it cannot be read, or there is no sound that it could belong to.
+    """
+    if all(medium.modality != AUDIO for medium in things):
+        raise DataError(f"--seen {picture}: --input holds no sound that it could belong to")
+    if picture.is_dir():
+        raise DataError(f"--seen {picture} is a folder: expected a picture")
+    (file,) = media.find_files(picture, (IMAGE,))
+    return media.read_file(file, config.model)
+
+
 @dataclass(frozen=True)
 class Found:
     """A file of the gallery with its cosine to the query and its share of the probability among the candidates."""
@@ -146,18 +180,51 @@ def answer(evaluator: Evaluator, query: Medium, offered: Gallery, top: int, outp
     return results
 
 
-def describe(evaluator: Evaluator, things: list[Medium], output: Path | None) -> list[str]:
-    """Prints what the model writes about pictures and hears in sounds; saves it in COCO's result format."""
+def describe(evaluator: Evaluator, things: list[Medium], output: Path | None, seen: Medium | None = None) -> list[str]:
+    """Prints what the model writes about pictures and hears in sounds; saves it in COCO's result format.
+
+    Args:
+        seen: a picture that belongs to every sound.
+    """
     names, texts = [], []
     for modality, members in media.group(things).items():
-        items = media.encode(evaluator.encoder, evaluator.tokenizer, members, evaluator.config.model)
-        given = {"image" if modality == IMAGE else "audio": (items.tokens, items.mask)}
+        given = {modality: _encoded(evaluator, members)}
+        if seen is not None and modality == AUDIO:
+            given[IMAGE] = tuple(np.repeat(array, len(members), 0) for array in _encoded(evaluator, [seen]))
         names += [medium.name for medium in members]
-        texts += evaluator.decoder.texts(evaluator.decoder.write(**given))
+        texts += evaluator.decoder.texts(evaluator.decoder.write(given))
     print(table(list(zip(names, texts, strict=True)), ["file", "text"]))
     if output:
         save_captions(output / "captions.json", names, texts)
     return texts
+
+
+def draw(evaluator: Evaluator, subject: Medium, output: Path) -> list[float]:
+    """Draws a text or a sound ``eval.draw_samples`` times; writes the pictures, the best first, a sheet and a table.
+
+    Returns:
+        how well each suits the subject (``eval.draw_rank``), the best first.
+    """
+    items = media.encode(evaluator.encoder, evaluator.tokenizer, [subject], evaluator.config.model)
+    (pictures,), (scores,) = evaluator.artist.draw_all(subject.modality, items)
+    order = np.argsort(-scores, kind="stable")
+    output.mkdir(parents=True, exist_ok=True)
+    files = [output / f"drawing-{rank}.png" for rank in range(1, len(order) + 1)]
+    for file, picture in zip(files, pictures[order], strict=True):
+        Image.fromarray(picture).save(file)
+    found = scores[order].tolist()
+    rows = [[rank, str(file), score] for rank, (file, score) in enumerate(zip(files, found, strict=True), 1)]
+    print(table(rows, ["", f"drawn of {subject.name}", evaluator.config.eval.draw_rank]))
+    shown = [f"{rank}  {score:.3f}" for rank, score in enumerate(found, 1)]
+    album_sheet(output / "drawing.png", subject.name, list(zip(pictures[order], shown, strict=True)))
+    entries = [{"file": file.name, "score": score} for file, score in zip(files, found, strict=True)]
+    write_json(output / "drawing.json", {"subject": subject.name, "drawings": entries})
+    return found
+
+
+def _encoded(evaluator: Evaluator, members: list[Medium]) -> tuple[np.ndarray, np.ndarray]:
+    items = media.encode(evaluator.encoder, evaluator.tokenizer, members, evaluator.config.model)
+    return items.tokens, items.mask
 
 
 def _query(query: Medium, model: ModelConfig) -> Query:

@@ -37,6 +37,7 @@ FIGURES = {
     "rouge_l": "ROUGE-L",
     "cider_d": "CIDEr-D",
     "character_error_rate": "character error rate",
+    "word_error_rate": "word error rate",
     "sentences_right": "whole sentences right",
 }
 
@@ -108,7 +109,8 @@ def probe_table(probe: Mapping[str, Any]) -> str:
 
 def summary(metrics: Mapping[str, Any]) -> str:
     """What an evaluation found, as text: ``retrieval`` with ``gallery``, ``reranked`` and ``folds``,
-    ``reconstruction``, ``caption``, ``transcription``, ``drawing``, ``probe``, ``parameters``.
+    ``reconstruction``, ``caption``, ``transcription``, ``transcription_with_picture``, ``drawing``, ``probe``,
+    ``parameters``.
 
     What is absent is left out.
     """
@@ -128,6 +130,8 @@ def summary(metrics: Mapping[str, Any]) -> str:
         parts.append(caption_table(metrics["caption"]))
     if metrics.get("transcription"):
         parts.append(caption_table(metrics["transcription"], "transcripts of speech"))
+    if metrics.get("transcription_with_picture"):
+        parts.append(caption_table(metrics["transcription_with_picture"], "transcripts of speech with its picture"))
     if metrics.get("drawing"):
         rows = [[name, *(figures[key] for key in ("r1", "r5", "r10"))] for name, figures in metrics["drawing"].items()]
         parts.append(table(rows, ["text found by what was drawn from", "R@1", "R@5", "R@10"]))

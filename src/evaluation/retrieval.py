@@ -22,7 +22,7 @@ from src.evaluation import recall
 from src.evaluation.encode import NAMES, Encoder, Items
 from src.evaluation.nearest import top_k
 from src.evaluation.rerank import Matching, TextLikelihood
-from src.generation.greedy import GreedyDecoder
+from src.generation.beam import BeamSearch
 from src.models.opt import OPT
 
 COUPLES = ((TEXT, IMAGE), (IMAGE, AUDIO), (TEXT, AUDIO), (IMAGE, JOINT))
@@ -80,7 +80,7 @@ class Retriever:
     """
 
     def __init__(
-        self, model: OPT, tokenizer: Tokenizer, config: EvalConfig, encoder: Encoder, decoder: GreedyDecoder
+        self, model: OPT, tokenizer: Tokenizer, config: EvalConfig, encoder: Encoder, decoder: BeamSearch
     ) -> None:
         self.model, self.encoder, self.decoder = model, encoder, decoder
         weights = {term: getattr(config, f"rerank_{term}") for term in TERMS}
@@ -136,7 +136,7 @@ class Retriever:
             return self.likelihood.score(given, parts[given], parts[TEXT].ids, rows[:, columns], label)
         written = items[AUDIO].ids
         if written is None:
-            written = self.decoder.write(audio=(items[AUDIO].tokens, items[AUDIO].mask))
+            written = self.decoder.write({AUDIO: (items[AUDIO].tokens, items[AUDIO].mask)})
         return self.likelihood.score(IMAGE, items[IMAGE], written, pairs[:, ::-1], label)
 
     def evaluate(self, items: dict[int, Items], depth: int) -> tuple[Figures, Figures, dict[str, Ranking]]:

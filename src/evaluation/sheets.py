@@ -119,4 +119,10 @@ class Sheets:
 
 def save_captions(path: Path, names: list[str], written: list[str]) -> None:
     """The COCO result format: a list of {"image_id", "caption"}."""
-    write_json(path, [{"image_id": name, "caption": text} for name, text in zip(names, written, strict=True)])
+    write_json(path, [{"image_id": coco_id(name), "caption": text} for name, text in zip(names, written, strict=True)])
+
+
+def coco_id(name: str) -> int | str:
+    """A picture's number in COCO, which stands behind the split in the keys of its records; other names as they are."""
+    number = name.rpartition("/")[2]
+    return int(number) if number.isdecimal() and str(int(number)) == number else name

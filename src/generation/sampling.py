@@ -13,7 +13,7 @@ from mindspore import Tensor, nn, ops
 
 from src.data.schema import AUDIO, TEXT
 from src.generation.batches import absent, fitting_size, pad_rows, progress, run_batched
-from src.generation.cache import CachedDecoder
+from src.generation.cache import CachedDecoder, Read, past_bias
 from src.models.cross_encoder import CrossEncoder
 from src.models.image_decoder import ImageDecoder
 
@@ -38,18 +38,6 @@ class Sampling:
                 raise ValueError(f"{name}={getattr(self, name)} must not be negative")
 
 
-class _Read(nn.Cell):
-    """Writes the memory's part of the cache: memory (B, Lm, D), mask (B, Lm) int32."""
-
-    def __init__(self, cached: CachedDecoder) -> None:
-        super().__init__(auto_prefix=False)
-        self.cached = cached
-
-    def construct(self, memory, mask):
-        self.cached.read(memory, mask)
-        return mask
-
-
 class _Step(nn.Cell):
     """The logits of the next code of every sample.
 
@@ -58,7 +46,8 @@ class _Step(nn.Cell):
         guided: whether there is guidance.
 
     Inputs:
-        ids (B,) int32, the last codes; position (1,) int32, where they stand; guidance () float32.
+        ids (B,) int32, the last codes; position () int32, where they stand; bias of :meth:`CachedDecoder.step`;
+        guidance () float32.
 
     Outputs:
         (B, K) float32.
@@ -68,10 +57,10 @@ class _Step(nn.Cell):
         super().__init__(auto_prefix=False)
         self.cached, self.guided = cached, guided
 
-    def construct(self, ids, position, guidance):
+    def construct(self, ids, position, bias, guidance):
         if not self.guided:
-            return self.cached.step(ids, position)
-        both = self.cached.step(ops.concat((ids, ids)), position)  # (2B, K)
+            return self.cached.step(ids, position, bias)
+        both = self.cached.step(ops.concat((ids, ids)), position, bias)  # (2B, K)
         rows = ids.shape[0]
         return both[:rows] + guidance * (both[:rows] - both[rows:])
 
@@ -108,7 +97,7 @@ class CodeSampler:
 
     def __init__(self, cross_encoder: CrossEncoder, decoder: ImageDecoder, batch_size: int) -> None:
         self.cross_encoder, self.decoder, self.batch_size = cross_encoder, decoder, batch_size
-        self._graphs: dict[tuple, dict[int, tuple[_Read, _Step]]] = {}  # by what is given and guidance, then size
+        self._graphs: dict[tuple, dict[int, tuple[Read, _Step]]] = {}  # by what is given and guidance, then size
 
     def draw(
         self,
@@ -166,13 +155,13 @@ class CodeSampler:
         size = fitting_size(count, self.batch_size)
         return run_batched(encoder, size, (text[0], image[0], audio[0], text[1], image[1], audio[1], presence), label)
 
-    def _build(self, size: int, places: np.ndarray, guided: bool) -> tuple[_Read, _Step]:
+    def _build(self, size: int, places: np.ndarray, guided: bool) -> tuple[Read, _Step]:
         cached = CachedDecoder(self.decoder, size * (1 + guided), places)
-        return _Read(cached), _Step(cached, guided)
+        return Read(cached), _Step(cached, guided)
 
     def _draw(
         self,
-        graphs: tuple[_Read, _Step],
+        graphs: tuple[Read, _Step],
         given: Encoded,
         nothing: Encoded | None,
         streams: list[np.random.Generator],
@@ -189,7 +178,8 @@ class CodeSampler:
         guidance = Tensor(sampling.guidance, ms.float32)
         last = np.full(size, self.decoder.bos, np.int32)
         for position in range(self.decoder.length):
-            logits = step(Tensor(last), Tensor(np.array([position], np.int32)), guidance).asnumpy()
+            bias = Tensor(past_bias(position, self.decoder.length))
+            logits = step(Tensor(last), Tensor(position, ms.int32), bias, guidance).asnumpy()
             if sampling.temperature:
                 for row, stream in zip(noise, streams, strict=False):
                     row[:] = sampling.temperature * stream.gumbel(size=len(row))

@@ -63,25 +63,33 @@ class CrossEncoder(nn.Cell):
         return self.transformer(tokens, padding_bias(mask)), mask
 
     def fuse_alone(self, tokens, mask, which: int):
-        """Fuses one modality, the other two absent, at its own length: half of the work or less for the same numbers.
+        """As :meth:`fuse_given` of one modality."""
+        return self.fuse_given((tokens,), (mask,), (which,))
+
+    def fuse_given(self, tokens, masks, given):
+        """Fuses some modalities, the others absent, at their own length: less work for the same numbers.
 
         Args:
-            tokens: (B, length, width of the modality) float; mask (B, length) int32.
-            which: the modality.
+            tokens: (B, length, width of the modality) float, a tensor for each of ``given``.
+            masks: (B, length) int32, likewise.
+            given: the modalities, in the order text, image, audio; at least one.
 
         Returns:
-            fused (B, 3 + length, D) and mask (B, 3 + length): what :meth:`construct` gives at ``places_alone(which)``.
+            fused (B, Lm, D) and mask (B, Lm): what :meth:`construct` gives at ``places_alone(*given)``.
         """
-        rows = tokens.shape[0]
+        rows = tokens[0].shape[0]
         one = ops.ones((rows, 1), ms.int32)
-        parts, masks = (ops.tile(self.cls, (rows, 1, 1)),), (one,)
+        parts, fused_masks = (ops.tile(self.cls, (rows, 1, 1)),), (one,)
+        found = 0
         for modality in (TEXT, IMAGE, AUDIO):
-            if modality == which:
+            if modality in given:
                 project = (self.text_project, self.image_project, self.audio_project)[modality]
-                parts, masks = (*parts, project(tokens) + self.modality[modality]), (*masks, mask)
+                parts = (*parts, project(tokens[found]) + self.modality[modality])
+                fused_masks = (*fused_masks, masks[found])
+                found = found + 1
             else:
-                parts, masks = (*parts, ops.tile(self.absent[modality], (rows, 1, 1))), (*masks, one)
-        mask = ops.concat(masks, 1)
+                parts, fused_masks = (*parts, ops.tile(self.absent[modality], (rows, 1, 1))), (*fused_masks, one)
+        mask = ops.concat(fused_masks, 1)
         return self.transformer(ops.concat(parts, 1), padding_bias(mask)), mask
 
     def places_alone(self, *which: int) -> np.ndarray:

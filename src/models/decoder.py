@@ -1,11 +1,9 @@
 """What the decoders of text and of pictures share: causal, reading the fused tokens by cross-attention."""
 
-import mindspore as ms
 from mindspore import Parameter, nn, ops
 from mindspore.common.initializer import Normal, initializer
 
 from src.models.layers import (
-    MASKED,
     MEMORY_POSITION_STD,
     POSITION_STD,
     TOKEN_STD,
@@ -96,29 +94,5 @@ class Decoder(nn.Cell):
         x = ops.gather(self.tokens, ids, 0) + self.all_positions()[:, :length]  # (B, T', D)
         bias = causal_bias(length)
         for i, block in enumerate(self.transformer.blocks):
-            x = block.extend(x, bias, memory[i], memory_bias)[0]
+            x = block.extend(x, bias, memory[i], memory_bias)
         return self.logits(self.transformer.finish(x))
-
-    def step(self, ids, position, past, memory, memory_bias):
-        """One token further.
-
-        Args:
-            ids: (B,) int32, the tokens at ``position``, (1,) int32.
-            past: for each layer keys and values (B, H, T, D/H) of earlier positions; what stands from ``position``
-                on does not matter.
-            memory, memory_bias: as in :meth:`score`.
-
-        Returns:
-            logits (B, V), and for each layer the keys and values with this position written.
-        """
-        length = past[0][0].shape[2]
-        places = ops.arange(length).astype(ms.int32)  # (T,)
-        place = (places == position).astype(ms.float32).reshape(1, 1, length, 1)
-        bias = (places > position).astype(ms.float32).reshape(1, 1, 1, length) * MASKED
-        x = ops.gather(self.tokens, ids, 0) + ops.gather(self.all_positions()[0], position, 0)  # (B, D)
-        x = x.expand_dims(1)
-        written = ()
-        for i, block in enumerate(self.transformer.blocks):
-            x, keys, values = block.extend(x, bias, memory[i], memory_bias, (past[i][0], past[i][1], place))
-            written = (*written, (keys, values))
-        return self.logits(self.transformer.finish(x)), written

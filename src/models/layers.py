@@ -271,28 +271,12 @@ class Block(nn.Cell):
 
     def construct(self, x, bias, memory=None, memory_bias=None):
         memory = self.cross_attention.keys_values(memory) if self.crosses else None
-        return self.extend(x, bias, memory, memory_bias)[0]
+        return self.extend(x, bias, memory, memory_bias)
 
-    def extend(self, x, bias, memory=None, memory_bias=None, past=None):
-        """The layer over keys and values that were made before, as decoding needs it.
-
-        Args:
-            x: (B, L, D); with ``past`` one position, L = 1.
-            bias: for self-attention over its keys, or None.
-            memory: keys and values (B, H, Lm, D/H) of the memory, or None.
-            past: (keys, values, place) with keys and values (B, H, Lk, D/H) of earlier positions and place
-                (1, 1, Lk, 1), 1.0 where this position's own are written and 0.0 elsewhere; None: x is all there is.
-
-        Returns:
-            y (B, L, D), and the keys and values that self-attention read.
-        """
+    def extend(self, x, bias, memory=None, memory_bias=None):
+        """The layer over a memory's keys and values (B, H, Lm, D/H) that were made before, or None."""
         normal = self.attention_norm(x) if self.pre else x
-        keys, values = self.attention.keys_values(normal)
-        if past is not None:
-            place = past[2]
-            keys = past[0] * (1.0 - place) + keys * place
-            values = past[1] * (1.0 - place) + values * place
-        x = x + self.drop(self.attention.attend(normal, keys, values, bias))
+        x = x + self.drop(self.attention(normal, normal, bias))
         if not self.pre:
             x = self.attention_norm(x)
         if self.crosses:
@@ -301,8 +285,8 @@ class Block(nn.Cell):
             if not self.pre:
                 x = self.cross_norm(x)
         if self.pre:
-            return x + self.drop(self.ffn(self.ffn_norm(x))), keys, values
-        return self.ffn_norm(x + self.drop(self.ffn(x))), keys, values
+            return x + self.drop(self.ffn(self.ffn_norm(x)))
+        return self.ffn_norm(x + self.drop(self.ffn(x)))
 
 
 class Transformer(nn.Cell):

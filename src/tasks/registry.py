@@ -1,7 +1,8 @@
 """The tasks: of what a run is built, and what it is judged by while it trains.
 
-Pre-training, retrieval and captioning train the same network with the same objectives and differ in their weights,
-which are configuration, and in the figures they are judged by. The image tokenizer is a network of its own.
+Pre-training, retrieval, captioning, writing down speech and drawing train the same network with the same objectives
+and differ in their weights, which are configuration, and in the figures they are judged by. The image tokenizer is a
+network of its own.
 """
 
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from typing import Any
 from mindspore import nn
 
 from src.config import TASKS, Config
+from src.data.errors import DataError
 from src.data.pictures import PictureLoader
 from src.data.pipeline import Loader
 from src.data.tokenizer import Tokenizer
@@ -20,6 +22,7 @@ from src.models.image_tokenizer import ImageTokenizer
 from src.models.opt import OPT
 from src.tasks.image_tokenizer import TokenizerObjectives
 from src.tasks.objectives import Objectives
+from src.tasks.self_critical import build_self_critical
 
 # items of the held-out split that are looked at, and drawn, during training: a glance, not the final figure
 HELD_OUT, DRAWN = 500, 100
@@ -33,6 +36,12 @@ def build_objectives(network: OPT, config: Config, rank: int, ranks: int, gather
     return Objectives(network, config.objectives, config.data.batch_size, gather)
 
 
+def caption_objectives(network: OPT, config: Config, rank: int, ranks: int, gather: nn.Cell | None) -> nn.Cell:
+    if config.objectives.self_critical:
+        return build_self_critical(network, config)
+    return build_objectives(network, config, rank, ranks, gather)
+
+
 @dataclass(frozen=True)
 class Task:
     """How a run is built, and how it is judged during training.
@@ -42,7 +51,7 @@ class Task:
         best: name of the figure that marks the best checkpoint.
         model: config → network.
         objectives: (network, config, rank, ranks, gather or None) → a Cell with names, fields, trained_parts() and,
-            where there are such, figures and after_update (:class:`src.training.step.TrainStep`).
+            where there are such, figures, before_step and after_update (:class:`src.training.step.TrainStep`).
         loader: (config, split, rank, ranks) → batches.
         evaluator: (config, network) → what eval.py runs.
     """
@@ -84,6 +93,29 @@ def caption_figures(evaluator: Evaluator, config: Config) -> dict[str, float]:
     return _caption(_measure(evaluator, config))
 
 
+def transcript_figures(evaluator: Evaluator, config: Config) -> dict[str, float]:
+    """1 − error rate of characters and of words; the first, over sounds with and without picture, marks the best."""
+    metrics = _measure(evaluator, config)
+    figures = {}
+    for name in ("transcription", "transcription_with_picture"):
+        for unit in ("character", "word"):
+            if name in metrics:
+                figures[f"{name}_{unit}s_right"] = 1 - metrics[name][f"{unit}_error_rate"]
+    rates = [value for name, value in figures.items() if name.endswith("characters_right")]
+    if not rates:
+        raise DataError(f"{config.data.path}: split {config.data.eval_split!r} has no sounds with their texts")
+    return figures | {"characters_right": sum(rates) / len(rates)}
+
+
+def drawing_figures(evaluator: Evaluator, config: Config) -> dict[str, float]:
+    """How often a text is found by what was drawn from it, and from its speech."""
+    drawing = evaluator.run(config.data.eval_split, draw=min(DRAWN, config.eval.draw))["drawing"]
+    if not drawing:
+        raise DataError(f"{config.data.path}: split {config.data.eval_split!r} has no texts to draw")
+    recalls = {f"{source}_r{k}": figures[f"r{k}"] for source, figures in drawing.items() for k in (1, 10)}
+    return recalls | {"mean_r1": sum(figures["r1"] for figures in drawing.values()) / len(drawing)}
+
+
 def build_tokenizer(config: Config) -> ImageTokenizer:
     return ImageTokenizer(config.model.tokenizer)
 
@@ -101,7 +133,9 @@ def tokenizer_figures(evaluator: ReconstructionEvaluator, config: Config) -> dic
 REGISTRY = {
     "pretrain": Task(pretrain_figures, "mean_r1"),
     "retrieval": Task(retrieval_figures, "mean_r1"),
-    "caption": Task(caption_figures, "cider_d"),
+    "caption": Task(caption_figures, "cider_d", objectives=caption_objectives),
+    "speech_to_text": Task(transcript_figures, "characters_right"),
+    "text_to_image": Task(drawing_figures, "mean_r1"),
     "image_tokenizer": Task(
         tokenizer_figures, "psnr", build_tokenizer, tokenizer_objectives, PictureLoader, ReconstructionEvaluator
     ),

@@ -113,7 +113,7 @@ class TrainStep:
 
     Args:
         objectives: :class:`src.tasks.objectives.Objectives` or another task's; ``figures`` names what follows its
-            losses and is logged only.
+            losses and is logged only; ``before_step`` makes from a batch what it lacks of ``fields``.
         optimizer: the update.
         clip_norm: largest global norm of the gradients.
         loss_scale: start of the dynamic loss scale, or None in full precision.
@@ -133,6 +133,7 @@ class TrainStep:
     ) -> None:
         self.names, self.fields = objectives.names, objectives.fields
         self.figures: tuple[str, ...] = getattr(objectives, "figures", ())
+        self.before_step = getattr(objectives, "before_step", None)
         self.after_update = getattr(objectives, "after_update", None)
         self.optimizer, self.clip_norm, self.scales = optimizer, clip_norm, loss_scale is not None
         self.loss_scale = Parameter(Tensor(loss_scale or 1.0, ms.float32), name="loss_scale", requires_grad=False)
@@ -145,6 +146,8 @@ class TrainStep:
         return self.optimizer.state() | {"loss_scale": self.loss_scale, "clean_steps": self.clean_steps}
 
     def __call__(self, batch: Mapping[str, np.ndarray]) -> StepResult:
+        if self.before_step is not None:
+            batch = {**batch, **self.before_step(batch)}
         tensors = [Tensor(batch[name]) for name in self.fields]
         losses, norm = self.make_gradients(self.loss_scale.value(), *tensors)
         values, norm = losses.asnumpy(), float(norm.asnumpy())

@@ -1,0 +1,259 @@
+"""Writing text from a picture, a sound or both: beam search over a key/value cache; greedy decoding is a beam of one.
+
+Letters: ``B`` inputs, ``K`` beams of each, ``N`` = B·K rows, ``T`` positions, ``V`` vocabulary, ``L`` tokens of one.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor, nn, ops
+
+from src.config import EvalConfig
+from src.data.schema import AUDIO, IMAGE
+from src.data.tokenizer import Tokenizer
+from src.generation.batches import fitting_size, pad_rows, progress
+from src.generation.cache import CachedDecoder, Read, past_bias
+from src.generation.text_sampling import never_written
+from src.models.layers import MASKED
+from src.models.opt import OPT
+
+Encoded = tuple[np.ndarray, np.ndarray]  # tokens float32 [n, L, D] and their mask int32 [n, L]
+
+
+@dataclass(frozen=True)
+class BeamSettings:
+    """How a text is searched for. Lengths count the tokens that are written, the closing [SEP] included."""
+
+    beams: int = 1  # K
+    length_penalty: float = 0.0  # α: texts compare by log p / ((5 + n) / 6)^α (Wu et al. 2016)
+    no_repeat_ngram: int = 0  # no run of so many tokens twice in a text; 0: no matter
+    min_length: int = 0
+    max_length: int = 0  # 0: what the model has room for
+
+    @classmethod
+    def of(cls, config: EvalConfig) -> "BeamSettings":
+        lengths = config.min_length, config.max_length
+        return cls(config.beam, config.length_penalty, config.no_repeat_ngram, *lengths)
+
+    def penalty(self, tokens: int) -> float:
+        return ((5 + tokens) / 6) ** self.length_penalty
+
+
+class _Fuse(nn.Cell):
+    """What is given as a memory.
+
+    Inputs:
+        tokens (B, L, D) float and mask (B, L) int32 of every modality in ``given``, in that order.
+
+    Outputs:
+        memory (B, Lm, D) float and its mask (B, Lm) int32.
+    """
+
+    def __init__(self, model: OPT, given: tuple[int, ...]) -> None:
+        super().__init__(auto_prefix=False)
+        self.cross_encoder, self.given = model.cross_encoder, given
+
+    def construct(self, *encoded):
+        return self.cross_encoder.fuse_given(encoded[0::2], encoded[1::2], self.given)
+
+
+class _Step(nn.Cell):
+    """The next tokens that are worth a look.
+
+    Args:
+        cached: of N rows.
+        choices: C, how many of each row.
+
+    Inputs:
+        ids (N,) int32, the last tokens; position () int32, where they stand; bias of :meth:`CachedDecoder.step`;
+        allowed (V,) or (N, V) float32, added to the logits: MASKED where a token may not be written.
+
+    Outputs:
+        (N,) int32, the likeliest token, where C is 1. Otherwise (N, C) int32, the likeliest first, and (N, C) float32,
+        their log-probabilities among the tokens that may be written.
+    """
+
+    def __init__(self, cached: CachedDecoder, choices: int) -> None:
+        super().__init__(auto_prefix=False)
+        self.cached, self.choices = cached, choices
+        self.best, self.top = ops.Argmax(axis=-1, output_type=ms.int32), ops.TopK(sorted=True)
+
+    def construct(self, ids, position, bias, allowed):
+        logits = self.cached.step(ids, position, bias) + allowed
+        if self.choices == 1:
+            return self.best(logits)
+        values, tokens = self.top(logits, self.choices)
+        normaliser = ops.log(ops.exp(logits - values[:, :1]).sum(1, keepdims=True)) + values[:, :1]  # (N, 1)
+        return tokens, values - normaliser
+
+
+class _Hypotheses:
+    """The beams of B inputs, and how they go on. A text that has ended keeps its place while its score does.
+
+    Args:
+        inputs, length, limit: B, T, and the greatest number of tokens that are written.
+        settings: K and the penalty.
+        tokenizer: what begins, ends and fills a text.
+    """
+
+    def __init__(self, inputs: int, length: int, limit: int, settings: BeamSettings, tokenizer: Tokenizer) -> None:
+        self.settings, self.limit, self.tokenizer = settings, limit, tokenizer
+        beams = settings.beams
+        self.ids = np.full((inputs, beams, length), tokenizer.pad_id, np.int32)
+        self.ids[:, :, 0] = tokenizer.cls_id
+        self.origins = np.tile(np.arange(beams)[:, None], (inputs, 1, length))  # where the cache holds a beam's past
+        # log p of texts that go on, of which there is one at first; −inf: of no use
+        self.going = np.where(np.arange(beams) == 0, 0.0, np.full((inputs, 1), -np.inf))
+        self.ended = np.full((inputs, beams), -np.inf)  # scores of texts that have ended
+
+    def extend(self, written: int, tokens: np.ndarray, logs: np.ndarray) -> None:
+        """Goes on by one token.
+
+        Args:
+            written: tokens that every text then has, unless it ended before.
+            tokens, logs: [B, K, C], choices of every beam and their log-probabilities, best first.
+        """
+        penalty, beams = self.settings.penalty(written), self.settings.beams
+        logs = np.where(logs > MASKED / 2, logs, -np.inf)
+        sums = self.going[:, :, None] + logs  # [B, K, C]
+        scores = sums / penalty
+        over = self.ended > -np.inf
+        scores[over, 0] = self.ended[over]
+        flat = scores.reshape(len(scores), -1)
+        # a stable sort: of equals the earlier beam, and in it the earlier choice, comes first
+        order = np.argsort(-flat, axis=1, kind="stable")[:, :beams]
+        parent, choice = np.divmod(order, logs.shape[2])
+        rows = np.arange(len(flat))[:, None]
+        over = over[rows, parent]
+        self.ids, self.origins = self.ids[rows, parent], self.origins[rows, parent]
+        self.origins[:, :, written:] = np.arange(beams)[:, None]
+        chosen = np.where(over, self.tokenizer.pad_id, tokens[rows, parent, choice])
+        self.ids[:, :, written] = chosen
+        ends = ~over & (chosen == self.tokenizer.sep_id)
+        sums, scores = sums[rows, parent, choice], flat[rows, order]
+        self.ended = np.where(over | ends, scores, -np.inf)
+        self.going = np.where(over | ends, -np.inf, sums)
+        # what even without a further loss cannot be better than the best text that has ended may stop
+        hopeless = self.going / self.settings.penalty(self.limit) <= self.ended.max(1, keepdims=True)
+        self.going[hopeless] = -np.inf
+
+    @property
+    def over(self) -> bool:
+        return not np.isfinite(self.going).any()
+
+    def last(self, position: int) -> np.ndarray:
+        """int32 [N]: the tokens at a position."""
+        return self.ids[:, :, position].reshape(-1)
+
+    def best(self) -> np.ndarray:
+        """int32 [B, T]: the best texts; one that found no end competes as it is."""
+        scores = np.maximum(self.ended, self.going / self.settings.penalty(self.limit))
+        return self.ids[np.arange(len(scores)), scores.argmax(1)]
+
+
+class BeamSearch:
+    """Writes the likeliest texts, from [CLS] to [SEP] or the greatest length; the same for the same input, always.
+
+    Args:
+        model: the network.
+        tokenizer: its vocabulary.
+        batch_size: inputs at once; fewer are written by a smaller graph.
+        settings: how is searched.
+    """
+
+    def __init__(self, model: OPT, tokenizer: Tokenizer, batch_size: int, settings: BeamSettings | None = None) -> None:
+        self.model, self.tokenizer, self.batch_size = model, tokenizer, batch_size
+        self.settings = settings or BeamSettings()
+        self._never, self._never_or_end = never_written(tokenizer), never_written(tokenizer)
+        self._never_or_end[tokenizer.sep_id] = MASKED
+        self._graphs: dict[tuple[int, ...], dict[int, tuple[_Fuse, Read, _Step]]] = {}  # by what is given, then size
+
+    @property
+    def limit(self) -> int:
+        """How many tokens are written at most."""
+        return self.settings.max_length or self.model.text_len - 1
+
+    def write(self, given: Mapping[int, Encoded], label: str = "writing") -> np.ndarray:
+        """A text for every row.
+
+        Args:
+            given: encoded pictures, sounds or both, by modality, n rows of each; the others are absent.
+            label: of the progress bar.
+
+        Returns:
+            int32 [n, T]: [CLS] tokens [SEP] [PAD] …; a text that found no end has no [SEP].
+        """
+        present = tuple(which for which in (IMAGE, AUDIO) if which in given)
+        arrays = [array for which in present for array in given[which]]
+        count = len(arrays[0])
+        graphs = self._graphs.setdefault(present, {})
+        size = fitting_size(count, self.batch_size, graphs)
+        if size not in graphs:
+            places = self.model.cross_encoder.places_alone(*present)
+            graphs[size] = _Fuse(self.model, present), *self.build(size, places)
+        fuse, read, step = graphs[size]
+        texts = np.empty((count, self.model.text_len), np.int32)
+        for start in progress(range(0, count, size), label):
+            rows = slice(start, min(start + size, count))
+            batch = [pad_rows(array[rows], size) for array in arrays]
+            read(*fuse(*map(Tensor, batch)))
+            texts[rows] = self.search(size, step)[: rows.stop - start]
+        return texts
+
+    def texts(self, ids: np.ndarray) -> list[str]:
+        """Rows of :meth:`write` as text."""
+        return [self.tokenizer.decode(row) for row in ids]
+
+    def build(self, size: int, places: np.ndarray) -> tuple[Read, _Step]:
+        """Graphs that read so many memories, made of these ``places`` of the fused tokens, and go on from them."""
+        cached = CachedDecoder(self.model.text_decoder, size, places, self.settings.beams)
+        return Read(cached), _Step(cached, min(self.settings.beams, self.model.vocab_size))
+
+    def search(self, size: int, step: _Step) -> np.ndarray:
+        """int32 [B, T]: the best texts of the B = ``size`` memories that were read last."""
+        beams, length = self.settings.beams, self.model.text_len
+        found = _Hypotheses(size, length, self.limit, self.settings, self.tokenizer)
+        for position in range(self.limit):
+            bias = past_bias(position, length, found.origins if beams > 1 else None)
+            allowed = self._allowed(found, position)
+            state = found.last(position), np.int32(position), bias, allowed
+            made = step(*map(Tensor, state))
+            shape = (size, beams, step.choices)
+            if step.choices == 1:
+                found.extend(position + 1, made.asnumpy().reshape(shape), np.zeros(shape))
+            else:
+                tokens, logs = (part.asnumpy().reshape(shape) for part in made)
+                found.extend(position + 1, tokens, logs.astype(np.float64))
+            if found.over:
+                break
+        return found.best()
+
+    def _allowed(self, found: _Hypotheses, position: int) -> np.ndarray:
+        """float32 [V], or with n-gram blocking [N, V]: MASKED for the tokens that may not stand at ``position`` + 1."""
+        allowed = self._never_or_end if position + 1 < self.settings.min_length else self._never
+        size = self.settings.no_repeat_ngram
+        if not size:
+            return allowed
+        written = found.ids[:, :, 1 : position + 1].reshape(len(found.ids) * self.settings.beams, position)
+        return allowed + MASKED * repeated(written, size, len(allowed))
+
+
+def repeated(written: np.ndarray, size: int, vocab_size: int) -> np.ndarray:
+    """Which tokens would complete a run of ``size`` tokens that a text has already.
+
+    Args:
+        written: int32 [N, n].
+
+    Returns:
+        bool [N, V].
+    """
+    rows, length = written.shape
+    found = np.zeros((rows, vocab_size), bool)
+    if length >= size:
+        windows = np.lib.stride_tricks.sliding_window_view(written, size, axis=1)  # [N, n − size + 1, size]
+        same = (windows[:, :, :-1] == written[:, None, length - size + 1 :]).all(2)
+        row, place = np.nonzero(same)
+        found[row, windows[row, place, -1]] = True
+    return found

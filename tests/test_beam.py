@@ -1,0 +1,211 @@
+"""Beam search against an exhaustive one, and each of its settings."""
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import replace
+
+import mindspore as ms
+import numpy as np
+import pytest
+from mindspore import Tensor
+
+from src.config import Config, ConfigError, EvalConfig
+from src.data.schema import IMAGE
+from src.data.tokenizer import SPECIALS, Tokenizer
+from src.generation.beam import BeamSearch, BeamSettings, repeated
+from src.models.opt import OPT
+from tests.oracles import CLS, PAD, SEP, random, randomise, run_mode, tiny_model
+
+ORDINARY = 4  # tokens beside the special ones
+VOCAB = len(SPECIALS) + ORDINARY
+LETTERS = range(len(SPECIALS), VOCAB)
+EVERY = 90  # beams that hold every text: 1 + 4 + 16 + 64 of them end, or are cut off
+ROWS, LIMIT = 3, 3  # inputs, and tokens that are written at most
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    path = tmp_path_factory.mktemp("vocab") / "vocab.txt"
+    path.write_text("\n".join([*SPECIALS, *"一二三四"]), encoding="utf-8")
+    return Tokenizer(path)
+
+
+@pytest.fixture(scope="module")
+def model() -> OPT:
+    ms.set_seed(1)
+    model = OPT(tiny_model(), VOCAB)
+    randomise(model, seed=3)
+    value = model.text_decoder.transformer.blocks[0].cross_attention.value.weight
+    value.set_data(value * 5)
+    table = model.text_decoder.tokens
+    table.set_data(table * 0.4)  # no token is certain
+    return model.set_train(False)
+
+
+@pytest.fixture(autouse=True)
+def graph_mode() -> Iterator[None]:
+    with run_mode("graph"):
+        yield
+
+
+@pytest.fixture(scope="module")
+def given(model: OPT) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+    tokens = random(ROWS, *model.image_encoder.positions.shape[1:], seed=3)
+    return {IMAGE: (tokens, np.ones(tokens.shape[:2], np.int32))}
+
+
+@pytest.fixture(scope="module")
+def searches(model: OPT, tokenizer: Tokenizer) -> dict[int, BeamSearch]:
+    """By beams; compiled once for all tests."""
+    return {beams: BeamSearch(model, tokenizer, ROWS, BeamSettings(beams)) for beams in (1, 3, EVERY)}
+
+
+def search(searches: dict[int, BeamSearch], settings: BeamSettings) -> BeamSearch:
+    found = searches[settings.beams]
+    found.settings = settings
+    return found
+
+
+def every_text(limit: int) -> list[tuple[int, ...]]:
+    """Those that end in time, and those that are cut off."""
+    ended = [(*words, SEP) for n in range(limit) for words in itertools.product(LETTERS, repeat=n)]
+    return ended + list(itertools.product(LETTERS, repeat=limit))
+
+
+@pytest.fixture(scope="module")
+def tables(model: OPT, given: dict) -> list[dict[tuple[int, ...], np.ndarray]]:
+    """For each input, logits [VOCAB] of the token behind every beginning of a text, by the decoder as it is trained."""
+    beginnings = sorted({text[:n] for text in every_text(LIMIT) for n in range(len(text))})
+    ids = np.full((len(beginnings), LIMIT), PAD, np.int32)
+    ids[:, 0] = CLS
+    for row, words in zip(ids, beginnings, strict=True):
+        row[1 : 1 + len(words)] = words
+    found = []
+    with run_mode("pynative"):
+        for tokens in given[IMAGE][0]:
+            fused, mask = model.cross_encoder.fuse_alone(Tensor(tokens[None]), Tensor(given[IMAGE][1][:1]), IMAGE)
+            read = model.text_decoder.read(fused, Tensor(model.cross_encoder.places_alone(IMAGE)))
+            memory = [(ms.ops.tile(k, (len(ids), 1, 1, 1)), ms.ops.tile(v, (len(ids), 1, 1, 1))) for k, v in read]
+            logits = model.text_decoder.score(Tensor(ids), memory, Tensor(np.zeros((1, 1, 1, 1), np.float32)))
+            logits = logits.asnumpy().astype(np.float64).reshape(len(ids), LIMIT, VOCAB)
+            rows = zip(beginnings, logits, strict=True)
+            found.append({words: table[len(words)] for words, table in rows})
+    return found
+
+
+def allowed(words: tuple[int, ...], settings: BeamSettings) -> list[int]:
+    """What may follow."""
+    size = settings.no_repeat_ngram
+    runs = {words[i : i + size] for i in range(len(words) - size + 1)} if size else set()
+    letters = [token for token in LETTERS if not size or (*words, token)[-size:] not in runs]
+    return letters + [SEP] * (len(words) + 1 >= settings.min_length)
+
+
+def score(text: tuple[int, ...], table: dict[tuple[int, ...], np.ndarray], settings: BeamSettings) -> float:
+    """log p of a text, every token's among those that may follow, by the penalised length; −inf: forbidden."""
+    total = 0.0
+    for place, token in enumerate(text):
+        choices = allowed(text[:place], settings)
+        if token not in choices:
+            return -np.inf
+        logits = table[text[:place]]
+        total += logits[token] - np.logaddexp.reduce(logits[choices])
+    return total / ((5 + len(text)) / 6) ** settings.length_penalty
+
+
+def written(row: np.ndarray) -> tuple[int, ...]:
+    """The tokens of a row of what was written, checked to be well formed."""
+    ids = row.tolist()
+    assert ids[0] == CLS
+    text = ids[1 : ids.index(SEP) + 1] if SEP in ids else ids[1 : 1 + LIMIT]
+    assert ids[1 + len(text) :] == [PAD] * (len(ids) - 1 - len(text))
+    return tuple(text)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        BeamSettings(EVERY),
+        BeamSettings(EVERY, length_penalty=1.0),
+        BeamSettings(EVERY, length_penalty=3.0),
+        BeamSettings(EVERY, no_repeat_ngram=1, length_penalty=2.0),
+        BeamSettings(EVERY, no_repeat_ngram=2, length_penalty=2.0),
+        BeamSettings(EVERY, min_length=3),
+        BeamSettings(EVERY, max_length=2, length_penalty=2.0),
+    ],
+    ids=str,
+)
+def test_a_beam_that_holds_every_text_finds_the_best(
+    searches: dict, given: dict, tables: list, settings: BeamSettings
+) -> None:
+    limit = settings.max_length or LIMIT
+    found = search(searches, replace(settings, max_length=limit)).write(given)
+    for row, table in zip(found, tables, strict=True):
+        scores = {text: score(text, table, settings) for text in every_text(limit)}
+        best = max(scores, key=scores.__getitem__)
+        assert written(row) == best, (scores[written(row)], scores[best])
+
+
+def test_a_wider_beam_finds_texts_as_good(searches: dict, given: dict, tables: list) -> None:
+    means = []
+    for beams in (1, 3, EVERY):
+        settings = BeamSettings(beams=beams, max_length=LIMIT, length_penalty=2.0)
+        rows = search(searches, settings).write(given)
+        means.append(np.mean([score(written(row), table, settings) for row, table in zip(rows, tables, strict=True)]))
+    assert means[0] <= means[1] + 1e-5 and means[1] <= means[2] + 1e-5 and means[0] < means[2]
+
+
+def test_one_beam_is_greedy_whatever_the_penalty(searches: dict, given: dict, tables: list) -> None:
+    rows = search(searches, BeamSettings(max_length=LIMIT, length_penalty=2.0)).write(given)
+    for row, table in zip(rows, tables, strict=True):
+        words: tuple[int, ...] = ()
+        while len(words) < LIMIT and SEP not in words:
+            words = (*words, max((*LETTERS, SEP), key=table[words].__getitem__))
+        assert written(row) == words
+
+
+def test_inputs_do_not_depend_on_each_other(model: OPT, tokenizer: Tokenizer, searches: dict, given: dict) -> None:
+    settings = BeamSettings(beams=3, length_penalty=1.0)
+    whole = search(searches, settings).write(given)
+    tokens, mask = given[IMAGE]
+    np.testing.assert_array_equal(searches[3].write({IMAGE: (tokens[::-1], mask)})[::-1], whole)
+    one_by_one = BeamSearch(model, tokenizer, 1, settings).write(given)
+    np.testing.assert_array_equal(one_by_one, whole)
+
+
+def test_of_equals_the_first_is_taken(model: OPT, searches: dict, given: dict) -> None:
+    """With a table of zeros every token is as likely as any other."""
+    table = model.text_decoder.tokens
+    before = Tensor(table.asnumpy().copy())
+    bias = model.text_decoder.output_bias
+    bias_before = Tensor(bias.asnumpy().copy())
+    table.set_data(ms.ops.zeros_like(table))
+    bias.set_data(ms.ops.zeros_like(bias))
+    try:
+        for beams in (1, 3):
+            found = search(searches, BeamSettings(beams)).write(given)
+            assert (found[:, 1] == SEP).all(), "the first token that may be written"
+    finally:
+        table.set_data(before)
+        bias.set_data(bias_before)
+
+
+def test_what_would_repeat_a_run() -> None:
+    rows = np.array([[5, 6, 5, 6, 5], [5, 6, 7, 8, 6], [5, 5, 5, 5, 5]], np.int32)
+    found = [np.flatnonzero(row).tolist() for row in repeated(rows, 3, 9)]
+    assert found == [[6], [], [5]]
+    assert [np.flatnonzero(row).tolist() for row in repeated(rows[:2], 1, 9)] == [[5, 6], [5, 6, 7, 8]]
+    assert not repeated(rows[:, :1], 3, 9).any()
+
+
+def test_settings_are_checked() -> None:
+    with pytest.raises(ConfigError, match="beam: must be positive"):
+        EvalConfig(beam=0)
+    with pytest.raises(ConfigError, match="length_penalty: must not be negative"):
+        EvalConfig(length_penalty=-1)
+    with pytest.raises(ConfigError, match="min_length: must not be above max_length=2"):
+        EvalConfig(min_length=3, max_length=2)
+    with pytest.raises(ConfigError, match="eval.max_length: must not be above model.text.max_len - 1 = 6"):
+        Config(model=tiny_model(), eval=EvalConfig(max_length=7))
+    settings = BeamSettings.of(EvalConfig(beam=3, length_penalty=0.5, no_repeat_ngram=2, min_length=1, max_length=9))
+    assert settings == BeamSettings(3, 0.5, 2, 1, 9)

@@ -1,0 +1,171 @@
+"""Writing down speech and drawing as tasks: trained from a pre-trained checkpoint, evaluated, and asked."""
+
+import json
+import sys
+import wave
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import mindspore as ms
+import numpy as np
+import pytest
+
+import eval as command
+from src import cli
+from src.config import Config, ConfigError, EvalConfig, ObjectivesConfig, OptimizerConfig, TrainConfig
+from src.data.codes import Encode, encode_split
+from src.data.image_codes import fingerprint, write_codes
+from src.data.store import Dataset
+from src.models.image_tokenizer import ImageTokenizer
+from src.training.checkpoint import build_model, save_checkpoint
+from src.training.trainer import Trainer
+from src.weights import locate
+from tests.conftest import CHARACTERS, png, tiny_dataset
+from tests.oracles import randomise, run_mode, tiny_model
+
+TASKS = {
+    "speech_to_text": ObjectivesConfig(contrastive=0, denoise_text=1, denoise_given=("audio", "image+audio")),
+    "text_to_image": ObjectivesConfig(contrastive=0, denoise_image=1),
+}
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
+    """A dataset with codes, the tokenizer that made them, and a pre-trained checkpoint, all in one folder."""
+    folder = tmp_path_factory.mktemp("tasks")
+    settings = EvalConfig(split="dev", batch_size=4, draw=4, draw_samples=2, beam=2)
+    config = tiny_dataset(folder, config=replace(Config(model=tiny_model()), name="tasks"))
+    tokenizer = ImageTokenizer(config.model.tokenizer)
+    randomise(tokenizer, spread=0.3)
+    save_checkpoint(folder / "tokenizer" / "checkpoints", 1, replace(config, task="image_tokenizer"), tokenizer)
+    datasets = {name: Dataset(config.data.path, name) for name in ("train", "dev")}
+    with run_mode("graph"):
+        encode = Encode(tokenizer)
+        codes = {name: encode_split(encode, dataset, config.model.tokenizer, 5) for name, dataset in datasets.items()}
+    write_codes(Path(config.data.path), config.model.tokenizer, fingerprint(folder / "tokenizer"), datasets, codes)
+    config = replace(config, data=replace(config.data, codes=str(folder / "tokenizer")), eval=settings)
+    save_checkpoint(folder / "pretrained" / "checkpoints", 1, config, build_model(config))
+    rng = np.random.default_rng(0)
+    (folder / "seen.png").write_bytes(png(rng.integers(0, 256, (20, 30, 3), np.uint8)))
+    with wave.open(str(folder / "said.wav"), "wb") as file:
+        file.setparams((1, 2, 8000, 0, "NONE", ""))
+        file.writeframes(rng.integers(-9000, 9000, 1600, np.int16).tobytes())
+    return config
+
+
+@pytest.fixture(scope="module")
+def home(config: Config) -> Path:
+    return Path(config.data.path).parent
+
+
+@pytest.fixture(scope="module")
+def trained(config: Config, home: Path) -> dict[str, Path]:
+    """A run of each task."""
+    runs = {}
+    with run_mode("graph"):
+        for task, objectives in TASKS.items():
+            runs[task] = home / task
+            train = TrainConfig(
+                output=str(runs[task]), init_from=str(home / "pretrained"), steps=2, eval_every=2, log_every=1
+            )
+            optimizer = OptimizerConfig(warmup_steps=1)
+            Trainer(replace(config, task=task, objectives=objectives, train=train, optimizer=optimizer)).run()
+    return runs
+
+
+@pytest.fixture(autouse=True)
+def mode_is_kept() -> Iterator[None]:
+    before = ms.get_context("mode")
+    yield
+    ms.set_context(mode=before)
+
+
+def call(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> int:
+    """eval.py, without compiling: it is asked only few things."""
+    monkeypatch.setattr(sys, "argv", ["eval.py", *map(str, arguments), "runtime.mode=pynative"])
+    try:
+        cli.run(command.main)
+    except SystemExit as error:
+        return error.code
+    return 0
+
+
+def lines(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.mark.e2e
+def test_speech_is_written_down(
+    trained: dict[str, Path], home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    run = trained["speech_to_text"]
+    assert lines(run)[0].keys() >= {"loss/denoise_text"} and not any("loss/contrastive" in line for line in lines(run))
+    figures = lines(run)[-1]
+    rates = [figures[f"eval/transcription{name}_characters_right"] for name in ("", "_with_picture")]
+    assert figures["eval/characters_right"] == pytest.approx(np.mean(rates)) and locate(run).name == "step-00000002"
+    assert (run / "checkpoints" / "best").exists()
+    assert call(monkeypatch, "--checkpoint", run) == 0
+    assert "transcripts of speech with its picture" in capsys.readouterr().out
+    metrics = json.loads((run / "eval-dev" / "metrics.json").read_text())
+    assert "retrieval" not in metrics and "caption" not in metrics
+    for name in ("transcription", "transcription_with_picture"):
+        assert {"character_error_rate", "word_error_rate"} <= metrics[name].keys() and metrics[name]["sounds"] > 0
+    assert metrics["transcription_with_picture"]["sounds"] < metrics["transcription"]["sounds"], "one has no picture"
+    for extra in ([], ["--seen", home / "seen.png"]):
+        assert call(monkeypatch, "--checkpoint", run, "--input", home / "said.wav", *extra) == 0
+        assert "said.wav" in capsys.readouterr().out
+
+
+@pytest.mark.e2e
+def test_texts_and_sounds_are_drawn(
+    trained: dict[str, Path], home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    run = trained["text_to_image"]
+    assert lines(run)[0].keys() >= {"loss/denoise_image"} and "eval/text_r1" in lines(run)[-1]
+    assert call(monkeypatch, "--checkpoint", run, "eval.draw_rank=matching") == 0
+    assert "text found by what was drawn from" in capsys.readouterr().out
+    metrics = json.loads((run / "eval-dev" / "metrics.json").read_text())
+    assert metrics["drawing"].keys() == {"text", "speech"} and "retrieval" not in metrics
+    assert (run / "eval-dev" / "figures" / "drawings.png").stat().st_size > 1000
+    for subject in (CHARACTERS[:4], home / "said.wav"):
+        output = home / "drawn"
+        assert call(monkeypatch, "--checkpoint", run, "--draw", subject, "--draw-samples", 3, "--output", output) == 0
+        made = json.loads((output / "drawing.json").read_text(encoding="utf-8"))
+        scores = [drawing["score"] for drawing in made["drawings"]]
+        assert len(scores) == 3 and scores == sorted(scores, reverse=True) and made["subject"] == str(subject)
+        assert all((output / drawing["file"]).stat().st_size > 50 for drawing in made["drawings"])
+        assert (output / "drawing.png").stat().st_size > 1000
+        assert "drawing-1.png" in capsys.readouterr().out
+
+
+def test_mistakes_are_one_line(
+    config: Config, home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    pretrained = ("--checkpoint", home / "pretrained")
+    seen = home / "seen.png"
+    for arguments, message in (
+        (("--draw", " "), "--draw is empty"),
+        (("--draw", home), "is a folder: expected a text, a picture or a sound"),
+        (("--draw", seen), "a picture is drawn already"),
+        (("--draw", "猫", "--input", seen), "exclude each other"),
+        (("--draw-samples", "2"), "--draw-samples goes with --draw"),
+        (("--draw", "猫", "model.image_codes=false", "eval.draw=0"), "model.image_codes=false"),
+        (("--draw", "猫", "data.codes=''", "eval.draw=0"), "data.codes is empty"),
+        (("--seen", seen), "--seen goes with --input"),
+        (("--input", seen, "--seen", seen), "holds no sound that it could belong to"),
+        (("--input", home / "said.wav", "--seen", home), "is a folder: expected a picture"),
+        (("--input", home / "said.wav", "--seen", home / "none.png"), "none.png: no such file"),
+    ):
+        assert call(monkeypatch, *pretrained, *arguments) == 2
+        assert message in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_what_the_tasks_need(config: Config) -> None:
+    for change, message in (
+        ({"task": "speech_to_text"}, "objectives.denoise_text: task=speech_to_text needs it"),
+        ({"task": "text_to_image"}, "objectives.denoise_image: task=text_to_image needs it"),
+        ({"task": "speech_to_text", "objectives": ObjectivesConfig(denoise_text=1)}, "writes down sounds"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            replace(config, **change)

@@ -1,0 +1,177 @@
+"""Self-critical training: what is sampled, what it is worth, what the loss makes of it, and that it helps."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import mindspore as ms
+import numpy as np
+import pytest
+from mindspore import Tensor
+
+from src.config import Config, ConfigError, ObjectivesConfig, OptimizerConfig, TrainConfig, load_config
+from src.data.errors import DataError
+from src.data.pipeline import Loader
+from src.data.schema import IMAGE
+from src.data.store import Dataset
+from src.evaluation.captions import cider_d, words
+from src.generation.cache import CachedDecoder
+from src.generation.text_sampling import TextSampler, never_written
+from src.tasks.self_critical import References, SelfCriticalObjectives, build_self_critical
+from src.training.checkpoint import build_model
+from src.training.trainer import Trainer
+from tests.conftest import tiny_dataset
+from tests.oracles import CLS, PAD, SEP, randomise, run_mode, tiny_model
+
+SAMPLES, BATCH = 4, 8
+WRITING = ObjectivesConfig(contrastive=0.0, denoise_text=1.0, denoise_given=("image",))
+
+
+@pytest.fixture(autouse=True)
+def graph_mode() -> Iterator[None]:
+    with run_mode("graph"):
+        yield
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
+    """Captions of a tiny model on a tiny dataset; some of its pictures have no caption, some captions no picture."""
+    objectives = replace(WRITING, self_critical=SAMPLES)
+    small = Config(task="caption", model=tiny_model(), objectives=objectives)
+    return tiny_dataset(tmp_path_factory.mktemp("critic"), config=small)
+
+
+@pytest.fixture(scope="module")
+def built(config: Config) -> SelfCriticalObjectives:
+    ms.set_seed(1)
+    model = build_model(config)
+    randomise(model, seed=1, spread=0.3)
+    return build_self_critical(model, config)
+
+
+@pytest.fixture(scope="module")
+def batch(config: Config) -> dict[str, np.ndarray]:
+    return next(Loader(config, "train").evaluation(BATCH))[0]
+
+
+@pytest.fixture(scope="module")
+def sampled(built: SelfCriticalObjectives, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    with run_mode("graph"):
+        return {**batch, **built.before_step(batch)}
+
+
+def test_rewards_are_cider_d_on_words(config: Config) -> None:
+    """A caption's reward is what pycocoevalcap's formula gives it among the references of the whole split."""
+    dataset = Dataset(config.data.path, "train")
+    found = References.read(dataset)
+    records = list(dataset.read(range(dataset.records)))
+    numbers = dict(dataset.samples[:, [0, 2]].tolist())
+    usable = {numbers[i]: r.captions for i, r in enumerate(records) if r.image is not None and r.captions}
+    assert found.by_picture.keys() == usable.keys() and len(usable) < dataset.records
+    tokens = {number: [words(text) for text in texts] for number, texts in usable.items()}
+    written = {number: texts[0][:4] for number, texts in usable.items()}
+    whole = cider_d([words(text) for text in written.values()], list(tokens.values()))
+    assert np.mean([found.reward(text, number) for number, text in written.items()]) == pytest.approx(whole)
+
+
+def test_samples_end_and_are_compared_with_the_others(
+    built: SelfCriticalObjectives, batch: dict[str, np.ndarray], sampled: dict[str, np.ndarray]
+) -> None:
+    ids, reward = sampled["sampled_ids"], sampled["reward"]
+    assert ids.shape == (BATCH, SAMPLES, batch["text_ids"].shape[1]) and (ids[:, :, 0] == CLS).all()
+    assert len(np.unique(ids.reshape(-1, ids.shape[2]), axis=0)) > BATCH
+    behind = np.cumsum(ids == SEP, axis=2) - (ids == SEP) > 0
+    assert (ids[behind] == PAD).all() and (ids[~behind] != PAD).all()
+    np.testing.assert_allclose(sampled["advantage"].sum(1), 0, atol=1e-5)
+    np.testing.assert_allclose(sampled["advantage"][:, 0], reward[:, 0] - reward[:, 1:].mean(1), atol=1e-5)
+    judged = sampled["rewarded"] == 1
+    assert not judged.all() and judged.any() and not reward[~judged].any() and reward[judged].any()
+    again = built.before_step(batch)
+    np.testing.assert_array_equal(again["sampled_ids"], ids)
+    other = built.before_step({**batch, "match_noise": batch["match_noise"] + 1})
+    assert (other["sampled_ids"] != ids).any()
+
+
+def test_samples_follow_the_distribution(built: SelfCriticalObjectives, batch: dict[str, np.ndarray]) -> None:
+    """The first tokens of many samples, against the probabilities of the decoder as it is trained."""
+    model, inputs, samples = built.model, 500, 8  # of one picture
+    tokenizer = built.before_step.tokenizer
+    places = model.cross_encoder.places_alone(IMAGE)
+    with run_mode("pynative"):
+        cached = CachedDecoder(model.text_decoder, inputs, places, samples)
+        tokens = model.image_encoder(Tensor(batch["image"][:1]))
+        fused, mask = model.cross_encoder.fuse_alone(tokens, ms.ops.ones(tokens.shape[:2], ms.int32), IMAGE)
+        cached.read(ms.ops.tile(fused, (inputs, 1, 1)), ms.ops.tile(mask, (inputs, 1)))
+        drawn = TextSampler(cached, tokenizer).draw(inputs, np.random.default_rng(0).random)[:, :, 1]
+        read = model.text_decoder.read(fused, Tensor(places))
+        bias = Tensor(np.zeros((1, 1, 1, 1), np.float32))
+        logits = model.text_decoder.score(Tensor([[CLS]], ms.int32), read, bias).asnumpy()[0]
+    logits = logits.astype(np.float64) + never_written(tokenizer)
+    chances = np.exp(logits - np.logaddexp.reduce(logits))
+    found = np.bincount(drawn.reshape(-1), minlength=len(chances)) / drawn.size
+    assert not found[chances == 0].any()
+    np.testing.assert_allclose(found, chances, atol=5 * np.sqrt(0.25 / drawn.size))
+
+
+def test_loss_is_the_policy_gradient(built: SelfCriticalObjectives, sampled: dict[str, np.ndarray]) -> None:
+    """−Σ A log p / tokens by the decoder as it is trained, ends of texts included, unjudged pictures left out."""
+    model, total = built.model, 0.0
+    with run_mode("pynative"):
+        loss, _, reward = built({name: Tensor(sampled[name]) for name in built.fields})
+        tokens = model.image_encoder(Tensor(sampled["image"]))
+        fused, mask = model.cross_encoder.fuse_alone(tokens, ms.ops.ones(tokens.shape[:2], ms.int32), IMAGE)
+        read = model.text_decoder.read(fused, built.places)
+        bias = Tensor(np.zeros((1, 1, 1, 1), np.float32))
+        count = 0
+        for number in range(SAMPLES):
+            ids = sampled["sampled_ids"][:, number]
+            logits = model.text_decoder.score(Tensor(ids[:, :-1]), read, bias).asnumpy().astype(np.float64)
+            logits = logits.reshape(BATCH, ids.shape[1] - 1, -1) + never_written(built.before_step.tokenizer)
+            logs = logits - np.logaddexp.reduce(logits, axis=2, keepdims=True)
+            chosen = np.take_along_axis(logs, ids[:, 1:, None], 2)[:, :, 0]
+            weights = (ids[:, 1:] != PAD) * sampled["rewarded"][:, None]
+            total += (chosen * weights * sampled["advantage"][:, number, None]).sum()
+            count += weights.sum()
+    assert float(loss.asnumpy()) == pytest.approx(-total / count, rel=1e-3, abs=1e-5)
+    judged = sampled["rewarded"] == 1
+    assert float(reward.asnumpy()) == pytest.approx(sampled["reward"][judged].mean(), rel=1e-5)
+
+
+def test_rewards_rise(config: Config, tmp_path: Path) -> None:
+    """A captioner that has begun to learn gets better at what it is rewarded for, on the same pictures."""
+    taught = replace(
+        config,
+        objectives=WRITING,
+        optimizer=OptimizerConfig(lr=5e-3, warmup_steps=5),
+        train=TrainConfig(output=str(tmp_path / "taught"), steps=40, save_every=40),
+    )
+    Trainer(taught).run()
+    critical = replace(
+        config,
+        optimizer=OptimizerConfig(lr=2e-3, warmup_steps=5),
+        train=TrainConfig(
+            output=str(tmp_path / "critical"), init_from=taught.train.output, steps=90, log_every=1, save_every=90
+        ),
+    )
+    Trainer(critical).run()
+    lines = (tmp_path / "critical" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    rewards = np.array([json.loads(line)["batch/reward"] for line in lines])
+    assert rewards[-20:].mean() > 1.3 * rewards[:20].mean(), (rewards[:20].mean(), rewards[-20:].mean())
+
+
+def test_what_it_needs(config: Config, tmp_path: Path) -> None:
+    for change, message in (
+        ({"task": "pretrain"}, "objectives.self_critical: is for task=caption"),
+        ({"objectives": replace(config.objectives, denoise_given=("audio",))}, "denoise_given=.image."),
+        ({"model": tiny_model(dropout=0.1)}, "needs model.image.dropout=0"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            replace(config, **change)
+    with pytest.raises(ConfigError, match="self_critical: must be 0, or 2 or more"):
+        ObjectivesConfig(self_critical=1)
+    silent = Dataset(config.data.path, "train")
+    silent.samples = silent.samples[silent.samples[:, 1] < 0]  # the samples without a caption
+    with pytest.raises(DataError, match="has no captions of pictures"):
+        References.read(silent)
+    assert load_config("config/caption/demo_self_critical.yaml").objectives.label_smoothing == 0
