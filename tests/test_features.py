@@ -19,6 +19,7 @@ from conftest import CHARACTERS, png
 from src.config import Config, load_config
 from src.data import audio, features, image
 from src.data.errors import DataError
+from src.data.feature_manifest import read_manifest, safe_name
 from src.data.pipeline import Loader
 from src.data.prepare import manifest
 from src.data.regions import load_features, load_regions
@@ -148,7 +149,7 @@ def test_errors_are_one_line(home: Path, made: Path, tmp_path: Path, monkeypatch
     with pytest.raises(DataError, match="--media .*absent: no such folder"):
         call(monkeypatch, home, tmp_path / "x", "--media", str(tmp_path / "absent"))
     with pytest.raises(DataError, match=r"--input .*none\.jsonl: no such file"):
-        features.read_manifest(tmp_path / "none.jsonl")
+        read_manifest(tmp_path / "none.jsonl")
     model = tiny_model()
     model = replace(model, image=replace(model.image, input="region"), audio=replace(model.audio, input="feature"))
     with pytest.raises(DataError, match="model.image.input=region and model.audio.input=feature: features are made of"):
@@ -164,7 +165,7 @@ def _claim_with_other_weights(home: Path, made: Path) -> None:
 
 @pytest.mark.parametrize("name", ["/etc/picture.png", "../picture.png", "a\nb.png"])
 def test_no_file_is_written_outside_of_the_folder(name: str) -> None:
-    assert features.safe_name(name).isalnum() and features.safe_name("a/b.png") == "a/b.png"
+    assert safe_name(name).isalnum() and safe_name("a/b.png") == "a/b.png"
 
 
 # the paper's settings at sizes in which no two widths agree

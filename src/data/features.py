@@ -2,19 +2,17 @@
 
 python -m src.data.features --input manifest.jsonl --checkpoint runs/mine --output data/features
 
-The folder gets a picture's patches as regions in regions/….npz, a sound's tokens in
-audio/….npy, and manifest.jsonl, which names them. What is there already is not made again: repeat an interrupted call.
+The folder gets a picture's patches as regions in regions/….npz, a sound's tokens in audio/….npy, and manifest.jsonl,
+which names them. What is there already is not made again: repeat an interrupted call.
 """
 
 import argparse
 import hashlib
 import json
 import os
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from mindspore import Tensor, nn
@@ -24,6 +22,7 @@ from src import cli
 from src.config import ModelConfig
 from src.data import audio, image
 from src.data.errors import DataError
+from src.data.feature_manifest import MANIFEST, Entry, named_files, read_manifest, safe_name, write_manifest
 from src.data.regions import half
 from src.data.schema import sound_layout
 from src.files import write_text
@@ -33,7 +32,7 @@ from src.runtime import setup
 from src.training.checkpoint import load_checkpoint_config, load_model
 from src.weights import locate
 
-ABOUT, MANIFEST = "features.json", "manifest.jsonl"
+ABOUT = "features.json"
 KINDS = ("image", "audio")
 Arrays = dict[str, np.ndarray]
 
@@ -160,21 +159,6 @@ def main() -> None:
     print("read them with " + " ".join(settings(model, kinds)))
 
 
-def read_manifest(path: Path) -> list[dict[str, Any] | str]:
-    """The manifest's objects; a line that is none stays as it is, for the preparation to reject."""
-    if not path.is_file():
-        raise DataError(f"--input {path}: no such file")
-    entries: list[dict[str, Any] | str] = []
-    for line in path.read_text(encoding="utf-8", errors="surrogateescape").splitlines():
-        try:
-            entry = json.loads(line)
-        except ValueError:
-            entry = line
-        if line.strip():
-            entries.append(entry if isinstance(entry, dict) else line)
-    return entries
-
-
 def usable(config: ModelConfig, only: str | None) -> list[str]:
     """Which of KINDS the encoders can make features of."""
     reads = {"image": config.image.input == "patch", "audio": config.audio.input != "feature"}
@@ -212,9 +196,7 @@ def claim(folder: Path, model: OPT, config: ModelConfig, kinds: Sequence[str]) -
     write_text(path, json.dumps(known | encoders, indent=1) + "\n")
 
 
-def plan(
-    entries: Sequence[dict[str, Any] | str], kind: str, media: Path, output: Path, extractor: Extractor
-) -> dict[str, Job]:
+def plan(entries: Sequence[Entry], kind: str, media: Path, output: Path, extractor: Extractor) -> dict[str, Job]:
     """The files to read by their name in the manifest, each once."""
     jobs: dict[str, Job] = {}
     for entry in entries:
@@ -222,20 +204,6 @@ def plan(
             place = output / extractor.folder / (safe_name(name) + extractor.suffix)
             jobs.setdefault(name, Job(media / name, place))
     return jobs
-
-
-def named_files(entry: dict[str, Any] | str, kind: str) -> list[str]:
-    """The files of a kind that a row names; a row that is wrong is left to the preparation."""
-    value = entry.get(kind) if isinstance(entry, dict) else None
-    listed = value if isinstance(value, list) else [value]
-    return [name for name in listed if isinstance(name, str) and name]
-
-
-def safe_name(name: str) -> str:
-    """A path inside the folder; one that leads out of it, or is no usual name, is replaced by its digest."""
-    if re.fullmatch(r"[^\0-\x1f]+", name) and not Path(name).is_absolute() and ".." not in Path(name).parts:
-        return name
-    return hashlib.blake2b(name.encode(errors="surrogateescape"), digest_size=12).hexdigest()
 
 
 def extract(extractor: Extractor, jobs: Sequence[Job], batch_size: int) -> set[Job]:
@@ -289,39 +257,6 @@ def _write(extractor: Extractor, job: Job, features: np.ndarray, beside: Arrays)
     unfinished = job.target.with_name(f".writing-{job.target.name}")
     extractor.write(unfinished, features, beside)
     os.replace(unfinished, job.target)
-
-
-def write_manifest(
-    output: Path, entries: Sequence[dict[str, Any] | str], media: Path, names: dict[str, dict[str, Path]]
-) -> None:
-    """The manifest with features in place of sounds and beside pictures; paths start from its own folder.
-
-    A picture or sound without features loses only them: its row stays.
-    """
-    lines = []
-    for entry in entries:
-        if isinstance(entry, dict):
-            entry = dict(entry)
-            if "image" in names:
-                for path in filter(None, map(names["image"].get, named_files(entry, "image"))):
-                    entry["regions"] = path.relative_to(output).as_posix()
-            if isinstance(entry.get("image"), str):
-                entry["image"] = os.path.relpath(media / entry["image"], output)
-            entry |= {"audio": _sounds(entry["audio"], output, media, names.get("audio"))} if "audio" in entry else {}
-        lines.append(entry if isinstance(entry, str) else json.dumps(entry, ensure_ascii=False))
-    text = "\n".join(lines) + "\n"
-    (output / MANIFEST).write_text(text, encoding="utf-8", errors="surrogateescape")
-
-
-def _sounds(value: Any, output: Path, media: Path, features: dict[str, Path] | None) -> Any:
-    """A row's sounds as its features, null where there are none; without features the sounds themselves."""
-    if isinstance(value, list):
-        return [_sounds(name, output, media, features) for name in value]
-    if not isinstance(value, str):
-        return value
-    if features is None:
-        return os.path.relpath(media / value, output)
-    return features[value].relative_to(output).as_posix() if value in features else None
 
 
 def settings(model: OPT, kinds: Sequence[str]) -> list[str]:

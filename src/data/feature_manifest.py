@@ -1,0 +1,82 @@
+"""A manifest whose media become features: the files that it names, and the manifest that names the features instead."""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from src.data.errors import DataError
+from src.files import write_bytes
+
+MANIFEST = "manifest.jsonl"
+Entry = dict[str, Any] | bytes  # a row, or a line that is none
+
+
+def read_manifest(path: Path) -> list[Entry]:
+    """The manifest's objects; a line that is none stays as it is, for the preparation to reject."""
+    if not path.is_file():
+        raise DataError(f"--input {path}: no such file")
+    entries: list[Entry] = []
+    for line in path.read_bytes().split(b"\n"):
+        try:
+            entry = json.loads(line)
+        except ValueError:  # UnicodeDecodeError is one, too
+            entry = line
+        if line.strip():
+            entries.append(entry if isinstance(entry, dict) else line)
+    return entries
+
+
+def named_files(entry: Entry, kind: str) -> list[str]:
+    """The files of a kind that a row names; a row that is wrong is left to the preparation."""
+    value = entry.get(kind) if isinstance(entry, dict) else None
+    listed = value if isinstance(value, list) else [value]
+    return [name for name in listed if isinstance(name, str) and name]
+
+
+def safe_name(name: str) -> str:
+    """A path inside the folder; one that leads out of it, or is no usual name, is replaced by its digest."""
+    if re.fullmatch(r"[^\0-\x1f]+", name) and not Path(name).is_absolute() and ".." not in Path(name).parts:
+        return name
+    return hashlib.blake2b(name.encode(errors="surrogatepass"), digest_size=12).hexdigest()
+
+
+def write_manifest(output: Path, entries: Sequence[Entry], media: Path, names: dict[str, dict[str, Path]]) -> None:
+    """The manifest with features in place of sounds and beside pictures; paths start from its own folder.
+
+    A picture or sound without features loses only them: its row stays.
+    """
+    lines: list[bytes] = []
+    for entry in entries:
+        if isinstance(entry, dict):
+            entry = dict(entry)
+            if "image" in names:
+                for path in filter(None, map(names["image"].get, named_files(entry, "image"))):
+                    entry["regions"] = path.relative_to(output).as_posix()
+            if isinstance(entry.get("image"), str):
+                entry["image"] = os.path.relpath(media / entry["image"], output)
+            if "audio" in entry:
+                entry["audio"] = _sounds(entry["audio"], output, media, names.get("audio"))
+        lines.append(entry if isinstance(entry, bytes) else _encode(entry))
+    write_bytes(output / MANIFEST, b"\n".join(lines) + b"\n")
+
+
+def _encode(entry: dict[str, Any]) -> bytes:
+    try:
+        return json.dumps(entry, ensure_ascii=False).encode()
+    except UnicodeEncodeError:  # half of a pair of surrogates, which only an escape can say
+        return json.dumps(entry).encode()
+
+
+def _sounds(value: Any, output: Path, media: Path, features: dict[str, Path] | None) -> Any:
+    """A row's sounds as its features, null where there are none; without features the sounds themselves."""
+    if isinstance(value, list):
+        return [_sounds(name, output, media, features) for name in value]
+    if not isinstance(value, str):
+        return value
+    if features is None:
+        return os.path.relpath(media / value, output)
+    return features[value].relative_to(output).as_posix() if value in features else None
