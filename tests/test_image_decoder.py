@@ -99,7 +99,7 @@ def test_gradient_of_a_logit_ends_at_its_own_input(decoder: ImageDecoder, monkey
 
     with run_mode("pynative"):
         places, gradient = decoder.all_positions(), ms.grad(chosen, 0)
-        for place in range(P):
+        for place in (0, P // 2, P - 1):
             rows = np.eye(P, dtype=np.float32)[place].reshape(1, P, 1)
             strength = np.abs(gradient(places, Tensor(rows)).asnumpy()[0]).max(1)  # [P']
             assert (strength[: place + 1] > 1e-5).all() and not strength[place + 1 :].any(), place

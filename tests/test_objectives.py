@@ -341,8 +341,8 @@ def test_hidden_features_are_compared_with_the_clean_view(opt: OPT) -> None:
         for row, slot in zip(*np.nonzero(batch[f"{name}_weights"]), strict=True):
             if row in ROWS[loss]:
                 place = int(batch[f"{name}_positions"][row, slot])
-                predicted = heads[name](fused[row : row + 1, first + place])[0].asnumpy()
-                target = clean[row, place].asnumpy()
+                predicted = heads[name](fused[int(row), first + place].reshape(1, -1))[0].asnumpy()
+                target = clean[int(row), place].asnumpy()
                 target = (target - target.mean()) / np.sqrt(target.var() + 1e-6)
                 costs.append(((predicted - target) ** 2).mean())
         assert found[loss] == pytest.approx(np.mean(costs), rel=1e-3), loss
