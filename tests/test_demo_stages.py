@@ -198,7 +198,7 @@ METRICS = {
     "caption": {"facts_right": 0.6, "cider_d": 3.0, "bleu4": 0.5},
     "reconstruction": {"pictures": 200, "psnr": 18.0, "perplexity": 300.0, "usage": 0.9},
     "drawing": {"text": {"r1": 0.1, "r5": 0.2, "r10": 0.3, "median_rank": 20.0}},
-    "probe": {"mlm_accuracy": 0.5, "mlm_chance": 0.1, "confusion": [[1, 0], [0, 1]]},
+    "probe": {"mlm_accuracy": 0.5, "mlm_chance": 0.1, "confusion": [[1] * 5] * 5},
     "parameters": {"total": 2000000},
     "versions": {"mindspore": "2.10.0"},
 }
@@ -229,7 +229,7 @@ def test_results_are_brought_together(tmp_path: Path, capsys: pytest.CaptureFixt
     figures = {path.name for path in (tmp_path / "out" / "figures").iterdir()}
     assert figures == {"loss_curves.png", *(f"{task}_eval.py.png" for task in demo.EVALUATED)}
     printed = capsys.readouterr().out
-    for part in ("text → image", "PSNR", "what was drawn", "hidden words right", "summary.json"):
+    for part in ("text → image", "PSNR", "what was drawn", "hidden words right", "image+audio", "summary.json"):
         assert part in printed
 
 

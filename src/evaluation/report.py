@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from src.data.schema import MATCH_CASES
 from src.files import write_text
 
 DIRECTIONS = {
@@ -107,6 +108,14 @@ def probe_table(probe: Mapping[str, Any]) -> str:
     return table(rows, ["held-out", "model", "chance"])
 
 
+def confusion_table(counts: Sequence[Sequence[int]]) -> str:
+    """The five cases of matching, [truth][answer], as shares of each truth."""
+    rows = []
+    for name, line in zip(MATCH_CASES, counts, strict=True):
+        rows.append([name, *(count / max(1, sum(line)) for count in line), sum(line)])
+    return table(rows, ["truth, answer →", *MATCH_CASES, "rows"])
+
+
 def summary(metrics: Mapping[str, Any]) -> str:
     """What an evaluation found, as text: ``retrieval`` with ``gallery``, ``reranked`` and ``folds``,
     ``reconstruction``, ``caption``, ``transcription``, ``transcription_with_picture``, ``drawing``, ``probe``,
@@ -137,6 +146,8 @@ def summary(metrics: Mapping[str, Any]) -> str:
         parts.append(table(rows, ["text found by what was drawn from", "R@1", "R@5", "R@10"]))
     if metrics.get("probe"):
         parts.append(probe_table(metrics["probe"]))
+        if "confusion" in metrics["probe"]:
+            parts.append(confusion_table(metrics["probe"]["confusion"]))
     if metrics.get("parameters"):
         parts.append(table(list(metrics["parameters"].items()), ["parameters", ""]))
     return "\n\n".join(parts)
