@@ -111,7 +111,7 @@ def test_a_small_source_that_comes_round_within_an_epoch_is_spread_too(mixed: Or
     unique = Order(1, SOURCES, WEIGHTS, 16, table)
     samples, passes = unique.epoch(3)
     assert all(len(set(table[row])) == 16 for row in samples)
-    assert all(len(set(table[row])) < 16 for row in [mixed.epoch(3)[0].reshape(-1)[:64]])
+    assert any(len(set(table[row])) < 16 for row in mixed.epoch(3)[0])
     assert unique.shares == mixed.shares
     for ids in SOURCES:  # exchanges are within a source: every step keeps its mixture
         assert np.array_equal(np.isin(samples, ids).sum(1), np.isin(mixed.epoch(3)[0], ids).sum(1))
