@@ -49,7 +49,7 @@ READ_AHEAD = 4  # batches that a contestant has made before its turn, at most
 GROWTH = 10  # how many times larger the second corpus is in which memory is measured
 TRAINING = "config/pretrain/demo.yaml"
 TURN = 6  # batches a turn
-STEPS = 3  # of training that are timed
+STEPS, WARM_UP = 3, 1  # of training that are timed, and before them
 
 
 def make_config(folder: Path, batch_size: int, workers: int = 1) -> Config:
@@ -166,15 +166,13 @@ def training_need() -> float:
 
     config = load_config(TRAINING)
     setup(config.runtime, config.seed)
-    step = mindspore_step(build_model(config), config, make_batch(config))
-    step()
-    step()
+    step, batch = mindspore_step(build_model(config), config), make_batch(config)
     seconds = []
-    for _ in range(STEPS):
+    for _ in range(WARM_UP + STEPS):
         began = time.perf_counter()
-        step()
+        step(batch)
         seconds.append(time.perf_counter() - began)
-    return config.data.batch_size / median(seconds)
+    return config.data.batch_size / median(seconds[WARM_UP:])
 
 
 def run_apart(function: Callable[..., float], *arguments: object) -> float:
