@@ -27,14 +27,18 @@ class PictureLoader(Loader):
         self, ids: np.ndarray, epochs: np.ndarray, workers: ThreadPoolExecutor, varied: bool = False
     ) -> tuple[Batch, list[tuple[str, str]]]:
         run = map if self.config.data.workers <= 1 else workers.map
-        samples = [
+        samples = (
             sample if sample.record.image is not None else self._next_picture(sample)
             for sample in self._samples(ids, epochs)
-        ]
+        )
         size = self.config.model.tokenizer.size
-        pictures = list(run(lambda sample: self._picture(sample, size, varied), samples))
+
+        def decode(sample: Sample) -> tuple[np.ndarray, str]:
+            return self._picture(sample, size, varied), sample.record.key
+
+        pictures, keys = zip(*run(decode, samples), strict=True)
         batch = {"sample_id": ids.astype(np.int32), "image": np.stack(pictures)}
-        return batch, [(sample.record.key, "") for sample in samples]
+        return batch, [(key, "") for key in keys]
 
     def _next_picture(self, sample: Sample) -> Sample:
         found = self.sources.read(self.sources.others(int(self.sources.samples[sample.number, 0])))

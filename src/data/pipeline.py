@@ -138,13 +138,11 @@ class Loader:
     def _workers(self) -> ThreadPoolExecutor:
         return ThreadPoolExecutor(self.config.data.workers, thread_name_prefix="decode")
 
-    def _samples(self, ids: np.ndarray, epochs: np.ndarray) -> list[Sample]:
+    def _samples(self, ids: np.ndarray, epochs: np.ndarray) -> Iterator[Sample]:
         records, captions, _ = self.sources.samples[ids].T
         columns = ids.tolist(), epochs.tolist(), self.sources.read(records), captions.tolist()
-        return [
-            Sample(number, epoch, record, caption, name)
-            for number, epoch, (name, record), caption in zip(*columns, strict=True)
-        ]
+        for number, epoch, (name, record), caption in zip(*columns, strict=True):
+            yield Sample(number, epoch, record, caption, name)
 
     def _make(
         self, ids: np.ndarray, epochs: np.ndarray, workers: ThreadPoolExecutor, varied: bool = False
@@ -156,14 +154,12 @@ class Loader:
         records, _, pictures = self.sources.samples[ids].T
         batch["sample_id"][:], batch["image_id"][:] = ids, pictures
         batch["image_codes"][:] = self.sources.codes(records, batch["image_codes"].shape[1])
-        samples = self._samples(ids, epochs)
-        run = map if self.config.data.workers <= 1 else workers.map
-        for _ in run(functools.partial(self._fill, batch, varied), range(size), samples):
-            pass
-        return batch, [(sample.record.key, sample.text) for sample in samples]
+        run = map if self.config.data.workers <= 1 else workers.map  # which fills rows while others are read
+        names = run(functools.partial(self._fill, batch, varied), range(size), self._samples(ids, epochs))
+        return batch, list(names)
 
-    def _fill(self, batch: Batch, varied: bool, row: int, sample: Sample) -> None:
-        """Writes one sample into its row; an absent modality stays zero."""
+    def _fill(self, batch: Batch, varied: bool, row: int, sample: Sample) -> tuple[str, str]:
+        """Writes one sample into its row and returns its key and caption; an absent modality stays zero."""
         presence, model = batch["presence"][row], self.config.model
         presence[:] = sample.record.presence(sample.caption, model.image.input)
         if presence[IMAGE] and model.image.input == "region":
@@ -178,6 +174,7 @@ class Loader:
             ids, mask = self.tokenizer.encode(sample.text, model.text.max_len)
             batch["text_ids"][row], batch["text_mask"][row] = ids, mask
         self._draw(batch, row, sample)
+        return sample.record.key, sample.text
 
     def _picture(self, sample: Sample, size: int, varied: bool) -> np.ndarray:
         """Its picture, uint8 [S, S, 3]."""
