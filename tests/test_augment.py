@@ -6,11 +6,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from conftest import png
-from PIL import Image
+from PIL import Image, ImageEnhance
 
 from src.config import COLOURS, AugmentConfig
 from src.data import image
-from src.data.augment import crop_box, may_mirror, vary_picture, vary_sound
+from src.data.augment import colour, crop_box, may_mirror, vary_picture, vary_sound
 from src.data.errors import DataError
 from src.data.record import Record
 
@@ -106,10 +106,10 @@ def test_half_are_mirrored() -> None:
 
 def test_colours_vary_within_their_strength() -> None:
     grey = record(picture=np.full((8, 8, 3), (60, 100, 140), np.uint8))
-    for colour in COLOURS:
-        config = AugmentConfig(**{colour: 0.5})
+    for name in COLOURS:
+        config = AugmentConfig(**{name: 0.5})
         views = np.stack([vary(config, seed, grey, 8)[0, 0] for seed in range(100)]).astype(int)
-        assert len(np.unique(views[:, 0])) > 20 or colour == "contrast"
+        assert len(np.unique(views[:, 0])) > 20 or name == "contrast"
     bright = np.stack([vary(AugmentConfig(brightness=0.5), s, grey, 8)[0, 0] for s in range(100)])
     assert (bright[:, 1] >= 50).all() and (bright[:, 1] <= 150).all() and abs(bright[:, 1].mean() - 100) < 8
     grade = np.stack([vary(AugmentConfig(saturation=1.0), s, grey, 8)[0, 0] for s in range(100)]).astype(int)
@@ -117,6 +117,34 @@ def test_colours_vary_within_their_strength() -> None:
     assert spread.min() < 8 and spread.max() > 150, "from grey to twice as colourful"
     flat = vary(replace(AugmentConfig(), contrast=0.5), 1, record(), SIDE).astype(int)
     assert abs(flat.std() / RAMP.std() - 1) > 0.02
+
+
+@pytest.mark.parametrize(
+    ("factors", "kind"),
+    [
+        ((0.6, 1.0, 1.0), ImageEnhance.Brightness),
+        ((1.0, 0.5, 1.0), ImageEnhance.Contrast),
+        ((1.0, 1.7, 1.0), ImageEnhance.Contrast),
+        ((1.0, 1.0, 0.0), ImageEnhance.Color),
+        ((1.0, 1.0, 1.8), ImageEnhance.Color),
+    ],
+)
+def test_each_colour_is_what_pillow_makes_of_it(factors: tuple[float, ...], kind: type) -> None:
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8))
+    (factor,) = [factor for factor in factors if factor != 1] or [1.0]
+    expected = np.asarray(kind(picture).enhance(factor)).astype(int)
+    assert np.abs(np.asarray(colour(picture, *factors)) - expected).max() <= 2  # Pillow rounds the grey to a byte
+
+
+def test_colours_follow_one_another() -> None:
+    """Where nothing is clipped: Pillow cuts to whole bytes three times."""
+    picture = Image.fromarray(np.random.default_rng(1).integers(90, 150, (32, 32, 3), np.uint8))
+    expected = picture
+    for kind, factor in ((ImageEnhance.Brightness, 1.2), (ImageEnhance.Contrast, 0.7), (ImageEnhance.Color, 1.4)):
+        expected = kind(expected).enhance(factor)
+    more = np.asarray(colour(picture, 1.2, 0.7, 1.4)).astype(int) - np.asarray(expected)
+    assert more.min() >= 0 and more.max() <= 3
+    assert np.array_equal(np.asarray(colour(picture, 1.0, 1.0, 1.0)), np.asarray(picture))
 
 
 def test_one_variation_leaves_the_others_as_they_are() -> None:

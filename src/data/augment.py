@@ -8,7 +8,7 @@ import math
 import re
 
 import numpy as np
-from PIL import Image, ImageEnhance
+from PIL import Image
 
 from src.config import COLOURS, AugmentConfig
 from src.data.image import Box, centre, open_rgb, resize
@@ -16,11 +16,7 @@ from src.data.record import Record
 
 # Words that a mirrored picture would make wrong; whatever begins with them counts («leftmost»), what they end does not.
 SIDES = re.compile(r"[左右]|(?<![a-z])(left|right)", re.IGNORECASE)
-ENHANCERS = {
-    "brightness": ImageEnhance.Brightness,
-    "contrast": ImageEnhance.Contrast,
-    "saturation": ImageEnhance.Color,
-}
+GREY = np.array([0.299, 0.587, 0.114])  # red, green, blue in the luma of ITU-R BT.601, which Pillow takes for grey
 
 
 def may_mirror(record: Record) -> bool:
@@ -47,10 +43,9 @@ def vary_picture(record: Record, size: int, name: str, config: AugmentConfig, rn
     image = resize(image, size, box)
     if mirror < config.flip and may_mirror(record):
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    for colour, factor in zip(COLOURS, factors, strict=True):
-        strength = getattr(config, colour)
-        if strength:
-            image = ENHANCERS[colour](image).enhance(1 + strength * (2 * factor - 1))
+    strengths = [getattr(config, colour) for colour in COLOURS]
+    if any(strengths):
+        image = colour(image, *(1 + x * (2 * factor - 1) for x, factor in zip(strengths, factors, strict=True)))
     return np.asarray(image)
 
 
@@ -66,6 +61,17 @@ def crop_box(width: int, height: int, share: float, aspect: float, left: float, 
     wide, high = min(width, side * math.sqrt(aspect)), min(height, side / math.sqrt(aspect))
     x, y = left * (width - wide), top * (height - high)
     return x, y, min(width, x + wide), min(height, y + high)
+
+
+def colour(image: Image.Image, brightness: float, contrast: float, saturation: float) -> Image.Image:
+    """Times brightness; then away from the mean grey by contrast; then away from each pixel's grey by saturation.
+
+    The three are linear, hence one pass: p ↦ b·c·(s·p + (1 − s)·grey(p)) + (1 − c)·b·mean grey. Pillow's
+    ``ImageEnhance`` does them one by one, in twice the time, cut to bytes in between.
+    """
+    mean = (1 - contrast) * brightness * float(np.asarray(image.convert("L")).mean())
+    mixed = brightness * contrast * (saturation * np.eye(3) + (1 - saturation) * GREY)
+    return image.convert("RGB", tuple(np.column_stack((mixed, np.full(3, mean))).reshape(-1).tolist()))
 
 
 def vary_sound(sound: np.ndarray, config: AugmentConfig, rng: np.random.Generator) -> np.ndarray:
