@@ -14,7 +14,7 @@ from src.config import Config, EvalConfig
 from src.data.errors import DataError
 from src.data.pipeline import Loader
 from src.data.schema import AUDIO, IMAGE, JOINT, MATCH_CASES, TEXT
-from src.data.store import DatasetWriter
+from src.data.writer import DatasetWriter
 from src.evaluation.encode import Items, encode_split
 from src.evaluation.evaluate import Evaluator
 from src.evaluation.retrieval import COUPLES

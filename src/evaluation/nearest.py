@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-QUERY_BLOCK = 1024
-GALLERY_BLOCK = 8192  # a block of scores takes 64 MB
+QUERY_BLOCK = 256
+GALLERY_BLOCK = 8192  # a block of scores takes 16 MB
 GRID_BITS = 26
 SPARE = 8  # candidates that faiss is asked for beyond k: its sums are rounded
 GATHERED = 1 << 23  # numbers of candidates that are scored again at once: 64 MB
