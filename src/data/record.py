@@ -3,6 +3,8 @@
 import hashlib
 import json
 import math
+import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -110,3 +112,13 @@ def unpack(columns: list[np.ndarray], dtype: type, frame: tuple[int, ...]) -> Re
     picture = None if size["image"] is None else image.tobytes()
     found = None if size["regions"] is None else _unpack_regions(regions.tobytes(), *size["regions"])
     return Record(key.item(), picture, texts, tuple(waves) or (None,) * len(texts), found)
+
+
+def checksum(columns: Sequence[Any]) -> int:
+    """The CRC-32 of a row's columns, in the order of COLUMNS: as they are written, or as MindRecord returns them."""
+    crc = 0
+    for value in columns:
+        if isinstance(value, np.ndarray):
+            value = value.item() if value.dtype.kind == "U" else value.tobytes()
+        crc = zlib.crc32(value.encode() if isinstance(value, str) else value or b"\0", crc)
+    return crc

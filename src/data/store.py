@@ -82,8 +82,7 @@ class Dataset:
     def read(self, record_indices: Iterable[int]) -> Iterator[Record]:
         """Records in the order asked for, read from the shards one by one."""
         source = self._open()
-        audio = self.info["audio"]
-        layout = sound_layout(audio["input"], audio.get("mels", 0), audio.get("feature_dim", 0))
+        layout = stored_layout(self.info)
         for index in record_indices:
             if not 0 <= index < self.records:
                 raise DataError(f"{self.folder}: split {self.split!r} has no record {index}")
@@ -95,11 +94,7 @@ class Dataset:
 
     def _open(self) -> Any:
         if self._source is None:
-            from mindspore.dataset import MindDataset  # two seconds that only reading needs
-
-            shards = [str(self.folder / shard["files"][0]["name"]) for shard in self._entry["shards"]]
-            # Its items are read by index, without a pipeline: no start-up cost, no threads, nothing kept in memory.
-            source = MindDataset(shards, list(COLUMNS), num_parallel_workers=1, shuffle=False)
+            source = open_shards([self.folder / shard["files"][0]["name"] for shard in self._entry["shards"]])
             try:
                 source[0]
             except RuntimeError as error:
@@ -133,9 +128,9 @@ class Dataset:
                 )
 
 
-def reason(error: RuntimeError) -> str:
+def reason(error: Exception) -> str:
     """The line of MindRecord's message that says what is wrong."""
-    lines = str(error).splitlines()
+    lines = str(error).splitlines() or [type(error).__name__]
     return next((line for line in lines if "ERROR]" in line), lines[0]).replace("[ERROR]", "").strip()
 
 
@@ -157,6 +152,19 @@ def read_info(folder: str | Path) -> dict[str, Any]:
     if info.get("version") != VERSION:
         raise DataError(f"{path} has format version {info.get('version')}, this code reads {VERSION}: prepare it again")
     return info
+
+
+def open_shards(paths: list[Path]) -> Any:
+    """MindRecord files as one sequence of rows, read by index: no pipeline, no threads, nothing kept in memory."""
+    from mindspore.dataset import MindDataset  # two seconds that only reading needs
+
+    return MindDataset([str(path) for path in paths], list(COLUMNS), num_parallel_workers=1, shuffle=False)
+
+
+def stored_layout(info: dict[str, Any]) -> tuple[type, tuple[int, ...]]:
+    """Type and frame shape of a dataset's sounds."""
+    audio = info["audio"]
+    return sound_layout(audio["input"], audio.get("mels", 0), audio.get("feature_dim", 0))
 
 
 def describe(path: Path) -> dict[str, Any]:

@@ -9,7 +9,6 @@ import contextlib
 import json
 import os
 import re
-import zlib
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -21,7 +20,7 @@ import numpy as np
 from src.config import AudioEncoderConfig
 from src.data.digests import DigestTable
 from src.data.errors import DataError
-from src.data.record import COLUMNS, PAGE_BYTES, SCHEMA, Record, pack
+from src.data.record import COLUMNS, PAGE_BYTES, SCHEMA, Record, checksum, pack
 from src.data.schema import MODALITIES, TEXT
 from src.data.store import AUDIO_KEYS, FORMAT, VERSION, describe, reason
 from src.files import write_text
@@ -54,16 +53,7 @@ def pack_record(record: Record, audio: AudioEncoderConfig) -> Packed:
     presence = tuple(tuple(record.presence(caption)) for caption in range(len(record.captions)) or (-1,))
     found = record.picture_digest()
     picture = 0 if found is None else int.from_bytes(found[:8], "big") or 1
-    return Packed(row, presence, record.regions is not None, picture, checksum(row[name] for name in COLUMNS))
-
-
-def checksum(columns: Any) -> int:
-    """The CRC-32 of a record's columns: texts, or bytes as they went in or as they come back."""
-    crc = 0
-    for value in columns:
-        data = value.encode() if isinstance(value, str) else bytes(value) or b"\0"  # how MindRecord returns no bytes
-        crc = zlib.crc32(data, crc)
-    return crc
+    return Packed(row, presence, record.regions is not None, picture, checksum([row[name] for name in COLUMNS]))
 
 
 @dataclass
