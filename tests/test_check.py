@@ -1,0 +1,140 @@
+"""What python -m src.data.check says of a folder: where a byte is wrong, and that the rest is good."""
+
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import edit_info, png
+
+from src.config import AudioEncoderConfig
+from src.data import check
+from src.data.errors import DataError
+from src.data.record import Record
+from src.data.store import Dataset
+from src.data.writer import DatasetWriter
+
+AUDIO = AudioEncoderConfig(max_frames=16, mels=8)
+RECORDS, SHARD = 12, 4
+
+
+def record(number: int) -> Record:
+    rng = np.random.default_rng(number)
+    captions = ("一只猫",) * (number % 3)
+    sounds = (rng.integers(0, 256, (5, 8), np.uint8),) * max(1, len(captions)) if number % 2 else ()
+    picture = png(rng.integers(0, 256, (9, 7, 3), np.uint8)) if number % 4 else None
+    return Record(f"r{number}", picture, captions if picture else captions or ("字",), sounds)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data") / "whole"
+    with DatasetWriter(folder, AUDIO, {}, shard_records=SHARD) as writer:
+        for number in range(RECORDS):
+            writer.add("train", record(number))
+        writer.add("dev", record(1))
+    return folder
+
+
+@pytest.fixture
+def copy(whole: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(whole, tmp_path / "copy"))
+
+
+def run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["check", str(folder), "--workers", "2"])
+    check.main()
+
+
+def spoil(path: Path, place: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[place] ^= 0xFF
+    path.write_bytes(data)
+
+
+def test_a_good_folder(whole: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    run(whole, monkeypatch)
+    assert capsys.readouterr().out == f"{whole}: all 13 records are good\n"
+
+
+@pytest.mark.parametrize("part", ["image", "sounds", "captions", "key"])
+def test_a_byte_of_a_record(
+    part: str, copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    number = 5
+    path = copy / "train-00001.mindrecord"
+    stored = record(number)
+    content = {"image": stored.image, "sounds": stored.sounds[0].tobytes(), "key": b"r5", "captions": b"\\u4e00"}[part]
+    data = path.read_bytes()
+    places = [place for place in range(len(data)) if data.startswith(content, place)]
+    key = data.index(b"r5")  # the texts of a record lie together
+    place = min(places, key=lambda place: (place < key, place)) if part == "captions" else places[0]
+    spoil(path, place + len(content) // 2)
+    with pytest.raises(
+        DataError, match=r"2 problems, 12 records are good; .*train-00001.mindrecord: the file is damaged"
+    ):
+        run(copy, monkeypatch)
+    listed = capsys.readouterr().out.splitlines()
+    assert len(listed) == 2 and f"split 'train', record {number} " in listed[1], listed
+    dataset = Dataset(copy, "train")
+    others = [other for other in range(RECORDS) if other != number]
+    for other, found in zip(others, dataset.read(others), strict=True):
+        assert (found.key, found.image, found.captions) == (f"r{other}", record(other).image, record(other).captions)
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "good", "problems"),
+    [
+        ("train-00001.mindrecord", lambda path: spoil(path, 20), 9, ["the file is damaged", *["cannot be read"] * 4]),
+        ("train-00001.mindrecord", Path.unlink, 9, ["the file is missing", *["cannot be read"] * 4]),
+        ("train-00002.mindrecord.db", Path.unlink, 9, ["the file is missing", *["cannot be read"] * 4]),
+        ("train-00000.mindrecord", truncate, 13, ["the file has"]),
+        ("index-train.npy", Path.unlink, 1, ["the file is missing", "no record is checked"]),
+        ("checksums-dev.npy", lambda path: path.write_bytes(b""), 12, ["the file has 0 bytes", "no record is checked"]),
+        (
+            "index-dev.npy",
+            lambda path: np.save(path, np.zeros((2, 3), np.int32)),
+            12,
+            ["the file has", "the index 2 samp"],
+        ),
+    ],
+)
+def test_damaged_files(name: str, damage: Callable[[Path], object], good: int, problems: list[str], copy: Path) -> None:
+    damage(copy / name)
+    found, count = check.check(copy)
+    assert count == good, found.first
+    assert len(found.first) == len(problems) == found.count, found.first
+    for problem, part in zip(found.first, problems, strict=True):
+        assert part in problem and name.split(".")[0].split("-")[1 if name.endswith("npy") else 0] in problem
+
+
+def test_a_picture_that_was_never_one(tmp_path: Path) -> None:
+    with DatasetWriter(tmp_path, AUDIO, {}) as writer:
+        writer.add("train", Record("odd", b"no picture", (), ()))
+    found, good = check.check(tmp_path)
+    assert good == 0 and found.first == [
+        f"{tmp_path}/train-00000.mindrecord: split 'train', record 0 ('odd') cannot be decoded "
+        "(its picture: not a readable picture (no known picture format))"
+    ]
+
+
+def test_what_is_no_dataset(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    edit_info(copy, {"version": 0})
+    with pytest.raises(DataError, match="format version 0"):
+        run(copy, monkeypatch)
+    monkeypatch.setattr(sys, "argv", ["check", str(copy), "--workers", "0"])
+    with pytest.raises(DataError, match="--workers must be at least 1"):
+        check.main()
+
+
+def test_only_the_first_problems_are_listed() -> None:
+    found = check.Findings()
+    for number in range(check.SHOWN + 5):
+        found.add(str(number))
+    assert found.count == check.SHOWN + 5 and len(found.first) == check.SHOWN

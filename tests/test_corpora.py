@@ -1,0 +1,386 @@
+"""Every corpus from its download layout to a trained step; the same bytes whoever works and whoever is killed."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+import zlib
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import mindspore as ms
+import numpy as np
+import pytest
+from conftest import CHARACTERS
+from corpora import LAYOUTS, Layout, draw, speak, write_lines
+from oracles import tiny_model
+from PIL import Image
+
+from src.config import OBJECTIVES, Config, ObjectivesConfig, OptimizerConfig, to_yaml
+from src.data import writer
+from src.data.digests import DigestTable, digest
+from src.data.errors import DataError
+from src.data.pipeline import Loader
+from src.data.prepare import __main__ as command
+from src.data.prepare.caption_lines import join_words
+from src.data.prepare.translations import Translations
+from src.data.record import Record
+from src.data.store import Dataset, read_info
+from src.data.tokenizer import SPECIALS
+from src.models.opt import OPT
+from src.tasks.objectives import Objectives
+from src.training.muon import build_optimizer
+from src.training.schedule import learning_rates
+from src.training.step import TrainStep
+from src.training.trainer import trained_parameters
+
+B = 4
+
+
+def prepare(*arguments: object) -> None:
+    """The command, in this process."""
+    before, sys.argv = sys.argv, ["prepare", *map(str, arguments)]
+    try:
+        command.main()
+    finally:
+        sys.argv = before
+
+
+def rejected(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "rejected.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def read(folder: Path, split: str) -> dict[str, Record]:
+    dataset = Dataset(folder, split)
+    return {record.key: record for record in dataset.read(range(dataset.records))}
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
+    vocab = tmp_path_factory.mktemp("vocab") / "vocab.txt"
+    vocab.write_text("\n".join([*SPECIALS, *CHARACTERS]) + "\n", encoding="utf-8")
+    model = replace(tiny_model(), masked_features=False, image_codes=False)
+    model = replace(model, text=replace(model.text, vocab=str(vocab)))
+    weights = {**dict.fromkeys(OBJECTIVES, 0.0), "contrastive": 1.0, "denoise_text": 1.0}
+    objectives = replace(ObjectivesConfig(), **weights)
+    return replace(Config(), model=model, objectives=objectives)
+
+
+@pytest.fixture(scope="module")
+def step(config: Config) -> Iterator[TrainStep]:
+    """One compiled step for all corpora: their batches have the same shapes."""
+    mode = ms.get_context("mode")
+    ms.set_context(mode=ms.GRAPH_MODE)
+    model = OPT(config.model, len(SPECIALS) + len(CHARACTERS))
+    objectives = Objectives(model, config.objectives, B)
+    optimizer = OptimizerConfig(lr=1e-3, warmup_steps=2)
+    update = build_optimizer(trained_parameters(model, objectives), optimizer, learning_rates(optimizer, 100))
+    yield TrainStep(objectives, update, 1.0)
+    ms.set_context(mode=mode)
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_from_download_to_a_trained_step(name: str, tmp_path: Path, config: Config, step: TrainStep) -> None:
+    layout: Layout = LAYOUTS[name](tmp_path / "download")
+    settings, output = tmp_path / "config.yaml", tmp_path / "out"
+    settings.write_text(to_yaml(config), encoding="utf-8")
+    prepare(name, *layout.arguments, *("--output", output, "--config", settings, "--workers", 1, "--max-bad", 0.9))
+    found = {split: {key: record.captions for key, record in read(output, split).items()} for split in layout.records}
+    assert found == layout.records
+    info = read_info(output)
+    assert info["splits"].keys() == layout.records.keys()
+    reasons = [entry["reason"] for entry in rejected(output)]
+    assert len(reasons) == len(layout.rejected), reasons
+    for reason, wanted in zip(reasons, layout.rejected, strict=True):
+        assert wanted in reason
+    about = info["about"]
+    assert about["source"] == name and about["rejected"] == len(reasons) and about["moved"] == 0
+    rows = sum(map(len, layout.records.values()))
+    assert about["rows"] == rows + len(reasons)
+    texts = [caption for split in layout.records.values() for captions in split.values() for caption in captions]
+    if "english" in about:
+        assert about["english"] == sum(caption.isascii() for caption in texts)
+        assert about["translated"] == len(texts) - about["english"] > 0
+    assert info["splits"]["train"]["audio"] == layout.spoken
+    data = replace(config.data, path=str(output), batch_size=B, workers=1)
+    batch = next(Loader(replace(config, data=data), "train").batches())
+    result = step(batch)
+    assert result.losses["contrastive"] > 0 and np.isfinite(result.norm)
+
+
+def test_a_corpus_is_registered_once() -> None:
+    with pytest.raises(ValueError, match="'coco' is registered twice"):
+        command.register("coco", "another")
+
+
+def many_rows(folder: Path, rows: int) -> Path:
+    """A manifest; one row in ten is bad, one in five spoken, and every third picture stands twice."""
+    speak(folder / "a.ogg")
+    lines: list[object] = []
+    for number in range(rows):
+        name = f"{number - (number % 3 == 2)}.png"
+        if not (folder / name).exists():
+            draw(folder / name)
+        lines.append({"id": str(number), "image": name, "caption": f"第{number}张"})
+        if number % 5 == 0:
+            lines[-1]["audio"] = "a.ogg"
+        if number % 10 == 9:
+            lines[-1]["image"] = "gone.png"
+    return write_lines(folder / "m.jsonl", lines)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[object], dict[str, bytes]]:
+    """Arguments of a run of 60 rows, and what it writes with one worker."""
+    folder = tmp_path_factory.mktemp("rows")
+    output = folder / "out"
+    arguments = ["manifest", "--input", many_rows(folder, 60), "--max-bad", 0.5, "--shard-records", 7]
+    arguments += ["--dev-share", 0.2, "--test-share", 0.2]
+    prepare(*arguments, "--output", output, "--workers", 1)
+    return arguments, contents(output)
+
+
+def test_a_picture_is_in_one_split(uninterrupted: tuple[list[object], dict[str, bytes]], tmp_path: Path) -> None:
+    arguments, files = uninterrupted
+    for name, data in files.items():
+        (tmp_path / name).write_bytes(data)
+    info = read_info(tmp_path)
+    assert info["splits"].keys() == {"train", "dev", "test"}
+    assert sum(entry["records"] for entry in info["splits"].values()) == 54
+    splits: dict[bytes, set[str]] = {}
+    for split in info["splits"]:
+        dataset = Dataset(tmp_path, split)
+        for (_, _, picture), record in zip(dataset.samples, dataset.read(dataset.samples[:, 0]), strict=True):
+            splits.setdefault(record.image, set()).add(f"{split} {picture}")
+    assert len(splits) < 54 and all(len(places) == 1 for places in splits.values())
+
+
+def test_a_picture_follows_the_split_that_has_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    draw(tmp_path / "a.png")
+    (tmp_path / "b.png").write_bytes((tmp_path / "a.png").read_bytes())
+    rows = [{"id": 1, "image": "a.png", "split": "train"}, {"id": 2, "image": "b.png", "split": "test"}]
+    output = tmp_path / "out"
+    prepare("manifest", "--input", write_lines(tmp_path / "m.jsonl", rows), "--output", output, "--workers", 1)
+    assert read(output, "train").keys() == {"1", "2"} and read_info(output)["about"]["moved"] == 1
+    assert "that has their picture already: 1" in capsys.readouterr().out
+
+
+def test_killed_and_resumed_by_several_workers(
+    uninterrupted: tuple[list[object], dict[str, bytes]], tmp_path: Path
+) -> None:
+    arguments, wanted = uninterrupted
+    run = [sys.executable, "-m", "src.data.prepare", *map(str, arguments), "--output", str(tmp_path), "--workers", "3"]
+    process = subprocess.Popen(run, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    while not list(tmp_path.glob(".part-*.npz")) and process.poll() is None:
+        time.sleep(0.002)
+    workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    process.kill()
+    assert process.wait() == -signal.SIGKILL, "it was too fast to be killed"
+    kept = len(list(tmp_path.glob(".part-*.npz")))
+    assert kept and not (tmp_path / "dataset.json").exists()
+    done = subprocess.run([*run, "--resume"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert contents(tmp_path) == wanted
+    assert len(workers) >= 3 and not any(map(is_alive, workers))
+
+
+def is_alive(pid: str) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+class Killed(BaseException):
+    """What no code of ours handles."""
+
+
+@pytest.mark.parametrize(
+    ("place", "calls"),
+    [("_sync", 1), ("_write_part", 1), ("_write_part", 4), ("describe", 9), ("os.replace", 3), ("write_text", 2)],
+)
+def test_resumed_from_a_kill_at_any_moment(
+    uninterrupted: tuple[list[object], dict[str, bytes]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    place: str,
+    calls: int,
+) -> None:
+    arguments, wanted = uninterrupted
+    owner, name = (writer.os, "replace") if place == "os.replace" else (writer, place)
+    function, count = getattr(owner, name), 0
+
+    def failing(*values: object) -> object:
+        nonlocal count
+        count += 1
+        if count == calls:
+            raise Killed
+        return function(*values)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(owner, name, failing)
+        prepare(*arguments, "--output", tmp_path, "--workers", 1)
+    assert not (tmp_path / "dataset.json").exists()
+    prepare(*arguments, "--output", tmp_path, "--workers", 1, "--resume")
+    assert contents(tmp_path) == wanted
+
+
+def test_resume_refuses_other_settings_and_keeps_what_a_failed_run_wrote(
+    uninterrupted: tuple[list[object], dict[str, bytes]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments, wanted = uninterrupted
+    strict = [*arguments, "--output", tmp_path, "--workers", 1, "--max-bad", 0]
+    with pytest.raises(DataError, match="6 of 60 rows are bad.*--resume with a larger one keeps.*m.jsonl:10: .*gone"):
+        prepare(*strict)
+    with pytest.raises(DataError, match="was begun with max_side=512, now it is 64"):
+        prepare(*arguments, "--output", tmp_path, "--workers", 1, "--max-side", 64, "--resume")
+    with pytest.raises(DataError, match="was begun with shard_records=7, now it is 8"):
+        prepare(*arguments, "--output", tmp_path, "--workers", 1, "--shard-records", 8, "--resume")
+    parts = len(list(tmp_path.glob(".part-*.npz")))
+    opened = []
+    monkeypatch.setattr("src.data.prepare.media.read_row", lambda row, *rest: opened.append(row) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):  # the first row that is in no finished shard
+        prepare(*arguments, "--output", tmp_path, "--workers", 1, "--resume")
+    assert len(list(tmp_path.glob(".part-*.npz"))) == parts > 3
+    monkeypatch.undo()
+    prepare(*arguments, "--output", tmp_path, "--workers", 1, "--resume")
+    assert contents(tmp_path) == wanted
+
+
+def test_pictures_and_sounds_of_every_kind(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (30, 40, 3), np.uint8)
+    picture = Image.fromarray(pixels)
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    picture.convert("CMYK").save(tmp_path / "cmyk.jpg")
+    picture.convert("P").save(tmp_path / "palette.png", transparency=3)
+    picture.convert("RGBA").save(tmp_path / "alpha.webp")
+    picture.convert("LA").save(tmp_path / "grey-alpha.png")
+    Image.fromarray(pixels[:, :, 0].astype(np.uint16) * 257).save(tmp_path / "deep.png")
+    picture.resize((900, 300)).save(tmp_path / "wide.webp")
+    picture.save(tmp_path / "turned.jpg", exif=turned)
+    picture.resize((1, 1)).save(tmp_path / "dot.png")
+    speak(tmp_path / "a.wav", 8000, 2, subtype="PCM_24")
+    speak(tmp_path / "b.flac", 44100, 6)
+    speak(tmp_path / "c.ogg", 22050)
+    speak(tmp_path / "d.mp3", 48000, 2)
+    rows = [{"id": p.name, "image": p.name} for p in tmp_path.iterdir() if p.suffix in (".jpg", ".png", ".webp")]
+    rows += [{"id": p.name, "audio": p.name} for p in tmp_path.iterdir() if p.suffix not in (".jpg", ".png", ".webp")]
+    rows = [{**row, "split": "train"} for row in sorted(rows, key=lambda row: row["id"])]
+    output = tmp_path / "out"
+    prepare("manifest", "--input", write_lines(tmp_path / "m.jsonl", rows), "--output", output, "--workers", 1)
+    records = read(output, "train")
+    assert len(records) == len(rows) == 12
+    frames = {len(record.sounds[0]) for record in records.values() if record.sounds and record.sounds[0] is not None}
+    assert max(frames) - min(frames) <= 4  # a second's half in each; mp3 and Vorbis pad a little
+
+
+def bomb(path: Path, side: int) -> Path:
+    """The head of a PNG that says it is so large."""
+    Image.new("1", (8, 8)).save(path)
+    data = bytearray(path.read_bytes())
+    data[16:24] = side.to_bytes(4, "big") * 2
+    data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
+    path.write_bytes(data)
+    return path
+
+
+def test_one_bad_byte_loses_one_row(tmp_path: Path) -> None:
+    rows: list[object] = [{"id": str(n), "image": f"{n}.png", "audio": f"{n}.wav", "split": "train"} for n in range(6)]
+    for number in range(6):
+        draw(tmp_path / f"{number}.png")
+        speak(tmp_path / f"{number}.wav")
+    spoil(tmp_path / "1.png", 60)
+    spoil(tmp_path / "2.wav", 0)
+    bomb(tmp_path / "4.png", 12000)
+    speak(tmp_path / "5.wav")
+    data = bytearray((tmp_path / "5.wav").read_bytes())
+    data[24:28] = (1 << 30).to_bytes(4, "little")  # Hz
+    (tmp_path / "5.wav").write_bytes(data)
+    manifest = write_lines(tmp_path / "m.jsonl", rows)
+    place = manifest.read_text().splitlines(keepends=True)
+    spoil(manifest, sum(map(len, place[:3])), 1)
+    rows_bad = [b'{"id": "\xff"}\n', b'{"id": "\\ud800", "caption": "a", "split": "train"}\n']
+    manifest.write_bytes(manifest.read_bytes() + b"".join(rows_bad))
+    output = tmp_path / "out"
+    arguments = ("manifest", "--input", manifest, "--output", output, "--workers", 1)
+    with pytest.raises(DataError, match="7 of 8 rows are bad.*m.jsonl:2: .*1.png: not a readable picture"):
+        prepare(*arguments)
+    prepare(*arguments, "--max-bad", 0.9)
+    assert read(output, "train").keys() == {"0"}
+    wanted = {2: "1.png: not a readable", 3: "2.wav: not a readable sound", 4: "malformed JSON", 5: "pixels", 6: "Hz"}
+    wanted |= {7: "not UTF-8", 8: "no valid Unicode"}
+    found = {entry["line"]: entry["reason"] for entry in rejected(output)}
+    assert found.keys() == wanted.keys()
+    assert all(part in found[line] for line, part in wanted.items()), found
+
+
+def spoil(path: Path, place: int, bits: int = 0xFF) -> None:
+    """Turns bits of one byte around."""
+    data = bytearray(path.read_bytes())
+    data[place] ^= bits
+    path.write_bytes(data)
+
+
+def test_translations(tmp_path: Path) -> None:
+    lines = [
+        {"id": 7, "caption": " 七 "},
+        {"id": "8"},
+        {"caption": "x"},
+        "[",
+        {"id": 9, "caption": ""},
+        {"id": "7", "caption": "又"},
+    ]
+    chinese = Translations(write_lines(tmp_path / "zh.jsonl", lines))
+    assert chinese.apply([(7, "seven"), ("8", "eight")]) == (("七", "eight"), 1) and len(chinese) == 1
+    wanted = ["not a text", "id is missing", "malformed JSON", "is empty", "before"]
+    assert [row.line for row in chinese.rejected] == [2, 3, 4, 5, 6]
+    assert all(part in row.reason for part, row in zip(wanted, chinese.rejected, strict=True))
+    assert Translations(None).apply([(1, "one")]) == (("one",), 0)
+    with pytest.raises(DataError, match="--translations .*none.tsv: no such file"):
+        Translations(tmp_path / "none.tsv")
+
+
+def test_words_are_joined() -> None:
+    assert join_words("两个:CD 男人:NN ， 一辆:CD 车:NN") == "两个男人，一辆车" and join_words("一只 猫") == "一只猫"
+
+
+def test_digest_table_is_a_dict() -> None:
+    rng = np.random.default_rng(0)
+    table, plain = DigestTable(), {}
+    for number in range(5000):
+        key = digest(rng.integers(0, 3000).tobytes())
+        assert table.get(key) == plain.get(key)
+        assert table.setdefault(key, number) == plain.setdefault(key, number)
+    assert len(table) == len(plain) and all(table.get(key) == value for key, value in plain.items())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("coco", "--annotations", "a", "--images", ".", "--split", "a/b"), "the split is not a name"),
+        (("cc3m", "--annotations", "README.md", "--images", ".", "--name", "x.jpg"), "does not hold the row"),
+        (("cc3m", "--annotations", "README.md", "--images", ".", "--name", "{x}.jpg"), "something else than the row"),
+        (
+            ("cc3m", "--annotations", "README.md", "--images", ".", "--mapping", "README.md", "--mapping", "x"),
+            "x: no such",
+        ),
+        (
+            ("localized-narratives", "--annotations", "README.md", "--images", ".", "--name", "{x}"),
+            "something else than",
+        ),
+        (("aic", "--annotations", "README.md", "--images", "."), "README.md is not JSON"),
+        (("karpathy", "--input", "README.md", "--images", "."), "README.md is not JSON"),
+        (("coco-cn", "--annotations", ".", "--images", "."), "coco-cn_train.txt: no such file"),
+        (("manifest", "--input", "README.md", "--shard-records", "0"), "--shard-records must be at least 1"),
+    ],
+)
+def test_errors(arguments: tuple[str, ...], message: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=message):
+        prepare(*arguments, "--output", tmp_path / "out")
