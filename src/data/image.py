@@ -10,7 +10,8 @@ from PIL import Image, ImageOps
 from src.data.errors import DataError
 
 # What Pillow's decoders raise for damaged files, depending on the format.
-BROKEN = (OSError, SyntaxError, ValueError, IndexError, struct.error, zlib.error, Image.DecompressionBombError)
+BROKEN = (OSError, SyntaxError, ValueError, IndexError, struct.error, zlib.error)
+BROKEN += (Image.DecompressionBombError, Image.DecompressionBombWarning)  # the latter where it is made an error
 ORIENTATION = 0x0112  # EXIF tag
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom
