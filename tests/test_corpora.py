@@ -19,11 +19,12 @@ from oracles import tiny_model
 from PIL import Image
 
 from src.config import OBJECTIVES, Config, ObjectivesConfig, OptimizerConfig, to_yaml
-from src.data import writer
+from src.data import parts, writer
 from src.data.digests import DigestTable, digest
 from src.data.errors import DataError
 from src.data.pipeline import Loader
 from src.data.prepare import __main__ as command
+from src.data.prepare import media
 from src.data.prepare.caption_lines import join_words
 from src.data.prepare.translations import Translations
 from src.data.record import Record
@@ -203,7 +204,7 @@ class Killed(BaseException):
 
 @pytest.mark.parametrize(
     ("place", "calls"),
-    [("_sync", 1), ("_write_part", 1), ("_write_part", 4), ("describe", 9), ("os.replace", 3), ("write_text", 2)],
+    [("sync", 1), ("write_part", 1), ("write_part", 4), ("describe", 9), ("os.replace", 3), ("write_text", 2)],
 )
 def test_resumed_from_a_kill_at_any_moment(
     uninterrupted: tuple[list[object], dict[str, bytes]],
@@ -213,7 +214,7 @@ def test_resumed_from_a_kill_at_any_moment(
     calls: int,
 ) -> None:
     arguments, wanted = uninterrupted
-    owner, name = (writer.os, "replace") if place == "os.replace" else (writer, place)
+    owner, name = (parts.os, "replace") if place == "os.replace" else (writer, place)
     function, count = getattr(owner, name), 0
 
     def failing(*values: object) -> object:
@@ -242,15 +243,19 @@ def test_resume_refuses_other_settings_and_keeps_what_a_failed_run_wrote(
         prepare(*arguments, "--output", tmp_path, "--workers", 1, "--max-side", 64, "--resume")
     with pytest.raises(DataError, match="was begun with shard_records=7, now it is 8"):
         prepare(*arguments, "--output", tmp_path, "--workers", 1, "--shard-records", 8, "--resume")
-    parts = len(list(tmp_path.glob(".part-*.npz")))
-    opened = []
-    monkeypatch.setattr("src.data.prepare.media.read_row", lambda row, *rest: opened.append(row) or 1 / 0)
-    with pytest.raises(ZeroDivisionError):  # the first row that is in no finished shard
-        prepare(*arguments, "--output", tmp_path, "--workers", 1, "--resume")
-    assert len(list(tmp_path.glob(".part-*.npz"))) == parts > 3
-    monkeypatch.undo()
+    kept, opened = sorted(tmp_path.glob(".part-*.npz")), []
+    read_row = media.read_row
+    monkeypatch.setattr(media, "read_row", lambda row, *rest: opened.append(row.key) or read_row(row, *rest))
     prepare(*arguments, "--output", tmp_path, "--workers", 1, "--resume")
+    assert len(opened) == 60 - 7 * len(kept) < 40  # rows of finished shards are not read again
     assert contents(tmp_path) == wanted
+    (tmp_path / "dataset.json").unlink()
+    (tmp_path / ".part-train-00000.npz").write_bytes(b"PK")
+    (tmp_path / ".progress.json").write_text("{}")
+    with pytest.raises(DataError, match="progress.json does not describe an unfinished dataset"):
+        prepare(*arguments, "--output", tmp_path, "--workers", 1, "--resume")
+    with pytest.raises(DataError, match=".part-train-00000.npz is damaged: begin without --resume"):
+        parts.read_part(tmp_path / ".part-train-00000.npz")
 
 
 def test_pictures_and_sounds_of_every_kind(tmp_path: Path) -> None:

@@ -122,3 +122,23 @@ def checksum(columns: Sequence[Any]) -> int:
             value = value.item() if value.dtype.kind == "U" else value.tobytes()
         crc = zlib.crc32(value.encode() if isinstance(value, str) else value or b"\0", crc)
     return crc
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A record as it is stored, and what the index needs to know of it."""
+
+    row: dict[str, Any]  # MindRecord's columns
+    presence: tuple[tuple[int, ...], ...]  # of each sample: 1 where it has text, image, audio
+    regions: bool
+    picture: int  # digest; 0 without a picture
+    checksum: int
+
+
+def pack_record(record: Record, audio: AudioEncoderConfig) -> Packed:
+    """Checks a record and brings it into its stored form; needs no MindSpore."""
+    row = pack(record, audio)
+    presence = tuple(tuple(record.presence(caption)) for caption in range(len(record.captions)) or (-1,))
+    found = record.picture_digest()
+    picture = 0 if found is None else int.from_bytes(found[:8], "big") or 1
+    return Packed(row, presence, record.regions is not None, picture, checksum([row[name] for name in COLUMNS]))

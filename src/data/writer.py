@@ -1,13 +1,7 @@
-"""Writes a dataset folder, shard by shard; what a killed writer has finished, the next one keeps.
-
-Beside each finished shard lies a *part*: which rows of the input it holds and what the index needs to know of them. It
-is written last and renamed, so that a shard without a part is one that a kill left unfinished. The parts become the
-index and go when dataset.json is written.
-"""
+"""Writes a dataset folder, shard by shard; what a killed writer has finished, the next one keeps."""
 
 import contextlib
 import json
-import os
 import re
 from array import array
 from collections.abc import Iterator
@@ -20,7 +14,8 @@ import numpy as np
 from src.config import AudioEncoderConfig
 from src.data.digests import DigestTable
 from src.data.errors import DataError
-from src.data.record import COLUMNS, PAGE_BYTES, SCHEMA, Record, checksum, pack
+from src.data.parts import PART, PROGRESS, check_progress, read_entries, read_part, sync, write_part
+from src.data.record import PAGE_BYTES, SCHEMA, Packed, Record, pack_record
 from src.data.schema import MODALITIES, TEXT
 from src.data.store import AUDIO_KEYS, FORMAT, VERSION, describe, reason
 from src.files import write_text
@@ -28,32 +23,10 @@ from src.files import write_text
 HEADER_BYTES = 1 << 20
 SPLITS = ("train", "dev", "test")
 WRITE_ROWS = 128  # rows handed to MindRecord at once
-PROGRESS = ".progress.json"  # the settings that an unfinished folder is made with
-PART = re.compile(r"\.part-(.+)-\d{5}\.npz")
 OUR_FILES = re.compile(
     r"(.+-\d{5}\.mindrecord(\.db)?|(index|checksums|\.?codes)-.+\.npy|codes\.json|\.part-.+|\.progress\.json"
     r"|\.writing-(dataset|codes|\.progress)\.json)"
 )
-
-
-@dataclass(frozen=True)
-class Packed:
-    """A record as it is stored, and what the index needs to know of it."""
-
-    row: dict[str, Any]  # MindRecord's columns
-    presence: tuple[tuple[int, ...], ...]  # of each sample: 1 where it has text, image, audio
-    regions: bool
-    picture: int  # digest; 0 without a picture
-    checksum: int
-
-
-def pack_record(record: Record, audio: AudioEncoderConfig) -> Packed:
-    """Checks a record and brings it into its stored form; needs no MindSpore."""
-    row = pack(record, audio)
-    presence = tuple(tuple(record.presence(caption)) for caption in range(len(record.captions)) or (-1,))
-    found = record.picture_digest()
-    picture = 0 if found is None else int.from_bytes(found[:8], "big") or 1
-    return Packed(row, presence, record.regions is not None, picture, checksum([row[name] for name in COLUMNS]))
 
 
 @dataclass
@@ -110,7 +83,7 @@ class DatasetWriter:
         self._finished = np.zeros(0, np.int8)  # by row of the input: place of its split in _names, or −1
         self._names: list[str] = []
         if resume and (self.folder / PROGRESS).exists():
-            _check_progress(self.folder / PROGRESS, settings)
+            check_progress(self.folder / PROGRESS, settings)
             self._take_parts()
         self._clear()
         write_text(self.folder / PROGRESS, json.dumps(settings, ensure_ascii=False))
@@ -182,9 +155,9 @@ class DatasetWriter:
             state.writer.commit()
         files = [path, path.with_name(path.name + ".db")]
         for file in files:
-            _sync(file)
+            sync(file)
         shard = {"records": len(state.in_shard), "files": [describe(file) for file in files]}
-        _write_part(self.folder / f".part-{split}-{len(state.shards):05d}.npz", shard, state.in_shard)
+        write_part(self.folder / f".part-{split}-{len(state.shards):05d}.npz", shard, state.in_shard)
         state.shards.append(shard)
         state.writer, state.in_shard = None, []
 
@@ -204,14 +177,14 @@ class DatasetWriter:
         for number, (split, paths) in enumerate(parts.items()):
             state = self._splits[split] = _Split()
             for path in paths:
-                shard, rows = _read_part(path)
+                shard, rows = read_part(path)
                 if not all(_is_whole(self.folder, file) for file in shard["files"]):
                     break  # it and what follows is made again
                 state.shards.append(shard)
                 longer = np.full(max(0, rows[-1] + 1 - len(self._finished)), -1, np.int8)
                 self._finished = np.concatenate([self._finished, longer])
                 self._finished[rows] = number
-            state.finished = (entry for path in paths[: len(state.shards)] for entry in _read_entries(path))
+            state.finished = (entry for path in paths[: len(state.shards)] for entry in read_entries(path))
 
     def _clear(self) -> None:
         """Removes what an earlier writer left, but for finished shards."""
@@ -266,61 +239,6 @@ def _order(split: str) -> tuple[int, str]:
 
 def _is_whole(folder: Path, file: dict[str, Any]) -> bool:
     return (folder / file["name"]).is_file() and describe(folder / file["name"]) == file
-
-
-def _check_progress(path: Path, settings: dict[str, Any]) -> None:
-    """Raises DataError that names the first setting that the unfinished folder was made with another value of."""
-    try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-        pairs = {**stored, **stored.pop("about"), **stored["audio"]}
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise DataError(f"{path} does not describe an unfinished dataset: begin without --resume") from None
-    settings = json.loads(json.dumps(settings))  # tuples are lists there
-    wanted = {**settings, **settings["about"], **settings["audio"]}
-    for key in sorted(pairs.keys() | wanted.keys()):
-        if key not in ("about", "audio") and pairs.get(key) != wanted.get(key):
-            raise DataError(
-                f"{path.parent} was begun with {key}={pairs.get(key)}, now it is {wanted.get(key)}: "
-                "use the same settings, or begin without --resume"
-            )
-
-
-def _write_part(path: Path, shard: dict[str, Any], entries: list[tuple[int, Packed]]) -> None:
-    beside = path.with_name(path.name + ".tmp")
-    with beside.open("wb") as file:
-        np.savez(
-            file,
-            shard=np.array(json.dumps(shard)),
-            rows=np.array([row for row, _ in entries], np.int64),
-            samples=np.array([len(packed.presence) for _, packed in entries], np.int32),
-            presence=np.array([presence for _, packed in entries for presence in packed.presence], np.uint8),
-            regions=np.array([packed.regions for _, packed in entries], bool),
-            pictures=np.array([packed.picture for _, packed in entries], np.uint64),
-            checksums=np.array([packed.checksum for _, packed in entries], np.uint32),
-        )
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, path)
-
-
-def _read_part(path: Path) -> tuple[dict[str, Any], np.ndarray]:
-    """A part's shard and rows of the input."""
-    with np.load(path) as part:
-        return json.loads(part["shard"].item()), part["rows"]
-
-
-def _read_entries(path: Path) -> Iterator[Packed]:
-    """A part's records, without their content."""
-    with np.load(path) as part:
-        presence = np.split(part["presence"], np.cumsum(part["samples"])[:-1])
-        columns = [part[name].tolist() for name in ("regions", "pictures", "checksums")]
-    for present, regions, picture, crc in zip(presence, *columns, strict=True):
-        yield Packed({}, tuple(map(tuple, present.tolist())), regions, picture, crc)
-
-
-def _sync(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
 
 
 @contextlib.contextmanager

@@ -17,7 +17,8 @@ from src.data.prepare.media import Media
 from src.data.prepare.report import Tally
 from src.data.prepare.rows import Corpus, Row, check_folder
 from src.data.prepare.workers import ordered_map
-from src.data.writer import DatasetWriter, Packed
+from src.data.record import Packed
+from src.data.writer import DatasetWriter
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:

@@ -12,9 +12,8 @@ from src.data.audio import read_sound
 from src.data.errors import DataError
 from src.data.image import open_rgb
 from src.data.prepare.rows import Row
-from src.data.record import Record
+from src.data.record import Packed, Record, pack_record
 from src.data.regions import load_regions
-from src.data.writer import Packed, pack_record
 
 JPEG_QUALITY = 95
 
