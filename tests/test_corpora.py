@@ -1,6 +1,7 @@
 """Every corpus from its download layout to a trained step; the same bytes whoever works and whoever is killed."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -118,6 +119,17 @@ def test_from_download_to_a_trained_step(name: str, tmp_path: Path, config: Conf
 def test_a_corpus_is_registered_once() -> None:
     with pytest.raises(ValueError, match="'coco' is registered twice"):
         command.register("coco", "another")
+
+
+def test_the_documented_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    text = (Path(__file__).parent.parent / "docs" / "data.md").read_text(encoding="utf-8")
+    found = re.findall(r"^    python -m src\.data\.prepare ([a-z][\w-]*)((?:.*\\\n)*.*)", text, re.MULTILINE)
+    assert {name for name, _ in found} == command.CORPORA.keys() - {"demo"}
+    for name, options in found:
+        with pytest.raises(SystemExit, match="^0$"):
+            prepare(name, "--help")
+        shown = capsys.readouterr().out
+        assert all(re.search(rf"{option}\b", shown) for option in re.findall(r"--[\w-]+", options)), name
 
 
 def many_rows(folder: Path, rows: int) -> Path:
