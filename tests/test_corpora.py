@@ -14,23 +14,26 @@ from pathlib import Path
 import mindspore as ms
 import numpy as np
 import pytest
+import soundfile
 from conftest import CHARACTERS
-from corpora import LAYOUTS, Layout, draw, speak, write_lines
+from corpora import LAYOUTS, Dying, Layout, draw, speak, write_lines
 from oracles import tiny_model
 from PIL import Image
 
-from src.config import OBJECTIVES, Config, ObjectivesConfig, OptimizerConfig, to_yaml
+from src.config import OBJECTIVES, AudioEncoderConfig, Config, ObjectivesConfig, OptimizerConfig, to_yaml
 from src.data import parts, writer
 from src.data.digests import DigestTable, digest
 from src.data.errors import DataError
 from src.data.pipeline import Loader
 from src.data.prepare import __main__ as command
-from src.data.prepare import media
+from src.data.prepare import common, media
 from src.data.prepare.caption_lines import join_words
+from src.data.prepare.rows import Row
 from src.data.prepare.translations import Translations
 from src.data.record import Record
 from src.data.store import Dataset, read_info
 from src.data.tokenizer import SPECIALS
+from src.data.writer import DatasetWriter
 from src.models.opt import OPT
 from src.tasks.objectives import Objectives
 from src.training.muon import build_optimizer
@@ -362,6 +365,51 @@ def test_translations(tmp_path: Path) -> None:
     assert Translations(None).apply([(1, "one")]) == (("one",), 0)
     with pytest.raises(DataError, match="--translations .*none.tsv: no such file"):
         Translations(tmp_path / "none.tsv")
+
+
+def test_narratives_in_pieces(tmp_path: Path) -> None:
+    draw(tmp_path / "1.jpg")
+    wave = np.repeat([0.0, 0.5, 0.1], 16000) * np.sin(np.arange(48000))
+    soundfile.write(tmp_path / "n.ogg", wave, 16000)
+    times = ((0.0, 0.4, "In this"), (0.5, 0.9, "picture"), (1.0, 1.9, "I see"), (2.05, 2.05, "a"), (2.1, 2.9, "cat."))
+    timed = [{"start_time": start, "end_time": end, "utterance": text} for start, end, text in times]
+    whole = {"image_id": "1", "annotator_id": 4, "caption": "x", "timed_caption": timed, "voice_recording": "n.ogg"}
+    late = [{"start_time": 9, "end_time": 10, "utterance": "late"}]
+    rows = [whole, {**whole, "annotator_id": 5, "timed_caption": []}]
+    rows += [{**whole, "annotator_id": 6, "timed_caption": [{**timed[0], "end_time": -1}]}]
+    rows += [{**whole, "annotator_id": 7, "timed_caption": late}]
+    file, chinese = write_lines(tmp_path / "n.jsonl", rows), write_lines(tmp_path / "zh.tsv", ["1/4/1\t我看见"])
+    arguments = (
+        "--annotations",
+        file,
+        "--images",
+        tmp_path,
+        "--split",
+        "train",
+        "--recordings",
+        tmp_path,
+        "--workers",
+        1,
+    )
+    arguments += ("--output", tmp_path / "out", "--max-bad", 0.9, "--translations", chinese)
+    prepare("localized-narratives", *arguments, "--pieces", 1)
+    record = read(tmp_path / "out", "train")["1/4"]
+    assert record.captions == ("In this picture", "我看见", "a cat.")
+    assert [len(sound) for sound in record.sounds] == [45, 45, 43]  # 0.9 s, and 0.85
+    assert not record.sounds[0][:40].any() and record.sounds[1].any(axis=1).all()  # silence, then the loud second
+    reasons = [entry["reason"] for entry in rejected(tmp_path / "out")]
+    assert "not a list of utterances" in reasons[0] and "no times in order" in reasons[1]
+    assert "n.ogg: the sound is empty behind 9.0 s" in reasons[2]
+    with pytest.raises(DataError, match="--pieces must be more than 0"):
+        prepare("localized-narratives", *arguments, "--pieces", 0)
+
+
+def test_a_worker_that_dies_is_one_line(tmp_path: Path) -> None:
+    rows = iter([Row("m.jsonl", number) for number in range(1, 4)])
+    with DatasetWriter(tmp_path, AudioEncoderConfig(), {}) as writer:
+        with pytest.raises(DataError, match="a worker died at m.jsonl:1 or soon after.*fewer --workers.*--resume"):
+            list(common._results(writer, rows, Dying(), 2))
+        writer.add("train", Record("r", None, ("字",), ()))
 
 
 def test_words_are_joined() -> None:

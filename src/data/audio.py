@@ -19,12 +19,16 @@ DECADES = 8.0  # dynamic range that a byte spans, below the loudest band of the 
 MOST_SAMPLES = 1 << 24  # a second, all channels together
 
 
-def read_sound(path: Path, config: AudioEncoderConfig) -> np.ndarray:
-    """A file as ``config.input`` stores it (``schema.sound_layout``), cut to ``config.length``."""
+def read_sound(path: Path, config: AudioEncoderConfig, start: float = 0.0, seconds: float | None = None) -> np.ndarray:
+    """A file as ``config.input`` stores it (``schema.sound_layout``), cut to ``config.length``.
+
+    ``start`` and ``seconds`` choose a stretch of a recording.
+    """
     check_kind(path, config)
     if config.input == "feature":
         return load_features(path, config.feature_dim)[: config.length]
-    return KINDS[config.input](*load_sound(path, longest(config)), config)
+    wanted = longest(config) if seconds is None else min(longest(config), seconds)
+    return KINDS[config.input](*load_sound(path, wanted, start), config)
 
 
 def check_kind(path: Path, config: AudioEncoderConfig) -> None:
@@ -34,10 +38,10 @@ def check_kind(path: Path, config: AudioEncoderConfig) -> None:
         raise DataError(f"{path}: model.audio.input={config.input} needs {wanted}")
 
 
-def load_sound(path: str | Path, seconds: float | None = None) -> tuple[np.ndarray, int]:
+def load_sound(path: str | Path, seconds: float | None = None, start: float = 0.0) -> tuple[np.ndarray, int]:
     """Reads a sound file of any format that libsndfile knows: mono float32 [n] (channels averaged) and its rate.
 
-    ``seconds`` is how much of it is needed; what follows is not decoded.
+    ``seconds`` is how much of it is needed, from ``start`` on; what follows is not decoded.
     """
     import soundfile  # only where sound is read: a run without sound does without libsndfile
 
@@ -47,13 +51,15 @@ def load_sound(path: str | Path, seconds: float | None = None) -> tuple[np.ndarr
             if rate * file.channels > MOST_SAMPLES:  # a damaged header must not ask for all memory
                 raise DataError(f"{path}: not a readable sound file ({rate} Hz, {file.channels} channels)")
             samples = -1 if seconds is None else int(np.ceil(seconds * rate)) + 1
+            if start:
+                file.seek(min(round(start * rate), file.frames))
             wave = file.read(samples, dtype="float32", always_2d=True)
     except (OSError, RuntimeError) as error:  # LibsndfileError is a RuntimeError
         if not Path(path).is_file():
             raise DataError(f"{path}: no such sound file") from None
         raise DataError(f"{path}: not a readable sound file ({str(error).rsplit(': ', 1)[-1]})") from None
     if not len(wave):
-        raise DataError(f"{path}: the sound is empty")
+        raise DataError(f"{path}: the sound is empty" + (f" behind {start:.1f} s" if start else ""))
     if not np.isfinite(wave).all():
         raise DataError(f"{path}: the sound holds values that are not finite")
     return wave.mean(axis=1), rate

@@ -5,6 +5,7 @@ import os
 import re
 from collections import deque
 from collections.abc import Iterator
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -111,8 +112,15 @@ def _results(
             waiting.append((number, row))
             yield None if writer.is_finished(number) else row
 
-    for result in ordered_map(media.read_all, unread(), workers):
-        yield *waiting.popleft(), result
+    try:
+        for result in ordered_map(media.read_all, unread(), workers):
+            yield *waiting.popleft(), result
+    except BrokenProcessPool:
+        row = waiting[0][1]
+        raise DataError(
+            f"a worker died at {row.file}:{row.line} or soon after, killed or out of memory: "
+            "take fewer --workers and go on with --resume"
+        ) from None
 
 
 def _store(

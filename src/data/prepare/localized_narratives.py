@@ -4,12 +4,14 @@
                          --images open-images/train --split train --recordings voice-recordings --output data/narratives
 
 Recordings are looked for at --recordings/voice_recording, the field's path, and then by its file name alone. Without
---recordings the narratives are text. Other sets than Open Images name pictures otherwise: MS COCO's are
---name "{image_id:0>12}.jpg".
+--recordings the narratives are text. A narrative takes half a minute to speak, of which a model hears the beginning:
+--pieces SECONDS cuts it, where utterances of its timed_caption end, into captions with their own sound. Other sets than
+Open Images name pictures otherwise: MS COCO's are --name "{image_id:0>12}.jpg".
 """
 
 import argparse
 import functools
+import math
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
@@ -21,6 +23,7 @@ from src.data.prepare.common import add_common_arguments, add_file_arguments, fi
 from src.data.prepare.rows import (
     Corpus,
     Row,
+    Stretch,
     check_caption,
     check_folder,
     count_lines,
@@ -30,6 +33,8 @@ from src.data.prepare.rows import (
 )
 from src.data.prepare.translations import Translations
 
+TIMED = ("utterance", "start_time", "end_time")
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_file_arguments(parser, "narratives, JSONL")
@@ -37,14 +42,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--name", default="{image_id}.jpg", help="a picture's path by its image_id (default: %(default)s)"
     )
     parser.add_argument("--recordings", type=Path, help="folder of recordings (default: none are read)")
-    translations.add_argument(parser, "image_id/annotator_id")
+    parser.add_argument(
+        "--pieces", type=float, metavar="SECONDS", help="cut narratives into captions no longer than this"
+    )
+    translations.add_argument(parser, "image_id/annotator_id; with --pieces also /0, /1, ...")
     add_common_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> None:
     groups = file_groups(args)
     about = describe_inputs("localized-narratives", args.annotations, "--annotations")
-    about |= {"name": args.name, "recordings": args.recordings is not None}
+    about |= {"name": args.name, "recordings": args.recordings is not None, "pieces": args.pieces}
+    if args.pieces is not None and not args.pieces > 0:
+        raise DataError("--pieces must be more than 0 seconds")
     if args.recordings:
         check_folder(args.recordings, "--recordings")
     try:
@@ -64,7 +74,7 @@ class _Narratives:
         self, path: Path, images: Path, split: str | None, args: argparse.Namespace, chinese: Translations
     ) -> None:
         self.path, self.images, self.split, self.chinese = path, images, split, chinese
-        self.name, self.recordings = args.name, args.recordings
+        self.name, self.recordings, self.pieces = args.name, args.recordings, args.pieces
 
     def __iter__(self) -> Iterator[Row]:
         for number, entry in read_objects(self.path):
@@ -77,9 +87,16 @@ class _Narratives:
         if not _key(entry):
             raise DataError("the image_id or the annotator_id is missing, or neither a text nor a whole number")
         image = self.images / self.name.format(image_id=str(entry["image_id"]))
-        text, translated = self.chinese(_key(entry), check_caption(entry.get("caption")))
-        sounds = () if self.recordings is None else (self._recording(entry.get("voice_recording")),)
-        return Row(self.path.name, number, _key(entry), image, (text,), sounds, self.split, translated)
+        recording = None if self.recordings is None else self._recording(entry.get("voice_recording"))
+        if self.pieces is None:
+            text, translated = self.chinese(_key(entry), check_caption(entry.get("caption")))
+            captions, sounds = (text,), (recording,)
+        else:
+            pieces = cut(entry.get("timed_caption"), self.pieces)
+            texts = [(f"{_key(entry)}/{number}", text) for number, (text, _, _) in enumerate(pieces)]
+            captions, translated = self.chinese.apply(texts)
+            sounds = tuple(recording and Stretch(recording, start, end - start) for _, start, end in pieces)
+        return Row(self.path.name, number, _key(entry), image, captions, sounds, self.split, translated)
 
     def _recording(self, path: Any) -> Path:
         if not isinstance(path, str) or not path:
@@ -91,3 +108,24 @@ class _Narratives:
 def _key(entry: dict[str, Any]) -> str:
     parts = [entry.get("image_id"), entry.get("annotator_id")]
     return "/".join(map(str, parts)) if all(isinstance(part, (str, int)) and str(part) for part in parts) else ""
+
+
+def cut(timed: Any, longest: float) -> list[tuple[str, float, float]]:
+    """A timed caption's utterances, joined to pieces of at most so many seconds (a longer one stays alone).
+
+    Returns:
+        text, start and end of each piece.
+    """
+    if not isinstance(timed, list) or not timed:
+        raise DataError("the timed_caption is not a list of utterances")
+    pieces: list[tuple[str, float, float]] = []
+    for entry in timed:
+        text, start, end = (entry.get(key) for key in TIMED) if isinstance(entry, dict) else (None, None, None)
+        numbers = all(isinstance(time, (int, float)) and math.isfinite(time) for time in (start, end))
+        if not isinstance(text, str) or not numbers or not 0 <= start <= end:
+            raise DataError(f"an utterance of the timed_caption has no {TIMED[0]}, or no times in order")
+        if pieces and end - pieces[-1][1] <= longest:
+            pieces[-1] = (f"{pieces[-1][0]} {text.strip()}", pieces[-1][1], max(pieces[-1][2], end))
+        else:
+            pieces.append((text.strip(), start, end))
+    return [(check_caption(text), start, end) for text, start, end in pieces]

@@ -5,13 +5,14 @@ import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
-from src.config import ModelConfig
+from src.config import AudioEncoderConfig, ModelConfig
 from src.data.audio import read_sound
 from src.data.errors import DataError
 from src.data.image import open_rgb
-from src.data.prepare.rows import Row
+from src.data.prepare.rows import Row, Stretch
 from src.data.record import Packed, Record, pack_record
 from src.data.regions import load_regions
 
@@ -45,8 +46,14 @@ def read_row(row: Row, model: ModelConfig, max_side: int) -> Record:
     """The row's media as a record, in the form in which the model's encoders read them."""
     image = None if row.image is None else pack_image(row.image, max_side)
     regions = None if row.regions is None else load_regions(row.regions, model.image.region_dim)
-    sounds = tuple(None if path is None else read_sound(path, model.audio) for path in row.sounds)
+    sounds = tuple(None if sound is None else _sound(sound, model.audio) for sound in row.sounds)
     return Record(row.key, image, row.captions, sounds, regions)
+
+
+def _sound(sound: Path | Stretch, audio: AudioEncoderConfig) -> np.ndarray:
+    if isinstance(sound, Stretch):
+        return read_sound(sound.path, audio, sound.start, sound.seconds)
+    return read_sound(sound, audio)
 
 
 def pack_image(path: Path, max_side: int) -> bytes:

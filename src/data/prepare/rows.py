@@ -10,6 +10,15 @@ from src.data.errors import DataError
 
 
 @dataclass(frozen=True)
+class Stretch:
+    """A part of a recording, in seconds."""
+
+    path: Path
+    start: float
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Row:
     """One picture with captions and sounds, not yet read; or the reason why there is none."""
 
@@ -18,7 +27,7 @@ class Row:
     key: str = ""
     image: Path | None = None
     captions: tuple[str, ...] = ()
-    sounds: tuple[Path | None, ...] = ()
+    sounds: tuple[Path | Stretch | None, ...] = ()
     split: str | None = None  # None: by hash of the picture
     translated: int = 0  # captions that come from a translation file
     reason: str = ""

@@ -7,11 +7,8 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
 from typing import Any
-
-from src.data.errors import DataError
 
 CHUNK = 16  # items that go to a worker at once
 CHUNKS_AHEAD = 4  # for each worker; bounds the memory
@@ -24,6 +21,9 @@ def ordered_map(function: Callable[[list], list], items: Iterable, workers: int)
         function: pickled once for each chunk, so that it should be small.
         items: read in this process, a little ahead of what is yielded.
         workers: processes; with one everything runs in this process.
+
+    Raises:
+        BrokenProcessPool: a worker died.
     """
     source = iter(items)
     chunks = iter(lambda: list(islice(source, CHUNK)), [])
@@ -42,10 +42,6 @@ def ordered_map(function: Callable[[list], list], items: Iterable, workers: int)
                 yield from ahead.popleft().result()
         while ahead:
             yield from ahead.popleft().result()
-    except BrokenProcessPool:
-        raise DataError(
-            "a worker died, killed or out of memory: take fewer --workers and go on with --resume"
-        ) from None
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
