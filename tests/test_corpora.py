@@ -217,6 +217,18 @@ class Killed(BaseException):
     """What no code of ours handles."""
 
 
+def test_a_shard_that_is_gone_is_made_again(
+    uninterrupted: tuple[list[object], dict[str, bytes]], tmp_path: Path
+) -> None:
+    arguments, wanted = uninterrupted
+    with pytest.raises(DataError, match="--max-bad"):
+        prepare(*arguments, "--output", tmp_path, "--workers", 1, "--max-bad", 0)
+    (tmp_path / "train-00001.mindrecord.db").unlink()
+    (tmp_path / ".part-dev-00000.npz").unlink()
+    prepare(*arguments, "--output", tmp_path, "--workers", 1, "--resume")
+    assert contents(tmp_path) == wanted
+
+
 @pytest.mark.parametrize(
     ("place", "calls"),
     [("sync", 1), ("write_part", 1), ("write_part", 4), ("describe", 9), ("os.replace", 3), ("write_text", 2)],

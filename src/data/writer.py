@@ -157,7 +157,7 @@ class DatasetWriter:
         for file in files:
             sync(file)
         shard = {"records": len(state.in_shard), "files": [describe(file) for file in files]}
-        write_part(self.folder / f".part-{split}-{len(state.shards):05d}.npz", shard, state.in_shard)
+        write_part(self.folder / _part_name(split, state), shard, state.in_shard)
         state.shards.append(shard)
         state.writer, state.in_shard = None, []
 
@@ -178,13 +178,17 @@ class DatasetWriter:
             state = self._splits[split] = _Split()
             for path in paths:
                 shard, rows = read_part(path)
-                if not all(_is_whole(self.folder, file) for file in shard["files"]):
+                if path.name != _part_name(split, state) or not all(map(self._is_whole, shard["files"])):
                     break  # it and what follows is made again
                 state.shards.append(shard)
                 longer = np.full(max(0, rows[-1] + 1 - len(self._finished)), -1, np.int8)
                 self._finished = np.concatenate([self._finished, longer])
                 self._finished[rows] = number
             state.finished = (entry for path in paths[: len(state.shards)] for entry in read_entries(path))
+
+    def _is_whole(self, file: dict[str, Any]) -> bool:
+        path = self.folder / file["name"]
+        return path.is_file() and path.stat().st_size == file["bytes"]
 
     def _clear(self) -> None:
         """Removes what an earlier writer left, but for finished shards."""
@@ -198,7 +202,7 @@ class DatasetWriter:
         if not self.records:
             raise DataError(f"{self.folder}: no record was written, so there is no dataset")
         splits = {}
-        for name in sorted(self._splits, key=_order):
+        for name in sorted((name for name, state in self._splits.items() if state.checksums), key=_order):
             state = self._splits[name]
             if state.in_shard:
                 self._close_shard(name, state)
@@ -237,8 +241,8 @@ def _order(split: str) -> tuple[int, str]:
     return (SPLITS.index(split) if split in SPLITS else len(SPLITS), split)
 
 
-def _is_whole(folder: Path, file: dict[str, Any]) -> bool:
-    return (folder / file["name"]).is_file() and describe(folder / file["name"]) == file
+def _part_name(split: str, state: _Split) -> str:
+    return f".part-{split}-{len(state.shards):05d}.npz"
 
 
 @contextlib.contextmanager
