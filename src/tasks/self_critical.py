@@ -13,7 +13,7 @@ from mindspore import Tensor, nn, ops
 from src.config import Config
 from src.data.errors import DataError
 from src.data.schema import IMAGE
-from src.data.store import Dataset
+from src.data.sources import Sources
 from src.data.tokenizer import Tokenizer
 from src.evaluation.captions import CiderD, Weighted, words
 from src.generation.batches import progress
@@ -32,24 +32,27 @@ class References:
     by_picture: dict[int, list[Weighted]]  # by image_id; pictures without a caption are left out
 
     @classmethod
-    def read(cls, dataset: Dataset) -> "References":
+    def read(cls, sources: Sources, image_input: str = "patch") -> "References":
         """One pass over the split.
+
+        Args:
+            sources: of training.
+            image_input: model.image.input.
 
         Raises:
             DataError: no picture has a caption.
         """
-        pictures = dict(dataset.samples[:, [0, 2]].tolist())  # of every record
+        pictures = dict(sources.samples[:, [0, 2]].tolist())  # image_id of every record
         groups: dict[int, list[list[str]]] = {}
-        for number, record in zip(
-            pictures, progress(dataset.read(list(pictures)), "references", len(pictures)), strict=True
-        ):
-            texts = [tokens for tokens in map(words, record.captions) if tokens]
-            if texts and record.presence(0)[IMAGE]:
-                groups.setdefault(pictures[number], []).extend(texts)
+        with progress(None, "references", len(pictures)) as bar:
+            for dataset, first in zip(sources.datasets, sources.first_records, strict=True):
+                for number, record in enumerate(dataset.read(range(dataset.records)), int(first)):
+                    texts = [tokens for tokens in map(words, record.captions) if tokens]
+                    if texts and record.presence(0, image_input)[IMAGE]:
+                        groups.setdefault(pictures[number], []).extend(texts)
+                    bar.update()
         if not groups:
-            raise DataError(
-                f"{dataset.folder}: split {dataset.split!r} has no captions of pictures: nothing to reward by"
-            )
+            raise DataError("objectives.self_critical: the training split has no captions of pictures to reward by")
         cider = CiderD(groups.values())
         return cls(cider, {number: list(map(cider.weigh, group)) for number, group in groups.items()})
 
@@ -173,5 +176,5 @@ class SelfCriticalObjectives(nn.Cell):
 
 
 def build_self_critical(model: OPT, config: Config) -> SelfCriticalObjectives:
-    references = References.read(Dataset(config.data.path, config.data.train_split))
+    references = References.read(Sources(config, config.data.train_split, codes=False), config.model.image.input)
     return SelfCriticalObjectives(model, config, Critic(model, config, references))
