@@ -168,6 +168,10 @@ class BeamSearch:
         self.settings = settings or BeamSettings()
         self._never, self._never_or_end = never_written(tokenizer), never_written(tokenizer)
         self._never_or_end[tokenizer.sep_id] = MASKED
+        # made once: a graph that is given new tensors takes longer than one that knows them
+        self._allowances = Tensor(self._never), Tensor(self._never_or_end)
+        self._positions = [Tensor(np.int32(position)) for position in range(model.text_len)]
+        self._pasts = [Tensor(past_bias(position, model.text_len)) for position in range(model.text_len)]  # of one beam
         self._graphs: dict[tuple[int, ...], dict[int, tuple[_Fuse, Read, _Step]]] = {}  # by what is given, then size
 
     @property
@@ -215,29 +219,30 @@ class BeamSearch:
         """int32 [B, T]: the best texts of the B = ``size`` memories that were read last."""
         beams, length = self.settings.beams, self.model.text_len
         found = _Hypotheses(size, length, self.limit, self.settings, self.tokenizer)
+        last, shape = Tensor(found.last(0)), (size, beams, step.choices)
         for position in range(self.limit):
-            bias = past_bias(position, length, found.origins if beams > 1 else None)
-            allowed = self._allowed(found, position)
-            state = found.last(position), np.int32(position), bias, allowed
-            made = step(*map(Tensor, state))
-            shape = (size, beams, step.choices)
-            if step.choices == 1:
+            bias = self._pasts[position] if beams == 1 else Tensor(past_bias(position, length, found.origins))
+            made = step(last, self._positions[position], bias, self._allowed(found, position))
+            if beams == 1:  # its next input is its output; behind the end of a text it does not matter
+                last = made
                 found.extend(position + 1, made.asnumpy().reshape(shape), np.zeros(shape))
             else:
                 tokens, logs = (part.asnumpy().reshape(shape) for part in made)
                 found.extend(position + 1, tokens, logs.astype(np.float64))
+                last = Tensor(found.last(position + 1))
             if found.over:
                 break
         return found.best()
 
-    def _allowed(self, found: _Hypotheses, position: int) -> np.ndarray:
-        """float32 [V], or with n-gram blocking [N, V]: MASKED for the tokens that may not stand at ``position`` + 1."""
-        allowed = self._never_or_end if position + 1 < self.settings.min_length else self._never
+    def _allowed(self, found: _Hypotheses, position: int) -> Tensor:
+        """(V,), or with n-gram blocking (N, V) float32: MASKED for tokens that may not stand at ``position`` + 1."""
+        early = position + 1 < self.settings.min_length
         size = self.settings.no_repeat_ngram
         if not size:
-            return allowed
+            return self._allowances[early]
         written = found.ids[:, :, 1 : position + 1].reshape(len(found.ids) * self.settings.beams, position)
-        return allowed + MASKED * repeated(written, size, len(allowed))
+        allowed = self._never_or_end if early else self._never
+        return Tensor(allowed + np.float32(MASKED) * repeated(written, size, len(allowed)))
 
 
 def repeated(written: np.ndarray, size: int, vocab_size: int) -> np.ndarray:
