@@ -14,7 +14,7 @@ from src.config import EvalConfig
 from src.data.schema import AUDIO, IMAGE
 from src.data.tokenizer import Tokenizer
 from src.generation.batches import fitting_size, pad_rows, progress
-from src.generation.cache import CachedDecoder, Read, past_bias
+from src.generation.cache import CachedDecoder, Read, called_often, past_bias
 from src.generation.text_sampling import never_written
 from src.models.layers import MASKED
 from src.models.opt import OPT
@@ -168,11 +168,11 @@ class BeamSearch:
         self.settings = settings or BeamSettings()
         self._never, self._never_or_end = never_written(tokenizer), never_written(tokenizer)
         self._never_or_end[tokenizer.sep_id] = MASKED
-        # made once: a graph that is given new tensors takes longer than one that knows them
+        # of every position, made once
         self._allowances = Tensor(self._never), Tensor(self._never_or_end)
         self._positions = [Tensor(np.int32(position)) for position in range(model.text_len)]
         self._pasts = [Tensor(past_bias(position, model.text_len)) for position in range(model.text_len)]  # of one beam
-        self._graphs: dict[tuple[int, ...], dict[int, tuple[_Fuse, Read, _Step]]] = {}  # by what is given, then size
+        self._graphs: dict[tuple, dict[int, tuple[_Fuse, Read, _Step]]] = {}  # by what is given and blocking, then size
 
     @property
     def limit(self) -> int:
@@ -192,7 +192,7 @@ class BeamSearch:
         present = tuple(which for which in (IMAGE, AUDIO) if which in given)
         arrays = [array for which in present for array in given[which]]
         count = len(arrays[0])
-        graphs = self._graphs.setdefault(present, {})
+        graphs = self._graphs.setdefault((*present, self.settings.no_repeat_ngram > 0), {})
         size = fitting_size(count, self.batch_size, graphs)
         if size not in graphs:
             places = self.model.cross_encoder.places_alone(*present)
@@ -213,7 +213,7 @@ class BeamSearch:
     def build(self, size: int, places: np.ndarray) -> tuple[Read, _Step]:
         """Graphs that read so many memories, made of these ``places`` of the fused tokens, and go on from them."""
         cached = CachedDecoder(self.model.text_decoder, size, places, self.settings.beams)
-        return Read(cached), _Step(cached, min(self.settings.beams, self.model.vocab_size))
+        return Read(cached), called_often(_Step(cached, min(self.settings.beams, self.model.vocab_size)))
 
     def search(self, size: int, step: _Step) -> np.ndarray:
         """int32 [B, T]: the best texts of the B = ``size`` memories that were read last."""

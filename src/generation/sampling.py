@@ -13,7 +13,7 @@ from mindspore import Tensor, nn, ops
 
 from src.data.schema import AUDIO, TEXT
 from src.generation.batches import absent, fitting_size, pad_rows, progress, run_batched
-from src.generation.cache import CachedDecoder, Read, past_bias
+from src.generation.cache import CachedDecoder, Read, called_often, past_bias
 from src.models.cross_encoder import CrossEncoder
 from src.models.image_decoder import ImageDecoder
 
@@ -157,7 +157,7 @@ class CodeSampler:
 
     def _build(self, size: int, places: np.ndarray, guided: bool) -> tuple[Read, _Step]:
         cached = CachedDecoder(self.decoder, size * (1 + guided), places)
-        return Read(cached), _Step(cached, guided)
+        return Read(cached), called_often(_Step(cached, guided))
 
     def _draw(
         self,

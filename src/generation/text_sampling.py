@@ -10,7 +10,7 @@ import numpy as np
 from mindspore import Tensor, nn, ops
 
 from src.data.tokenizer import Tokenizer
-from src.generation.cache import CachedDecoder, past_bias
+from src.generation.cache import CachedDecoder, called_often, past_bias
 from src.models.layers import MASKED
 
 
@@ -52,7 +52,7 @@ class TextSampler:
 
     def __init__(self, cached: CachedDecoder, tokenizer: Tokenizer) -> None:
         self.cached, self.tokenizer = cached, tokenizer
-        self.step = _Draw(cached, never_written(tokenizer))
+        self.step = called_often(_Draw(cached, never_written(tokenizer)))
 
     def draw(self, inputs: int, random: Callable[[int], np.ndarray]) -> np.ndarray:
         """Texts of what the cache has read.
