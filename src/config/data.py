@@ -83,8 +83,3 @@ class DataConfig:
     def mixture(self) -> tuple[tuple[str, float], ...]:
         """The folders that training reads, and their weights."""
         return tuple((source.path, source.weight) for source in self.sources) or ((self.path, 1.0),)
-
-    @property
-    def evaluated(self) -> str:
-        """The folder that evaluation reads."""
-        return self.eval_path or (self.sources[0].path if self.sources else self.path)

@@ -72,7 +72,8 @@ class Loader:
     @classmethod
     def held_out(cls, config: Config, split: str, **options: bool) -> "Loader":
         """A loader for :meth:`evaluation`, of the one dataset that config.data has for it."""
-        data = replace(config.data, path=config.data.evaluated, sources=())
+        folder = config.data.eval_path or config.data.mixture[0][0]
+        data = replace(config.data, path=folder, sources=())
         return cls(replace(config, data=data), split, **options)
 
     @property
