@@ -221,7 +221,7 @@ def test_booleans_are_booleans(tmp_path: Path) -> None:
         ("model.image.input=pixel", "model.image.input='pixel'", "one of patch, region"),
         ("objectives.mvm_class=1", "objectives.mvm_class", "needs model.masked_features=true"),
         ("task=swim", "task='swim'", "one of pretrain"),
-        ("task=caption", "objectives.denoise_text", "caption task needs it"),
+        ("task=caption", "objectives.denoise_text", "task=caption needs it"),
         ("runtime.precision=fp16", "runtime.precision='fp16'", "leave fp32"),
     ],
 )
