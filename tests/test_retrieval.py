@@ -143,7 +143,7 @@ def test_second_score_of_a_text_with_its_sound(model: OPT, evaluator: Evaluator,
     chosen = {which: items[which].take(places) for which, places in rows.items()}
     with run_mode("pynative"):
         presence = Tensor(np.ones((3, 3), np.int32))
-        masks = [Tensor(chosen[which].mask) for which in (TEXT, AUDIO)]
+        masks = [Tensor(chosen[which].mask) for which in rows]
         fused, _ = model.cross_encoder(*(Tensor(chosen[which].tokens) for which in rows), *masks, presence)
         vectors = [Tensor(chosen[which].embeddings) for which in rows]
         logits = model.matching_head(fused[:, 0], *vectors, presence).asnumpy().astype(np.float64)
