@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from mindspore import Tensor, nn
 
+from src import config
 from src.config import (
     AudioEncoderConfig,
     CrossEncoderConfig,
@@ -26,6 +27,7 @@ VOCAB = 31
 CODES = 9  # of the image tokenizer
 PAD, CLS, SEP, MASK = 0, 2, 3, 4
 MASK_RATIO = 0.3
+OBJECTIVES = tuple(name for name in config.OBJECTIVES if name != "mvm_class")  # that pictures of patches have
 
 Arrays = dict[str, np.ndarray]
 Slots = dict[str, tuple[torch.nn.Parameter, slice]]  # the project's parameter → rows of PyTorch's

@@ -175,7 +175,7 @@ def test_stages_name_what_exists_and_each_other(fast: bool):
 def test_the_demo_pre_trains_with_every_objective():
     for world in ("demo", "demo_full"):
         objectives = load_config(f"config/pretrain/{world}.yaml").objectives
-        assert all(getattr(objectives, name) > 0 for name in OBJECTIVES), world
+        assert all(getattr(objectives, name) > 0 for name in set(OBJECTIVES) - {"mvm_class"}), world
 
 
 def test_only_the_first_command_of_a_stage_is_resumed(tmp_path: Path, run: Recorder):

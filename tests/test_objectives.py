@@ -8,14 +8,13 @@ import numpy as np
 import pytest
 from mindspore import Tensor, nn, ops
 
-from src.config import OBJECTIVES as EVERY
 from src.config import ObjectivesConfig
 from src.data.schema import AUDIO, IMAGE, MATCH_CASES, TEXT
 from src.losses.matching import build_rows
 from src.models.opt import OPT
 from src.tasks.levels import level_rows
 from src.tasks.objectives import COUPLES, Objectives, active_objectives, needed_fields
-from tests.oracles import MASK_RATIO, VOCAB, Arrays, randomise, run_mode, tensors, tiny_batch, tiny_model
+from tests.oracles import MASK_RATIO, OBJECTIVES, VOCAB, Arrays, randomise, run_mode, tensors, tiny_batch, tiny_model
 
 MODEL = tiny_model()
 B = 10
@@ -31,7 +30,6 @@ WEIGHTS = {
     "denoise_image": 1.1,
 }
 FRACTIONS = {"token_fraction": 0.5, "sample_fraction": 0.8, "modality_fraction": 0.3, "draw_fraction": 0.4}
-OBJECTIVES = tuple(name for name in EVERY if name != "mvm_class")  # of regions: test_region_model.py
 ALL = ObjectivesConfig(**WEIGHTS, mask_ratio=MASK_RATIO, **FRACTIONS)
 # what each level reads of the batch
 TOKEN_ROWS = dict.fromkeys(("mlm", "mvm_code", "mvm_feature", "mam_feature", "mam_contrastive"), range(5))

@@ -9,7 +9,7 @@ import mindspore as ms
 import numpy as np
 import pytest
 
-from src.config import OBJECTIVES, Config, ConfigError, EvalConfig, ObjectivesConfig
+from src.config import Config, ConfigError, EvalConfig, ObjectivesConfig
 from src.data.codes import Encode, encode_split
 from src.data.image_codes import fingerprint, write_codes
 from src.data.pipeline import Loader
@@ -24,7 +24,7 @@ from src.tasks.registry import pretrain_figures
 from src.training.checkpoint import build_model, load_model, save_checkpoint
 from src.weights import CheckpointError, own_files
 from tests.conftest import tiny_dataset
-from tests.oracles import randomise, run_mode, tiny_model
+from tests.oracles import OBJECTIVES, randomise, run_mode, tiny_model
 
 ALL = ObjectivesConfig(**dict.fromkeys(OBJECTIVES, 1.0))
 

@@ -5,11 +5,11 @@ import pytest
 import torch
 
 from benchmarks import torch_twin
-from src.config import OBJECTIVES, Config, DataConfig
+from src.config import Config, DataConfig
 from src.data.schema import AUDIO
 from src.models.opt import OPT
 from src.tasks.objectives import needed_fields
-from tests.oracles import VOCAB, randomise
+from tests.oracles import OBJECTIVES, VOCAB, randomise
 from tests.test_objectives import ALL, MODEL, B, batch_with_repeats, losses, only
 
 
