@@ -1,8 +1,10 @@
 """WordPiece against BERT's own, decoding, whole words, the builder."""
 
+import hashlib
 import random
 import subprocess
 import sys
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,18 @@ from src.data.tokenizer import SPECIALS, Tokenizer, build_vocab, split_words
 HAN = "红色背景上左边有一只大猫右边两个苹果天安门广场電腦龍"
 PIECES = ["hello", "world", "un", "##aff", "##able", "cafe", "naive", "##ing", "run", "2", "##0", "##2", "##6", "20"]
 LETTERS = [prefix + char for char in "abcdefghijklmnopqrtuvwxyz0123456789" for prefix in ("", "##")]  # no s: [UNK]
+BERT_VOCAB = Path("config/vocab/bert-base-chinese.txt")
+BLOCKS = {  # first and last code point of what captions are made of, and of what they should not be made of
+    "han": (0x4E00, 0x9FFF), "han a": (0x3400, 0x4DBF), "han b": (0x20000, 0x2A6DF), "han c-e": (0x2A700, 0x2CEAF),
+    "han g": (0x30000, 0x3134A), "compatible han": (0xF900, 0xFAFF), "more of it": (0x2F800, 0x2FA1F),
+    "ascii": (0x20, 0x7E), "latin": (0x80, 0x24F), "latin with marks": (0x1E00, 0x1FFF), "marks": (0x300, 0x36F),
+    "greek": (0x370, 0x3FF), "cyrillic": (0x400, 0x52F), "hebrew": (0x590, 0x5FF), "arabic": (0x600, 0x6FF),
+    "devanagari": (0x900, 0x97F), "thai": (0xE00, 0xE7F), "kana": (0x3040, 0x30FF), "hangul": (0xAC00, 0xD7A3),
+    "full width": (0xFF00, 0xFFEF), "han punctuation": (0x3000, 0x303F), "zero width": (0x200B, 0x200F),
+    "punctuation": (0x2000, 0x206F), "symbols": (0x2100, 0x2BFF), "emoji": (0x1F300, 0x1FAFF), "digits": (0x30, 0x39),
+    "mathematical": (0x1D400, 0x1D7FF), "controls": (0, 0x1F), "more controls": (0x7F, 0x9F),
+    "tags": (0xE0000, 0xE01EF), "private": (0xE000, 0xF8FF), "any": (0, 0xD7FF), "any behind": (0xE000, 0x10FFFF),
+}  # fmt: skip
 MARKS = list("，。！？、；：,.!?-'\"()[]<>=+#@$%…·~^`|")
 
 
@@ -55,6 +69,46 @@ def test_equal_to_bert(tokenizer: Tokenizer, tmp_path: Path) -> None:
         wanted = bert(text, max_length=24, padding="max_length", truncation=True)
         assert ids.tolist() == wanted["input_ids"], repr(text)
         assert mask.tolist() == wanted["attention_mask"], repr(text)
+
+
+def block_strings(count: int) -> list[str]:
+    """Up to 24 characters each, out of one to four blocks of Unicode."""
+    rng = random.Random(11)
+
+    def text() -> str:
+        blocks = rng.choices(list(BLOCKS.values()), k=rng.randint(1, 4))
+        return "".join(chr(rng.randint(*rng.choice(blocks))) for _ in range(rng.randint(0, 24)))
+
+    return [text() for _ in range(count)]
+
+
+def spelling_vocabulary(texts: list[str], path: Path) -> Path:
+    """Every character that a text or its lower case or its decomposition holds: no [UNK] hides a difference."""
+    chars = {part for text in texts for char in text for part in (char, *char.lower())}
+    chars |= {part for char in chars for part in unicodedata.normalize("NFD", char)}
+    pieces = [prefix + char for prefix in ("", "##") for char in sorted(chars - set("\n\r"))]
+    path.write_text("\n".join([*SPECIALS, *pieces]) + "\n", encoding="utf-8", newline="")
+    return path
+
+
+@pytest.mark.parametrize("vocabulary", ["shipped", "spelling"])
+def test_ten_thousand_strings_equal_to_bert(vocabulary: str, tmp_path: Path) -> None:
+    """BERT's Python tokenizer, which has this Python's tables of Unicode."""
+    bert = pytest.importorskip("transformers.models.bert.tokenization_bert_legacy")
+    texts = varied_strings(2000) + block_strings(8000)
+    assert len(texts) >= 10_000
+    path = BERT_VOCAB if vocabulary == "shipped" else spelling_vocabulary(texts, tmp_path / "vocab.txt")
+    theirs, ours = bert.BertTokenizerLegacy(str(path), do_lower_case=True), Tokenizer(path)
+    assert [text for text in texts if ours.tokens(text) != theirs.tokenize(text)] == []
+
+
+def test_shipped_vocabulary_is_google_s() -> None:
+    assert hashlib.sha256(BERT_VOCAB.read_bytes()).hexdigest().startswith("45bbac6b")
+    tokenizer = Tokenizer(BERT_VOCAB)
+    assert tokenizer.size == 21128
+    ids = tokenizer.pad_id, tokenizer.unk_id, tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id
+    assert ids == (0, 100, 101, 102, 103) and tokenizer.vocab[-1] == "##😎"
+    assert tokenizer.unk_id not in tokenizer.encode("红色背景上，左边有一只大猫。Hello 2026!", 40)[0]
 
 
 def test_encode_by_hand(tokenizer: Tokenizer) -> None:
@@ -129,6 +183,7 @@ def test_builder_command(tmp_path: Path) -> None:
         (None, "no such vocabulary"),
         ("[PAD]\n[UNK]\n[CLS]\n[SEP]\n", "has no [MASK]"),
         ("\n".join([*SPECIALS, "a", "a"]), "'a'"),
+        ("\n".join([*SPECIALS, "", "a"]), "line 6 of the vocabulary is empty"),
     ],
 )
 def test_bad_vocabulary(tmp_path: Path, content: str | None, message: str) -> None:

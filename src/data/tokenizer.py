@@ -1,6 +1,6 @@
 """BERT-compatible WordPiece on a ``vocab.txt``, whole words of Chinese text, and a vocabulary builder.
 
-    python -m src.data.tokenizer build --output vocab.txt captions.txt …
+python -m src.data.tokenizer build --output vocab.txt captions.txt …
 """
 
 import argparse
@@ -45,16 +45,19 @@ class Tokenizer:
 
     def __init__(self, path: str | Path) -> None:
         try:
-            lines = Path(path).read_text(encoding="utf-8").splitlines()
+            text = Path(path).read_text(encoding="utf-8")
         except OSError:
             raise DataError(f"{path}: no such vocabulary file (model.text.vocab)") from None
         except UnicodeDecodeError:
             raise DataError(f"{path}: the vocabulary is not UTF-8 text") from None
-        self.vocab: list[str] = [line.strip() for line in lines]
+        # not splitlines: BERT's vocabulary has tokens that are themselves line separators
+        self.vocab: list[str] = text.rstrip("\n").split("\n")
         self._ids = {token: index for index, token in enumerate(self.vocab)}
         for special in SPECIALS:
             if special not in self._ids:
                 raise DataError(f"{path}: the vocabulary has no {special}")
+        if "" in self._ids:
+            raise DataError(f"{path}: line {self.vocab.index('') + 1} of the vocabulary is empty")
         if len(self._ids) < len(self.vocab):
             twice, _ = Counter(self.vocab).most_common(1)[0]
             raise DataError(f"{path}: {twice!r} stands in the vocabulary twice")
