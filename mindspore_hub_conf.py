@@ -5,6 +5,7 @@ from pathlib import Path
 from src.config import ConfigError, load_config
 from src.models.opt import OPT
 from src.training.checkpoint import MODEL, CheckpointError, build_model, load_model
+from src.training.pretrained import init_encoders
 
 ROOT = Path(__file__).resolve().parent
 NETWORKS = {  # the weights in pretrained/opt_demo are of the full world
@@ -35,8 +36,12 @@ def _create(name: str, settings: tuple[str, ...], pretrained: bool = False) -> O
     if name not in NETWORKS:
         raise ConfigError(f"unknown network {name!r}: {', '.join(NETWORKS)}")
     if not pretrained:
-        vocab = f"model.text.vocab={ROOT / 'config' / 'vocab' / 'demo.txt'}"
-        return build_model(load_config(NETWORKS[name], [vocab, *settings]))
+        vocab = ROOT / load_config(NETWORKS[name]).model.text.vocab  # whatever the current folder is
+        config = load_config(NETWORKS[name], [f"model.text.vocab={vocab}", *settings])
+        model = build_model(config)
+        for report in init_encoders(model, config.model):
+            print(report)
+        return model
     folder = ROOT / "pretrained" / name
     if not (folder / MODEL).is_file():
         raise CheckpointError(f"no weights of {name} here: {folder / MODEL} is missing; leave out pretrained=True")

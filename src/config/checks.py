@@ -28,3 +28,9 @@ def check_transformer(config: Any, fewest_layers: int = 1) -> None:
     require(config.layers >= fewest_layers, "layers", "must be positive" if fewest_layers else "must not be negative")
     require(config.width % config.heads == 0, "heads", f"must divide width={config.width}")
     require(0 <= config.dropout < 1, "dropout", "must be in [0, 1)")
+
+
+def check_pretrained(config: Any, norm: str) -> None:
+    """An encoder that may start from another library's weights, whose layers have that order of norms."""
+    require(config.eps > 0, "eps", "must be positive")
+    require(not config.init_from or config.norm == norm, "norm", f"the weights of init_from are for norm: {norm}")

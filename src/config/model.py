@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from src.config.checks import check_transformer, require
+from src.config.checks import check_pretrained, check_transformer, require
 
 
 @dataclass(frozen=True)
@@ -15,10 +15,13 @@ class TextEncoderConfig:
     heads: int = 4
     ffn: int = 512
     norm: Literal["pre", "post"] = "pre"  # post: the layer order of BERT
+    eps: float = 1e-5  # of the layer norms; BERT's are 1e-12
     dropout: float = 0.0
+    init_from: str = ""  # folder or safetensors file of a BERT whose weights training starts from
 
     def __post_init__(self) -> None:
         check_transformer(self, fewest_layers=0)
+        check_pretrained(self, "post")
         require(self.max_len >= 4, "max_len", "must be at least 4: [CLS], [SEP] and two tokens")
 
 
@@ -35,10 +38,15 @@ class ImageEncoderConfig:
     heads: int = 4
     ffn: int = 512
     norm: Literal["pre", "post"] = "pre"
+    eps: float = 1e-5  # of the layer norms; ViT's are 1e-12
+    cls_token: bool = False  # with input=patch: a [CLS] beside the patches, as ViT has it; not handed on
     dropout: float = 0.0
+    init_from: str = ""  # folder or safetensors file of a ViT whose weights training starts from
 
     def __post_init__(self) -> None:
         check_transformer(self, fewest_layers=0 if self.input == "region" else 1)
+        check_pretrained(self, "pre")
+        require(not self.init_from or self.input == "patch", "init_from", "needs input: patch")
         require(self.patch > 0 and self.size % self.patch == 0, "patch", f"must divide size={self.size}")
         for name in ("regions", "region_dim", "region_classes"):
             require(getattr(self, name) > 0, name, "must be positive")
@@ -59,19 +67,36 @@ class AudioEncoderConfig:
     feature_dim: int = 1024  # with input=feature: width of a frame
     max_frames: int = 192  # longer sound is cut; a waveform behind max_frames · hop_ms
     stride: int = 4  # frames joined into one token; F = max_frames / stride; not for input=wav2vec2
+    conv_width: int = 512  # with input=wav2vec2: width of the convolutions over the waveform
+    position_kernel: int = 128  # ... tokens that the convolution for positions spans
+    position_groups: int = 16  # ... groups of its channels
     width: int = 128
     layers: int = 3  # with input=feature also 0: a projection and a layer norm, as in the paper
     heads: int = 4
     ffn: int = 512
     norm: Literal["pre", "post"] = "pre"
+    eps: float = 1e-5  # of the layer norms; wav2vec 2.0's are 1e-5
     dropout: float = 0.0
+    init_from: str = ""  # folder or safetensors file of a wav2vec 2.0 whose weights training starts from
 
     def __post_init__(self) -> None:
         check_transformer(self, fewest_layers=0 if self.input == "feature" else 1)
+        check_pretrained(self, "post")
         for name in ("sample_rate", "mels", "hop_ms", "window_ms", "feature_dim", "max_frames", "stride"):
             require(getattr(self, name) > 0, name, "must be positive")
-        if self.input != "wav2vec2":
+        if self.input == "wav2vec2":
+            self._check_wave()
+        else:
             require(self.max_frames % self.stride == 0, "stride", f"must divide max_frames={self.max_frames}")
+        require(not self.init_from or self.input == "wav2vec2", "init_from", "needs input: wav2vec2")
+        require(not self.init_from or self.sample_rate == 16000, "sample_rate", "init_from needs 16000")
+
+    def _check_wave(self) -> None:
+        for name in ("conv_width", "position_kernel", "position_groups"):
+            require(getattr(self, name) > 0, name, "must be positive")
+        require(self.width % self.position_groups == 0, "position_groups", f"must divide width={self.width}")
+        fewest = 400  # what one token hears
+        require(self.length >= fewest, "max_frames", f"{self.length} samples are fewer than the {fewest} of one token")
 
     @property
     def length(self) -> int:

@@ -1,6 +1,7 @@
 """Writes features of a manifest's pictures and sounds with trained encoders, for models that read features instead.
 
 python -m src.data.features --input manifest.jsonl --checkpoint runs/mine --output data/features
+python -m src.data.features --input manifest.jsonl --config mine.yaml --output data/features     with its init_from
 
 The folder gets a picture's patches as regions in regions/….npz, a sound's tokens in audio/….npy, and manifest.jsonl,
 which names them. What is there already is not made again: repeat an interrupted call.
@@ -19,7 +20,7 @@ from mindspore import Tensor, nn
 from tqdm import tqdm
 
 from src import cli
-from src.config import ModelConfig
+from src.config import Config, ModelConfig, load_config
 from src.data import audio, image
 from src.data.errors import DataError
 from src.data.feature_manifest import MANIFEST, Entry, named_files, read_manifest, safe_name, write_manifest
@@ -29,7 +30,8 @@ from src.files import write_text
 from src.generation.batches import pad_rows
 from src.models.opt import OPT
 from src.runtime import setup
-from src.training.checkpoint import load_checkpoint_config, load_model
+from src.training.checkpoint import build_model, load_checkpoint_config, load_model
+from src.training.pretrained import init_encoders
 from src.weights import locate
 
 ABOUT = "features.json"
@@ -128,7 +130,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--input", required=True, metavar="FILE", type=Path, help="manifest.jsonl, one object a line")
     parser.add_argument("--media", metavar="DIR", type=Path, help="where its paths start (default: its folder)")
     parser.add_argument("--output", required=True, metavar="DIR", type=Path, help="folder of features, new or begun")
-    parser.add_argument("--checkpoint", required=True, metavar="DIR", help="run or checkpoint folder of the encoders")
+    encoders = parser.add_mutually_exclusive_group(required=True)
+    encoders.add_argument("--checkpoint", metavar="DIR", help="run or checkpoint folder of the encoders")
+    encoders.add_argument("--config", metavar="FILE", help="configuration with init_from of ViT, wav2vec 2.0")
     parser.add_argument("--only", choices=KINDS, help="pictures or sounds alone (default: what the encoders read)")
     parser.add_argument("settings", nargs="*", metavar="key=value", help="changes of the configuration")
     return parser.parse_intermixed_args()
@@ -140,10 +144,13 @@ def main() -> None:
     entries = read_manifest(args.input)
     if not media.is_dir():
         raise DataError(f"--media {media}: no such folder")
-    config = load_checkpoint_config(locate(args.checkpoint), args.settings)
+    if args.config:
+        config = load_config(args.config, args.settings)
+    else:
+        config = load_checkpoint_config(locate(args.checkpoint), args.settings)
     kinds = usable(config.model, args.only)
     setup(replace(config.runtime, distributed=False), config.seed)
-    config, model = load_model(locate(args.checkpoint), args.settings)
+    model = started(config, kinds) if args.config else load_model(locate(args.checkpoint), args.settings)[1]
     model.set_train(False)
     claim(args.output, model, config.model, kinds)
     names, failed = {}, 0
@@ -157,6 +164,18 @@ def main() -> None:
     write_manifest(args.output, entries, media, names)
     print(f"{args.output / MANIFEST}; skipped files: {failed}")
     print("read them with " + " ".join(settings(model, kinds)))
+
+
+def started(config: Config, kinds: Sequence[str]) -> OPT:
+    """A network whose encoders are those of ``init_from``; the rest of it is new and not used."""
+    for kind in kinds:
+        if not getattr(config.model, kind).init_from:
+            key = f"model.{kind}.init_from"
+            raise DataError(f"{key} is empty, and features of an untrained encoder are of no use: set it, or --only")
+    model = build_model(config)
+    for report in init_encoders(model, config.model):
+        print(report)
+    return model
 
 
 def usable(config: ModelConfig, only: str | None) -> list[str]:

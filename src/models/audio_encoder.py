@@ -7,6 +7,7 @@ from mindspore.common.initializer import Normal, initializer
 
 from src.config import AudioEncoderConfig
 from src.models.layers import POSITION_STD, LayerNorm, Linear, Transformer, hide, padding_bias
+from src.models.wav2vec2 import Wav2Vec2Encoder
 
 
 class AudioEncoder(nn.Cell):
@@ -26,7 +27,7 @@ class AudioEncoder(nn.Cell):
         self.joined = config.stride * config.mels
         self.project = Linear(self.joined, config.width)
         self.positions = Parameter(initializer(Normal(POSITION_STD), (1, self.tokens, config.width)), name="positions")
-        self.transformer = Transformer(config)
+        self.transformer = Transformer(config, epsilon=config.eps)
         self.starts = Tensor(np.arange(self.tokens, dtype=np.int32)[None] * config.stride)  # (1, F)
 
     def construct(self, audio, frames, hidden=None, vector=None):
@@ -51,8 +52,8 @@ class FeatureEncoder(nn.Cell):
         self.joined = config.stride * config.feature_dim
         self.project = Linear(self.joined, config.width)
         self.positions = Parameter(initializer(Normal(POSITION_STD), (1, self.tokens, config.width)), name="positions")
-        self.norm = LayerNorm(config.width)
-        self.transformer = Transformer(config) if config.layers else None
+        self.norm = LayerNorm(config.width, config.eps)
+        self.transformer = Transformer(config, epsilon=config.eps) if config.layers else None
         self.starts = Tensor(np.arange(self.tokens, dtype=np.int32)[None] * config.stride)  # (1, F)
 
     def join(self, audio):
@@ -68,4 +69,4 @@ class FeatureEncoder(nn.Cell):
         return (x if self.transformer is None else self.transformer(x, padding_bias(mask))), mask
 
 
-AUDIO_ENCODERS = {"fbank": AudioEncoder, "feature": FeatureEncoder}  # by model.audio.input
+AUDIO_ENCODERS = {"fbank": AudioEncoder, "feature": FeatureEncoder, "wav2vec2": Wav2Vec2Encoder}  # by model.audio.input

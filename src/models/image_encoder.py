@@ -1,17 +1,17 @@
 """Image encoders: a Transformer over square patches of pixels (ViT, Dosovitskiy et al. 2020), or over regions."""
 
 import mindspore as ms
-from mindspore import Parameter, nn
+from mindspore import Parameter, nn, ops
 from mindspore.common.initializer import Normal, initializer
 
 from src.config import ImageEncoderConfig
-from src.models.layers import POSITION_STD, LayerNorm, Linear, Transformer, hide, padding_bias
+from src.models.layers import POSITION_STD, TOKEN_STD, LayerNorm, Linear, Transformer, hide, padding_bias
 
 BOX_WIDTH = 7  # corners, sides and area
 
 
 class ImageEncoder(nn.Cell):
-    """Patches, a linear projection, positions, Transformer.
+    """Patches, a linear projection, positions, Transformer; a [CLS] is attended to like a patch and then left out.
 
     Inputs:
         image (B, S, S, 3) uint8; to hide patches also hidden (B, P) float32, 1 where one is hidden, and the vector
@@ -27,7 +27,10 @@ class ImageEncoder(nn.Cell):
         self.patches = self.side**2
         self.project = Linear(config.patch**2 * 3, config.width)
         self.positions = Parameter(initializer(Normal(POSITION_STD), (1, self.patches, config.width)), name="positions")
-        self.transformer = Transformer(config)
+        self.cls = None
+        if config.cls_token:  # with its position, which never changes
+            self.cls = Parameter(initializer(Normal(TOKEN_STD), (1, 1, config.width)), name="cls")
+        self.transformer = Transformer(config, epsilon=config.eps)
 
     def split_patches(self, image):
         """(B, S, S, 3) uint8 → (B, P, patch·patch·3) float in [−1, 1]."""
@@ -39,7 +42,11 @@ class ImageEncoder(nn.Cell):
         x = self.project(self.split_patches(image))
         if hidden is not None:
             x = hide(x, hidden, vector)
-        return self.transformer(x + self.positions, None)
+        x = x + self.positions
+        if self.cls is None:
+            return self.transformer(x, None)
+        cls = ops.tile(self.cls, (x.shape[0], 1, 1)).astype(x.dtype)
+        return self.transformer(ops.concat((cls, x), 1), None)[:, 1:]
 
 
 class RegionEncoder(nn.Cell):
@@ -60,8 +67,8 @@ class RegionEncoder(nn.Cell):
         super().__init__()
         self.feature_project = Linear(config.region_dim, config.width)
         self.box_project = Linear(BOX_WIDTH, config.width)
-        self.norm = LayerNorm(config.width)
-        self.transformer = Transformer(config) if config.layers else None
+        self.norm = LayerNorm(config.width, config.eps)
+        self.transformer = Transformer(config, epsilon=config.eps) if config.layers else None
 
     def construct(self, regions, boxes, mask, hidden=None, vector=None):
         x = self.feature_project(regions.astype(ms.float32))

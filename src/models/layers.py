@@ -25,6 +25,7 @@ bias_add = ops.BiasAdd()
 TOKEN_STD = 0.1
 POSITION_STD = 0.3
 MEMORY_POSITION_STD = 1.0  # added to what a layer norm has normalised
+EPSILON = 1e-5  # of a layer norm
 MASKED = -1e4  # added to the logits of masked positions; representable in fp16
 
 
@@ -105,7 +106,7 @@ class LayerNorm(nn.Cell):
         (…, D) float.
     """
 
-    def __init__(self, width: int, epsilon: float = 1e-5) -> None:
+    def __init__(self, width: int, epsilon: float = EPSILON) -> None:
         super().__init__()
         self.width = width
         self.gain = Parameter(initializer("ones", (width,)), name="gain")
@@ -243,6 +244,7 @@ class Block(nn.Cell):
         norm: ``pre`` normalises what enters a part (ViT), ``post`` what leaves its residual sum (BERT).
         dropout: probability, on the output of every part.
         memory_width: width of the cross-attended memory, or None for a block without cross-attention.
+        epsilon: of the layer norms.
 
     Inputs:
         x (B, L, D); bias for self-attention or None; memory (B, Lm, memory width) and memory_bias, or None.
@@ -252,18 +254,25 @@ class Block(nn.Cell):
     """
 
     def __init__(
-        self, width: int, heads: int, ffn: int, norm: str, dropout: float, memory_width: int | None = None
+        self,
+        width: int,
+        heads: int,
+        ffn: int,
+        norm: str,
+        dropout: float,
+        memory_width: int | None = None,
+        epsilon: float = EPSILON,
     ) -> None:
         super().__init__()
         self.pre = norm == "pre"
         self.attention = Attention(width, heads)
-        self.attention_norm = LayerNorm(width)
+        self.attention_norm = LayerNorm(width, epsilon)
         self.crosses = memory_width is not None
         if self.crosses:
             self.cross_attention = Attention(width, heads, memory_width)
-            self.cross_norm = LayerNorm(width)
+            self.cross_norm = LayerNorm(width, epsilon)
         self.ffn = FeedForward(width, ffn)
-        self.ffn_norm = LayerNorm(width)
+        self.ffn_norm = LayerNorm(width, epsilon)
         self.dropout = nn.Dropout(p=dropout) if dropout else None
 
     def drop(self, x):
@@ -295,19 +304,16 @@ class Transformer(nn.Cell):
     Args:
         config: any part of the model's configuration with width, layers, heads, ffn, norm and dropout.
         memory_width: width of the cross-attended memory, or None.
+        epsilon: of the layer norms.
 
     Inputs and outputs: as :class:`Block`.
     """
 
-    def __init__(self, config, memory_width: int | None = None) -> None:
+    def __init__(self, config, memory_width: int | None = None, epsilon: float = EPSILON) -> None:
         super().__init__()
-        self.blocks = nn.CellList(
-            [
-                Block(config.width, config.heads, config.ffn, config.norm, config.dropout, memory_width)
-                for _ in range(config.layers)
-            ]
-        )
-        self.final_norm = LayerNorm(config.width) if config.norm == "pre" else None
+        sizes = (config.width, config.heads, config.ffn, config.norm, config.dropout, memory_width, epsilon)
+        self.blocks = nn.CellList([Block(*sizes) for _ in range(config.layers)])
+        self.final_norm = LayerNorm(config.width, epsilon) if config.norm == "pre" else None
 
     def construct(self, x, bias, memory=None, memory_bias=None):
         for block in self.blocks:

@@ -10,6 +10,8 @@ from src.models.layers import POSITION_STD, TOKEN_STD, LayerNorm, Transformer, p
 class TextEncoder(nn.Cell):
     """Token and position embeddings, layer norm, Transformer.
 
+    BERT adds an embedding of the sentence's place in a pair as well; with one sentence that is part of the positions.
+
     Inputs:
         ids (B, T) int32; mask (B, T) int32, 1 on tokens.
 
@@ -23,8 +25,8 @@ class TextEncoder(nn.Cell):
         self.positions = Parameter(
             initializer(Normal(POSITION_STD), (1, config.max_len, config.width)), name="positions"
         )
-        self.norm = LayerNorm(config.width)
-        self.transformer = Transformer(config)
+        self.norm = LayerNorm(config.width, config.eps)
+        self.transformer = Transformer(config, epsilon=config.eps)
 
     def construct(self, ids, mask):
         x = ops.gather(self.tokens, ids, 0) + self.positions  # (B, T, D)

@@ -17,6 +17,7 @@ from src.training import checkpoint
 from src.training.layer_rates import unfrozen
 from src.training.log import RunLog
 from src.training.muon import build_optimizer
+from src.training.pretrained import init_encoders
 from src.training.ranks import GatherRows, MeanGradients
 from src.training.schedule import learning_rates
 from src.training.step import INITIAL_LOSS_SCALE, NonFiniteError, StepResult, TrainingError, TrainStep
@@ -41,8 +42,8 @@ class Trainer:
         self.loader = self.task.loader(config, config.data.train_split, rank, ranks)
         self.model = checkpoint.build_model(config)
         self.step_number, self.best = 0, float("-inf")
-        if config.train.init_from and not resume:
-            self._start_from(checkpoint.locate(config.train.init_from))
+        if not resume:
+            self._start()
         self.step = self._build_step(ranks)
         if resume:
             self._resume()
@@ -67,7 +68,14 @@ class Trainer:
             MeanGradients(ranks) if ranks > 1 else None,
         )
 
-    def _start_from(self, folder: Path) -> None:
+    def _start(self) -> None:
+        """What the first step finds: encoders that other libraries trained, and over them the parts of a checkpoint."""
+        for report in init_encoders(self.model, self.config.model):
+            if self.rank == 0:
+                print(report, flush=True)
+        if not self.config.train.init_from:
+            return
+        folder = checkpoint.locate(self.config.train.init_from)
         new, left = checkpoint.load_parts(self.model, folder)
         if self.rank == 0:
             print(f"weights of {folder}{_listed('; new: ', new)}{_listed('; not used: ', left)}", flush=True)
