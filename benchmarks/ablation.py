@@ -30,7 +30,7 @@ from src.evaluation.report import table, write_json
 VARIANTS: dict[str, tuple[str, ...]] = {  # objectives that are switched off
     "complete": (),
     "without MLM": ("mlm",),
-    "without MVM": ("mvm_code", "mvm_feature"),
+    "without MVM": ("mvm_code", "mvm_feature", "mvm_class"),
     "without MAM": ("mam_feature", "mam_contrastive"),
     "without contrastive": ("contrastive",),
     "without modality level": ("denoise_text", "denoise_image"),
