@@ -68,10 +68,15 @@ def test_flava_sees_what_is_hidden_and_begins_at_chance() -> None:
     assert given["bool_masked_pos"].sum() == batch["mvm_weights"].sum()
     model, vocab = config.model, Tokenizer(config.model.text.vocab).size
     torch.manual_seed(0)
-    loss = flava.loss_of(flava.build(model, vocab), batch)()
-    chance = np.log(vocab) + np.log(model.tokenizer.codes) + np.log(config.data.batch_size)
-    assert loss.item() == pytest.approx(chance, rel=0.1)
+    network = flava.build(model, vocab)
+    loss = flava.loss_of(network, batch)()
     loss.backward()
+    pixels = given["pixel_values"].permute(0, 3, 1, 2) / 127.5 - 1
+    parts = network(**{**given, "pixel_values": pixels}).loss_info
+    assert parts.mmm_text.item() == pytest.approx(np.log(vocab), rel=0.1)
+    assert parts.mmm_image.item() == pytest.approx(np.log(model.tokenizer.codes), rel=0.1)
+    whole = parts.mmm_text + parts.mmm_image + parts.global_contrastive
+    assert loss.item() == pytest.approx(whole.item(), rel=1e-5)
 
 
 def test_every_loss_is_left_out_once_and_the_peer_has_its_three() -> None:
