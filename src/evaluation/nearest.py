@@ -13,6 +13,7 @@ import numpy as np
 QUERY_BLOCK = 256
 GALLERY_BLOCK = 8192  # a block of scores takes 16 MB
 GRID_BITS = 26
+FAISS_BLOCK = 1024  # queries: fewer at once cost it more
 SPARE = 8  # candidates that faiss is asked for beyond k: its sums are rounded
 GATHERED = 1 << 23  # numbers of candidates that are scored again at once: 64 MB
 
@@ -117,7 +118,7 @@ def top_k_faiss(queries: np.ndarray, gallery: np.ndarray, k: int) -> tuple[np.nd
     indices = np.empty((len(asked), k), np.int64)
     scores = np.empty((len(asked), k), np.float64)
     clear = np.empty(len(asked), bool)
-    for rows in blocks(len(asked), max(1, min(QUERY_BLOCK, GATHERED // (wanted * queries.shape[1])))):
+    for rows in blocks(len(asked), max(1, min(FAISS_BLOCK, GATHERED // (wanted * queries.shape[1])))):
         vectors = asked[rows]
         rounded, found = index.search(vectors.astype(np.float32), wanted)
         found.sort(axis=1)  # equal scores stay in the gallery's order
