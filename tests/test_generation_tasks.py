@@ -13,11 +13,12 @@ import pytest
 
 import eval as command
 from src import cli
-from src.config import Config, ConfigError, EvalConfig, ObjectivesConfig, OptimizerConfig, TrainConfig
+from src.config import Config, ConfigError, EvalConfig, ObjectivesConfig, OptimizerConfig, RuntimeConfig, TrainConfig
 from src.data.codes import Encode, encode_split
 from src.data.image_codes import fingerprint, write_codes
 from src.data.store import Dataset
 from src.models.image_tokenizer import ImageTokenizer
+from src.runtime import setup
 from src.training.checkpoint import build_model, save_checkpoint
 from src.training.trainer import Trainer
 from src.weights import locate
@@ -33,6 +34,7 @@ TASKS = {
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
     """A dataset with codes, the tokenizer that made them, and a pre-trained checkpoint, all in one folder."""
+    setup(RuntimeConfig(), 1)  # as the command will: the device is named before the first graph runs
     folder = tmp_path_factory.mktemp("tasks")
     settings = EvalConfig(split="dev", batch_size=4, draw=4, draw_samples=2, beam=2)
     config = tiny_dataset(folder, config=replace(Config(model=tiny_model()), name="tasks"))
