@@ -205,7 +205,7 @@ def test_settings_are_checked() -> None:
         EvalConfig(length_penalty=-1)
     with pytest.raises(ConfigError, match="min_length: must not be above max_length=2"):
         EvalConfig(min_length=3, max_length=2)
-    with pytest.raises(ConfigError, match="eval.max_length: must not be above model.text.max_len - 1 = 6"):
+    with pytest.raises(ConfigError, match="eval.max_length: model.text.max_len leaves room for 6 tokens"):
         Config(model=tiny_model(), eval=EvalConfig(max_length=7))
     settings = BeamSettings.of(EvalConfig(beam=3, length_penalty=0.5, no_repeat_ngram=2, min_length=1, max_length=9))
     assert settings == BeamSettings(3, 0.5, 2, 1, 9)

@@ -63,9 +63,9 @@ def code_logits(parts: Parts, codes: np.ndarray, text: Encoded | None, audio: En
     presence[:, TEXT], presence[:, AUDIO] = text is not None, audio is not None
     text = text or (random(rows, TEXT_LEN, MODEL.text.width, seed=9), np.ones((rows, TEXT_LEN), np.int32))
     audio = audio or (random(rows, AUDIO_LEN, MODEL.audio.width, seed=9), np.ones((rows, AUDIO_LEN), np.int32))
-    image = random(rows, PATCHES, MODEL.image.width, seed=9)
+    image = random(rows, PATCHES, MODEL.image.width, seed=9), np.ones((rows, PATCHES), np.int32)
     with run_mode("pynative"):
-        given = [Tensor(x) for x in (text[0], image, audio[0], text[1], audio[1], presence)]
+        given = [Tensor(x) for x in (text[0], image[0], audio[0], text[1], image[1], audio[1], presence)]
         fused, mask = parts[0](*given)
         logits = parts[1](parts[1].shift(Tensor(codes)), fused, mask)
     return logits.asnumpy().reshape(rows, P, K).astype(np.float64)
