@@ -140,7 +140,9 @@ def read_info(folder: str | Path) -> dict[str, Any]:
     if not str(folder):
         raise DataError("data.path is empty: name a dataset folder; make one by python -m src.data.prepare")
     if not Path(folder).is_dir():
-        raise DataError(f"{folder}: no such dataset folder (data.path); make one by python -m src.data.prepare")
+        raise DataError(
+            f"{folder}: no such dataset folder (data.path, data.sources); make one by python -m src.data.prepare"
+        )
     if not path.is_file():
         raise DataError(f"{folder} is no finished dataset (no dataset.json): run python -m src.data.prepare again")
     try:
