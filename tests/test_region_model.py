@@ -1,5 +1,6 @@
 """The model on a detector's regions and frames of features: encoders, objectives and where their targets come from."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import mindspore as ms
@@ -15,7 +16,7 @@ from src.models.image_encoder import RegionEncoder
 from src.models.layers import at
 from src.models.opt import OPT
 from src.tasks.levels import slots_to_mask
-from src.tasks.objectives import REACHED, Objectives, active_objectives, needed_fields
+from src.tasks.objectives import REACHED, Objectives, needed_fields
 from tests.oracles import (
     MASK_RATIO,
     VOCAB,
@@ -36,22 +37,6 @@ B = 6
 WEIGHTS = {"contrastive": 1.0, "mlm": 1.0, "mvm_feature": 1.0, "mvm_class": 1.0, "mam_feature": 1.0}
 WEIGHTS |= {"mam_contrastive": 1.0, "matching": 1.0, "denoise_text": 1.0, "denoise_image": 1.0}
 ALL = ObjectivesConfig(**WEIGHTS, mask_ratio=MASK_RATIO)
-
-
-@pytest.fixture(scope="module")
-def opt() -> OPT:
-    network = OPT(MODEL, VOCAB)
-    randomise(network, spread=0.2)
-    return network
-
-
-def losses(opt: OPT, config: ObjectivesConfig, batch: Arrays) -> dict[str, float]:
-    found = Objectives(opt, config, B)(tensors(batch))
-    return dict(zip(("total", *active_objectives(config)), (float(x) for x in found), strict=True))
-
-
-def only(*names: str) -> ObjectivesConfig:
-    return ObjectivesConfig(**{"contrastive": 0.0, **dict.fromkeys(names, 1.0)}, mask_ratio=MASK_RATIO)
 
 
 class _Step(nn.Cell):
@@ -81,6 +66,29 @@ class _Total(nn.Cell):
 
     def construct(self, *given):
         return self.step(*given)[0]
+
+
+@pytest.fixture(scope="module")
+def opt() -> OPT:
+    network = OPT(MODEL, VOCAB)
+    randomise(network, spread=0.2)
+    return network
+
+
+@pytest.fixture(scope="module")
+def losses(opt: OPT) -> Callable[[Arrays], dict[str, float]]:
+    """Every loss of a batch, in one graph that is compiled once."""
+    step = _Step(Objectives(opt, ALL, B))
+
+    def run(batch: Arrays) -> dict[str, float]:
+        with run_mode("graph"):
+            return step.losses(batch)
+
+    return run
+
+
+def only(*names: str) -> ObjectivesConfig:
+    return ObjectivesConfig(**{"contrastive": 0.0, **dict.fromkeys(names, 1.0)}, mask_ratio=MASK_RATIO)
 
 
 class _Paper(torch.nn.Module):
@@ -153,65 +161,66 @@ def test_batch_and_objectives_name_the_same_fields() -> None:
     assert "image" not in batch and set(needed_fields(ALL, "region")) == set(batch) - {"sample_id"}
 
 
-def test_the_stored_features_are_the_target(opt: OPT) -> None:
+def test_the_stored_features_are_the_target(losses: Callable[[Arrays], dict[str, float]]) -> None:
     """Not zeros that the loader left, nor the model's own features: other stored numbers, another loss."""
     batch = tiny_batch(MODEL, B)
-    before = losses(opt, only("mvm_feature", "mvm_class", "mam_feature", "mam_contrastive"), batch)
+    before = losses(batch)
     row = int(np.argmax(batch["mvm_weights"].sum(1)))
     place = int(batch["mvm_positions"][row, 0])
     batch["regions"][row, place] = -batch["regions"][row, place]  # hidden: only the target changes
     row = int(np.argmax(batch["mam_weights"].sum(1)))
     frame = int(batch["mam_positions"][row, 0])
     batch["audio"][row, frame] = -batch["audio"][row, frame]
-    after = losses(opt, only("mvm_feature", "mvm_class", "mam_feature", "mam_contrastive"), batch)
+    after = losses(batch)
     assert abs(after["mvm_feature"] - before["mvm_feature"]) > 1e-3
     assert abs(after["mam_feature"] - before["mam_feature"]) > 1e-3
     assert after["mvm_class"] == before["mvm_class"], "the hidden region's feature leaks into what is predicted"
 
 
-def test_regression_aims_at_the_normalised_features_of_the_hidden_regions(opt: OPT) -> None:
+def test_regression_aims_at_the_normalised_features_of_the_hidden_regions(
+    opt: OPT, losses: Callable[[Arrays], dict[str, float]]
+) -> None:
     batch = tiny_batch(MODEL, B)
     given = tensors(batch)
     hidden = slots_to_mask(given["mvm_positions"], given["mvm_weights"], 5)
     inputs = (given["regions"], given["region_boxes"], given["region_mask"])
     image, image_mask = opt.encode_image(inputs, hidden, opt.masked_image_head.vector)
-    audio, audio_mask = opt.audio_encoder(given["audio"], given["audio_frames"])
-    text = opt.text_encoder(given["text_ids"], given["text_mask"])
+    hidden = slots_to_mask(given["mam_positions"], given["mam_weights"], 6)
+    audio, audio_mask = opt.audio_encoder(given["audio"], given["audio_frames"], hidden, opt.masked_audio_head.vector)
+    text = opt.text_encoder(given["mlm_ids"], given["text_mask"])
     masks = (given["text_mask"], image_mask, audio_mask)
     fused, _ = opt.cross_encoder(text, image, audio, *masks, given["presence"])
     predicted = opt.masked_image_head(opt.fused_image(fused, given["mvm_positions"]))
     target = normalised(at(given["regions"], given["mvm_positions"]))
     expected = float(feature_regression(predicted, target, given["mvm_weights"]))
-    assert losses(opt, only("mvm_feature"), batch)["mvm_feature"] == pytest.approx(expected, rel=1e-4)
+    assert losses(batch)["mvm_feature"] == pytest.approx(expected, rel=1e-4)
 
 
-def test_only_known_classes_count(opt: OPT) -> None:
+def test_only_known_classes_count(losses: Callable[[Arrays], dict[str, float]]) -> None:
     batch = tiny_batch(MODEL, B)
-    before = losses(opt, only("mvm_class"), batch)["mvm_class"]
+    before = losses(batch)["mvm_class"]
     hidden = np.zeros_like(batch["region_mask"])
     for row, (places, weights) in enumerate(zip(batch["mvm_positions"], batch["mvm_weights"], strict=True)):
         hidden[row, places[weights > 0]] = 1
     known = (batch["region_classes"] >= 0) & (hidden == 1)
     assert known.any() and before > 0
     seen = batch | {"region_classes": np.where(hidden == 1, batch["region_classes"], 0)}
-    assert losses(opt, only("mvm_class"), seen)["mvm_class"] == before, "classes of what is not hidden are read"
+    assert losses(seen)["mvm_class"] == before, "classes of what is not hidden are read"
     others = batch | {"region_classes": np.where(known, (batch["region_classes"] + 1) % 6, batch["region_classes"])}
-    assert losses(opt, only("mvm_class"), others)["mvm_class"] != before
+    assert losses(others)["mvm_class"] != before
     unknown = batch | {"region_classes": np.full_like(batch["region_classes"], -1)}
-    assert losses(opt, only("mvm_class"), unknown)["mvm_class"] == 0
+    assert losses(unknown)["mvm_class"] == 0
 
 
-def test_padding_has_no_influence_on_any_loss(opt: OPT) -> None:
-    batch, step = tiny_batch(MODEL, B), _Step(Objectives(opt, ALL, B))
+def test_padding_has_no_influence_on_any_loss(losses: Callable[[Arrays], dict[str, float]]) -> None:
+    batch = tiny_batch(MODEL, B)
     assert (batch["region_mask"] == 0).any() and (batch["audio_frames"] < 6).any()
-    with run_mode("graph"):
-        before = step.losses(batch)
-        batch["regions"][batch["region_mask"] == 0] = 9
-        batch["region_boxes"][batch["region_mask"] == 0] = 3
-        for row, frames in enumerate(batch["audio_frames"]):
-            batch["audio"][row, frames:] = 7
-        after = step.losses(batch)
-    assert after == pytest.approx(before, rel=1e-5) and min(before.values()) > 0
+    before = losses(batch)
+    batch["regions"][batch["region_mask"] == 0] = 9
+    batch["region_boxes"][batch["region_mask"] == 0] = 3
+    for row, frames in enumerate(batch["audio_frames"]):
+        batch["audio"][row, frames:] = 7
+    assert losses(batch) == pytest.approx(before, rel=1e-5) and min(before.values()) > 0
 
 
 @pytest.mark.parametrize("name", ["mvm_class", "mvm_feature"])
