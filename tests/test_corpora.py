@@ -72,7 +72,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
     vocab.write_text("\n".join([*SPECIALS, *CHARACTERS]) + "\n", encoding="utf-8")
     model = replace(tiny_model(), masked_features=False, image_codes=False)
     model = replace(model, text=replace(model.text, vocab=str(vocab)))
-    weights = {**dict.fromkeys(OBJECTIVES, 0.0), "contrastive": 1.0, "denoise_text": 1.0}
+    weights = {**dict.fromkeys(OBJECTIVES, 0.0), "contrastive": 1.0}
     objectives = replace(ObjectivesConfig(), **weights)
     return replace(Config(), model=model, objectives=objectives)
 

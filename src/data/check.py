@@ -26,14 +26,8 @@ from src.data.store import describe, open_shards, read_info, reason, stored_layo
 
 SHOWN = 20  # problems that are printed; there may be millions
 CHUNK = 64  # records in memory at once
-READ_ERRORS = (
-    RuntimeError,
-    ValueError,
-    KeyError,
-    TypeError,
-    IndexError,
-    MemoryError,
-)  # MindRecord's, and ours on what it returns
+# what MindRecord raises, and what its rows and numpy's files raise where they are not as written
+READ_ERRORS = (RuntimeError, ValueError, KeyError, TypeError, IndexError, EOFError, MemoryError)
 
 
 class Findings:
