@@ -54,7 +54,7 @@ COLUMNS = {  # header → path into metrics.json
     "minutes": ("minutes",),
 }
 # Small enough that a row takes some minutes of one core.
-SMALL = ("data.batch_size=64", "train.steps=200", "train.save_every=50", "train.eval_every=0")
+SMALL = ("data.batch_size=64", "train.steps=180", "train.save_every=50", "train.eval_every=0")
 SMALL += ("eval.gallery=500", "eval.captions=500", "eval.draw=100", "eval.probe=500", "eval.rerank=0")
 
 Run = Callable[[Sequence[str]], int]  # what follows "python" → exit code
