@@ -36,7 +36,8 @@ def load_config(path: str | Path, overrides: typing.Sequence[str] = ()) -> Confi
         key, equals, text = override.partition("=")
         if not equals:
             raise ConfigError(f"{override!r} is not key=value (command line)")
-        values[key] = _parse_yaml(text, f"{key}={text} (command line)")
+        # a shell makes nothing of key='': empty text, not YAML's null
+        values[key] = _parse_yaml(text, f"{key}={text} (command line)") if text else ""
         origins[key] = OVERRIDE
     return _build(Config, values, origins)
 
