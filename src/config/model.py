@@ -107,7 +107,9 @@ class AudioEncoderConfig:
 
 
 @dataclass(frozen=True)
-class CrossEncoderConfig:
+class TransformerConfig:
+    """What every part that is a plain Transformer has."""
+
     width: int = 128
     layers: int = 2
     heads: int = 4
@@ -119,17 +121,12 @@ class CrossEncoderConfig:
         check_transformer(self)
 
 
-@dataclass(frozen=True)
-class TextDecoderConfig:
-    width: int = 128
-    layers: int = 2
-    heads: int = 4
-    ffn: int = 512
-    norm: Literal["pre", "post"] = "pre"
-    dropout: float = 0.0
+class CrossEncoderConfig(TransformerConfig):
+    """Of the cross-modal encoder."""
 
-    def __post_init__(self) -> None:
-        check_transformer(self)
+
+class TextDecoderConfig(TransformerConfig):
+    """Of the text decoder."""
 
 
 @dataclass(frozen=True)
@@ -158,17 +155,8 @@ class ImageTokenizerConfig:
         require(0 <= self.revive_below < 1, "revive_below", "must be in [0, 1)")
 
 
-@dataclass(frozen=True)
-class ImageDecoderConfig:
-    width: int = 128
-    layers: int = 2
-    heads: int = 4
-    ffn: int = 512
-    norm: Literal["pre", "post"] = "pre"
-    dropout: float = 0.0
-
-    def __post_init__(self) -> None:
-        check_transformer(self)
+class ImageDecoderConfig(TransformerConfig):
+    """Of the image decoder, which model.image_codes builds."""
 
 
 @dataclass(frozen=True)
