@@ -19,15 +19,15 @@ from src.evaluation.options import parse
 from src.evaluation.report import summary
 from src.runtime import setup
 from src.tasks import registry
-from src.training.checkpoint import load_checkpoint_config, load_model
-from src.weights import locate, own_files
+from src.training.checkpoint import load_checkpoint_config, load_model, own_settings
+from src.weights import locate
 
 
 def main() -> None:
     args = parse(__doc__)
     folder = locate(args.checkpoint)
-    # the weights were trained with the checkpoint's vocabulary and codes, whichever configuration is used
-    settings = [*own_files(folder), *args.settings]
+    # the network is the checkpoint's, with its vocabulary and codes, whichever configuration is used
+    settings = [*own_settings(folder), *args.settings]
     if args.draw_samples is not None:
         settings.append(f"eval.draw_samples={args.draw_samples}")
     config = load_config(args.config, settings) if args.config else load_checkpoint_config(folder, settings)

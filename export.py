@@ -9,8 +9,8 @@ from src.config import load_config
 from src.export import REPORT, ExportError, check_request, export_graphs, export_weights
 from src.models.opt import count_parameters
 from src.runtime import setup
-from src.training.checkpoint import load_checkpoint_config, load_model
-from src.weights import locate, own_files
+from src.training.checkpoint import load_checkpoint_config, load_model, own_settings
+from src.weights import locate
 
 
 def parse() -> argparse.Namespace:
@@ -35,8 +35,8 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     args = parse()
     folder = locate(args.checkpoint)
-    # the weights were trained with the checkpoint's vocabulary and codes, whichever configuration is used
-    settings = [*own_files(folder), *args.settings]
+    # the network is the checkpoint's, with its vocabulary and codes, whichever configuration is used
+    settings = [*own_settings(folder), *args.settings]
     config = load_config(args.config, settings) if args.config else load_checkpoint_config(folder, settings)
     if config.task == "image_tokenizer":
         raise ExportError(f"{folder} is an image tokenizer: only the other tasks' networks are exported")

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 from mindspore import Parameter, nn
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
@@ -44,6 +45,22 @@ from src.weights import (
 def load_checkpoint_config(folder: Path, overrides: Sequence[str] = ()) -> Config:
     """The configuration a checkpoint was trained with; its own vocabulary and image tokenizer are used."""
     return load_config(folder / CONFIG, [*own_files(folder), *overrides])
+
+
+def own_settings(folder: Path) -> list[str]:
+    """``key=value`` of a checkpoint's network and of the files it carries.
+
+    With them any configuration can say what is done with the checkpoint: the network stays the one that was trained.
+    """
+    sections: list[tuple[str, Any]] = [("model", yaml.safe_load(to_yaml(load_checkpoint_config(folder)))["model"])]
+    settings = []
+    while sections:
+        key, value = sections.pop()
+        if isinstance(value, dict):
+            sections += [(f"{key}.{name}", inner) for name, inner in value.items()]
+        else:
+            settings.append(f"{key}={json.dumps(value)}")
+    return [*settings, *own_files(folder)]
 
 
 def load_model(path: str | Path, overrides: Sequence[str] = (), config_file: str | Path | None = None):
