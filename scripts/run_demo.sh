@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# The whole path on made-up data, 15 minutes on two cores: data, training, evaluation, export, pictures.
+# The whole path on made-up data, some 15 to 30 minutes on two cores: data, training, evaluation, export, pictures.
 #
 #   bash scripts/run_demo.sh [--fast] [--world demo|demo_full] [--output DIR]
 #
-#   --fast     every stage with little data and few steps: two minutes, in runs/demo-fast
+#   --fast     every stage with little data and few steps: some minutes, in runs/demo-fast
 #   --world    demo: few objects (default); demo_full: 86 objects, which need a longer training
 #   --output   folder of the results, relative to the repository (default: runs/demo)
 #
