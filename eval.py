@@ -13,24 +13,23 @@ from dataclasses import replace
 from pathlib import Path
 
 from src import cli
-from src.config import load_config
 from src.evaluation import query
 from src.evaluation.options import parse
 from src.evaluation.report import summary
 from src.runtime import setup
 from src.tasks import registry
-from src.training.checkpoint import load_checkpoint_config, load_model, own_settings
+from src.training.checkpoint import load_checkpoint_config, load_model
 from src.weights import locate
 
 
 def main() -> None:
     args = parse(__doc__)
     folder = locate(args.checkpoint)
-    # the network is the checkpoint's, with its vocabulary and codes, whichever configuration is used
-    settings = [*own_settings(folder), *args.settings]
+    settings = list(args.settings)
     if args.draw_samples is not None:
         settings.append(f"eval.draw_samples={args.draw_samples}")
-    config = load_config(args.config, settings) if args.config else load_checkpoint_config(folder, settings)
+    # the network is the checkpoint's, with its vocabulary and codes, whichever configuration is used
+    config = load_checkpoint_config(folder, settings, args.config)
     # before the model is built, so that mistakes are told at once
     search = query.prepare(args.query, args.gallery, args.index, folder, config)
     things = query.read_things(args.input, config) if args.input else []

@@ -5,11 +5,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from src import cli
-from src.config import load_config
 from src.export import REPORT, ExportError, check_request, export_graphs, export_weights
 from src.models.opt import count_parameters
 from src.runtime import setup
-from src.training.checkpoint import load_checkpoint_config, load_model, own_settings
+from src.training.checkpoint import load_checkpoint_config, load_model
 from src.weights import locate
 
 
@@ -36,14 +35,13 @@ def main() -> None:
     args = parse()
     folder = locate(args.checkpoint)
     # the network is the checkpoint's, with its vocabulary and codes, whichever configuration is used
-    settings = [*own_settings(folder), *args.settings]
-    config = load_config(args.config, settings) if args.config else load_checkpoint_config(folder, settings)
+    config = load_checkpoint_config(folder, args.settings, args.config)
     if config.task == "image_tokenizer":
         raise ExportError(f"{folder} is an image tokenizer: only the other tasks' networks are exported")
     check_request(config.runtime.device, args.output, args.format, args.batch_size)
     # one process, whatever the model was trained on; a file can be loaded back in graph mode only
     setup(replace(config.runtime, distributed=False, mode="graph"), config.seed)
-    config, model = load_model(folder, settings, args.config)
+    config, model = load_model(folder, args.settings, args.config)
     print(f"{folder}: {count_parameters(model)['total']:,} parameters")
     if args.format == "WEIGHTS":
         print(export_weights(config, model, args.output))

@@ -129,6 +129,17 @@ def test_overrides_reach_the_config(saved: Path) -> None:
         load_model(saved, ["eval.galery=5"])
 
 
+def test_another_configuration_says_what_is_done_but_not_what_the_network_is(
+    saved: Path, config: Config, tmp_path: Path
+) -> None:
+    path = tmp_path / "other.yaml"
+    path.write_text("model: {embed_dim: 16, text: {layers: 3}}\neval: {gallery: 7}\n", encoding="utf-8")
+    found, _ = load_model(saved, config_file=path)
+    assert found.eval.gallery == 7
+    assert replace(found.model, text=replace(found.model.text, vocab=config.model.text.vocab)) == config.model
+    assert load_checkpoint_config(locate(saved), ["model.embed_dim=20"], path).model.embed_dim == 20
+
+
 @pytest.mark.parametrize("make", [lambda path: None, lambda path: path.mkdir(), lambda path: path.write_text("x")])
 def test_a_place_without_a_checkpoint(tmp_path: Path, make: Callable[[Path], object]) -> None:
     place = tmp_path / "run"

@@ -16,6 +16,7 @@ from src.config import AudioEncoderConfig, ImageEncoderConfig
 from src.data.errors import DataError
 from src.data.record import COLUMNS, Record, unpack
 from src.data.schema import MODALITIES, sound_layout
+from src.files import digest
 
 FORMAT, VERSION = "opt-dataset", 2
 # settings that shape the stored sound, by its kind (model.audio.input)
@@ -105,7 +106,7 @@ class Dataset:
     def _damage(self, index: int, error: RuntimeError) -> str:
         """Names the file that is no longer what was written."""
         for file in self._files:
-            if _digest(self.folder / file["name"]) != file["sha256"]:
+            if digest(self.folder / file["name"]) != file["sha256"]:
                 return f"{self.folder / file['name']} is damaged: prepare the dataset again"
         return f"{self.folder}: record {index} of split {self.split!r} cannot be read ({reason(error)})"
 
@@ -171,15 +172,7 @@ def stored_layout(info: dict[str, Any]) -> tuple[type, tuple[int, ...]]:
 
 def describe(path: Path) -> dict[str, Any]:
     """A file's name, size and sha256."""
-    return {"name": path.name, "bytes": path.stat().st_size, "sha256": _digest(path)}
-
-
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+    return {"name": path.name, "bytes": path.stat().st_size, "sha256": digest(path)}
 
 
 def _check_size(path: Path, size: int) -> None:

@@ -42,17 +42,23 @@ from src.weights import (
 )
 
 
-def load_checkpoint_config(folder: Path, overrides: Sequence[str] = ()) -> Config:
-    """The configuration a checkpoint was trained with; its own vocabulary and image tokenizer are used."""
-    return load_config(folder / CONFIG, [*own_files(folder), *overrides])
+def load_checkpoint_config(
+    folder: Path, overrides: Sequence[str] = (), config_file: str | Path | None = None
+) -> Config:
+    """The configuration a checkpoint was trained with; its own vocabulary and image tokenizer are used.
 
-
-def own_settings(folder: Path) -> list[str]:
-    """``key=value`` of a checkpoint's network and of the files it carries.
-
-    With them any configuration can say what is done with the checkpoint: the network stays the one that was trained.
+    Args:
+        config_file: says instead what is done with the checkpoint; the network stays the one that was trained.
     """
-    sections: list[tuple[str, Any]] = [("model", yaml.safe_load(to_yaml(load_checkpoint_config(folder)))["model"])]
+    own = own_files(folder)
+    if config_file is None:
+        return load_config(folder / CONFIG, [*own, *overrides])
+    return load_config(config_file, [*_network_settings(load_config(folder / CONFIG, own)), *own, *overrides])
+
+
+def _network_settings(config: Config) -> list[str]:
+    """The network of a configuration as ``key=value``."""
+    sections: list[tuple[str, Any]] = [("model", yaml.safe_load(to_yaml(config))["model"])]
     settings = []
     while sections:
         key, value = sections.pop()
@@ -60,7 +66,7 @@ def own_settings(folder: Path) -> list[str]:
             sections += [(f"{key}.{name}", inner) for name, inner in value.items()]
         else:
             settings.append(f"{key}={json.dumps(value)}")
-    return [*settings, *own_files(folder)]
+    return settings
 
 
 def load_model(path: str | Path, overrides: Sequence[str] = (), config_file: str | Path | None = None):
@@ -69,7 +75,7 @@ def load_model(path: str | Path, overrides: Sequence[str] = (), config_file: str
     Args:
         path: run folder, checkpoint folder, or a folder like ``pretrained/opt_demo``.
         overrides: ``key=value`` changes of the configuration.
-        config_file: configuration to use instead of the checkpoint's own.
+        config_file: as in :func:`load_checkpoint_config`.
 
     Returns:
         (Config, the network of its task).
@@ -78,7 +84,7 @@ def load_model(path: str | Path, overrides: Sequence[str] = (), config_file: str
         CheckpointError, ConfigError.
     """
     folder = locate(path)
-    config = load_config(config_file, overrides) if config_file else load_checkpoint_config(folder, overrides)
+    config = load_checkpoint_config(folder, overrides, config_file)
     model = build_model(config)
     load_weights(model, folder)
     return config, model
