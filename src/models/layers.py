@@ -2,24 +2,19 @@
 
 Letters: ``B`` batch, ``L`` length, ``D`` width, ``H`` heads, ``N`` rows (B·L).
 
-MindSpore's CPU kernels for the gradients of layer norm, bias and GELU are several times slower than the arithmetic
-they do. On a CPU :class:`Linear`, :class:`LayerNorm` and :class:`Gelu` therefore bring their own backward, made of
-matrix products and plain elementwise operators; elsewhere the stock operators run, which accelerators fuse.
+On a CPU :class:`Linear`, :class:`LayerNorm`, :class:`Gelu` and :class:`Attention` run what :mod:`src.models.kernels`
+holds for them; elsewhere the stock operators, which accelerators fuse.
 """
-
-import math
 
 import mindspore as ms
 from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import Normal, initializer
 
 from src import runtime
+from src.models.kernels import GeluKernel, LayerNormKernel, LinearKernel, MixKernel, bias_add, cast, matmul_bt, reshape
 
 # Primitives instead of Tensor methods: the graph compiler resolves a method call many times slower.
-reshape, transpose, cast = ops.Reshape(), ops.Transpose(), ops.Cast()
-row_mean = ops.ReduceMean(keep_dims=True)
-matmul, matmul_at, matmul_bt = ops.MatMul(), ops.MatMul(transpose_a=True), ops.MatMul(transpose_b=True)
-bias_add = ops.BiasAdd()
+transpose = ops.Transpose()
 
 # Starting scales of tables: what is added to something starts about as large as that, or it is learned late
 TOKEN_STD = 0.1
@@ -27,21 +22,6 @@ POSITION_STD = 0.3
 MEMORY_POSITION_STD = 1.0  # added to what a layer norm has normalised
 EPSILON = 1e-5  # of a layer norm
 MASKED = -1e4  # added to the logits of masked positions; representable in fp16
-
-
-def _column_sums(x: Tensor) -> Tensor:
-    """(N, D) → (D,). A matrix product with a row of ones: many times faster than ReduceSum over axis 0 on a CPU."""
-    return reshape(matmul(ops.ones((1, x.shape[0]), x.dtype), x), (x.shape[1],))  # (D,)
-
-
-class _LinearKernel(nn.Cell):
-    """x (N, I), weight (O, I), bias (O,) → (N, O)."""
-
-    def construct(self, x, weight, bias):
-        return bias_add(matmul_bt(x, weight), bias)
-
-    def bprop(self, x, weight, bias, out, dout):
-        return matmul(dout, weight), matmul_at(dout, x), _column_sums(dout)
 
 
 class Linear(nn.Cell):
@@ -64,7 +44,7 @@ class Linear(nn.Cell):
         # 1/√(3·inputs): BERT's 0.02 at BERT's width; at width 128 the same 0.02 costs a third of a short run's recall
         self.weight = Parameter(initializer(Normal((3 * inputs) ** -0.5), (outputs, inputs)), name="weight")
         self.bias = Parameter(initializer("zeros", (outputs,)), name="bias")
-        self.kernel = _LinearKernel() if runtime.is_cpu() else None
+        self.kernel = LinearKernel() if runtime.is_cpu() else None
 
     def construct(self, x):
         rows = reshape(x, (-1, self.inputs))  # (N, I)
@@ -73,27 +53,6 @@ class Linear(nn.Cell):
         else:
             y = self.kernel(rows, self.weight, self.bias)
         return reshape(y, x.shape[:-1] + (self.outputs,))  # (…, O)
-
-
-class _LayerNormKernel(nn.Cell):
-    """x (N, D), gain (D,), shift (D,) → (N, D), with the normalised rows and 1/deviation kept for the backward."""
-
-    def __init__(self, epsilon: float) -> None:
-        super().__init__()
-        self.epsilon = epsilon
-
-    def construct(self, x, gain, shift):
-        centred = x - row_mean(x, -1)
-        scale = ops.rsqrt(row_mean(centred * centred, -1) + self.epsilon)
-        normal = centred * scale
-        return normal * gain + shift, normal, scale
-
-    def bprop(self, x, gain, shift, out, dout):
-        _, normal, scale = out
-        dy = dout[0]
-        e = dy * gain
-        dx = (e - row_mean(e, -1) - normal * row_mean(e * normal, -1)) * scale
-        return dx, _column_sums(dy * normal), _column_sums(dy)
 
 
 class LayerNorm(nn.Cell):
@@ -111,7 +70,7 @@ class LayerNorm(nn.Cell):
         self.width = width
         self.gain = Parameter(initializer("ones", (width,)), name="gain")
         self.shift = Parameter(initializer("zeros", (width,)), name="shift")
-        self.kernel = _LayerNormKernel(epsilon) if runtime.is_cpu() else None
+        self.kernel = LayerNormKernel(epsilon) if runtime.is_cpu() else None
         self.stock = ops.LayerNorm(begin_norm_axis=-1, begin_params_axis=-1, epsilon=epsilon)
 
     def construct(self, x):
@@ -121,24 +80,12 @@ class LayerNorm(nn.Cell):
         return reshape(self.kernel(rows, self.gain, self.shift)[0], x.shape)  # (…, D)
 
 
-class _GeluKernel(nn.Cell):
-    """x → x·Φ(x), with Φ kept for the backward: Φ + x·φ."""
-
-    def construct(self, x):
-        phi = 0.5 + 0.5 * ops.erf(x * math.sqrt(0.5))
-        return x * phi, phi
-
-    def bprop(self, x, out, dout):
-        density = ops.exp(x * x * -0.5) * (1.0 / math.sqrt(2.0 * math.pi))
-        return (dout[0] * (out[1] + x * density),)
-
-
 class Gelu(nn.Cell):
     """The exact (erf) GELU of BERT and ViT (Hendrycks and Gimpel 2016)."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.kernel = _GeluKernel() if runtime.is_cpu() else None
+        self.kernel = GeluKernel() if runtime.is_cpu() else None
         self.stock = nn.GELU(approximate=False)
 
     def construct(self, x):
@@ -199,6 +146,7 @@ class Attention(nn.Cell):
         self.scores = ops.BatchMatMul(transpose_b=True)
         self.mix = ops.BatchMatMul()
         self.softmax = ops.Softmax(-1)
+        self.kernel = MixKernel() if runtime.is_cpu() else None
 
     def split_heads(self, x):
         split = reshape(x, (x.shape[0], x.shape[1], self.heads, self.head_width))
@@ -213,10 +161,12 @@ class Attention(nn.Cell):
         scores = self.scores(self.split_heads(self.query(x) * self.scale), keys)  # (B, H, Lq, Lk)
         if bias is not None:
             scores = scores + cast(bias, scores.dtype)
-        # fp32 softmax: the exponentials of half precision overflow in long rows
-        weights = cast(self.softmax(cast(scores, ms.float32)), values.dtype)
-        mixed = transpose(self.mix(weights, values), (0, 2, 1, 3))  # (B, Lq, H, D/H)
-        return self.output(reshape(mixed, x.shape))  # (B, Lq, D)
+        if self.kernel is None:
+            # fp32 softmax: the exponentials of half precision overflow in long rows
+            mixed = self.mix(cast(self.softmax(cast(scores, ms.float32)), values.dtype), values)
+        else:
+            mixed = self.kernel(scores, values)[0]
+        return self.output(reshape(transpose(mixed, (0, 2, 1, 3)), x.shape))  # (B, Lq, D)
 
     def construct(self, x, memory, bias):
         keys, values = self.keys_values(memory)
@@ -253,6 +203,8 @@ class Block(nn.Cell):
         (B, L, D).
     """
 
+    # one graph for all blocks of a kind until the optimisations are nearly done: the first step comes a fifth earlier
+    @ms.lazy_inline(policy="front")
     def __init__(
         self,
         width: int,

@@ -10,6 +10,7 @@ from mindspore.common.initializer import Normal, initializer
 
 from src.config import AudioEncoderConfig
 from src.data.schema import WAVE_CONVOLUTIONS, sound_tokens
+from src.models.kernels import row_mean
 from src.models.layers import (
     EPSILON,
     Gelu,
@@ -20,7 +21,6 @@ from src.models.layers import (
     hide,
     padding_bias,
     reshape,
-    row_mean,
     transpose,
 )
 

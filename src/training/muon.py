@@ -13,6 +13,9 @@ NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # quintic whose iteration drives ever
 NEWTON_SCHULZ_STEPS = 5
 
 
+transpose = ops.Transpose()
+
+
 def is_layer_matrix(parameter: Parameter) -> bool:
     """Muon trains the matrices of linear layers; tables of vectors, gains and biases are AdamW's."""
     return len(parameter.shape) == 2 and parameter.name.endswith("weight")
@@ -65,15 +68,11 @@ class Muon(nn.Cell):
         self.matrix_gradients = self.matrices.clone("gradient", init="zeros")
         self.parameters_ = ParameterTuple((*self.matrices, *self.adam.parameters_))
         self.gradients = ParameterTuple((*self.matrix_gradients, *self.adam.gradients))
-        # equal shapes are orthogonalised together; a tall matrix as its transpose
-        shapes = [tuple(sorted(p.shape)) for p in matrices]
-        self.groups = tuple(
-            tuple(i for i, other in enumerate(shapes) if other == shape) for shape in sorted(set(shapes))
-        )
-        self.tall = tuple(p.shape[0] > p.shape[1] for p in matrices)
-        self.gains = tuple(max(1.0, p.shape[0] / p.shape[1]) ** 0.5 for p in matrices)
+        # equal shapes of one rate are updated together
         shares = dict(zip((p.name for p in parameters), rate_shares(parameters, config.layer_decay), strict=True))
-        self.shares = tuple(shares[p.name] for p in matrices)
+        kinds = [(p.shape, shares[p.name]) for p in matrices]
+        self.kinds = tuple(sorted(set(kinds)))
+        self.groups = tuple(tuple(i for i, other in enumerate(kinds) if other == kind) for kind in self.kinds)
         self.ratio, self.momentum, self.decay = config.muon_lr / config.lr, config.muon_momentum, config.weight_decay
         self.orthogonalise = Orthogonalise()
 
@@ -84,29 +83,36 @@ class Muon(nn.Cell):
     def construct(self, factor):
         adam_rate = self.adam(factor)
         rate = adam_rate * self.ratio
-        for group in self.groups:
-            directions = ()
-            for i in group:
-                directions = (*directions, self.direction(i, factor))
-            steps = self.orthogonalise(ops.stack(directions))
-            for place, i in enumerate(group):
-                self.move(i, steps[place], rate)
+        for (shape, share), group in zip(self.kinds, self.groups):  # noqa: B905 - the graph compiler has no strict=
+            steps = self.directions(group, shape, factor)
+            gain = max(1.0, shape[0] / shape[1]) ** 0.5 * share
+            matrices = stacked(self.matrices, group) * (1.0 - rate * share * self.decay) - steps * (rate * gain)
+            store(self.matrices, group, matrices)
         return adam_rate
 
-    def direction(self, i: int, factor: Tensor) -> Tensor:
-        """Advances the momentum of matrix ``i`` and looks one step ahead (Nesterov); the wide way round."""
-        gradient = self.matrix_gradients[i] * factor
-        momentum = self.momenta[i] * self.momentum + gradient * (1.0 - self.momentum)
-        ops.assign(self.momenta[i], momentum)
-        ahead = gradient * (1.0 - self.momentum) + momentum * self.momentum
-        return ops.transpose(ahead, (1, 0)) if self.tall[i] else ahead
+    def directions(self, group: tuple[int, ...], shape: tuple[int, int], factor: Tensor) -> Tensor:
+        """Advances the momenta of a group and looks one step ahead (Nesterov): orthogonal directions (n, R, C)."""
+        gradients = stacked(self.matrix_gradients, group) * factor
+        momenta = stacked(self.momenta, group) * self.momentum + gradients * (1.0 - self.momentum)
+        store(self.momenta, group, momenta)
+        ahead = gradients * (1.0 - self.momentum) + momenta * self.momentum
+        if shape[0] <= shape[1]:
+            return self.orthogonalise(ahead)
+        return transpose(self.orthogonalise(transpose(ahead, (0, 2, 1))), (0, 2, 1))
 
-    def move(self, i: int, step: Tensor, rate: Tensor) -> None:
-        step = ops.transpose(step, (1, 0)) if self.tall[i] else step
-        matrix = self.matrices[i]
-        if self.shares[i] != 1.0:  # settled when the graph is compiled
-            rate = rate * self.shares[i]
-        ops.assign(matrix, matrix * (1.0 - rate * self.decay) - step * (rate * self.gains[i]))
+
+def stacked(parameters: ParameterTuple, group: tuple[int, ...]) -> Tensor:
+    """(n, R, C): the parameters that ``group`` numbers."""
+    chosen = ()
+    for i in group:
+        chosen = (*chosen, parameters[i])
+    return ops.stack(chosen)
+
+
+def store(parameters: ParameterTuple, group: tuple[int, ...], values: Tensor) -> None:
+    """The reverse of :func:`stacked`."""
+    for i, value in zip(group, ops.unstack(values)):  # noqa: B905 - the graph compiler has no strict=
+        ops.assign(parameters[i], value)
 
 
 def build_optimizer(parameters: Sequence[Parameter], config: OptimizerConfig, rates: np.ndarray) -> AdamW | Muon:

@@ -24,7 +24,8 @@ _update = ops.MultitypeFuncGraph("adamw_update")
 def _update_one(beta1, beta2, power1, power2, rate, eps, factor, decay, share, parameter, first, second, gradient):
     if share != 1.0:  # settled when the graph is compiled
         rate = rate * share
-    ops.assign(parameter, parameter * (1.0 - rate * decay))
+    if decay != 0.0:
+        ops.assign(parameter, parameter * (1.0 - rate * decay))
     return _adam(parameter, first, second, power1, power2, rate, beta1, beta2, eps, gradient * factor)
 
 

@@ -23,13 +23,14 @@ class NonFiniteError(TrainingError):
     """A loss that is not a number; nothing was updated."""
 
 
+_square, _sum = ops.Square(), ops.ReduceSum()  # the compiler resolves a Tensor's method many times slower
 _square_sum = ops.MultitypeFuncGraph("square_sum")
 _store = ops.MultitypeFuncGraph("store")
 
 
 @_square_sum.register("Tensor")
 def _square_sum_one(gradient):
-    return ops.square(ops.cast(gradient, ms.float32)).sum()
+    return _sum(_square(ops.cast(gradient, ms.float32)))
 
 
 @_store.register("Tensor", "Tensor")
