@@ -1,8 +1,8 @@
 """What the layers run on a CPU: the same functions with a backward of their own.
 
 MindSpore's CPU operators are quick in matrix products and where shapes are equal. One that spreads an operand over the
-other reads an index for each element, from a table that it fills at its first call; the gradients of layer norm, softmax
-and bias, and erf, are slower still. Here rows and columns are spread and summed by products with ones, and erf is a
+other reads an index for each element, from a table that it fills at its first call; slower still are the gradients of
+layer norm, softmax and bias, and erf. Here rows and columns are spread and summed by products with ones, and erf is a
 polynomial inside a logistic function.
 
 Letters: ``N`` rows, ``D`` width; in attention ``B`` batch, ``H`` heads, ``Lq`` queries, ``Lk`` keys.
