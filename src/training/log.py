@@ -36,7 +36,10 @@ class RunLog:
         if first_step:  # TensorBoard drops what an interrupted run logged from here on
             start = SessionLog(status=SessionLog.START)
             self.events.write_event(Event(step=first_step + 1, wall_time=time.time(), session_log=start))
+        # the first step compiles its graphs, about a minute: the bar says so, and counts the rate from then on
         self.bar = tqdm(total=steps, initial=first_step, unit="step", dynamic_ncols=True, mininterval=1.0)
+        self.bar.set_description("compiling")
+        self.compiling = True
 
     def _keep_until(self, step: int) -> None:
         """Drops what a killed run logged behind the checkpoint from which it goes on."""
@@ -47,6 +50,11 @@ class RunLog:
 
     def advance(self, loss: float) -> None:
         if self.active:
+            if self.compiling:
+                self.compiling = False
+                self.bar.set_description_str("training", refresh=False)
+                self.bar.initial = self.bar.n + 1
+                self.bar.unpause()  # as if it had begun now
             self.bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
             self.bar.update()
 
