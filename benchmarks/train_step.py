@@ -26,7 +26,7 @@ from mindspore.train.anf_ir_pb2 import ModelProto
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import flava, torch_twin
+from benchmarks import flava, torch_network, torch_twin
 from src import cli, runtime
 from src.config import OBJECTIVES, Config, ModelConfig, load_config
 from src.data.schema import AUDIO, MATCH_CASES, batch_fields
@@ -125,7 +125,7 @@ def measure(variant: Variant, path: str, rounds: int) -> Result:
     runtime.setup(config.runtime, config.seed)
     with patch.object(runtime, "is_cpu", lambda: not variant.stock):
         model = build_model(config)
-    twin = torch_twin.OPT(config.model, model.vocab_size)
+    twin = torch_network.OPT(config.model, model.vocab_size)
     weights = {key: torch.from_numpy(np.array(value.asnumpy())) for key, value in model.parameters_and_names()}
     twin.load_state_dict(weights)
     batch = make_batch(config, sound=not variant.peer)

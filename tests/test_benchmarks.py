@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import flava, torch_twin, train_step
+from benchmarks import flava, torch_network, torch_twin, train_step
 from src.config import Config, DataConfig, ObjectivesConfig, load_config
 from src.data.tokenizer import Tokenizer
 from src.models.opt import OPT
@@ -44,7 +44,7 @@ def test_twin_has_the_losses_and_gradients_of_the_network(opt: OPT) -> None:
     named = dict(opt.parameters_and_names())
     function = ms.value_and_grad(Objectives(opt, EVERYTHING, 10), None, list(named.values()), has_aux=True)
     values, gradients = function(tensors({name: batch[name] for name in needed_fields(EVERYTHING)}))
-    twin = torch_twin.OPT(config.model, opt.vocab_size)
+    twin = torch_network.OPT(config.model, opt.vocab_size)
     twin.load_state_dict({name: torch.from_numpy(parameter.asnumpy()) for name, parameter in named.items()})
     fields = {name: torch.from_numpy(batch[name]) for name in needed_fields(EVERYTHING)}
     total = torch_twin.Objectives(twin, config)(fields)

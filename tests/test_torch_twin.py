@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import torch_twin
+from benchmarks import torch_network, torch_twin
 from src.config import Config, DataConfig
 from src.data.schema import AUDIO
 from src.models.opt import OPT
@@ -14,9 +14,9 @@ from tests.test_objectives import ALL, MODEL, B, batch_with_repeats, losses, onl
 
 
 @pytest.fixture(scope="module")
-def twins() -> tuple[OPT, torch_twin.OPT]:
+def twins() -> tuple[OPT, torch_network.OPT]:
     """Equal weights."""
-    ours, theirs = OPT(MODEL, VOCAB), torch_twin.OPT(MODEL, VOCAB)
+    ours, theirs = OPT(MODEL, VOCAB), torch_network.OPT(MODEL, VOCAB)
     randomise(ours, spread=0.1)
     theirs.load_state_dict({name: torch.from_numpy(p.asnumpy().copy()) for name, p in ours.parameters_and_names()})
     return ours, theirs
@@ -25,7 +25,7 @@ def twins() -> tuple[OPT, torch_twin.OPT]:
 @pytest.mark.parametrize(
     ("name", "silent"), [*((name, False) for name in ("all", *OBJECTIVES)), ("all", True), ("contrastive", True)]
 )
-def test_losses_are_equal(twins: tuple[OPT, torch_twin.OPT], name: str, silent: bool) -> None:
+def test_losses_are_equal(twins: tuple[OPT, torch_network.OPT], name: str, silent: bool) -> None:
     """Each alone and all together, on samples that lack something, and on a corpus without sound."""
     batch = batch_with_repeats()
     if silent:
