@@ -203,8 +203,6 @@ class Block(nn.Cell):
         (B, L, D).
     """
 
-    # one graph for all blocks of a kind until the optimisations are nearly done: the first step comes a fifth earlier
-    @ms.lazy_inline(policy="front")
     def __init__(
         self,
         width: int,
