@@ -1,0 +1,176 @@
+"""Each level's losses against numpy's on what the parts of the network give, and the rows that do not count."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from mindspore import Tensor
+
+from src.data.schema import AUDIO, IMAGE, MATCH_CASES, TEXT
+from src.losses.matching import build_rows
+from src.models.opt import OPT
+from src.tasks.objectives import COUPLES, Objectives
+from tests.objectives import ALL, MODEL, ROWS, TOKEN_ROWS, B, batch_with_repeats, build, gradients, losses, only
+from tests.oracles import OBJECTIVES, VOCAB, Arrays, tensors, tiny_batch
+
+
+@pytest.fixture(scope="module")
+def opt() -> OPT:
+    return build()
+
+
+def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """[N]"""
+    logits = logits.astype(np.float64)
+    peak = logits.max(1)
+    return np.log(np.exp(logits - peak[:, None]).sum(1)) + peak - logits[np.arange(len(labels)), labels]
+
+
+def encode(opt: OPT, batch: Arrays, ids: str = "text_ids") -> tuple[Tensor, ...]:
+    mask = Tensor(batch["text_mask"])
+    image, image_mask = opt.encode_image((Tensor(batch["image"]),))
+    audio, audio_mask = opt.audio_encoder(Tensor(batch["audio"]), Tensor(batch["audio_frames"]))
+    return opt.text_encoder(Tensor(batch[ids]), mask), image, audio, mask, image_mask, audio_mask
+
+
+def embed(opt: OPT, clean: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    text, image, audio, mask, image_mask, audio_mask = clean
+    return opt.embed_text(text, mask), opt.embed_image(image, image_mask), opt.embed_audio(audio, audio_mask)
+
+
+@pytest.mark.parametrize(("absent", "directions"), [((), 8), ((AUDIO,), 2), ((IMAGE,), 2)])
+def test_contrastive_is_the_mean_of_the_directions_that_have_pairs(
+    opt: OPT, absent: tuple[int, ...], directions: int
+) -> None:
+    """Text, picture, sound, and text and sound as one: between any two that some sample has both of."""
+    batch = batch_with_repeats()
+    batch["presence"][:, absent] = 0
+    vectors, scale = [x.asnumpy() for x in embed(opt, encode(opt, batch))], float(opt.scale())
+    both = vectors[TEXT] + vectors[AUDIO]
+    vectors.append(both / np.linalg.norm(both, axis=1, keepdims=True))
+    presence = np.column_stack([batch["presence"], batch["presence"][:, TEXT] * batch["presence"][:, AUDIO]])
+    found = []
+    for x, y in (*COUPLES, *(couple[::-1] for couple in COUPLES)):
+        costs = []
+        items = np.flatnonzero(presence[:, y])
+        for row in np.flatnonzero(presence[:, x] * presence[:, y]):
+            similar = scale * vectors[y][items] @ vectors[x][row]
+            positives = np.flatnonzero(batch["image_id"][items] == batch["image_id"][row])
+            costs.append(np.mean([cross_entropy(similar[None], np.array([p]))[0] for p in positives]))
+        if costs:
+            found.append(np.mean(costs))
+    assert len(found) == directions
+    assert losses(opt, only("contrastive"), batch)["contrastive"] == pytest.approx(np.mean(found), rel=1e-4)
+
+
+def test_mlm_predicts_the_hidden_tokens_from_what_is_left(opt: OPT) -> None:
+    batch = batch_with_repeats()
+    fused = opt.cross_encoder(*encode(opt, batch, "mlm_ids"), Tensor(batch["presence"]))[0]
+    logits = opt.masked_text_logits(fused, Tensor(batch["mlm_positions"])).asnumpy()
+    costs = cross_entropy(logits, batch["mlm_labels"].ravel()).reshape(B, -1)
+    rows, slots = np.nonzero(batch["mlm_weights"])
+    mine = rows < 5
+    expected = costs[rows[mine], slots[mine]].mean()
+    assert losses(opt, only("mlm"), batch)["mlm"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_hidden_features_are_compared_with_the_clean_view(opt: OPT) -> None:
+    """Patches and frames of the masked view are predicted; the target is what the encoder makes of the whole."""
+    batch = batch_with_repeats()
+    text, image, audio, mask, image_mask, audio_mask = encode(opt, batch)
+    heads = {"mvm": opt.masked_image_head, "mam": opt.masked_audio_head}
+    lengths = {"mvm": image.shape[1], "mam": audio.shape[1]}
+    hidden = {}
+    for name, length in lengths.items():
+        places = np.zeros((B, length), np.float32)
+        for row, slot in zip(*np.nonzero(batch[f"{name}_weights"]), strict=True):
+            places[row, batch[f"{name}_positions"][row, slot]] = 1
+        hidden[name] = Tensor(places)
+    masked_image = opt.image_encoder(Tensor(batch["image"]), hidden["mvm"], heads["mvm"].vector)
+    sound = Tensor(batch["audio"]), Tensor(batch["audio_frames"])
+    masked_audio, _ = opt.audio_encoder(*sound, hidden["mam"], heads["mam"].vector)
+    masked_text = opt.text_encoder(Tensor(batch["mlm_ids"]), mask)
+    rows = (masked_text, masked_image, masked_audio, mask, image_mask, audio_mask, Tensor(batch["presence"]))
+    fused = opt.cross_encoder(*rows)[0]
+    config = replace(ALL, **{name: 0.0 for name in OBJECTIVES if name not in TOKEN_ROWS})
+    found = losses(opt, config, batch)
+    for name, loss, clean, first in (
+        ("mvm", "mvm_feature", image, opt.first_image),
+        ("mam", "mam_feature", audio, opt.first_audio),
+    ):
+        costs = []
+        for row, slot in zip(*np.nonzero(batch[f"{name}_weights"]), strict=True):
+            if row in ROWS[loss]:
+                place = int(batch[f"{name}_positions"][row, slot])
+                predicted = heads[name](fused[int(row), first + place].reshape(1, -1))[0].asnumpy()
+                target = clean[int(row), place].asnumpy()
+                target = (target - target.mean()) / np.sqrt(target.var() + 1e-6)
+                costs.append(((predicted - target) ** 2).mean())
+        assert found[loss] == pytest.approx(np.mean(costs), rel=1e-3), loss
+
+
+def test_denoising_writes_each_next_token_up_to_the_end(opt: OPT) -> None:
+    """[CLS] w₁ … wₙ predict w₁ … wₙ [SEP]; nothing is asked of padding, nor of rows that are given nothing."""
+    batch = batch_with_repeats()
+    batch["denoise_presence"][5] = 0
+    fused, mask = opt.cross_encoder(*encode(opt, batch), Tensor(batch["denoise_presence"]))
+    logits = opt.text_decoder(Tensor(batch["text_ids"][:, :-1]), fused, mask).asnumpy().reshape(B, -1, VOCAB)
+    costs = []
+    for row in ROWS["denoise_text"]:
+        if batch["denoise_presence"][row].any():
+            for place in range(1, int(batch["text_mask"][row].sum())):
+                costs.extend(cross_entropy(logits[row, place - 1][None], batch["text_ids"][row, place][None]))
+    assert losses(opt, only("denoise_text"), batch)["denoise_text"] == pytest.approx(np.mean(costs), rel=1e-4)
+
+
+def test_matching_classifies_the_rows_that_were_built(opt: OPT) -> None:
+    """Tokens, masks and embeddings of each part come from the sample that the row took it from."""
+    batch = batch_with_repeats()
+    text, image, audio, mask, image_mask, audio_mask = encode(opt, batch)
+    vectors = embed(opt, (text, image, audio, mask, image_mask, audio_mask))
+    n = len(ROWS["matching"])
+    drawn = (batch["match_case"][:n], batch["match_presence"][:n], batch["image_id"], batch["presence"])
+    *indices, weights = build_rows(*map(Tensor, drawn), *vectors, opt.scale(), Tensor(batch["match_noise"][:n]))
+    t, i, a = (index.asnumpy() for index in indices)
+    assert any((index != np.arange(n)).any() for index in (t, i, a))
+    tokens, masks = (text, image, audio), (mask, image_mask, audio_mask)
+    parts = [part[Tensor(index)] for group in (tokens, masks) for part, index in zip(group, (t, i, a), strict=True)]
+    fused = opt.cross_encoder(*parts, Tensor(drawn[1]))[0]
+    chosen = [vector[Tensor(index)] for vector, index in zip(vectors, (t, i, a), strict=True)]
+    logits = opt.matching_head(fused[:, 0], *chosen, Tensor(drawn[1])).asnumpy()
+    counts = weights.asnumpy() * (drawn[1].sum(1) > 1)
+    expected = (cross_entropy(logits, drawn[0]) * counts).sum() / counts.sum()
+    assert losses(opt, only("matching"), batch)["matching"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_row_that_shows_less_than_two_modalities_is_not_matched(opt: OPT) -> None:
+    batch = tiny_batch(MODEL, B)
+    batch["match_presence"][3] = (0, 1, 0)
+    before = losses(opt, only("matching"), batch)
+    batch["match_case"][3] = (batch["match_case"][3] + 1) % len(MATCH_CASES)
+    assert losses(opt, only("matching"), batch) == before
+    batch["match_presence"][:, 1:] = 0
+    values, found = gradients(opt, only("matching"), batch)
+    assert values["matching"] == 0 and not any(gradient.any() for gradient in found.values())
+
+
+def test_matching_rows_of_one_picture_cost_nothing_they_cannot_know(opt: OPT) -> None:
+    """One picture in the whole batch: only the rows that belong together remain."""
+    batch = tiny_batch(MODEL, B)
+    batch["image_id"][:] = 1
+    before = losses(opt, only("matching"), batch)
+    mismatched = np.flatnonzero(batch["match_case"] != MATCH_CASES.index("all"))
+    batch["match_presence"][mismatched] = (1, 1, 1)
+    batch["match_noise"][mismatched] = batch["match_noise"][mismatched, ::-1]
+    assert losses(opt, only("matching"), batch) == before and before["matching"] > 0
+
+
+@pytest.mark.parametrize(("given", "column"), [("image", IMAGE), ("audio", AUDIO)])
+def test_a_lone_modality_is_fused_at_its_own_length_for_the_same_loss(opt: OPT, given: str, column: int) -> None:
+    batch = batch_with_repeats()
+    batch["denoise_presence"][:] = np.eye(3, dtype=np.int32)[column] * batch["presence"][:, column : column + 1]
+    objectives = Objectives(opt, replace(only("denoise_text"), denoise_given=(given,)), B)
+    assert objectives.lone == column
+    short = float(objectives(tensors(batch))[0])
+    objectives.lone = None
+    assert short == pytest.approx(float(objectives(tensors(batch))[0]), rel=1e-5)
