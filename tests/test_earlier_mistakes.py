@@ -32,7 +32,7 @@ ELSEWHERE = {
         "test_masked_losses.py::test_a_perfect_match_costs_almost_nothing_and_an_opposite_one_a_lot"
     ),
     "features to regress to are zeros, or of the masked view": (
-        "test_objectives.py::test_hidden_features_are_compared_with_the_clean_view"
+        "test_level_losses.py::test_hidden_features_are_compared_with_the_clean_view"
     ),
     "features to regress to have a gradient": (
         "test_masked_losses.py::test_normalised_has_mean_zero_and_variance_one_and_no_gradient"
@@ -41,13 +41,13 @@ ELSEWHERE = {
     "codes are shifted by one": ("test_image_decoder.py::test_input_begins_with_bos_and_ends_before_the_last_code"),
     "targets are lost between collate and loader": "test_masking.py::test_hidden_words_are_whole_and_labelled",
     "the loader's targets do not reach the loss": (
-        "test_objectives.py::test_mlm_predicts_the_hidden_tokens_from_what_is_left"
+        "test_level_losses.py::test_mlm_predicts_the_hidden_tokens_from_what_is_left"
     ),
     "the features of the regression are lost, so that it aims at zeros": (
         "test_region_model.py::test_the_stored_features_are_the_target"
     ),
     "the last token of the target is dropped": (
-        "test_objectives.py::test_denoising_writes_each_next_token_up_to_the_end"
+        "test_level_losses.py::test_denoising_writes_each_next_token_up_to_the_end"
     ),
     "a decode loop stops after one token": "test_generation.py::test_stops_at_the_end",
     "hypotheses are not segmented while references are": (

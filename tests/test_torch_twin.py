@@ -10,7 +10,7 @@ from src.data.schema import AUDIO
 from src.models.opt import OPT
 from src.tasks.objectives import needed_fields
 from tests.oracles import OBJECTIVES, VOCAB, randomise
-from tests.test_objectives import ALL, MODEL, B, batch_with_repeats, losses, only
+from tests.objectives import ALL, MODEL, B, batch_with_repeats, losses, only
 
 
 @pytest.fixture(scope="module")
