@@ -9,8 +9,8 @@ from src.config import Config, DataConfig
 from src.data.schema import AUDIO
 from src.models.opt import OPT
 from src.tasks.objectives import needed_fields
-from tests.oracles import OBJECTIVES, VOCAB, randomise
 from tests.objectives import ALL, MODEL, B, batch_with_repeats, losses, only
+from tests.oracles import OBJECTIVES, VOCAB, randomise
 
 
 @pytest.fixture(scope="module")
