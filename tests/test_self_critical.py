@@ -159,7 +159,8 @@ def test_rewards_rise(config: Config, tmp_path: Path) -> None:
     lines = (tmp_path / "critical" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     rewards = np.array([json.loads(line)["batch/reward"] for line in lines])
     before, after = rewards[:30].mean(), rewards[-30:].mean()  # ten epochs each
-    assert after > 1.3 * before, (before, after)
+    noise = np.sqrt((rewards[:30].var() + rewards[-30:].var()) / 30)
+    assert after > 1.15 * before and after > before + 4 * noise, (before, after, noise)
 
 
 def test_what_it_needs(config: Config, tmp_path: Path) -> None:
