@@ -195,8 +195,8 @@ def test_a_modality_that_nobody_has_is_untouched(opt: OPT) -> None:
 
 def test_each_level_reads_its_share_of_the_batch(opt: OPT) -> None:
     """Rows outside of a level's share do not matter to it, rows inside do."""
-    fields = {"mlm": "mlm_ids", "matching": "match_presence"}
-    fields |= {"denoise_text": "denoise_presence", "denoise_image": "draw_presence"}
+    fields = {"mlm": "mlm_ids", "matching": "match_presence", "denoise_text": "denoise_presence"}
+    fields |= {"mvm_code": "image_codes", "mam_contrastive": "audio", "denoise_image": "draw_presence"}
     batch = tiny_batch(MODEL, B)
     for name, field in fields.items():
         inside = ROWS[name]
@@ -204,7 +204,7 @@ def test_each_level_reads_its_share_of_the_batch(opt: OPT) -> None:
         outside = [row for row in range(B) if row not in inside]
         for rows, matters in (([inside[0]], True), ([inside[-1]], True), (outside, False)):
             other = batch[field].copy()
-            other[rows] = 7 if field == "mlm_ids" else 1 - other[rows]
+            other[rows] = {"mlm_ids": 7, "audio": 99, "image_codes": 3}.get(field, 1 - other[rows])
             after = losses(opt, only(name), {**batch, field: other})[name]
             assert (after != before[name]) == matters, (name, rows)
 

@@ -152,15 +152,14 @@ def test_rewards_rise(config: Config, tmp_path: Path) -> None:
         config,
         optimizer=OptimizerConfig(lr=2e-3, warmup_steps=5),
         train=TrainConfig(
-            output=str(tmp_path / "critical"), init_from=taught.train.output, steps=150, log_every=1, save_every=150
+            output=str(tmp_path / "critical"), init_from=taught.train.output, steps=300, log_every=1, save_every=300
         ),
     )
     Trainer(critical).run()
     lines = (tmp_path / "critical" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     rewards = np.array([json.loads(line)["batch/reward"] for line in lines])
     before, after = rewards[:30].mean(), rewards[-30:].mean()  # ten epochs each
-    noise = np.sqrt((rewards[:30].var() + rewards[-30:].var()) / 30)
-    assert after > 1.15 * before and after > before + 2 * noise, (before, after, noise)
+    assert after > 1.3 * before, (before, after)
 
 
 def test_what_it_needs(config: Config, tmp_path: Path) -> None:

@@ -181,9 +181,9 @@ MODEL_CONFIG = ModelConfig(
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
-    """A small run with objectives that read what each step draws anew: masks, negatives and their noise."""
+    """A small run with every objective."""
     base = tiny_dataset(tmp_path_factory.mktemp("data"), config=Config(model=MODEL_CONFIG))
-    objectives = ObjectivesConfig(contrastive=1.0, mlm=0.5, matching=0.5)
+    objectives = ObjectivesConfig(contrastive=1.0, mlm=0.5, matching=0.5, denoise_text=1.0)
     data = dataclasses.replace(base.data, batch_size=4, eval_split=base.data.train_split)
     optimizer = OptimizerConfig(lr=1e-3, warmup_steps=2)
     return dataclasses.replace(base, data=data, objectives=objectives, optimizer=optimizer)
@@ -243,7 +243,7 @@ def test_run_folder_explains_itself(finished):
     folder = locate(finished.train.output).parent.parent
     assert (folder / "config.yaml").is_file() and any((folder / "tensorboard").iterdir())
     first = json.loads((folder / "metrics.jsonl").read_text().splitlines()[0])
-    assert {"step", "loss", "loss/contrastive", "loss/mlm", "loss/matching"} <= first.keys()
+    assert {"step", "loss", "loss/contrastive", "loss/mlm", "loss/matching", "loss/denoise_text"} <= first.keys()
     assert first["samples_per_second"] > 0
 
 
