@@ -13,9 +13,6 @@ NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # quintic whose iteration drives ever
 NEWTON_SCHULZ_STEPS = 5
 
 
-transpose = ops.Transpose()
-
-
 def is_layer_matrix(parameter: Parameter) -> bool:
     """Muon trains the matrices of linear layers; tables of vectors, gains and biases are AdamW's."""
     return len(parameter.shape) == 2 and parameter.name.endswith("weight")
@@ -98,7 +95,7 @@ class Muon(nn.Cell):
         ahead = gradients * (1.0 - self.momentum) + momenta * self.momentum
         if shape[0] <= shape[1]:
             return self.orthogonalise(ahead)
-        return transpose(self.orthogonalise(transpose(ahead, (0, 2, 1))), (0, 2, 1))
+        return ops.transpose(self.orthogonalise(ops.transpose(ahead, (0, 2, 1))), (0, 2, 1))
 
 
 def stacked(parameters: ParameterTuple, group: tuple[int, ...]) -> Tensor:
