@@ -17,6 +17,8 @@ reshape, cast = ops.Reshape(), ops.Cast()
 row_mean = ops.ReduceMean(keep_dims=True)
 matmul, matmul_at, matmul_bt = ops.MatMul(), ops.MatMul(transpose_a=True), ops.MatMul(transpose_b=True)
 bias_add = ops.BiasAdd()
+mul, add, sub = ops.Mul(), ops.Add(), ops.Sub()
+sigmoid, exp, rsqrt = ops.Sigmoid(), ops.Exp(), ops.Rsqrt()
 
 # Φ(x) ≈ σ(x·h(x²)), h's coefficients from the lowest: least-maximum fit of x·Φ(x), which is off by 3.1e-6 at most
 GELU_POLYNOMIAL = (1.59565627, 0.0729375812, -2.4972299e-4, -6.1162052e-5, 2.23816608e-6)
@@ -59,19 +61,19 @@ class LayerNormKernel(nn.Cell):
         self.epsilon = epsilon
 
     def construct(self, x, gain, shift):
-        centred = x - _spread_columns(row_mean(x, -1), x.shape[1])
-        scale = ops.rsqrt(row_mean(centred * centred, -1) + self.epsilon)  # (N, 1)
+        centred = sub(x, _spread_columns(row_mean(x, -1), x.shape[1]))
+        scale = rsqrt(add(row_mean(mul(centred, centred), -1), self.epsilon))  # (N, 1)
         slope = matmul(scale, reshape(gain, (1, -1)))  # (N, D)
-        return centred * slope + _spread_rows(shift, scale), centred, scale, slope
+        return add(mul(centred, slope), _spread_rows(shift, scale)), centred, scale, slope
 
     def bprop(self, x, gain, shift, out, dout):
         _, centred, scale, slope = out
         dy, width = dout[0], x.shape[1]
-        product = dy * centred
-        share = reshape(gain, (-1, 1)) * (1.0 / width)  # (D, 1)
-        mean = scale * matmul(dy, share)  # (N, 1)
-        tilt = scale * scale * scale * matmul(product, share)  # (N, 1)
-        dx = dy * slope - _spread_columns(mean, width) - centred * _spread_columns(tilt, width)
+        product = mul(dy, centred)
+        share = mul(reshape(gain, (-1, 1)), 1.0 / width)  # (D, 1)
+        mean = mul(scale, matmul(dy, share))  # (N, 1)
+        tilt = mul(mul(mul(scale, scale), scale), matmul(product, share))  # (N, 1)
+        dx = sub(sub(mul(dy, slope), _spread_columns(mean, width)), mul(centred, _spread_columns(tilt, width)))
         return dx, reshape(matmul_at(scale, product), gain.shape), _column_sums(dy)
 
 
@@ -79,16 +81,16 @@ class GeluKernel(nn.Cell):
     """x → x·Φ(x), with Φ kept for the backward: Φ + x·φ."""
 
     def construct(self, x):
-        square = x * x
+        square = mul(x, x)
         inner = GELU_POLYNOMIAL[-1]
         for coefficient in GELU_POLYNOMIAL[-2::-1]:
-            inner = square * inner + coefficient
-        phi = ops.sigmoid(x * inner)  # the CPU's tanh is off by 1e-4
-        return x * phi, phi
+            inner = add(mul(square, inner), coefficient)
+        phi = sigmoid(mul(x, inner))  # the CPU's tanh is off by 1e-4
+        return mul(x, phi), phi
 
     def bprop(self, x, out, dout):
-        density = ops.exp(x * x * -0.5) * (1.0 / math.sqrt(2.0 * math.pi))
-        return (dout[0] * (out[1] + x * density),)
+        density = mul(exp(mul(mul(x, x), -0.5)), 1.0 / math.sqrt(2.0 * math.pi))
+        return (mul(dout[0], add(out[1], mul(x, density))),)
 
 
 class MixKernel(nn.Cell):
@@ -112,7 +114,7 @@ class MixKernel(nn.Cell):
         mixed, weights = out
         dmixed = dout[0]
         dweights = cast(self.product_bt(dmixed, values), ms.float32)
-        narrow = reshape(cast(dmixed * mixed, ms.float32), (-1, mixed.shape[3]))  # (B·H·Lq, D/H)
+        narrow = reshape(cast(mul(dmixed, mixed), ms.float32), (-1, mixed.shape[3]))  # (B·H·Lq, D/H)
         sums = matmul(narrow, ops.ones((mixed.shape[3], weights.shape[3]), ms.float32))  # (B·H·Lq, Lk), spread
-        dscores = weights * (dweights - reshape(sums, weights.shape))
+        dscores = mul(weights, sub(dweights, reshape(sums, weights.shape)))
         return cast(dscores, scores.dtype), self.product_at(cast(weights, values.dtype), dmixed)
