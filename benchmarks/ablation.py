@@ -43,6 +43,8 @@ COLUMNS = {  # header → path into metrics.json
     "a→i R@10": ("retrieval", "a2i", "r10"),
     "facts right": ("caption", "facts_right"),
     "colours": ("caption", "facts", "colours"),
+    "places": ("caption", "facts", "places"),
+    "counts": ("caption", "facts", "counts"),
     "objects": ("caption", "facts", "objects"),
     "drawn R@1": ("drawing", "text", "r1"),
     "drawn R@10": ("drawing", "text", "r10"),
@@ -53,9 +55,10 @@ COLUMNS = {  # header → path into metrics.json
     "five cases": ("probe", "matching_accuracy"),
     "minutes": ("minutes",),
 }
-# Small enough that a row takes some minutes of one core.
-SMALL = ("data.batch_size=64", "train.steps=180", "train.save_every=50", "train.eval_every=0")
-SMALL += ("eval.gallery=500", "eval.captions=500", "eval.draw=100", "eval.probe=500", "eval.rerank=0")
+# A quarter of an hour of one core a row. Half of each batch writes and half draws, or neither would get far.
+SMALL = ("data.batch_size=64", "objectives.draw_fraction=0.5", "train.steps=300", "train.save_every=50")
+SMALL += ("train.eval_every=0", "eval.gallery=500", "eval.captions=500", "eval.draw=200", "eval.probe=500")
+SMALL += ("eval.rerank=0",)
 
 Run = Callable[[Sequence[str]], int]  # what follows "python" → exit code
 
