@@ -8,6 +8,7 @@ polynomial inside a logistic function.
 Letters: ``N`` rows, ``D`` width; in attention ``B`` batch, ``H`` heads, ``Lq`` queries, ``Lk`` keys.
 """
 
+import functools
 import math
 
 import mindspore as ms
@@ -40,19 +41,21 @@ def _column_sums(x: Tensor) -> Tensor:
 
 
 class LinearKernel(nn.Cell):
-    """x (N, I), weight (O, I), bias (O,) → (N, O)."""
+    """x (…, I), weight (O, I), bias (O,) → (…, O)."""
 
     def construct(self, x, weight, bias):
-        return bias_add(matmul_bt(x, weight), bias)
+        rows = reshape(x, (-1, weight.shape[1]))  # (N, I)
+        return reshape(bias_add(matmul_bt(rows, weight), bias), x.shape[:-1] + bias.shape)
 
     def bprop(self, x, weight, bias, out, dout):
-        return matmul(dout, weight), matmul_at(dout, x), _column_sums(dout)
+        rows, drows = reshape(x, (-1, weight.shape[1])), reshape(dout, (-1, weight.shape[0]))  # (N, I), (N, O)
+        return reshape(matmul(drows, weight), x.shape), matmul_at(drows, rows), _column_sums(drows)
 
 
 class LayerNormKernel(nn.Cell):
-    """x (N, D), gain (D,), shift (D,) → y = c·s·gain + shift (N, D), with c = x − mean and s = 1/deviation.
+    """x (…, D), gain (D,), shift (D,) → y = c·s·gain + shift (…, D), with c = x − mean and s = 1/deviation.
 
-    c, s and s·gain are further outputs, for the backward: with e = dy·gain,
+    c, s and s·gain, by rows, are further outputs, for the backward: with e = dy·gain,
     dx = s·e − s·mean(e) − s³·mean(e·c)·c.
     """
 
@@ -61,20 +64,22 @@ class LayerNormKernel(nn.Cell):
         self.epsilon = epsilon
 
     def construct(self, x, gain, shift):
-        centred = sub(x, _spread_columns(row_mean(x, -1), x.shape[1]))
+        rows = reshape(x, (-1, x.shape[-1]))  # (N, D)
+        centred = sub(rows, _spread_columns(row_mean(rows, -1), x.shape[-1]))
         scale = rsqrt(add(row_mean(mul(centred, centred), -1), self.epsilon))  # (N, 1)
         slope = matmul(scale, reshape(gain, (1, -1)))  # (N, D)
-        return add(mul(centred, slope), _spread_rows(shift, scale)), centred, scale, slope
+        return reshape(add(mul(centred, slope), _spread_rows(shift, scale)), x.shape), centred, scale, slope
 
     def bprop(self, x, gain, shift, out, dout):
         _, centred, scale, slope = out
-        dy, width = dout[0], x.shape[1]
+        width = x.shape[-1]
+        dy = reshape(dout[0], (-1, width))  # (N, D)
         product = mul(dy, centred)
         share = mul(reshape(gain, (-1, 1)), 1.0 / width)  # (D, 1)
         mean = mul(scale, matmul(dy, share))  # (N, 1)
         tilt = mul(mul(mul(scale, scale), scale), matmul(product, share))  # (N, 1)
         dx = sub(sub(mul(dy, slope), _spread_columns(mean, width)), mul(centred, _spread_columns(tilt, width)))
-        return dx, reshape(matmul_at(scale, product), gain.shape), _column_sums(dy)
+        return reshape(dx, x.shape), reshape(matmul_at(scale, product), gain.shape), _column_sums(dy)
 
 
 class GeluKernel(nn.Cell):
@@ -118,3 +123,8 @@ class MixKernel(nn.Cell):
         sums = matmul(narrow, ops.ones((mixed.shape[3], weights.shape[3]), ms.float32))  # (B·H·Lq, Lk), spread
         dscores = mul(weights, sub(dweights, reshape(sums, weights.shape)))
         return cast(dscores, scores.dtype), self.product_at(cast(weights, values.dtype), dmixed)
+
+
+# One of each for all layers: the compiler reads and types a Cell once, however often it is called.
+linear, gelu, mix = LinearKernel(), GeluKernel(), MixKernel()
+layer_norm = functools.cache(LayerNormKernel)  # one an epsilon

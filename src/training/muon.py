@@ -7,7 +7,7 @@ from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
 from src.config import OptimizerConfig
 from src.training.layer_rates import rate_shares
-from src.training.optimizer import AdamW
+from src.training.optimizer import AdamW, store
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # quintic whose iteration drives every singular value to about 1
 NEWTON_SCHULZ_STEPS = 5
@@ -69,8 +69,11 @@ class Muon(nn.Cell):
         shares = dict(zip((p.name for p in parameters), rate_shares(parameters, config.layer_decay), strict=True))
         kinds = [(p.shape, shares[p.name]) for p in matrices]
         self.kinds = tuple(sorted(set(kinds)))
-        self.groups = tuple(tuple(i for i, other in enumerate(kinds) if other == kind) for kind in self.kinds)
+        groups = [[i for i, other in enumerate(kinds) if other == kind] for kind in self.kinds]
+        tables = (self.matrices, self.momenta, self.matrix_gradients)
+        self.groups = tuple(tuple(ParameterTuple([table[i] for i in group]) for table in tables) for group in groups)
         self.ratio, self.momentum, self.decay = config.muon_lr / config.lr, config.muon_momentum, config.weight_decay
+        self.map = ops.HyperMap()
         self.orthogonalise = Orthogonalise()
 
     def state(self) -> dict[str, Parameter]:
@@ -81,35 +84,24 @@ class Muon(nn.Cell):
         adam_rate = self.adam(factor)
         rate = adam_rate * self.ratio
         for (shape, share), group in zip(self.kinds, self.groups):  # noqa: B905 - the graph compiler has no strict=
-            steps = self.directions(group, shape, factor)
+            matrices, momenta, gradients = group
+            steps = self.directions(momenta, gradients, shape, factor)
             gain = max(1.0, shape[0] / shape[1]) ** 0.5 * share
-            matrices = stacked(self.matrices, group) * (1.0 - rate * share * self.decay) - steps * (rate * gain)
-            store(self.matrices, group, matrices)
+            moved = ops.stack(matrices) * (1.0 - rate * share * self.decay) - steps * (rate * gain)
+            self.map(store, matrices, ops.unstack(moved))
         return adam_rate
 
-    def directions(self, group: tuple[int, ...], shape: tuple[int, int], factor: Tensor) -> Tensor:
+    def directions(
+        self, momenta: ParameterTuple, gradients: ParameterTuple, shape: tuple[int, int], factor: Tensor
+    ) -> Tensor:
         """Advances the momenta of a group and looks one step ahead (Nesterov): orthogonal directions (n, R, C)."""
-        gradients = stacked(self.matrix_gradients, group) * factor
-        momenta = stacked(self.momenta, group) * self.momentum + gradients * (1.0 - self.momentum)
-        store(self.momenta, group, momenta)
-        ahead = gradients * (1.0 - self.momentum) + momenta * self.momentum
+        scaled = ops.stack(gradients) * factor  # (n, R, C)
+        advanced = ops.stack(momenta) * self.momentum + scaled * (1.0 - self.momentum)
+        self.map(store, momenta, ops.unstack(advanced))
+        ahead = scaled * (1.0 - self.momentum) + advanced * self.momentum
         if shape[0] <= shape[1]:
             return self.orthogonalise(ahead)
         return ops.transpose(self.orthogonalise(ops.transpose(ahead, (0, 2, 1))), (0, 2, 1))
-
-
-def stacked(parameters: ParameterTuple, group: tuple[int, ...]) -> Tensor:
-    """(n, R, C): the parameters that ``group`` numbers."""
-    chosen = ()
-    for i in group:
-        chosen = (*chosen, parameters[i])
-    return ops.stack(chosen)
-
-
-def store(parameters: ParameterTuple, group: tuple[int, ...], values: Tensor) -> None:
-    """The reverse of :func:`stacked`."""
-    for i, value in zip(group, ops.unstack(values)):  # noqa: B905 - the graph compiler has no strict=
-        ops.assign(parameters[i], value)
 
 
 def build_optimizer(parameters: Sequence[Parameter], config: OptimizerConfig, rates: np.ndarray) -> AdamW | Muon:

@@ -16,6 +16,14 @@ def decays(parameter: Parameter) -> bool:
     return is_matrix and not parameter.name.endswith(("positions", "modality", "absent"))
 
 
+store = ops.MultitypeFuncGraph("store")  # over places and values, by HyperMap
+
+
+@store.register("Tensor", "Tensor")
+def _store_one(place, value):
+    return ops.assign(place, value)
+
+
 _adam = ops.Adam()
 _update = ops.MultitypeFuncGraph("adamw_update")
 

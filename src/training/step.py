@@ -9,7 +9,7 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
 from src.errors import UserError
-from src.training.optimizer import AdamW
+from src.training.optimizer import AdamW, store
 
 SCALE_GROWTH_STEPS = 1000  # steps without overflow after which the loss scale doubles
 INITIAL_LOSS_SCALE = 65536.0
@@ -23,19 +23,13 @@ class NonFiniteError(TrainingError):
     """A loss that is not a number; nothing was updated."""
 
 
-_square, _sum = ops.Square(), ops.ReduceSum()  # the compiler resolves a Tensor's method many times slower
-_square_sum = ops.MultitypeFuncGraph("square_sum")
-_store = ops.MultitypeFuncGraph("store")
+_half_square_sum = ops.L2Loss()  # Σx²/2
+_halves = ops.MultitypeFuncGraph("halves")
 
 
-@_square_sum.register("Tensor")
-def _square_sum_one(gradient):
-    return _sum(_square(ops.cast(gradient, ms.float32)))
-
-
-@_store.register("Tensor", "Tensor")
-def _store_one(place, gradient):
-    return ops.assign(place, gradient)
+@_halves.register("Tensor")
+def _half_one(gradient):
+    return _half_square_sum(ops.cast(gradient, ms.float32))
 
 
 class Gradients(nn.Cell):
@@ -89,9 +83,9 @@ class Gradients(nn.Cell):
             losses = losses[0]
             if self.mean_gradients is not None:
                 statistics = self.mean_gradients(statistics)
-            self.map(_store, self.statistics, statistics)
-        norm = ops.sqrt(ops.addn(self.map(_square_sum, gradients))) / loss_scale
-        self.map(_store, self.gradients, gradients)
+            self.map(store, self.statistics, statistics)
+        norm = ops.sqrt(2.0 * ops.addn(self.map(_halves, gradients))) / loss_scale
+        self.map(store, self.gradients, gradients)
         return losses, norm
 
 
