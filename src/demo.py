@@ -28,7 +28,7 @@ from src.evaluation.report import table, write_json
 TRAININGS = ("image_tokenizer", "pretrain", "retrieval", "caption")
 EVALUATED = ("pretrain", "retrieval", "caption")
 # Of pre-training only what the later stages do not measure: drawing, the tokenizer, and the token and sample level.
-PRETRAIN_EVAL = ("eval.gallery=200", "eval.captions=0", "eval.rerank=0", "eval.probe=500")
+PRETRAIN_EVAL = ("eval.gallery=200", "eval.captions=0", "eval.rerank=0", "eval.probe=200")
 
 # A smoke run: every stage once, nothing learned.
 FAST_DATA = ("--scenes", "300", "--dev", "40", "--test", "40")
