@@ -36,7 +36,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {  # objectives that are switched off
     "without modality level": ("denoise_text", "denoise_image"),
     "without sample level": ("matching",),
 }
-COLUMNS = {  # header → path into metrics.json
+COLUMNS = {  # header → path into metrics.json; Δ: above chance
     "t→i R@1": ("retrieval", "t2i", "r1"),
     "a→t R@1": ("retrieval", "a2t", "r1"),
     "a→i R@1": ("retrieval", "a2i", "r1"),
@@ -48,11 +48,11 @@ COLUMNS = {  # header → path into metrics.json
     "objects": ("caption", "facts", "objects"),
     "drawn R@1": ("drawing", "text", "r1"),
     "drawn R@10": ("drawing", "text", "r10"),
-    "words": ("probe", "mlm_accuracy"),
-    "codes": ("probe", "mvm_code_accuracy"),
-    "patches": ("probe", "patch_cosine"),
-    "sound": ("probe", "frame_cosine"),
-    "five cases": ("probe", "matching_accuracy"),
+    "Δ words": ("probe", "mlm_accuracy"),
+    "Δ codes": ("probe", "mvm_code_accuracy"),
+    "Δ patches": ("probe", "patch_cosine"),
+    "Δ sound": ("probe", "frame_cosine"),
+    "Δ five cases": ("probe", "matching_accuracy"),
     "minutes": ("minutes",),
 }
 # A quarter of an hour of one core a row, and what the table in docs/pretraining.md was made with, whatever the demo's
@@ -138,6 +138,15 @@ class Row:
         write_json(book, {"row": self.name, "digest": digest, "minutes": self.minutes})
 
 
+def figure(metrics: dict[str, Any], path: tuple[str, ...]) -> float | None:
+    """What the table shows; of the probe how far above chance, for the features that it compares are a row's own."""
+    value = look_up(metrics, path)
+    if path[0] != "probe" or value is None:
+        return value
+    chance = look_up(metrics, ("probe", f"{path[1].rpartition('_')[0]}_chance"))
+    return None if chance is None else value - chance
+
+
 def look_up(metrics: Any, path: tuple[str, ...]) -> float | None:
     for key in path:
         metrics = metrics.get(key, {}) if isinstance(metrics, dict) else {}
@@ -174,7 +183,7 @@ def main(run: Run = run_command) -> None:
     headers, rows = ["pre-training", *COLUMNS], []
     for name in args.rows:
         metrics = Row(name, args.config, args.output / name.replace(" ", "-"), settings, run).metrics()
-        rows.append([name, *(look_up(metrics, path) for path in COLUMNS.values())])
+        rows.append([name, *(figure(metrics, path) for path in COLUMNS.values())])
         print("\n" + table(rows, headers) + "\n", flush=True)
         if args.markdown:
             command = shlex.join(("python", "-m", "benchmarks.ablation", *sys.argv[1:]))

@@ -16,7 +16,7 @@ METRICS = {
     "retrieval": {"t2i": {"r1": 0.25}, "a2t": {"r1": 0.5}},
     "caption": {"facts_right": 0.125, "facts": {"colours": 0.75}},
     "drawing": {"text": {"r1": 0.0625, "r10": 0.3}},
-    "probe": {"mlm_accuracy": 0.375, "confusion": [[1]]},
+    "probe": {"mlm_accuracy": 0.375, "mlm_chance": 0.125, "frame_cosine": 0.5, "confusion": [[1]]},
 }
 
 
@@ -106,7 +106,8 @@ def test_table(tmp_path: Path, run: Recorder, monkeypatch: pytest.MonkeyPatch, c
     assert "without MLM" in capsys.readouterr().out
     header, _, first, second, _, caption = file.read_text(encoding="utf-8").splitlines()
     cells = dict(zip(header.split(" | "), first.split(" | "), strict=True))
-    assert cells["t→i R@1"] == "0.25" and cells["drawn R@1"] == "0.06" and cells["codes"] == "–"
+    assert cells["t→i R@1"] == "0.25" and cells["drawn R@1"] == "0.06" and cells["Δ words"] == "0.25"
+    assert cells["Δ codes"] == cells["Δ sound"] == "–"
     assert second.startswith("| without MLM |") and "benchmarks.ablation" in caption and "train.steps=50" in caption
     assert (tmp_path / "out" / "without-MLM" / "row.json").is_file()
 
