@@ -4,9 +4,9 @@
     python -m benchmarks.ablation --markdown table.md train.steps=400
 
 Every row is a training of its own (same steps, same seed), then an evaluation of the test split by embeddings and by
-what the decoders generate; what a row did not train is measured all the same, and is where it stands by chance. A row
-that is finished is not repeated, an interrupted one goes on. The data and the codes of its pictures must be there:
-bash scripts/run_demo.sh makes them, or the commands at the head of the configuration.
+what the decoders generate; what a row did not train is measured all the same, and is where it stands by chance; columns
+with Δ count from there. A row that is finished is not repeated, an interrupted one goes on. The data and the codes of
+its pictures must be there: bash scripts/run_demo.sh makes them, or the commands at the head of the configuration.
 """
 
 import argparse

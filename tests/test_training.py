@@ -27,7 +27,7 @@ from src.training.checkpoint import MODEL, locate, read_tensors
 from src.training.muon import Muon, Orthogonalise, build_optimizer
 from src.training.optimizer import AdamW, decays
 from src.training.schedule import learning_rates
-from src.training.step import NonFiniteError, TrainingError, TrainStep
+from src.training.step import NonFiniteError, TrainingError, TrainStep, square_sum
 from src.training.trainer import Trainer
 
 
@@ -287,3 +287,9 @@ def test_fine_tuning_starts_from_the_given_weights(config, finished, tmp_path):
     for name, parameter in trainer.model.parameters_and_names():
         np.testing.assert_array_equal(parameter.asnumpy(), arrays[name])
     assert trainer.step_number == 0
+
+
+def test_the_norm_of_a_large_gradient_is_exact():
+    gradient = np.random.default_rng(0).standard_normal(4_000_000).astype(np.float32)
+    expected = (gradient.astype(np.float64) ** 2).sum()
+    assert float(square_sum(Tensor(gradient)).asnumpy()) == pytest.approx(expected, rel=1e-5)
