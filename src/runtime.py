@@ -59,6 +59,8 @@ def setup(config: RuntimeConfig, seed: int) -> tuple[int, int]:
         _fuse_kernels()
     if is_cpu():
         keep_freed_memory()
+        # an operator that pynative mode hands to another thread is waited for by spinning: 2 ms a result on a free core
+        ms.runtime.launch_blocking()
     seed_everything(seed)
     return _join_ranks() if config.distributed else (0, 1)
 
