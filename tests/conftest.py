@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,7 +23,8 @@ ms.runtime.launch_blocking()  # as runtime.setup does on a CPU: pynative tests t
 
 
 def pytest_runtest_setup() -> None:
-    """Before any fixture: what a test draws, its models' first weights among it, is the same in every run."""
+    """Before any fixture: no test finds another's mode, and what it draws, as first weights, is always the same."""
+    ms.set_context(mode=ms.PYNATIVE_MODE)
     ms.set_seed(0)
 
 
@@ -87,3 +89,20 @@ def edit_info(folder: Path, change: dict) -> None:
     """Changes keys of a dataset's dataset.json."""
     path = folder / "dataset.json"
     path.write_text(json.dumps({**json.loads(path.read_text(encoding="utf-8")), **change}), encoding="utf-8")
+
+
+def kill_after(whole: Path, step: int, folder: Path) -> None:
+    """Copies a finished run as a kill soon after its checkpoint of ``step`` leaves it, in the middle of a line."""
+    shutil.copytree(whole, folder)
+    checkpoints = folder / "checkpoints"
+    kept = f"step-{step:08d}"
+    for place in checkpoints.glob("step-*"):
+        if place.name > kept:
+            shutil.rmtree(place)
+    for pointer in ("latest", "best"):
+        if (checkpoints / pointer).exists():
+            (checkpoints / pointer).write_text(kept + "\n", encoding="utf-8")
+    path = folder / "metrics.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    later = [line for line in lines if json.loads(line)["step"] > step]
+    path.write_text("".join(lines[: lines.index(later[1])]) + later[1][:15], encoding="utf-8")
