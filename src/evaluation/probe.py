@@ -45,13 +45,14 @@ class _Predictions(nn.Cell):
         if self.painter is not None:
             here = batch["presence"][:, IMAGE : IMAGE + 1]
             batch["image_codes"] = (self.painter.encode(batch["image"]) + 1) * here - 1  # −1 where there is no picture
-        clean = self.objectives.encode(batch)
+        views = self.objectives.views(batch)
+        clean = views[0]
         embeddings = None
         if self.objectives.embeds:
             embeddings = self.objectives.embed(clean)
         found = ()
         for level in self.objectives.levels:
-            rows, state = level.rows(batch, clean, embeddings)
+            rows, state = level.rows(batch, views, embeddings)
             fused, _ = self.objectives.model.cross_encoder(*rows)
             if "matching" in level.names:
                 logits, weights = level.answers(batch, embeddings, fused, state)

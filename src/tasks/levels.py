@@ -2,13 +2,13 @@
 
 A level is a Cell with ``names``, its active losses in their order; ``reads``, the modalities whose clean tokens it
 reads; ``count``, how many fused rows it takes; ``rows``, their seven tensors (tokens of text, image and audio, their
-masks, presence) with whatever its losses need again; and ``losses`` on what came back, (count, L, D) and (count, L).
+masks, presence) from the views of :mod:`src.tasks.views`, with whatever its losses need again; and ``losses`` on what
+came back, (count, L, D) and (count, L).
 Letters as in :mod:`src.models.opt`.
 """
 
 import mindspore as ms
-import numpy as np
-from mindspore import Tensor, nn, ops
+from mindspore import nn, ops
 
 from src.config import ObjectivesConfig
 from src.data.schema import AUDIO, IMAGE, MODALITIES, TEXT
@@ -36,9 +36,9 @@ def level_rows(batch_size: int, fraction: float) -> int:
 class TokenLevel(nn.Cell):
     """Masked language, image and audio modelling, on rows whose words, patches and frames are hidden together.
 
-    The encoders run once more, on the masked view of these rows; what a modality's losses leave alone keeps its clean
-    tokens. The targets of the regression are the clean view's tokens, without gradient; of regions and of a sound's
-    frames that another network has made, those features themselves.
+    What is hidden is hidden before the encoders; what a modality's losses leave alone keeps its clean tokens. The
+    targets of the regression are the clean view's tokens, without gradient; of regions and of a sound's frames that
+    another network has made, those features themselves.
 
     Args:
         model: the network.
@@ -63,22 +63,8 @@ class TokenLevel(nn.Cell):
         }
         self.reads = frozenset(which for which, read in context.items() if read)
 
-    def rows(self, batch, clean, embeddings):
-        n, model = self.count, self.model
-        text, image, audio, text_mask, image_mask, audio_mask = clean
-        text, image, audio = text[:n], image[:n], audio[:n]
-        text_mask, image_mask, audio_mask = text_mask[:n], image_mask[:n], audio_mask[:n]
-        if self.hides_text:
-            text = model.text_encoder(batch["mlm_ids"][:n], text_mask)
-        if self.hides_image:
-            hidden = slots_to_mask(batch["mvm_positions"][:n], batch["mvm_weights"][:n], image.shape[1])
-            inputs = picture_inputs(batch, model.image_fields, n)
-            image, image_mask = model.encode_image(inputs, hidden, model.masked_image_head.vector)
-        if self.hides_audio:
-            hidden = slots_to_mask(batch["mam_positions"][:n], batch["mam_weights"][:n], audio.shape[1])
-            sound, frames = batch["audio"][:n], batch["audio_frames"][:n]
-            audio, audio_mask = model.audio_encoder(sound, frames, hidden, model.masked_audio_head.vector)
-        return (text, image, audio, text_mask, image_mask, audio_mask, batch["presence"][:n]), ()
+    def rows(self, batch, views, embeddings):
+        return (*views[1], batch["presence"][: self.count]), ()
 
     def losses(self, batch, clean, embeddings, fused, mask, state):
         n, found = self.count, ()
@@ -149,9 +135,9 @@ class SampleLevel(nn.Cell):
         self.count = level_rows(batch_size, config.sample_fraction)
         self.reads = frozenset({TEXT, IMAGE, AUDIO})
 
-    def rows(self, batch, clean, embeddings):
+    def rows(self, batch, views, embeddings):
         n = self.count
-        text, image, audio, text_mask, image_mask, audio_mask = clean
+        text, image, audio, text_mask, image_mask, audio_mask = views[0]
         matched = build_rows(
             batch["match_case"][:n],
             batch["match_presence"][:n],
@@ -213,18 +199,18 @@ class ModalityLevel(nn.Cell):
         shown = "+".join("+".join(given[name]) for name in self.names)
         self.reads = frozenset(which for which, name in enumerate(MODALITIES) if name in shown)
 
-    def rows(self, batch, clean, embeddings):
+    def rows(self, batch, views, embeddings):
         w, d = self.write_from, self.draw_from
         if self.writes and self.draws:
             both = ()
-            for tokens in clean:
+            for tokens in views[0]:
                 both = (*both, ops.concat((tokens[w:], tokens[d : d + self.drawn]), 0))
             presence = ops.concat((batch["denoise_presence"][w:], batch["draw_presence"][d : d + self.drawn]), 0)
             return (*both, presence), ()
         first, name = (w, "denoise_presence") if self.writes else (d, "draw_presence")
         last = first + self.count
         part = ()
-        for tokens in clean:
+        for tokens in views[0]:
             part = (*part, tokens[first:last])
         return (*part, batch[name][first:last]), ()
 
@@ -250,18 +236,3 @@ class ModalityLevel(nn.Cell):
         given = (batch["denoise_presence"][w:].sum(1) > 0).astype(ms.float32).reshape(-1, 1)
         weights = batch["text_mask"][w:, 1:].astype(ms.float32) * given
         return cross_entropy(logits, batch["text_ids"][w:, 1:].reshape(-1), weights.reshape(-1), self.smoothing)
-
-
-def picture_inputs(batch, fields, rows=None):
-    """What the image encoder reads of the batch's first rows, of all by default."""
-    inputs = ()
-    for name in fields:
-        inputs = (*inputs, batch[name] if rows is None else batch[name][:rows])
-    return inputs
-
-
-def slots_to_mask(positions: Tensor, weights: Tensor, length: int) -> Tensor:
-    """(B, K) int32 positions, (B, K) weights → (B, length) float32, 1 at the positions of used slots."""
-    places = Tensor(np.arange(length, dtype=np.int32).reshape(1, 1, length))
-    hits = ops.equal(positions.expand_dims(2), places).astype(ms.float32) * weights.expand_dims(2)  # (B, K, length)
-    return hits.sum(1)

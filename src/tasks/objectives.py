@@ -1,13 +1,12 @@
 """One forward for every objective: each token is encoded once a view, and fused once.
 
-The single-modal encoders run on the clean view of the batch and, for the token level, on the masked view of its rows.
+The single-modal encoders read the clean view of the batch and, below it, the masked view of the token level's rows.
 The clean encodings serve the contrastive loss, the modality level (by presence masks) and the sample level (by
 permuting rows). The cross-modal encoder runs once, on the stacked rows of the levels (:mod:`src.tasks.levels`) that
 have a weight.
 """
 
 import mindspore as ms
-import numpy as np
 from mindspore import Tensor, nn, ops
 
 from src.config import OBJECTIVES, ObjectivesConfig
@@ -15,7 +14,8 @@ from src.data.schema import AUDIO, IMAGE, IMAGE_FIELDS, JOINT, MODALITIES, TEXT
 from src.losses.contrastive import contrastive_loss
 from src.models.layers import padding_bias
 from src.models.opt import OPT
-from src.tasks.levels import ModalityLevel, SampleLevel, TokenLevel, picture_inputs
+from src.tasks.levels import ModalityLevel, SampleLevel, TokenLevel
+from src.tasks.views import Views
 
 CLEAN_FIELDS = ("image_id", "presence", "text_ids", "text_mask", "audio", "audio_frames")  # and IMAGE_FIELDS
 LEVEL_FIELDS = {
@@ -90,11 +90,8 @@ class Objectives(nn.Cell):
             self.lone_places = Tensor(model.cross_encoder.places_alone(self.lone))
         read = {TEXT, IMAGE, AUDIO} if self.embeds else set()
         self.reads = read.union(*(level.reads for level in self.levels))  # what no active loss reads is not encoded
-        text_shape = model.text_encoder.positions.shape[1:]
-        shapes = (text_shape, model.image_shape, model.audio_shape)
-        nothing = [Tensor(np.zeros((batch_size, *shape), np.float32)) for shape in shapes]
-        self.no_text, self.no_image, self.no_audio = nothing  # (B, length, D) in place of an encoder's tokens
-        self.no_sound = Tensor(np.zeros(self.no_audio.shape[:2], np.int32))
+        token = next((level for level in levels[:1] if level.names), None)
+        self.views = Views(model, batch_size, self.reads, token)
 
     def _find_lone(self, config: ObjectivesConfig) -> int | None:
         """The modality that every fused row shows alone, if the losses leave it at that."""
@@ -109,36 +106,21 @@ class Objectives(nn.Cell):
         return parts.union(ENCODERS[which] for level in self.levels for which in level.reads)
 
     def construct(self, batch):
-        clean = self.encode(batch)
+        views = self.views(batch)
         embeddings = None
         if self.embeds:
-            embeddings = self.embed(clean)
+            embeddings = self.embed(views[0])
         losses = ()
         if self.contrasts:
             losses = (*losses, self.contrastive(batch, embeddings))
         if self.lone is not None:
-            losses = (*losses, self.write_alone(batch, clean))
+            losses = (*losses, self.write_alone(batch, views[0]))
         elif len(self.levels) > 0:
-            losses = (*losses, *self.level_losses(batch, clean, embeddings))
+            losses = (*losses, *self.level_losses(batch, views, embeddings))
         total = losses[0] * self.weights[0]
         for i in range(1, len(self.weights)):
             total = total + losses[i] * self.weights[i]
         return (total, *losses)
-
-    def encode(self, batch):
-        """The clean view: tokens and masks of the three modalities; zeros where nothing reads them."""
-        model, reads = self.model, self.reads
-        text_mask = batch["text_mask"]
-        text, image, audio, audio_mask = self.no_text, self.no_image, self.no_audio, self.no_sound
-        if TEXT in reads:
-            text = model.text_encoder(batch["text_ids"], text_mask)
-        inputs = picture_inputs(batch, model.image_fields)
-        image_mask = model.image_mask(inputs)
-        if IMAGE in reads:
-            image, image_mask = model.encode_image(inputs)
-        if AUDIO in reads:
-            audio, audio_mask = model.audio_encoder(batch["audio"], batch["audio_frames"])
-        return text, image, audio, text_mask, image_mask, audio_mask
 
     def embed(self, clean):
         """Unit vectors (B, E) of text, image and audio."""
@@ -147,11 +129,11 @@ class Objectives(nn.Cell):
         embedded_image = model.embed_image(image, image_mask)
         return model.embed_text(text, text_mask), embedded_image, model.embed_audio(audio, audio_mask)
 
-    def level_losses(self, batch, clean, embeddings):
+    def level_losses(self, batch, views, embeddings):
         """Every level's losses, on one pass of the cross-modal encoder over all their rows."""
         stacks, states = ((), (), (), (), (), (), ()), ()
         for level in self.levels:
-            rows, state = level.rows(batch, clean, embeddings)
+            rows, state = level.rows(batch, views, embeddings)
             stacks, states = _append(stacks, rows), (*states, state)
         fused, mask = self.model.cross_encoder(*[_stack(parts) for parts in stacks])
         losses = ()
@@ -159,7 +141,7 @@ class Objectives(nn.Cell):
         for i in range(len(self.levels)):
             level = self.levels[i]
             last = first + level.count
-            found = level.losses(batch, clean, embeddings, fused[first:last], mask[first:last], states[i])
+            found = level.losses(batch, views[0], embeddings, fused[first:last], mask[first:last], states[i])
             losses = (*losses, *found)
             first = last
         return losses

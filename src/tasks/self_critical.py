@@ -21,7 +21,7 @@ from src.generation.cache import CachedDecoder
 from src.generation.text_sampling import TextSampler, never_written
 from src.models.layers import padding_bias
 from src.models.opt import OPT
-from src.tasks.levels import picture_inputs
+from src.tasks.views import picture_inputs
 
 
 @dataclass(frozen=True)
