@@ -121,6 +121,8 @@ class Result:
 
 def measure(variant: Variant, path: str, rounds: int) -> Result:
     """Builds a step in both frameworks and lets them take turns; runs in a process of its own."""
+    # MindSpore leaves OMP_NUM_THREADS=1 to the processes that are started from its own: PyTorch would take one core
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
     config = load_config(path, variant.settings)
     runtime.setup(config.runtime, config.seed)
     with patch.object(runtime, "is_cpu", lambda: not variant.stock):
