@@ -149,6 +149,7 @@ def confusion_matrix(out_png: str | Path, title: str, names: Sequence[str], coun
         figure = new_figure(6.4, 5.4)
         axis = figure.add_subplot()
         axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+        axis.grid(False)  # its lines would cross the numbers
         axis.set_title(title, loc="left", fontsize=11, pad=10)
         axis.set_xticks(range(len(names)), names, rotation=30, ha="right")
         axis.set_yticks(range(len(names)), [f"{name} ({int(n)})" for name, n in zip(names, table.sum(1), strict=True)])
