@@ -26,16 +26,16 @@ if (($#)); then
   exit
 fi
 
-# A process for every few files: MindSpore takes seconds to load, but its device, mode and memory belong to the process,
-# and one file's should not reach many others. Several run at once, each on a core of its own: two that share cores wait
-# for each other's threads. Large files first, so that none is left alone at the end.
+# A process for each file: MindSpore's device, mode and memory belong to the process, and one file's must not reach another.
+# Several run at once, each on a core of its own: two that share cores wait for each other's threads. Large files first,
+# so that none is left alone at the end.
 read -ra CORES <<< "$("$VENV_PYTHON" -c 'import os; print(*sorted(os.sched_getaffinity(0))[:4])')"
 LOGS="$(mktemp -d)"
 trap 'rm -rf "$LOGS"' EXIT
 export VENV_PYTHON LOGS CORE_LIST="${CORES[*]}"
 status=0
 # shellcheck disable=SC2011,SC2012,SC2016 # names of tests are plain, and the inner shell expands what is quoted
-ls -S tests/test_*.py | xargs -P "${#CORES[@]}" -n 3 --process-slot-var=SLOT bash -c '
+ls -S tests/test_*.py | xargs -P "${#CORES[@]}" -n 1 --process-slot-var=SLOT bash -c '
   read -ra cores <<< "$CORE_LIST"
   log="$LOGS/${1##*/}" code=0
   taskset -c "${cores[SLOT]}" "$VENV_PYTHON" -m pytest -q "$@" > "$log" 2>&1 || code=$?
