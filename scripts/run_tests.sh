@@ -26,7 +26,7 @@ if (($#)); then
   exit
 fi
 
-# A process for each file: MindSpore's device, mode and memory belong to the process, and one file's must not reach another.
+# A process for each file: MindSpore's device, mode and seed belong to the process, and one file's must not reach another.
 # Several run at once, each on a core of its own: two that share cores wait for each other's threads. Large files first,
 # so that none is left alone at the end.
 read -ra CORES <<< "$("$VENV_PYTHON" -c 'import os; print(*sorted(os.sched_getaffinity(0))[:4])')"
@@ -38,9 +38,9 @@ status=0
 ls -S tests/test_*.py | xargs -P "${#CORES[@]}" -n 1 --process-slot-var=SLOT bash -c '
   read -ra cores <<< "$CORE_LIST"
   log="$LOGS/${1##*/}" code=0
-  taskset -c "${cores[SLOT]}" "$VENV_PYTHON" -m pytest -q "$@" > "$log" 2>&1 || code=$?
-  flock "$LOGS" printf "%s\n%s\n" "$*" "$(< "$log")"
-  ((code == 0)) || { echo "$*" >> "$LOGS/failed"; exit 1; }
+  taskset -c "${cores[SLOT]}" "$VENV_PYTHON" -m pytest -q "$1" > "$log" 2>&1 || code=$?
+  flock "$LOGS" printf "%s\n%s\n" "$1" "$(< "$log")"
+  ((code == 0)) || { echo "$1" >> "$LOGS/failed"; exit 1; }
 ' run || status=$?
 if ((status)); then
   echo "failed: $(cat "$LOGS/failed" || echo "xargs, with exit code $status")" >&2

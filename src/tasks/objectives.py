@@ -90,8 +90,7 @@ class Objectives(nn.Cell):
             self.lone_places = Tensor(model.cross_encoder.places_alone(self.lone))
         read = {TEXT, IMAGE, AUDIO} if self.embeds else set()
         self.reads = read.union(*(level.reads for level in self.levels))  # what no active loss reads is not encoded
-        token = next((level for level in levels[:1] if level.names), None)
-        self.views = Views(model, batch_size, self.reads, token)
+        self.views = Views(model, batch_size, self.reads, levels[0] if levels[0].names else None)
 
     def _find_lone(self, config: ObjectivesConfig) -> int | None:
         """The modality that every fused row shows alone, if the losses leave it at that."""
