@@ -1,7 +1,8 @@
-"""A few rows of every corpus, in the layout in which it is downloaded, some of them bad."""
+"""A few rows of every corpus, in the layout in which it is downloaded, some of them bad; and what prepares them."""
 
 import json
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,10 @@ from pathlib import Path
 import numpy as np
 import soundfile
 from PIL import Image
+
+from src.data.prepare import __main__ as command
+from src.data.record import Record
+from src.data.store import Dataset
 
 Records = dict[str, dict[str, tuple[str, ...]]]  # split → key → captions
 
@@ -263,3 +268,25 @@ LAYOUTS: dict[str, Callable[[Path], Layout]] = {
     "localized-narratives": localized_narratives,
     "manifest": manifest,
 }
+
+
+def prepare(*arguments: object) -> None:
+    """The command, in this process."""
+    before, sys.argv = sys.argv, ["prepare", *map(str, arguments)]
+    try:
+        command.main()
+    finally:
+        sys.argv = before
+
+
+def rejected(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "rejected.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def read(folder: Path, split: str) -> dict[str, Record]:
+    dataset = Dataset(folder, split)
+    return {record.key: record for record in dataset.read(range(dataset.records))}

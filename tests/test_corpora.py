@@ -1,11 +1,6 @@
-"""Every corpus from its download layout to a trained step; the same bytes whoever works and whoever is killed."""
+"""Every corpus from its download layout to a trained step, and what becomes of bad rows."""
 
-import json
 import re
-import signal
-import subprocess
-import sys
-import time
 import zlib
 from collections.abc import Iterator
 from dataclasses import replace
@@ -16,22 +11,21 @@ import numpy as np
 import pytest
 import soundfile
 from conftest import CHARACTERS
-from corpora import LAYOUTS, Dying, Layout, draw, speak, write_lines
+from corpora import LAYOUTS, Dying, Layout, draw, prepare, read, rejected, speak, write_lines
 from oracles import tiny_model
 from PIL import Image
 
 from src.config import OBJECTIVES, AudioEncoderConfig, Config, ObjectivesConfig, OptimizerConfig, to_yaml
-from src.data import parts, writer
 from src.data.digests import DigestTable, digest
 from src.data.errors import DataError
 from src.data.pipeline import Loader
 from src.data.prepare import __main__ as command
-from src.data.prepare import common, media
+from src.data.prepare import common
 from src.data.prepare.caption_lines import join_words
 from src.data.prepare.rows import Row
 from src.data.prepare.translations import Translations
 from src.data.record import Record
-from src.data.store import Dataset, read_info
+from src.data.store import read_info
 from src.data.tokenizer import SPECIALS
 from src.data.writer import DatasetWriter
 from src.models.opt import OPT
@@ -42,28 +36,6 @@ from src.training.step import TrainStep
 from src.training.trainer import trained_parameters
 
 B = 4
-
-
-def prepare(*arguments: object) -> None:
-    """The command, in this process."""
-    before, sys.argv = sys.argv, ["prepare", *map(str, arguments)]
-    try:
-        command.main()
-    finally:
-        sys.argv = before
-
-
-def rejected(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "rejected.jsonl").read_text(encoding="utf-8").splitlines()]
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-def read(folder: Path, split: str) -> dict[str, Record]:
-    dataset = Dataset(folder, split)
-    return {record.key: record for record in dataset.read(range(dataset.records))}
 
 
 @pytest.fixture(scope="module")
@@ -133,156 +105,6 @@ def test_the_documented_commands(capsys: pytest.CaptureFixture[str]) -> None:
             prepare(name, "--help")
         shown = capsys.readouterr().out
         assert all(re.search(rf"{option}\b", shown) for option in re.findall(r"--[\w-]+", options)), name
-
-
-def many_rows(folder: Path, rows: int) -> Path:
-    """A manifest; one row in ten is bad, one in five spoken, and every third picture stands twice."""
-    speak(folder / "a.ogg")
-    lines: list[object] = []
-    for number in range(rows):
-        name = f"{number - (number % 3 == 2)}.png"
-        if not (folder / name).exists():
-            draw(folder / name)
-        lines.append({"id": str(number), "image": name, "caption": f"第{number}张"})
-        if number % 5 == 0:
-            lines[-1]["audio"] = "a.ogg"
-        if number % 10 == 9:
-            lines[-1]["image"] = "gone.png"
-    return write_lines(folder / "m.jsonl", lines)
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[object], dict[str, bytes]]:
-    """Arguments of a run of 60 rows, and what it writes with one worker."""
-    folder = tmp_path_factory.mktemp("rows")
-    output = folder / "out"
-    arguments = ["manifest", "--input", many_rows(folder, 60), "--max-bad", 0.5, "--shard-records", 7]
-    arguments += ["--dev-share", 0.2, "--test-share", 0.2]
-    prepare(*arguments, "--output", output, "--workers", 1)
-    return arguments, contents(output)
-
-
-def test_a_picture_is_in_one_split(uninterrupted: tuple[list[object], dict[str, bytes]], tmp_path: Path) -> None:
-    arguments, files = uninterrupted
-    for name, data in files.items():
-        (tmp_path / name).write_bytes(data)
-    info = read_info(tmp_path)
-    assert info["splits"].keys() == {"train", "dev", "test"}
-    assert sum(entry["records"] for entry in info["splits"].values()) == 54
-    splits: dict[bytes, set[str]] = {}
-    for split in info["splits"]:
-        dataset = Dataset(tmp_path, split)
-        for (_, _, picture), record in zip(dataset.samples, dataset.read(dataset.samples[:, 0]), strict=True):
-            splits.setdefault(record.image, set()).add(f"{split} {picture}")
-    assert len(splits) < 54 and all(len(places) == 1 for places in splits.values())
-
-
-def test_a_picture_follows_the_split_that_has_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    draw(tmp_path / "a.png")
-    (tmp_path / "b.png").write_bytes((tmp_path / "a.png").read_bytes())
-    rows = [{"id": 1, "image": "a.png", "split": "train"}, {"id": 2, "image": "b.png", "split": "test"}]
-    output = tmp_path / "out"
-    prepare("manifest", "--input", write_lines(tmp_path / "m.jsonl", rows), "--output", output, "--workers", 1)
-    assert read(output, "train").keys() == {"1", "2"} and read_info(output)["about"]["moved"] == 1
-    assert "that has their picture already: 1" in capsys.readouterr().out
-
-
-def test_killed_and_resumed_by_several_workers(
-    uninterrupted: tuple[list[object], dict[str, bytes]], tmp_path: Path
-) -> None:
-    arguments, wanted = uninterrupted
-    run = [sys.executable, "-m", "src.data.prepare", *map(str, arguments), "--output", str(tmp_path), "--workers", "3"]
-    process = subprocess.Popen(run, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    while not list(tmp_path.glob(".part-*.npz")) and process.poll() is None:
-        time.sleep(0.002)
-    workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    process.kill()
-    assert process.wait() == -signal.SIGKILL, "it was too fast to be killed"
-    kept = len(list(tmp_path.glob(".part-*.npz")))
-    assert kept and not (tmp_path / "dataset.json").exists()
-    done = subprocess.run([*run, "--resume"], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert contents(tmp_path) == wanted
-    assert len(workers) >= 3 and not any(map(is_alive, workers))
-
-
-def is_alive(pid: str) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except OSError:
-        return False
-
-
-class Killed(BaseException):
-    """What no code of ours handles."""
-
-
-def test_a_shard_that_is_gone_is_made_again(
-    uninterrupted: tuple[list[object], dict[str, bytes]], tmp_path: Path
-) -> None:
-    arguments, wanted = uninterrupted
-    with pytest.raises(DataError, match="--max-bad"):
-        prepare(*arguments, "--output", tmp_path, "--workers", 1, "--max-bad", 0)
-    (tmp_path / "train-00001.mindrecord.db").unlink()
-    (tmp_path / ".part-dev-00000.npz").unlink()
-    prepare(*arguments, "--output", tmp_path, "--workers", 1, "--resume")
-    assert contents(tmp_path) == wanted
-
-
-@pytest.mark.parametrize(
-    ("place", "calls"),
-    [("sync", 1), ("write_part", 1), ("write_part", 4), ("describe", 9), ("os.replace", 3), ("write_text", 2)],
-)
-def test_resumed_from_a_kill_at_any_moment(
-    uninterrupted: tuple[list[object], dict[str, bytes]],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    place: str,
-    calls: int,
-) -> None:
-    arguments, wanted = uninterrupted
-    owner, name = (parts.os, "replace") if place == "os.replace" else (writer, place)
-    function, count = getattr(owner, name), 0
-
-    def failing(*values: object) -> object:
-        nonlocal count
-        count += 1
-        if count == calls:
-            raise Killed
-        return function(*values)
-
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(owner, name, failing)
-        prepare(*arguments, "--output", tmp_path, "--workers", 1)
-    assert not (tmp_path / "dataset.json").exists()
-    prepare(*arguments, "--output", tmp_path, "--workers", 1, "--resume")
-    assert contents(tmp_path) == wanted
-
-
-def test_resume_refuses_other_settings_and_keeps_what_a_failed_run_wrote(
-    uninterrupted: tuple[list[object], dict[str, bytes]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    arguments, wanted = uninterrupted
-    strict = [*arguments, "--output", tmp_path, "--workers", 1, "--max-bad", 0]
-    with pytest.raises(DataError, match="6 of 60 rows are bad.*--resume with a larger one keeps.*m.jsonl:10: .*gone"):
-        prepare(*strict)
-    with pytest.raises(DataError, match="was begun with max_side=512, now it is 64"):
-        prepare(*arguments, "--output", tmp_path, "--workers", 1, "--max-side", 64, "--resume")
-    with pytest.raises(DataError, match="was begun with shard_records=7, now it is 8"):
-        prepare(*arguments, "--output", tmp_path, "--workers", 1, "--shard-records", 8, "--resume")
-    kept, opened = sorted(tmp_path.glob(".part-*.npz")), []
-    read_row = media.read_row
-    monkeypatch.setattr(media, "read_row", lambda row, *rest: opened.append(row.key) or read_row(row, *rest))
-    prepare(*arguments, "--output", tmp_path, "--workers", 1, "--resume")
-    assert len(opened) == 60 - 7 * len(kept) < 40  # rows of finished shards are not read again
-    assert contents(tmp_path) == wanted
-    (tmp_path / "dataset.json").unlink()
-    (tmp_path / ".part-train-00000.npz").write_bytes(b"PK")
-    (tmp_path / ".progress.json").write_text("{}")
-    with pytest.raises(DataError, match="progress.json does not describe an unfinished dataset"):
-        prepare(*arguments, "--output", tmp_path, "--workers", 1, "--resume")
-    with pytest.raises(DataError, match=".part-train-00000.npz is damaged: begin without --resume"):
-        parts.read_part(tmp_path / ".part-train-00000.npz")
 
 
 def test_pictures_and_sounds_of_every_kind(tmp_path: Path) -> None:
