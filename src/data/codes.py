@@ -6,7 +6,7 @@ A training whose data.codes names the same tokenizer finds them in the batch as 
 """
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from tqdm import tqdm
 from src import cli
 from src.config import ImageTokenizerConfig
 from src.data import image
+from src.data.ahead import ahead
 from src.data.image_codes import code_type, fingerprint, write_codes
 from src.data.store import Dataset, read_info
 from src.generation.batches import pad_rows
@@ -24,6 +25,8 @@ from src.models.image_tokenizer import ImageTokenizer
 from src.runtime import setup
 from src.training.checkpoint import load_checkpoint_config, load_model
 from src.weights import locate
+
+READ_AHEAD = 2  # batches of pictures decoded while one is encoded
 
 
 class Encode(nn.Cell):
@@ -72,13 +75,13 @@ def encode_split(encode: nn.Cell, dataset: Dataset, tokenizer: ImageTokenizerCon
     """The codes of a split's records [records, C], −1 where a record has no picture."""
     codes = np.full((dataset.records, tokenizer.side**2), -1, code_type(tokenizer.codes))
     with tqdm(total=dataset.records, desc=dataset.split, unit="record", dynamic_ncols=True) as bar:
-        for rows, pictures in _pictures(dataset, tokenizer.size, batch_size, bar):
+        for rows, pictures in ahead(_pictures(dataset, tokenizer.size, batch_size, bar), READ_AHEAD):
             found = encode(Tensor(pad_rows(pictures, batch_size))).asnumpy()
             codes[rows] = found[: len(rows)]
     return codes
 
 
-def _pictures(dataset: Dataset, size: int, batch_size: int, bar: tqdm) -> Iterator[tuple[list[int], np.ndarray]]:
+def _pictures(dataset: Dataset, size: int, batch_size: int, bar: tqdm) -> Generator[tuple[list[int], np.ndarray], None, None]:
     """Batches of (record numbers, uint8 [n, S, S, 3]); records without a picture are passed over."""
     rows: list[int] = []
     pictures: list[np.ndarray] = []
