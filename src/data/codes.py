@@ -81,7 +81,9 @@ def encode_split(encode: nn.Cell, dataset: Dataset, tokenizer: ImageTokenizerCon
     return codes
 
 
-def _pictures(dataset: Dataset, size: int, batch_size: int, bar: tqdm) -> Generator[tuple[list[int], np.ndarray], None, None]:
+def _pictures(
+    dataset: Dataset, size: int, batch_size: int, bar: tqdm
+) -> Generator[tuple[list[int], np.ndarray], None, None]:
     """Batches of (record numbers, uint8 [n, S, S, 3]); records without a picture are passed over."""
     rows: list[int] = []
     pictures: list[np.ndarray] = []
