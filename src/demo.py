@@ -12,11 +12,16 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+from tqdm import tqdm
 
 from src import cli
 from src.config import load_config, to_yaml
@@ -37,7 +42,11 @@ FAST_TRAIN += ("optimizer.warmup_steps=2",)
 FAST_EVAL = ("eval.batch_size=20", "eval.gallery=40", "eval.captions=20", "eval.rerank=4")
 FAST_PRETRAIN_EVAL = ("eval.draw=8", "eval.probe=20")
 
+AT_ONCE = 2  # commands side by side: much of what an evaluation takes is compilation, which keeps one core busy
+POLL_SECONDS = 0.5
+
 Command = tuple[str, ...]  # what follows "python"
+Run = Callable[..., int]  # runs commands, several of them side by side, and returns the exit code
 
 
 class StageError(UserError):
@@ -46,12 +55,16 @@ class StageError(UserError):
 
 @dataclass(frozen=True)
 class Stage:
-    """A step of the demo: its commands, the folder that they fill, and the stages whose results they read."""
+    """A step of the demo: its commands, the folder that they fill, and the stages whose results they read.
+
+    Commands that do not read each other's results may run side by side.
+    """
 
     name: str
     commands: tuple[Command, ...]
     folder: Path
     after: tuple[str, ...] = ()
+    side_by_side: bool = False
 
     def digest(self, earlier: Mapping[str, str]) -> str:
         """Tells two sets of settings apart. Args: earlier: the digests of the stages before this one."""
@@ -93,18 +106,45 @@ def build_stages(folder: Path, world: str, fast: bool) -> list[Stage]:
         Stage("pretrain", (train("pretrain", f"data.codes={codes}"),), folder / "pretrain", ("image_tokenizer",)),
         Stage("retrieval", (train("retrieval", start("pretrain")),), folder / "retrieval", ("pretrain",)),
         Stage("caption", (train("caption", start("retrieval")),), folder / "caption", ("retrieval",)),
-        Stage("evaluate", evaluations, evaluation, EVALUATED),
+        Stage("evaluate", evaluations, evaluation, EVALUATED, side_by_side=True),
         Stage("export", ((*to_mindir, "--output", str(export)),), export, ("retrieval",)),
     ]
 
 
-def run_command(command: Command) -> int:
-    """Shows the command as a user would type it, runs it on this terminal and returns its exit code."""
-    print(f"$ python {shlex.join(command)}", flush=True)
-    return subprocess.run([sys.executable, *command], check=False).returncode
+def run_commands(*commands: Command) -> int:
+    """Shows commands as a user would type them and runs them: one on this terminal, several side by side.
+
+    What one of several prints is shown when it has ended. When one fails the others are stopped.
+
+    Returns:
+        The exit code: 0, or that of the first one that failed.
+    """
+    for command in commands:
+        print(f"$ python {shlex.join(command)}", flush=True)
+    if len(commands) == 1:
+        return subprocess.run([sys.executable, *commands[0]], check=False).returncode
+    waiting, running = deque(commands), {}
+    with ExitStack() as outputs, tqdm(total=len(commands), desc="side by side", unit="command") as bar:
+        try:
+            while waiting or running:
+                while waiting and len(running) < AT_ONCE:
+                    output = outputs.enter_context(tempfile.TemporaryFile())
+                    command = [sys.executable, *waiting.popleft()]
+                    running[subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)] = output
+                time.sleep(POLL_SECONDS)
+                bar.refresh()
+                for process in [process for process in running if process.poll() is not None]:
+                    _show(running.pop(process), bar)
+                    if process.returncode:
+                        return process.returncode
+        finally:
+            for process in running:
+                process.kill()
+                process.wait()
+    return 0
 
 
-def run_stages(stages: Sequence[Stage], folder: Path, run: Callable[[Command], int] = run_command) -> dict[str, float]:
+def run_stages(stages: Sequence[Stage], folder: Path, run: Run = run_commands) -> dict[str, float]:
     """Runs what is not finished and returns the minutes that each stage took, now or in an earlier call.
 
     Raises:
@@ -170,7 +210,7 @@ def gather_figures(folder: Path) -> list[Path]:
     return sorted(figures.iterdir())
 
 
-def main(arguments: Sequence[str] | None = None, run: Callable[[Command], int] = run_command) -> int:
+def main(arguments: Sequence[str] | None = None, run: Run = run_commands) -> int:
     """Runs the demo and shows its results; returns the exit code."""
     args = _parse(arguments)
     folder = args.output or Path("runs") / (args.world + ("-fast" if args.fast else ""))
@@ -200,11 +240,21 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _run_commands(stage: Stage, run: Callable[[Command], int], resume: bool) -> None:
-    for number, command in enumerate(stage.commands):  # where there is something to resume, the first one trains
-        code = run((*command, "--resume") if resume and number == 0 else command)
+def _run_commands(stage: Stage, run: Run, resume: bool) -> None:
+    steps = [stage.commands] if stage.side_by_side else [(command,) for command in stage.commands]
+    if resume:  # where there is something to resume, the first command trains
+        steps[0] = ((*steps[0][0], "--resume"), *steps[0][1:])
+    for commands in steps:
+        code = run(*commands)
         if code:
             raise StageError(f"stage {stage.name} failed with exit code {code}; the same call goes on from here")
+
+
+def _show(output: IO[bytes], bar: tqdm) -> None:
+    """Prints what a command that ran beside others has printed, above the bar."""
+    output.seek(0)
+    bar.write(output.read().decode(errors="replace"))
+    bar.update()
 
 
 def _clear(stage: Stage, ours: bool) -> None:

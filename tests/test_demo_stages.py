@@ -1,6 +1,7 @@
 """The demo's stages, with a recorder in place of the commands."""
 
 import json
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -15,10 +16,15 @@ class Recorder:
 
     def __init__(self) -> None:
         self.commands: list[Command] = []
+        self.calls: list[int] = []  # how many commands each call ran side by side
         self.fail_at = ""
         self.checkpoint = False
 
-    def __call__(self, command: Command) -> int:
+    def __call__(self, *commands: Command) -> int:
+        self.calls.append(len(commands))
+        return max(map(self.note, commands))
+
+    def note(self, command: Command) -> int:
         self.commands.append(command)
         folder = Path(command[1])
         folder.mkdir(exist_ok=True)
@@ -191,6 +197,31 @@ def test_only_the_first_command_of_a_stage_is_resumed(tmp_path: Path, run: Recor
     assert run.commands == [("train", str(folder), "--resume"), ("codes", str(folder))]
 
 
+def test_commands_side_by_side(tmp_path: Path, run: Recorder):
+    commands = tuple((name, str(tmp_path / "both")) for name in ("first", "second"))
+    run_stages([Stage("both", commands, tmp_path / "both", side_by_side=True)], tmp_path, run)
+    run_stages([Stage("others", commands, tmp_path / "others")], tmp_path, run)
+    assert run.calls == [2, 1, 1]
+
+
+def test_side_by_side_all_run_and_show_what_they_print(capsys: pytest.CaptureFixture):
+    """The first waits for what the second does: they run at the same time; the third when one has ended."""
+    code = "import os, sys, time\nwhile not os.path.exists(sys.argv[1]): time.sleep(0.01)\nprint('seen', sys.argv[1])"
+    with tempfile.TemporaryDirectory() as folder:
+        touch = ("-c", "import sys; open(sys.argv[1], 'w'); print('made')", f"{folder}/a")
+        assert demo.run_commands(("-c", code, f"{folder}/a"), touch, ("-c", "print('third')")) == 0
+    out = capsys.readouterr().out
+    assert all(line in out.splitlines() for line in (f"seen {folder}/a", "made", "third"))
+
+
+def test_side_by_side_one_failure_stops_the_others(tmp_path: Path, capsys: pytest.CaptureFixture):
+    slow = ("-c", f"import time; open({str(tmp_path / 'begun')!r}, 'w'); time.sleep(600)")
+    wait = f"import os, sys, time\nwhile not os.path.exists({str(tmp_path / 'begun')!r}): time.sleep(0.01)\n"
+    never = ("-c", f"open({str(tmp_path / 'never')!r}, 'w')")
+    assert demo.run_commands(slow, ("-c", wait + "sys.exit('no such file')"), never) == 1
+    assert "no such file" in capsys.readouterr().out and not (tmp_path / "never").exists()
+
+
 METRICS = {
     "retrieval": {"t2i": {"r1": 0.7, "r5": 0.9, "r10": 1.0, "median_rank": 1.0}},
     "reranked": {"t2i": {"r1": 0.9, "r5": 0.9, "r10": 1.0, "median_rank": 1.0}},
@@ -204,8 +235,12 @@ METRICS = {
 }
 
 
-def write_results(command: Command) -> int:
+def write_results(*commands: Command) -> int:
     """What the commands leave behind, in place of running them."""
+    return max(map(write_result, commands))
+
+
+def write_result(command: Command) -> int:
     if command[:2] == ("-m", "src.data.codes"):
         return 0  # it adds to a folder that is there
     folder = Path(next((word[13:] for word in command if word.startswith("train.output=")), ""))
@@ -234,5 +269,5 @@ def test_results_are_brought_together(tmp_path: Path, capsys: pytest.CaptureFixt
 
 
 def test_a_failure_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture):
-    assert demo.main(["--fast", "--output", str(tmp_path)], lambda command: 3) == 1
+    assert demo.main(["--fast", "--output", str(tmp_path)], lambda *commands: 3) == 1
     assert capsys.readouterr().err == "demo: stage data failed with exit code 3; the same call goes on from here\n"

@@ -1,7 +1,7 @@
 """Makes ``assets/emoji/sprites.png`` from the emoji package: cut to the visible part, scaled to one cell each.
 
-    npm pack @lobehub/fluent-emoji-3d@1.1.0 && tar xzf lobehub-fluent-emoji-3d-1.1.0.tgz
-    python -m src.data.demo.make_sprites package
+npm pack @lobehub/fluent-emoji-3d@1.1.0 && tar xzf lobehub-fluent-emoji-3d-1.1.0.tgz
+python -m src.data.demo.make_sprites package
 """
 
 import argparse
