@@ -132,7 +132,8 @@ def run_commands(*commands: Command) -> int:
                     command = [sys.executable, *waiting.popleft()]
                     running[subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)] = output
                 time.sleep(POLL_SECONDS)
-                bar.refresh()
+                if sys.stderr.isatty():  # a log file need not know every half second
+                    bar.refresh()
                 for process in [process for process in running if process.poll() is not None]:
                     _show(running.pop(process), bar)
                     if process.returncode:
