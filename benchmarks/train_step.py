@@ -39,7 +39,7 @@ from src.training.schedule import learning_rates
 from src.training.step import TrainStep
 from src.training.trainer import trained_parameters
 
-WARM_UP = 5  # rounds that are not counted: memory pools; MindSpore tries divisions among threads in its first steps
+WARM_UP = 5  # rounds that are not counted: MindSpore's first four after compilation take a quarter longer
 LOSS_TOLERANCE = 1e-3  # relative; two frameworks' float32 sums in different orders
 PEAK_SIZE = 2048  # of the matrix product that shows what the machine can do
 
