@@ -16,7 +16,6 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -47,6 +46,7 @@ POLL_SECONDS = 0.5
 
 Command = tuple[str, ...]  # what follows "python"
 Run = Callable[..., int]  # runs commands, several of them side by side, and returns the exit code
+Running = dict[subprocess.Popen, IO[bytes]]  # processes, and what each has printed so far
 
 
 class StageError(UserError):
@@ -123,26 +123,14 @@ def run_commands(*commands: Command) -> int:
         print(f"$ python {shlex.join(command)}", flush=True)
     if len(commands) == 1:
         return subprocess.run([sys.executable, *commands[0]], check=False).returncode
-    waiting, running = deque(commands), {}
-    with ExitStack() as outputs, tqdm(total=len(commands), desc="side by side", unit="command") as bar:
-        try:
-            while waiting or running:
-                while waiting and len(running) < AT_ONCE:
-                    output = outputs.enter_context(tempfile.TemporaryFile())
-                    command = [sys.executable, *waiting.popleft()]
-                    running[subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)] = output
-                time.sleep(POLL_SECONDS)
-                if sys.stderr.isatty():  # a log file need not know every half second
-                    bar.refresh()
-                for process in [process for process in running if process.poll() is not None]:
-                    _show(running.pop(process), bar)
-                    if process.returncode:
-                        return process.returncode
-        finally:
-            for process in running:
-                process.kill()
-                process.wait()
-    return 0
+    running: Running = {}
+    try:
+        return _run_side_by_side(deque(commands), running)
+    finally:
+        for process, output in running.items():
+            process.kill()
+            process.wait()
+            output.close()
 
 
 def run_stages(stages: Sequence[Stage], folder: Path, run: Run = run_commands) -> dict[str, float]:
@@ -173,7 +161,7 @@ def run_stages(stages: Sequence[Stage], folder: Path, run: Run = run_commands) -
         write_json(book, records)
         began = time.monotonic()
         try:
-            _run_commands(stage, run, resume)
+            _run_stage(stage, run, resume)
             records[stage.name]["finished"] = True
         finally:
             records[stage.name]["minutes"] = spent + (time.monotonic() - began) / 60
@@ -241,7 +229,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _run_commands(stage: Stage, run: Run, resume: bool) -> None:
+def _run_stage(stage: Stage, run: Run, resume: bool) -> None:
     steps = [stage.commands] if stage.side_by_side else [(command,) for command in stage.commands]
     if resume:  # where there is something to resume, the first command trains
         steps[0] = ((*steps[0][0], "--resume"), *steps[0][1:])
@@ -251,11 +239,25 @@ def _run_commands(stage: Stage, run: Run, resume: bool) -> None:
             raise StageError(f"stage {stage.name} failed with exit code {code}; the same call goes on from here")
 
 
-def _show(output: IO[bytes], bar: tqdm) -> None:
-    """Prints what a command that ran beside others has printed, above the bar."""
-    output.seek(0)
-    bar.write(output.read().decode(errors="replace"))
-    bar.update()
+def _run_side_by_side(waiting: deque[Command], running: Running) -> int:
+    """Runs what waits, AT_ONCE at a time; a failure ends it, with its exit code and the others still running."""
+    with tqdm(total=len(waiting), desc="side by side", unit="command") as bar:
+        while waiting or running:
+            while waiting and len(running) < AT_ONCE:
+                output = tempfile.TemporaryFile()  # noqa: SIM115 - closed when it has been shown
+                command = [sys.executable, *waiting.popleft()]
+                running[subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)] = output
+            time.sleep(POLL_SECONDS)
+            if sys.stderr.isatty():  # a log file need not know every half second
+                bar.refresh()
+            for process in [process for process in running if process.poll() is not None]:
+                with running.pop(process) as output:
+                    output.seek(0)
+                    bar.write(output.read().decode(errors="replace"))
+                bar.update()
+                if process.returncode:
+                    return process.returncode
+    return 0
 
 
 def _clear(stage: Stage, ours: bool) -> None:

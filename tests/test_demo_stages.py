@@ -1,7 +1,6 @@
 """The demo's stages, with a recorder in place of the commands."""
 
 import json
-import tempfile
 from pathlib import Path
 
 import pytest
@@ -204,14 +203,14 @@ def test_commands_side_by_side(tmp_path: Path, run: Recorder):
     assert run.calls == [2, 1, 1]
 
 
-def test_side_by_side_all_run_and_show_what_they_print(capsys: pytest.CaptureFixture):
+def test_side_by_side_all_run_and_show_what_they_print(tmp_path: Path, capsys: pytest.CaptureFixture):
     """The first waits for what the second does: they run at the same time; the third when one has ended."""
+    place = str(tmp_path / "a")
     code = "import os, sys, time\nwhile not os.path.exists(sys.argv[1]): time.sleep(0.01)\nprint('seen', sys.argv[1])"
-    with tempfile.TemporaryDirectory() as folder:
-        touch = ("-c", "import sys; open(sys.argv[1], 'w'); print('made')", f"{folder}/a")
-        assert demo.run_commands(("-c", code, f"{folder}/a"), touch, ("-c", "print('third')")) == 0
+    touch = ("-c", "import sys; open(sys.argv[1], 'w'); print('made')", place)
+    assert demo.run_commands(("-c", code, place), touch, ("-c", "print('third')")) == 0
     out = capsys.readouterr().out
-    assert all(line in out.splitlines() for line in (f"seen {folder}/a", "made", "third"))
+    assert all(line in out.splitlines() for line in (f"seen {place}", "made", "third"))
 
 
 def test_side_by_side_one_failure_stops_the_others(tmp_path: Path, capsys: pytest.CaptureFixture):
