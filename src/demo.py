@@ -55,14 +55,14 @@ class StageError(UserError):
 
 @dataclass(frozen=True)
 class Stage:
-    """A step of the demo: its commands, the folder that they fill, and the stages whose results they read.
+    """A step of the demo: its commands, the folders that they fill, and the stages whose results they read.
 
     Commands that do not read each other's results may run side by side.
     """
 
     name: str
     commands: tuple[Command, ...]
-    folder: Path
+    folders: tuple[Path, ...]
     after: tuple[str, ...] = ()
     side_by_side: bool = False
 
@@ -72,9 +72,12 @@ class Stage:
         parts = [self.commands, configs, [earlier[name] for name in self.after]]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
+    def is_there(self) -> bool:
+        return all(folder.exists() for folder in self.folders)
+
     def is_interrupted(self) -> bool:
-        """True when its folder holds a training that can go on."""
-        return (self.folder / "checkpoints" / "latest").exists()
+        """True when it holds a training that can go on."""
+        return any((folder / "checkpoints" / "latest").exists() for folder in self.folders)
 
 
 def build_stages(folder: Path, world: str, fast: bool) -> list[Stage]:
@@ -95,19 +98,19 @@ def build_stages(folder: Path, world: str, fast: bool) -> list[Stage]:
     def start(earlier: str) -> str:
         return f"train.init_from={folder / earlier}"
 
-    checkpoint = ("--checkpoint", str(folder / "retrieval"))
+    checkpoint = ("--checkpoint", str(folder / "retrieval"), "--output", str(export))
     to_mindir = ("export.py", "--config", f"config/retrieval/{world}.yaml", *checkpoint, "--format", "MINDIR")
     make_codes = ("-m", "src.data.codes", "--data", str(data), "--checkpoint", str(codes))
     drawn = (f"data.codes={codes}", *PRETRAIN_EVAL, *(FAST_PRETRAIN_EVAL if fast else ()))
-    evaluations = (evaluate("pretrain", *drawn), evaluate("retrieval"), evaluate("caption"))
+    # the longest first, so that the two cores end together
+    last = (evaluate("retrieval"), evaluate("pretrain", *drawn), evaluate("caption"), to_mindir)
     return [
-        Stage("data", ((*make_data, "--output", str(data), *(FAST_DATA if fast else ())),), data),
-        Stage("image_tokenizer", (train("image_tokenizer"), make_codes), codes, ("data",)),
-        Stage("pretrain", (train("pretrain", f"data.codes={codes}"),), folder / "pretrain", ("image_tokenizer",)),
-        Stage("retrieval", (train("retrieval", start("pretrain")),), folder / "retrieval", ("pretrain",)),
-        Stage("caption", (train("caption", start("retrieval")),), folder / "caption", ("retrieval",)),
-        Stage("evaluate", evaluations, evaluation, EVALUATED, side_by_side=True),
-        Stage("export", ((*to_mindir, "--output", str(export)),), export, ("retrieval",)),
+        Stage("data", ((*make_data, "--output", str(data), *(FAST_DATA if fast else ())),), (data,)),
+        Stage("image_tokenizer", (train("image_tokenizer"), make_codes), (codes,), ("data",)),
+        Stage("pretrain", (train("pretrain", f"data.codes={codes}"),), (folder / "pretrain",), ("image_tokenizer",)),
+        Stage("retrieval", (train("retrieval", start("pretrain")),), (folder / "retrieval",), ("pretrain",)),
+        Stage("caption", (train("caption", start("retrieval")),), (folder / "caption",), ("retrieval",)),
+        Stage("evaluate_and_export", last, (evaluation, export), EVALUATED, side_by_side=True),
     ]
 
 
@@ -148,7 +151,7 @@ def run_stages(stages: Sequence[Stage], folder: Path, run: Run = run_commands) -
     for number, stage in enumerate(stages, 1):
         title = f"[{number}/{len(stages)}] {stage.name}"
         known = records.get(stage.name)
-        same = known is not None and known["digest"] == digests[stage.name] and stage.folder.exists()
+        same = known is not None and known["digest"] == digests[stage.name] and stage.is_there()
         if same and known["finished"]:
             print(f"{title}: finished before, in {known['minutes']:.1f} minutes", flush=True)
             continue
@@ -261,10 +264,11 @@ def _run_side_by_side(waiting: deque[Command], running: Running) -> int:
 
 
 def _clear(stage: Stage, ours: bool) -> None:
-    """Empties the stage's folder for a new start, but never one that the demo did not make."""
-    if stage.folder.exists() and not ours:
-        raise StageError(f"{stage.folder} is there but not from a demo run: choose another --output or move it away")
-    shutil.rmtree(stage.folder, ignore_errors=True)
+    """Empties the stage's folders for a new start, but never one that the demo did not make."""
+    for folder in stage.folders:
+        if folder.exists() and not ours:
+            raise StageError(f"{folder} is there but not from a demo run: choose another --output or move it away")
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _resolved(command: Command) -> str:

@@ -1,6 +1,7 @@
 """The demo's stages, with a recorder in place of the commands."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -50,7 +51,7 @@ def chain(folder: Path, **settings: str) -> list[Stage]:
 
     def stage(name: str, *after: str) -> Stage:
         changed = (settings[name],) if name in settings else ()
-        return Stage(name, ((name, str(folder / name), *changed),), folder / name, after)
+        return Stage(name, ((name, str(folder / name), *changed),), (folder / name,), after)
 
     return [stage("first"), stage("second", "first"), stage("third", "first")]
 
@@ -77,9 +78,8 @@ def test_a_changed_configuration_runs_again(tmp_path: Path, run: Recorder):
     (tmp_path / "parent.yaml").write_text("train: {steps: 70}\n")
     config = tmp_path / "config.yaml"
     config.write_text("base: parent.yaml\n")
-    stages = [
-        Stage("only", (("train.py", str(tmp_path / "run"), "--config", str(config), "seed=3"),), tmp_path / "run")
-    ]
+    command = ("train.py", str(tmp_path / "run"), "--config", str(config), "seed=3")
+    stages = [Stage("only", (command,), (tmp_path / "run",))]
     run_stages(stages, tmp_path, run)
     run_stages(stages, tmp_path, run)
     assert len(run.names()) == 1
@@ -89,7 +89,7 @@ def test_a_changed_configuration_runs_again(tmp_path: Path, run: Recorder):
 
 
 def test_a_wrong_configuration_stops_before_anything_runs(tmp_path: Path, run: Recorder):
-    broken = Stage("last", (("train.py", str(tmp_path / "run"), "--config", "no/such.yaml"),), tmp_path / "run")
+    broken = Stage("last", (("train.py", str(tmp_path / "run"), "--config", "no/such.yaml"),), (tmp_path / "run",))
     with pytest.raises(ConfigError, match="no/such.yaml"):
         run_stages([*chain(tmp_path), broken], tmp_path, run)
     assert run.names() == []
@@ -159,7 +159,7 @@ def test_minutes_are_kept_and_those_of_an_interrupted_training_add_up(
 def test_stages_name_what_exists_and_each_other(fast: bool):
     """Every configuration loads with the stage's settings, and a stage reads what an earlier one made."""
     stages = build_stages(Path("out"), "demo", fast)
-    made = {stage.name: str(stage.folder) for stage in stages}
+    made = {stage.name: str(stage.folders[0]) for stage in stages}
     for stage in stages:
         for command in stage.commands:
             if "--config" not in command:
@@ -186,7 +186,7 @@ def test_the_demo_pre_trains_with_every_objective():
 def test_only_the_first_command_of_a_stage_is_resumed(tmp_path: Path, run: Recorder):
     """The image tokenizer's stage trains, then makes the codes of pictures."""
     folder = tmp_path / "both"
-    stages = [Stage("both", (("train", str(folder)), ("codes", str(folder))), folder)]
+    stages = [Stage("both", (("train", str(folder)), ("codes", str(folder))), (folder,))]
     run.fail_at, run.checkpoint = "codes", True
     with pytest.raises(StageError):
         run_stages(stages, tmp_path, run)
@@ -197,10 +197,24 @@ def test_only_the_first_command_of_a_stage_is_resumed(tmp_path: Path, run: Recor
 
 
 def test_commands_side_by_side(tmp_path: Path, run: Recorder):
-    commands = tuple((name, str(tmp_path / "both")) for name in ("first", "second"))
-    run_stages([Stage("both", commands, tmp_path / "both", side_by_side=True)], tmp_path, run)
-    run_stages([Stage("others", commands, tmp_path / "others")], tmp_path, run)
+    folders = tmp_path / "evaluation", tmp_path / "export"
+    commands = tuple((folder.name, str(folder)) for folder in folders)
+    run_stages([Stage("both", commands, folders, side_by_side=True)], tmp_path, run)
+    run_stages([Stage("others", commands, (tmp_path / "others",))], tmp_path, run)
     assert run.calls == [2, 1, 1]
+
+
+@pytest.mark.parametrize("name", ["evaluation", "export"])
+def test_a_stage_with_a_folder_missing_runs_again_in_empty_folders(tmp_path: Path, run: Recorder, name: str):
+    folders = tmp_path / "evaluation", tmp_path / "export"
+    stages = [Stage("both", tuple((folder.name, str(folder)) for folder in folders), folders, side_by_side=True)]
+    run_stages(stages, tmp_path, run)
+    for folder in folders:
+        (folder / "old").touch()
+    shutil.rmtree(tmp_path / name)
+    run_stages(stages, tmp_path, run)
+    assert run.names() == ["evaluation", "export"] * 2
+    assert not any((folder / "old").exists() for folder in folders)
 
 
 def test_side_by_side_all_run_and_show_what_they_print(tmp_path: Path, capsys: pytest.CaptureFixture):
@@ -259,7 +273,7 @@ def test_results_are_brought_together(tmp_path: Path, capsys: pytest.CaptureFixt
     for key in METRICS:
         assert summary[key] == METRICS[key]
     assert summary["export"] == {"max_abs_diff": 1e-06}
-    assert set(summary["minutes"]) == {"data", *demo.TRAININGS, "evaluate", "export", "total"}
+    assert set(summary["minutes"]) == {"data", *demo.TRAININGS, "evaluate_and_export", "total"}
     figures = {path.name for path in (tmp_path / "out" / "figures").iterdir()}
     assert figures == {"loss_curves.png", *(f"{task}_eval.py.png" for task in demo.EVALUATED)}
     printed = capsys.readouterr().out

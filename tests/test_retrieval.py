@@ -20,7 +20,7 @@ from src.data.schema import AUDIO, IMAGE, JOINT, MATCH_CASES, TEXT
 from src.data.writer import DatasetWriter
 from src.evaluation.encode import Items, encode_split, first_pictures
 from src.evaluation.evaluate import Evaluator
-from src.evaluation.retrieval import COUPLES
+from src.evaluation.retrieval import COUPLES, Proposal
 from src.models.opt import OPT
 from src.training.checkpoint import build_model
 from tests.conftest import tiny_dataset, tiny_record
@@ -151,10 +151,10 @@ def test_second_score_of_a_text_with_its_sound(model: OPT, evaluator: Evaluator,
     """All three match; the likelihood is that of the text, given the picture."""
     some = items | {JOINT: evaluator.encoder.joint(items[TEXT], items[AUDIO])}
     pairs, cosines = np.array([[3, 0], [0, 5], [3, 5]]), np.zeros(3)
-    terms = evaluator.retriever.terms(some, pairs, cosines)
+    (terms,) = evaluator.retriever.terms([Proposal(some, pairs, cosines)])
     parts = some[JOINT].parts[pairs[:, 1]]
-    alone = {which: items[which] for which in (TEXT, IMAGE)}
-    of_text = evaluator.retriever.terms(alone, np.stack([parts[:, 0], pairs[:, 0]], 1), cosines, ["likelihood"])
+    texts = Proposal({which: items[which] for which in (TEXT, IMAGE)}, np.stack([parts[:, 0], pairs[:, 0]], 1), cosines)
+    (of_text,) = evaluator.retriever.terms([texts], ["likelihood"])
     np.testing.assert_allclose(terms["likelihood"], of_text["likelihood"], atol=1e-4)
     rows = {TEXT: parts[:, 0], IMAGE: pairs[:, 0], AUDIO: parts[:, 1]}
     chosen = {which: items[which].take(places) for which, places in rows.items()}
@@ -166,6 +166,33 @@ def test_second_score_of_a_text_with_its_sound(model: OPT, evaluator: Evaluator,
         logits = model.matching_head(fused[:, 0], *vectors, presence).asnumpy().astype(np.float64)
     expected = logits[:, MATCH_CASES.index("all")] - np.logaddexp.reduce(logits, axis=1)
     np.testing.assert_allclose(terms["matching"], expected, atol=1e-4)
+
+
+def test_a_text_and_a_picture_are_scored_once_with_and_without_the_speech(
+    evaluator: Evaluator, items: dict[int, Items], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[np.ndarray] = []
+
+    def score(given: int, _items: Items, ids: np.ndarray, pairs: np.ndarray, _label: str) -> np.ndarray:
+        if given == IMAGE and ids is items[TEXT].ids:
+            asked.append(pairs)
+        return pairs[:, 0] * 100.0 + pairs[:, 1]
+
+    monkeypatch.setattr(evaluator.retriever.likelihood, "score", score)
+    proposed = evaluator.retriever.first_stage(items, 4)
+    scored = evaluator.retriever.scored(proposed, ["likelihood"])
+    (pairs,) = asked
+    assert len(np.unique(pairs, axis=0)) == len(pairs)
+    assert {direction.name for direction, _, _ in scored} >= {"t2i", "i2t", "ta2i", "i2ta"}
+    for direction, chosen, terms in scored:
+        if {direction.query, direction.gallery} == {IMAGE, JOINT}:
+            pictures, joint = direction.pairs().T
+            texts = chosen[JOINT].parts[joint, 0]
+        elif {direction.query, direction.gallery} == {TEXT, IMAGE}:
+            texts, pictures = direction.pairs().T
+        else:
+            continue
+        np.testing.assert_array_equal(terms["likelihood"].reshape(-1), texts * 100.0 + pictures)
 
 
 def made_up(count: int, captions: int) -> dict[int, Items]:

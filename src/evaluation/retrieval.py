@@ -9,6 +9,7 @@ the sound. A text with its sound matches a picture when all three do, and the li
 picture. A term of weight 0 is not computed, and a direction without any but the first is not ranked again.
 """
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -68,6 +69,32 @@ class Direction:
         return recall.reranked_ranks(ranking.indices, self.ranks, asked, offered), ranking
 
 
+@dataclass(frozen=True)
+class Proposal:
+    """Pairs whose second score is asked for."""
+
+    items: dict[int, Items]  # of two modalities; beside joint items stand those that they are made of
+    pairs: np.ndarray  # int64 [n, 2]: items of the lower and the higher modality
+    cosines: np.ndarray  # float64 [n]
+
+    @property
+    def label(self) -> str:
+        low, high = sorted(pairs_of(self.items))
+        return f"{NAMES[low]}–{NAMES[high]}"
+
+    def parts(self) -> tuple[dict[int, Items], np.ndarray]:
+        """The items without joint ones, and a pair's place in each: int64 [n, 2 or 3], text, image, audio in turn."""
+        if JOINT not in self.items:
+            return self.items, self.pairs
+        texts, sounds = self.items[JOINT].parts[self.pairs[:, 1]].T
+        parts = {which: self.items[which] for which in (TEXT, IMAGE, AUDIO)}
+        return parts, np.stack([texts, self.pairs[:, 0], sounds], 1)
+
+
+Proposed = tuple[dict[int, Items], list[Direction]]  # the items of a couple, and the first stage of its directions
+Scored = tuple[Direction, dict[int, Items], dict[str, np.ndarray]]  # the candidates' terms are [Q, k]
+
+
 class Retriever:
     """Ranks and re-ranks encoded items; its graphs are compiled once and serve every call.
 
@@ -112,32 +139,50 @@ class Retriever:
         """
         if not self.reranks:
             return None
-        found = self.terms(items, pairs, cosines, tuple(self.weights))
+        (found,) = self.terms([Proposal(items, pairs, cosines)], tuple(self.weights))
         return sum(self.weights[name] * term for name, term in found.items())
 
-    def terms(
-        self, items: dict[int, Items], pairs: np.ndarray, cosines: np.ndarray, names: Sequence[str] = TERMS
-    ) -> dict[str, np.ndarray]:
-        """The terms of the second score that are named, each float64 [n]. Other arguments: as :meth:`second_scores`."""
-        low, high = sorted(pairs_of(items))
-        label = f"{NAMES[low]}–{NAMES[high]}"
+    def terms(self, proposals: Sequence[Proposal], names: Sequence[str] = TERMS) -> list[dict[str, np.ndarray]]:
+        """The terms of the second score that are named, float64 [n] each, of every proposal."""
         compute = {
-            "embedding": lambda: self.temperature() * cosines,
-            "matching": lambda: self.matching.score(*_parts(items, pairs), f"matching {label}"),
-            "likelihood": lambda: self._log_likelihood(items, pairs, f"likelihood {label}"),
+            "embedding": lambda: [self.temperature() * proposal.cosines for proposal in proposals],
+            "matching": lambda: [self._log_match(proposal) for proposal in proposals],
+            "likelihood": lambda: self._log_likelihoods(proposals),
         }
-        return {name: compute[name]() for name in names}
+        found = {name: compute[name]() for name in names}
+        return [{name: terms[at] for name, terms in found.items()} for at in range(len(proposals))]
 
-    def _log_likelihood(self, items: dict[int, Items], pairs: np.ndarray, label: str) -> np.ndarray:
-        parts, rows = _parts(items, pairs)
-        if TEXT in parts:
-            given = IMAGE if IMAGE in parts else AUDIO
-            columns = [sorted(parts).index(TEXT), sorted(parts).index(given)]
-            return self.likelihood.score(given, parts[given], parts[TEXT].ids, rows[:, columns], label)
+    def _log_match(self, proposal: Proposal) -> np.ndarray:
+        return self.matching.score(*proposal.parts(), f"matching {proposal.label}")
+
+    def _log_likelihoods(self, proposals: Sequence[Proposal]) -> list[np.ndarray]:
+        """A text and a picture that come with and without the text's speech are scored once."""
+        asked = [self._likelihood_of(proposal) for proposal in proposals]
+        alike = defaultdict(list)
+        for at, (given, texts, _) in enumerate(asked):
+            alike[given, id(texts)].append(at)
+        found: dict[int, np.ndarray] = {}
+        for places in alike.values():
+            given, texts, _ = asked[places[0]]
+            pairs = [asked[at][2] for at in places]
+            distinct, inverse = np.unique(np.concatenate(pairs), axis=0, return_inverse=True)
+            label = f"likelihood {', '.join(proposals[at].label for at in places)}"
+            scores = self.likelihood.score(given, proposals[places[0]].items[given], texts, distinct, label)
+            parts = np.split(scores[inverse.reshape(-1)], np.cumsum([len(part) for part in pairs])[:-1])
+            found.update(zip(places, parts, strict=True))
+        return [found[at] for at in range(len(proposals))]
+
+    def _likelihood_of(self, proposal: Proposal) -> tuple[int, np.ndarray, np.ndarray]:
+        """Given what, the likelihood of which texts (ids [m, T]), and the pairs: text, what it is given, [n, 2]."""
+        items, rows = proposal.parts()
+        if TEXT in items:
+            given = IMAGE if IMAGE in items else AUDIO
+            columns = [sorted(items).index(TEXT), sorted(items).index(given)]
+            return given, items[TEXT].ids, rows[:, columns]
         written = items[AUDIO].ids
         if written is None:
             written = self.decoder.write({AUDIO: (items[AUDIO].tokens, items[AUDIO].mask)})
-        return self.likelihood.score(IMAGE, items[IMAGE], written, pairs[:, ::-1], label)
+        return IMAGE, written, rows[:, ::-1]
 
     def evaluate(self, items: dict[int, Items], depth: int) -> tuple[Figures, Figures, dict[str, Ranking]]:
         """Recall in every direction.
@@ -150,17 +195,17 @@ class Retriever:
             figures of the first stage and of the second by direction, and the final rankings.
         """
         first, second, rankings = {}, {}, {}
-        for chosen, directions in self.first_stage(items, depth):
+        proposed = self.first_stage(items, depth)
+        for chosen, directions in proposed:
             for direction in directions:
                 size = len(chosen[direction.gallery])
                 first[direction.name] = recall.recall(direction.ranks) | {"gallery": size}
                 rankings[direction.name] = _rank(direction, self.temperature() * direction.cosines)
-            if depth and self.reranks:
-                found = self.scored(chosen, directions, tuple(self.weights))
-                for direction, terms in zip(directions, found, strict=True):
-                    scores = sum(self.weights[name] * term for name, term in terms.items())
-                    ranks, rankings[direction.name] = direction.reranked(chosen, scores)
-                    second[direction.name] = recall.recall(ranks) | {"gallery": len(chosen[direction.gallery])}
+        if depth and self.reranks:
+            for direction, chosen, terms in self.scored(proposed, tuple(self.weights)):
+                scores = sum(self.weights[name] * term for name, term in terms.items())
+                ranks, rankings[direction.name] = direction.reranked(chosen, scores)
+                second[direction.name] = recall.recall(ranks) | {"gallery": len(chosen[direction.gallery])}
         return first, second, rankings
 
     def evaluate_folds(self, items: dict[int, Items], depth: int, folds: int) -> tuple[Figures, Figures]:
@@ -175,7 +220,7 @@ class Retriever:
         first, second = zip(*found, strict=True)
         return _mean(first), _mean(second)
 
-    def first_stage(self, items: dict[int, Items], depth: int) -> list[tuple[dict[int, Items], list[Direction]]]:
+    def first_stage(self, items: dict[int, Items], depth: int) -> list[Proposed]:
         """For each couple that the items have relevant pairs of: its items, and its directions by embeddings."""
         if items.keys() >= {TEXT, AUDIO} and (joint := self.encoder.joint(items[TEXT], items[AUDIO])) is not None:
             items = items | {JOINT: joint}
@@ -201,19 +246,14 @@ class Retriever:
         candidates, cosines = top_k(vectors, offered.embeddings, min(depth or SHOWN, len(offered)))
         return Direction(query, gallery, queries, ranks, candidates, cosines)
 
-    def scored(
-        self, items: dict[int, Items], directions: Sequence[Direction], names: Sequence[str]
-    ) -> list[dict[str, np.ndarray]]:
-        """Terms [Q, k] of the candidates' second scores by direction; a pair that both propose is scored once."""
-        pairs = np.concatenate([direction.pairs() for direction in directions])
-        cosines = np.concatenate([direction.cosines.reshape(-1) for direction in directions])
-        distinct, first, inverse = np.unique(pairs, axis=0, return_index=True, return_inverse=True)
-        found = self.terms(items, distinct, cosines[first], names)
-        ends = np.cumsum([direction.candidates.size for direction in directions])[:-1]
-        split = {name: np.split(term[inverse.reshape(-1)], ends) for name, term in found.items()}
+    def scored(self, proposed: Sequence[Proposed], names: Sequence[str]) -> list[Scored]:
+        """Every direction that :meth:`first_stage` found, with the named terms of its candidates' second scores."""
+        made = [_propose(items, directions) for items, directions in proposed]
+        terms = self.terms([proposal for proposal, _ in made], names)
         return [
-            {name: parts[at].reshape(direction.candidates.shape) for name, parts in split.items()}
-            for at, direction in enumerate(directions)
+            (direction, items, {name: term[chosen] for name, term in found.items()})
+            for (items, directions), (_, places), found in zip(proposed, made, terms, strict=True)
+            for direction, chosen in zip(directions, places, strict=True)
         ]
 
 
@@ -222,13 +262,14 @@ def pairs_of(items: dict[int, Items]) -> set[int]:
     return {IMAGE, JOINT} if JOINT in items else set(items)
 
 
-def _parts(items: dict[int, Items], pairs: np.ndarray) -> tuple[dict[int, Items], np.ndarray]:
-    """The modalities of pairs and a row's place in each, int64 [n, 2 or 3] in the order text, image, audio."""
-    if JOINT not in items:
-        return items, pairs
-    texts, sounds = items[JOINT].parts[pairs[:, 1]].T
-    parts = {which: items[which] for which in (TEXT, IMAGE, AUDIO)}
-    return parts, np.stack([texts, pairs[:, 0], sounds], 1)
+def _propose(items: dict[int, Items], directions: Sequence[Direction]) -> tuple[Proposal, list[np.ndarray]]:
+    """The candidates of both directions, each pair once, and where each direction's [Q, k] stand among them."""
+    pairs = np.concatenate([direction.pairs() for direction in directions])
+    cosines = np.concatenate([direction.cosines.reshape(-1) for direction in directions])
+    distinct, first, places = np.unique(pairs, axis=0, return_index=True, return_inverse=True)
+    parts = np.split(places.reshape(-1), np.cumsum([direction.candidates.size for direction in directions])[:-1])
+    shaped = [part.reshape(direction.candidates.shape) for part, direction in zip(parts, directions, strict=True)]
+    return Proposal(items, distinct, cosines[first]), shaped
 
 
 def _mean(figures: Sequence[Figures]) -> Figures:

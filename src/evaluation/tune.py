@@ -8,6 +8,7 @@ to an order, so that the largest is 1.
 
 import argparse
 import itertools
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from src.evaluation.encode import encode_split
 from src.evaluation.evaluate import Evaluator
 from src.evaluation.recall import recall
 from src.evaluation.report import table, write_json
-from src.evaluation.retrieval import TERMS, Direction
+from src.evaluation.retrieval import TERMS, Scored
 from src.files import write_text
 from src.runtime import setup
 from src.training.checkpoint import load_checkpoint_config, load_model, locate
@@ -29,7 +30,6 @@ STEPS = (0.0, 0.125, 0.25, 0.5, 1.0)
 KEYS = ("r1", "r5", "r10")  # means over the directions, the earlier the more important
 
 Weights = tuple[float, ...]  # of TERMS
-Scored = list[tuple[Direction, dict, dict[str, np.ndarray]]]  # a direction, its items, its candidates' terms [Q, k]
 
 
 def grid() -> list[Weights]:
@@ -38,7 +38,7 @@ def grid() -> list[Weights]:
     return sorted(found, key=lambda weights: sum(weight > 0 for weight in weights))
 
 
-def measure(scored: Scored, weights: Weights) -> dict[str, float]:
+def measure(scored: Sequence[Scored], weights: Weights) -> dict[str, float]:
     """Means over the directions of recall after ranking again."""
     figures = []
     for direction, items, terms in scored:
@@ -59,10 +59,7 @@ def tune(evaluator: Evaluator, split: str, output: Path) -> Weights:
     if not settings.rerank:
         raise ConfigError("eval.rerank=0 ranks nothing again: there is no weight to choose")
     items = evaluator.for_retrieval(encode_split(evaluator.encoder, evaluator.loader(split), settings.gallery))
-    scored: Scored = []
-    for chosen, directions in evaluator.retriever.first_stage(items, settings.rerank):
-        found = evaluator.retriever.scored(chosen, directions, TERMS)
-        scored += [(direction, chosen, terms) for direction, terms in zip(directions, found, strict=True)]
+    scored = evaluator.retriever.scored(evaluator.retriever.first_stage(items, settings.rerank), TERMS)
     figures = {weights: measure(scored, weights) for weights in grid()}
     best = max(figures, key=lambda weights: [figures[weights][key] for key in KEYS])
     shown: dict[str, Weights] = {f"{name} alone": _alone(name) for name in TERMS} | {"best": best}
