@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--world", choices=("demo", "demo_full"), default="demo", help="28 objects and 6 backgrounds, or 86 and 8"
     )
     parser.add_argument("--output", type=Path, required=True, help="folder to write")
-    parser.add_argument("--scenes", type=int, default=10000, help="training scenes")
+    parser.add_argument("--scenes", type=int, default=8000, help="training scenes")
     parser.add_argument("--dev", type=int, default=500, help="scenes of held-out pairs, to choose settings by")
     parser.add_argument("--test", type=int, default=1000, help="scenes of other held-out pairs, to report")
     parser.add_argument("--seed", type=int, default=1, help="what all is drawn from")
