@@ -21,6 +21,8 @@ from src.config import (
     TextEncoderConfig,
 )
 from src.data.schema import MATCH_CASES, batch_fields, check_batch, sound_tokens
+from src.training.muon import Muon
+from src.training.optimizer import AdamW
 
 MODES = {"graph": ms.GRAPH_MODE, "pynative": ms.PYNATIVE_MODE}
 VOCAB = 31
@@ -263,3 +265,20 @@ def block_slots(prefix: str, layer: torch.nn.Module) -> Slots:
 def torch_padding(mask: torch.Tensor) -> torch.Tensor:
     """PyTorch's key padding mask, True where nothing may be attended, from the project's."""
     return mask == 0
+
+
+def set_gradients(optimizer: AdamW | Muon, gradients: Arrays) -> None:
+    """Hands the optimiser these gradients, by parameter."""
+    packed = optimizer.pack(tuple(Tensor(gradients[parameter.name]) for parameter in optimizer.parameters_))
+    for place, value in zip(optimizer.gradients, packed, strict=True):
+        place.set_data(value)
+
+
+def held_gradients(optimizer: AdamW | Muon) -> Arrays:
+    """The gradients that the optimiser was handed, by parameter."""
+    found = {}
+    for place, members in zip(optimizer.gradients, optimizer.members, strict=True):
+        parts = np.split(place.asnumpy().reshape(-1), np.cumsum([member.size for member in members])[:-1])
+        for member, part in zip(members, parts, strict=True):
+            found[member.name] = part.reshape(member.shape)
+    return found

@@ -11,7 +11,7 @@ from src.models.opt import OPT
 from src.training.layer_rates import rate_shares, unfrozen
 from src.training.muon import build_optimizer
 from src.training.schedule import learning_rates
-from tests.oracles import VOCAB, run_mode, tiny_model
+from tests.oracles import VOCAB, run_mode, set_gradients, tiny_model
 
 SHARES = {  # of the rate, at a decay of a half, in an encoder of three layers and in one of a single layer
     "text_encoder.tokens": 1 / 16,
@@ -62,10 +62,10 @@ def test_update_equals_torch(name: str) -> None:
     with run_mode("graph"):
         ours = build_optimizer(parameters, config, rates)
         for rate in rates:
-            for parameter, place in zip(ours.parameters_, ours.gradients, strict=True):
-                gradient = rng.standard_normal(parameter.shape).astype(np.float32)
-                place.set_data(Tensor(gradient))
-                twins[parameter.name].grad = torch.tensor(gradient)
+            gradients = {key: rng.standard_normal(array.shape).astype(np.float32) for key, array in arrays.items()}
+            set_gradients(ours, gradients)
+            for key, gradient in gradients.items():
+                twins[key].grad = torch.tensor(gradient)
             for key, optimizer in zip(twins, theirs, strict=True):
                 peak = config.muon_lr / config.lr if key in orthogonal else 1.0
                 optimizer.param_groups[0]["lr"] = float(rate) * peak * SHARES[key]

@@ -30,6 +30,7 @@ from src.training.optimizer import AdamW, decays
 from src.training.schedule import learning_rates
 from src.training.step import NonFiniteError, TrainingError, TrainStep, square_sum
 from src.training.trainer import Trainer
+from tests.oracles import set_gradients
 
 
 @pytest.fixture(autouse=True)
@@ -63,9 +64,9 @@ def test_adamw_equals_torch():
     groups = [{"params": twins[:1], "weight_decay": 0.1}, {"params": twins[1:], "weight_decay": 0.0}]
     theirs = torch.optim.AdamW(groups, lr=1.0, betas=(config.beta1, config.beta2), eps=config.eps)
     for rate in rates:
-        for parameter, twin, place in zip(parameters, twins, ours.gradients, strict=True):
-            gradient = rng.standard_normal(parameter.shape).astype(np.float32)
-            place.set_data(Tensor(gradient))
+        gradients = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in starts.items()}
+        set_gradients(ours, gradients)
+        for twin, gradient in zip(twins, gradients.values(), strict=True):
             twin.grad = torch.tensor(gradient * 0.5)
         for group in theirs.param_groups:
             group["lr"] = float(rate)
@@ -88,7 +89,8 @@ def test_orthogonalise_levels_the_singular_values():
 def test_muon_equals_torch():
     torch = pytest.importorskip("torch")
     rng = np.random.default_rng(0)
-    starts = {"a.weight": (8, 8), "up.weight": (16, 8), "tokens": (5, 8), "down.weight": (8, 16), "a.bias": (8,)}
+    starts = {"a.weight": (8, 8), "up.weight": (16, 8), "b.weight": (8, 8), "tokens": (5, 8), "down.weight": (8, 16)}
+    starts |= {"a.bias": (8,), "up.bias": (16,), "b.bias": (8,)}
     arrays = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in starts.items()}
     parameters = [Parameter(Tensor(array), name=name) for name, array in arrays.items()]
     config = OptimizerConfig(name="muon", lr=1e-2, muon_lr=0.02, warmup_steps=3, weight_decay=0.1)
@@ -98,13 +100,14 @@ def test_muon_equals_torch():
     twins = {name: torch.nn.Parameter(torch.tensor(array)) for name, array in arrays.items()}
     matrices = [twin for name, twin in twins.items() if name.endswith("weight")]
     muon = torch.optim.Muon(matrices, lr=1.0, momentum=config.muon_momentum, weight_decay=0.1)
-    groups = [{"params": [twins["tokens"]], "weight_decay": 0.1}, {"params": [twins["a.bias"]], "weight_decay": 0.0}]
+    biases = [twin for name, twin in twins.items() if name.endswith("bias")]
+    groups = [{"params": [twins["tokens"]], "weight_decay": 0.1}, {"params": biases, "weight_decay": 0.0}]
     adam = torch.optim.AdamW(groups, lr=1.0, betas=(config.beta1, config.beta2), eps=config.eps)
     for rate in rates:
-        for parameter, place in zip(ours.parameters_, ours.gradients, strict=True):
-            gradient = rng.standard_normal(parameter.shape).astype(np.float32)
-            place.set_data(Tensor(gradient))
-            twins[parameter.name].grad = torch.tensor(gradient)
+        gradients = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in starts.items()}
+        set_gradients(ours, gradients)
+        for name, gradient in gradients.items():
+            twins[name].grad = torch.tensor(gradient)
         for group in (*muon.param_groups, *adam.param_groups):
             group["lr"] = float(rate) * (2.0 if group in muon.param_groups else 1.0)
         muon.step()
@@ -146,7 +149,7 @@ def test_step_reports_the_unscaled_norm_and_clips():
         result = step(ones)
         assert result.losses == {"total": 25.0, "square": 25.0}
         assert result.norm == pytest.approx(10.0)  # the gradient is 2·w = (6, 8)
-        np.testing.assert_allclose(step.optimizer.first[0].asnumpy(), 0.1 * np.array([0.6, 0.8]), rtol=1e-4)
+        np.testing.assert_allclose(step.optimizer.first[0].asnumpy(), 0.1 * np.array([[0.6, 0.8]]), rtol=1e-4)
         assert (objectives.w.asnumpy() < [3.0, 4.0]).all()
 
 

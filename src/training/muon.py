@@ -1,5 +1,6 @@
 """Muon (Jordan et al. 2024): momentum whose matrices are orthogonalised before they are applied."""
 
+from collections import defaultdict
 from collections.abc import Sequence
 
 import numpy as np
@@ -7,7 +8,7 @@ from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
 from src.config import OptimizerConfig
 from src.training.layer_rates import rate_shares
-from src.training.optimizer import AdamW, store
+from src.training.optimizer import AdamW, store, zeros
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # quintic whose iteration drives every singular value to about 1
 NEWTON_SCHULZ_STEPS = 5
@@ -58,20 +59,22 @@ class Muon(nn.Cell):
 
     def __init__(self, parameters: Sequence[Parameter], config: OptimizerConfig, rates: np.ndarray) -> None:
         super().__init__(auto_prefix=False)  # or the inner AdamW would rename the model's parameters
-        matrices = [p for p in parameters if is_layer_matrix(p)]
         self.adam = AdamW([p for p in parameters if not is_layer_matrix(p)], config, rates)
-        self.matrices = ParameterTuple(matrices)
-        self.momenta = self.matrices.clone("muon_m", init="zeros")
-        self.matrix_gradients = self.matrices.clone("gradient", init="zeros")
-        self.parameters_ = ParameterTuple((*self.matrices, *self.adam.parameters_))
-        self.gradients = ParameterTuple((*self.matrix_gradients, *self.adam.gradients))
-        # equal shapes of one rate are updated together
         shares = dict(zip((p.name for p in parameters), rate_shares(parameters, config.layer_decay), strict=True))
-        kinds = [(p.shape, shares[p.name]) for p in matrices]
-        self.kinds = tuple(sorted(set(kinds)))
-        groups = [[i for i, other in enumerate(kinds) if other == kind] for kind in self.kinds]
-        tables = (self.matrices, self.momenta, self.matrix_gradients)
-        self.groups = tuple(tuple(ParameterTuple([table[i] for i in group]) for table in tables) for group in groups)
+        groups: dict[tuple[tuple[int, int], float], list[Parameter]] = defaultdict(list)
+        for parameter in filter(is_layer_matrix, parameters):
+            groups[parameter.shape, shares[parameter.name]].append(parameter)
+        self.kinds = tuple(groups)  # equal shapes of one rate are stacked and updated together
+        self.groups = tuple(ParameterTuple(group) for group in groups.values())
+        stacks = {
+            f"{rows}x{columns}.{share:g}": (len(group), rows, columns)
+            for ((rows, columns), share), group in groups.items()
+        }
+        self.momenta = ParameterTuple([zeros(f"muon_m.{name}", shape) for name, shape in stacks.items()])
+        self.matrix_gradients = ParameterTuple([zeros(f"gradient.{name}", shape) for name, shape in stacks.items()])
+        self.members = (*self.groups, *self.adam.members)
+        self.parameters_ = ParameterTuple([p for group in self.members for p in group])
+        self.gradients = ParameterTuple((*self.matrix_gradients, *self.adam.gradients))
         self.ratio, self.momentum, self.decay = config.muon_lr / config.lr, config.muon_momentum, config.weight_decay
         self.map = ops.HyperMap()
         self.orthogonalise = Orthogonalise()
@@ -80,24 +83,33 @@ class Muon(nn.Cell):
         """What a checkpoint must keep, by name."""
         return self.adam.state() | {p.name: p for p in self.momenta}
 
+    def pack(self, gradients: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """As :meth:`AdamW.pack`."""
+        packed = ()
+        start = 0
+        for group in self.groups:
+            packed = (*packed, ops.stack(gradients[start : start + len(group)]))
+            start = start + len(group)
+        return (*packed, *self.adam.pack(gradients[start:]))
+
     def construct(self, factor):
         adam_rate = self.adam(factor)
         rate = adam_rate * self.ratio
-        for (shape, share), group in zip(self.kinds, self.groups):  # noqa: B905 - the graph compiler has no strict=
-            matrices, momenta, gradients = group
-            steps = self.directions(momenta, gradients, shape, factor)
+        for kind, group, momentum, gradient in zip(  # noqa: B905 - the graph compiler has no strict=
+            self.kinds, self.groups, self.momenta, self.matrix_gradients
+        ):
+            shape, share = kind
+            steps = self.directions(momentum, gradient, shape, factor)
             gain = max(1.0, shape[0] / shape[1]) ** 0.5 * share
-            moved = ops.stack(matrices) * (1.0 - rate * share * self.decay) - steps * (rate * gain)
-            self.map(store, matrices, ops.unstack(moved))
+            moved = ops.stack(group) * (1.0 - rate * share * self.decay) - steps * (rate * gain)
+            self.map(store, group, ops.unstack(moved))
         return adam_rate
 
-    def directions(
-        self, momenta: ParameterTuple, gradients: ParameterTuple, shape: tuple[int, int], factor: Tensor
-    ) -> Tensor:
-        """Advances the momenta of a group and looks one step ahead (Nesterov): orthogonal directions (n, R, C)."""
-        scaled = ops.stack(gradients) * factor  # (n, R, C)
-        advanced = ops.stack(momenta) * self.momentum + scaled * (1.0 - self.momentum)
-        self.map(store, momenta, ops.unstack(advanced))
+    def directions(self, momentum: Parameter, gradient: Parameter, shape: tuple[int, int], factor: Tensor) -> Tensor:
+        """Advances a group's momentum and looks one step ahead (Nesterov): orthogonal directions (n, R, C)."""
+        scaled = gradient * factor  # (n, R, C)
+        advanced = momentum * self.momentum + scaled * (1.0 - self.momentum)
+        ops.assign(momentum, advanced)
         ahead = scaled * (1.0 - self.momentum) + advanced * self.momentum
         if shape[0] <= shape[1]:
             return self.orthogonalise(ahead)

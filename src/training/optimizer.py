@@ -1,10 +1,12 @@
 """AdamW with bias correction (Loshchilov and Hutter 2019), as one in-graph update."""
 
+from collections import defaultdict
 from collections.abc import Sequence
 
 import mindspore as ms
 import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
+from mindspore.common.initializer import initializer
 
 from src.config import OptimizerConfig
 from src.training.layer_rates import rate_shares
@@ -14,6 +16,11 @@ def decays(parameter: Parameter) -> bool:
     """Weight decay applies to matrices alone: never to gains, biases, or tables of single vectors such as positions."""
     is_matrix = sum(size > 1 for size in parameter.shape) > 1
     return is_matrix and not parameter.name.endswith(("positions", "modality", "absent"))
+
+
+def zeros(name: str, shape: tuple[int, ...]) -> Parameter:
+    """A place that the host never trains: for gradients, moments, and what is put together for them."""
+    return Parameter(initializer("zeros", shape), name=name, requires_grad=False)
 
 
 store = ops.MultitypeFuncGraph("store")  # over places and values, by HyperMap
@@ -41,7 +48,8 @@ class AdamW(nn.Cell):
     """m ← β₁m + (1−β₁)g;  v ← β₂v + (1−β₂)g²;  w ← (1 − lr·λ)·w − lr · m̂ / (√v̂ + ε), m̂ and v̂ bias-corrected.
 
     The update is MindSpore's fused Adam with ε scaled by √(1 − β₂ᵗ), which makes it equal the formula above
-    (``nn.AdamWeightDecay`` has no bias correction, ``nn.Adam`` no decoupled decay).
+    (``nn.AdamWeightDecay`` has no bias correction, ``nn.Adam`` no decoupled decay). Vectors of one
+    length and rate are stacked, for the compiler takes its time over every tensor of a step.
 
     Args:
         parameters: what is trained.
@@ -50,7 +58,7 @@ class AdamW(nn.Cell):
 
     Inputs:
         factor () float32 that multiplies the gradients (clipping, loss scale). The gradients themselves are read from
-        the Parameters ``gradients``, one a trained parameter.
+        the Parameters ``gradients``, which hold what :meth:`pack` makes of them; ``members`` are each one's parameters.
 
     Outputs:
         () float32, the learning rate that was used.
@@ -58,15 +66,26 @@ class AdamW(nn.Cell):
 
     def __init__(self, parameters: Sequence[Parameter], config: OptimizerConfig, rates: np.ndarray) -> None:
         super().__init__()
-        self.parameters_ = ParameterTuple(parameters)
-        self.gradients = self.parameters_.clone("gradient", init="zeros")
-        self.first = self.parameters_.clone("adam_m", init="zeros")
-        self.second = self.parameters_.clone("adam_v", init="zeros")
+        shares = dict(zip((p.name for p in parameters), rate_shares(parameters, config.layer_decay), strict=True))
+        alone = [p for p in parameters if p.ndim != 1]
+        vectors: dict[tuple[int, float], list[Parameter]] = defaultdict(list)
+        for parameter in (p for p in parameters if p.ndim == 1):
+            vectors[parameter.size, shares[parameter.name]].append(parameter)
+        self.vectors = tuple(ParameterTuple(group) for group in vectors.values())
+        self.stacks = ParameterTuple(
+            [zeros(f"vectors.{size}.{share:g}", (len(group), size)) for (size, share), group in vectors.items()]
+        )
+        self.members = (*((p,) for p in alone), *self.vectors)
+        self.parameters_ = ParameterTuple([p for group in self.members for p in group])
+        self.places = ParameterTuple((*alone, *self.stacks))
+        self.gradients = self.places.clone("gradient", init="zeros")
+        self.first = self.places.clone("adam_m", init="zeros")
+        self.second = self.places.clone("adam_v", init="zeros")
         self.step = Parameter(Tensor(0, ms.int32), name="adam_step", requires_grad=False)
         self.rates = Tensor(rates)
         self.last = len(rates) - 1
-        self.decay = tuple(config.weight_decay if decays(p) else 0.0 for p in self.parameters_)
-        self.shares = rate_shares(self.parameters_, config.layer_decay)
+        self.decay = tuple(config.weight_decay if decays(group[0]) else 0.0 for group in self.members)
+        self.shares = tuple(shares[group[0].name] for group in self.members)
         self.beta1, self.beta2 = Tensor(config.beta1, ms.float32), Tensor(config.beta2, ms.float32)
         self.eps = config.eps
         self.map = ops.HyperMap()
@@ -75,6 +94,15 @@ class AdamW(nn.Cell):
         """What a checkpoint must keep, by name."""
         return {p.name: p for p in (*self.first, *self.second, self.step)}
 
+    def pack(self, gradients: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """What ``gradients`` hold. Args: gradients: one a trained parameter, in the order of ``parameters_``."""
+        start = len(self.places) - len(self.stacks)
+        packed = gradients[:start]
+        for group in self.vectors:
+            packed = (*packed, ops.stack(gradients[start : start + len(group)]))
+            start = start + len(group)
+        return packed
+
     def construct(self, factor):
         rate = self.rates[ops.minimum(self.step, self.last)]
         ops.assign_add(self.step, 1)
@@ -82,5 +110,9 @@ class AdamW(nn.Cell):
         power1, power2 = ops.pow(self.beta1, time), ops.pow(self.beta2, time)
         eps = self.eps * ops.sqrt(1.0 - power2)
         update = ops.partial(_update, self.beta1, self.beta2, power1, power2, rate, eps, factor)
-        self.map(update, self.decay, self.shares, self.parameters_, self.first, self.second, self.gradients)
+        for place, vectors in zip(self.stacks, self.vectors):  # noqa: B905 - the graph compiler has no strict=
+            ops.assign(place, ops.stack(vectors))
+        self.map(update, self.decay, self.shares, self.places, self.first, self.second, self.gradients)
+        for place, vectors in zip(self.stacks, self.vectors):  # noqa: B905
+            self.map(store, vectors, ops.unstack(place))
         return rate

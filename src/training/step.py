@@ -58,7 +58,7 @@ class Gradients(nn.Cell):
     def __init__(self, objectives: nn.Cell, optimizer: AdamW, mean_gradients: nn.Cell | None = None) -> None:
         super().__init__()
         self.objectives, self.mean_gradients = objectives, mean_gradients
-        self.gradients = optimizer.gradients
+        self.gradients, self.pack = optimizer.gradients, optimizer.pack
         after_update = getattr(objectives, "after_update", None)
         self.statistics = None if after_update is None else after_update.statistics
         self.map = ops.HyperMap()
@@ -77,6 +77,7 @@ class Gradients(nn.Cell):
 
     def construct(self, loss_scale, *tensors):
         (_, losses), gradients = self.value_and_grad(loss_scale, *tensors)
+        gradients = self.pack(gradients)
         if self.mean_gradients is not None:
             gradients = self.mean_gradients(gradients)
         if self.statistics is not None:
