@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The whole path on made-up data, some 15 to 20 minutes on two cores: data, training, evaluation, export, pictures.
+# The whole path on made-up data, some 15 minutes on two cores: data, training, evaluation, export, pictures.
 #
 #   bash scripts/run_demo.sh [--fast] [--world demo|demo_full] [--output DIR]
 #
