@@ -98,8 +98,8 @@ def build_stages(folder: Path, world: str, fast: bool) -> list[Stage]:
     def start(earlier: str) -> str:
         return f"train.init_from={folder / earlier}"
 
-    checkpoint = ("--checkpoint", str(folder / "retrieval"), "--output", str(export))
-    to_mindir = ("export.py", "--config", f"config/retrieval/{world}.yaml", *checkpoint, "--format", "MINDIR")
+    exported = ("--checkpoint", str(folder / "retrieval"), "--output", str(export))
+    to_mindir = ("export.py", "--config", f"config/retrieval/{world}.yaml", *exported, "--format", "MINDIR")
     make_codes = ("-m", "src.data.codes", "--data", str(data), "--checkpoint", str(codes))
     drawn = (f"data.codes={codes}", *PRETRAIN_EVAL, *(FAST_PRETRAIN_EVAL if fast else ()))
     # the longest first, so that the two cores end together
