@@ -141,13 +141,17 @@ def run_stages(stages: Sequence[Stage], folder: Path, run: Run = run_commands) -
 
     Raises:
         ConfigError: a configuration cannot be used; nothing has run.
-        StageError: a command failed; the stages before it stay finished.
+        StageError: a folder is somebody else's, and nothing has run; or a command failed, and the stages before it
+            stay finished.
     """
     digests: dict[str, str] = {}
     for stage in stages:
         digests[stage.name] = stage.digest(digests)
     book = folder / "stages.json"
     records: dict[str, dict[str, Any]] = _read(book) if book.exists() else {}
+    for stage in stages:
+        if stage.name not in records:
+            _refuse_foreign(stage)
     for number, stage in enumerate(stages, 1):
         title = f"[{number}/{len(stages)}] {stage.name}"
         known = records.get(stage.name)
@@ -157,7 +161,7 @@ def run_stages(stages: Sequence[Stage], folder: Path, run: Run = run_commands) -
             continue
         resume = same and stage.is_interrupted()
         if not resume:
-            _clear(stage, known is not None)
+            _clear(stage)
         print(f"\n{title}{': goes on from its last checkpoint' if resume else ''}", flush=True)
         spent = known["minutes"] if resume else 0.0
         records[stage.name] = {"digest": digests[stage.name], "finished": False, "minutes": spent}
@@ -263,11 +267,15 @@ def _run_side_by_side(waiting: deque[Command], running: Running) -> int:
     return 0
 
 
-def _clear(stage: Stage, ours: bool) -> None:
-    """Empties the stage's folders for a new start, but never one that the demo did not make."""
+def _refuse_foreign(stage: Stage) -> None:
+    """A stage's folders are emptied for a new start, but never one that the demo did not make."""
     for folder in stage.folders:
-        if folder.exists() and not ours:
+        if folder.exists():
             raise StageError(f"{folder} is there but not from a demo run: choose another --output or move it away")
+
+
+def _clear(stage: Stage) -> None:
+    for folder in stage.folders:
         shutil.rmtree(folder, ignore_errors=True)
 
 

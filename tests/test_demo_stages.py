@@ -136,12 +136,14 @@ def test_an_interrupted_training_with_other_settings_starts_anew(tmp_path: Path,
     assert not (tmp_path / "second" / "of the old run").exists()
 
 
-def test_a_folder_that_the_demo_did_not_make_is_left_alone(tmp_path: Path, run: Recorder):
-    (tmp_path / "first").mkdir()
-    (tmp_path / "first" / "thesis.txt").touch()
+@pytest.mark.parametrize("name", ["first", "third"])
+def test_a_folder_that_the_demo_did_not_make_is_left_alone(tmp_path: Path, run: Recorder, name: str):
+    """Said before anything has run, whichever stage it would be in the way of."""
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "thesis.txt").touch()
     with pytest.raises(StageError, match="not from a demo run"):
         run_stages(chain(tmp_path), tmp_path, run)
-    assert (tmp_path / "first" / "thesis.txt").exists() and run.names() == []
+    assert (tmp_path / name / "thesis.txt").exists() and run.names() == []
 
 
 def test_minutes_are_kept_and_those_of_an_interrupted_training_add_up(

@@ -164,12 +164,10 @@ class Retriever:
         found: dict[int, np.ndarray] = {}
         for places in alike.values():
             given, texts, _ = asked[places[0]]
-            pairs = [asked[at][2] for at in places]
-            distinct, inverse = np.unique(np.concatenate(pairs), axis=0, return_inverse=True)
+            distinct, _, parts = _distinct([asked[at][2] for at in places])
             label = f"likelihood {', '.join(proposals[at].label for at in places)}"
             scores = self.likelihood.score(given, proposals[places[0]].items[given], texts, distinct, label)
-            parts = np.split(scores[inverse.reshape(-1)], np.cumsum([len(part) for part in pairs])[:-1])
-            found.update(zip(places, parts, strict=True))
+            found.update((at, scores[part]) for at, part in zip(places, parts, strict=True))
         return [found[at] for at in range(len(proposals))]
 
     def _likelihood_of(self, proposal: Proposal) -> tuple[int, np.ndarray, np.ndarray]:
@@ -264,12 +262,16 @@ def pairs_of(items: dict[int, Items]) -> set[int]:
 
 def _propose(items: dict[int, Items], directions: Sequence[Direction]) -> tuple[Proposal, list[np.ndarray]]:
     """The candidates of both directions, each pair once, and where each direction's [Q, k] stand among them."""
-    pairs = np.concatenate([direction.pairs() for direction in directions])
+    distinct, first, parts = _distinct([direction.pairs() for direction in directions])
     cosines = np.concatenate([direction.cosines.reshape(-1) for direction in directions])
-    distinct, first, places = np.unique(pairs, axis=0, return_index=True, return_inverse=True)
-    parts = np.split(places.reshape(-1), np.cumsum([direction.candidates.size for direction in directions])[:-1])
     shaped = [part.reshape(direction.candidates.shape) for part, direction in zip(parts, directions, strict=True)]
     return Proposal(items, distinct, cosines[first]), shaped
+
+
+def _distinct(groups: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
+    """Pairs [n, 2] of several groups, each once; where each stood first among all; where each group's stand now."""
+    distinct, first, places = np.unique(np.concatenate(groups), axis=0, return_index=True, return_inverse=True)
+    return distinct, first, np.split(places.reshape(-1), np.cumsum([len(group) for group in groups])[:-1])
 
 
 def _mean(figures: Sequence[Figures]) -> Figures:

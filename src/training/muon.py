@@ -1,6 +1,5 @@
 """Muon (Jordan et al. 2024): momentum whose matrices are orthogonalised before they are applied."""
 
-from collections import defaultdict
 from collections.abc import Sequence
 
 import numpy as np
@@ -8,7 +7,7 @@ from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
 from src.config import OptimizerConfig
 from src.training.layer_rates import rate_shares
-from src.training.optimizer import AdamW, store, zeros
+from src.training.optimizer import AdamW, group_alike, stack_groups, stacked_zeros, store
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # quintic whose iteration drives every singular value to about 1
 NEWTON_SCHULZ_STEPS = 5
@@ -61,17 +60,9 @@ class Muon(nn.Cell):
         super().__init__(auto_prefix=False)  # or the inner AdamW would rename the model's parameters
         self.adam = AdamW([p for p in parameters if not is_layer_matrix(p)], config, rates)
         shares = dict(zip((p.name for p in parameters), rate_shares(parameters, config.layer_decay), strict=True))
-        groups: dict[tuple[tuple[int, int], float], list[Parameter]] = defaultdict(list)
-        for parameter in filter(is_layer_matrix, parameters):
-            groups[parameter.shape, shares[parameter.name]].append(parameter)
-        self.kinds = tuple(groups)  # equal shapes of one rate are stacked and updated together
-        self.groups = tuple(ParameterTuple(group) for group in groups.values())
-        stacks = {
-            f"{rows}x{columns}.{share:g}": (len(group), rows, columns)
-            for ((rows, columns), share), group in groups.items()
-        }
-        self.momenta = ParameterTuple([zeros(f"muon_m.{name}", shape) for name, shape in stacks.items()])
-        self.matrix_gradients = ParameterTuple([zeros(f"gradient.{name}", shape) for name, shape in stacks.items()])
+        groups = group_alike([p for p in parameters if is_layer_matrix(p)], shares)
+        self.kinds, self.groups = tuple(groups), tuple(groups.values())
+        self.momenta, self.matrix_gradients = stacked_zeros("muon_m", groups), stacked_zeros("gradient", groups)
         self.members = (*self.groups, *self.adam.members)
         self.parameters_ = ParameterTuple([p for group in self.members for p in group])
         self.gradients = ParameterTuple((*self.matrix_gradients, *self.adam.gradients))
@@ -85,12 +76,8 @@ class Muon(nn.Cell):
 
     def pack(self, gradients: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """As :meth:`AdamW.pack`."""
-        packed = ()
-        start = 0
-        for group in self.groups:
-            packed = (*packed, ops.stack(gradients[start : start + len(group)]))
-            start = start + len(group)
-        return (*packed, *self.adam.pack(gradients[start:]))
+        matrices = len(self.parameters_) - len(self.adam.parameters_)
+        return (*stack_groups(gradients[:matrices], self.groups), *self.adam.pack(gradients[matrices:]))
 
     def construct(self, factor):
         adam_rate = self.adam(factor)

@@ -1,7 +1,7 @@
 """AdamW with bias correction (Loshchilov and Hutter 2019), as one in-graph update."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import mindspore as ms
 import numpy as np
@@ -18,9 +18,39 @@ def decays(parameter: Parameter) -> bool:
     return is_matrix and not parameter.name.endswith(("positions", "modality", "absent"))
 
 
-def zeros(name: str, shape: tuple[int, ...]) -> Parameter:
-    """A place that the host never trains: for gradients, moments, and what is put together for them."""
-    return Parameter(initializer("zeros", shape), name=name, requires_grad=False)
+Kind = tuple[tuple[int, ...], float]  # a shape and a share of the learning rate
+
+
+def group_alike(parameters: Sequence[Parameter], shares: Mapping[str, float]) -> dict[Kind, ParameterTuple]:
+    """What can be updated together, for the compiler takes its time over every tensor of a step.
+
+    Args:
+        parameters: to be grouped; each keeps its order within its group.
+        shares: of the learning rate, by parameter.
+    """
+    groups: dict[Kind, list[Parameter]] = defaultdict(list)
+    for parameter in parameters:
+        groups[parameter.shape, shares[parameter.name]].append(parameter)
+    return {kind: ParameterTuple(group) for kind, group in groups.items()}
+
+
+def stacked_zeros(prefix: str, groups: Mapping[Kind, ParameterTuple]) -> ParameterTuple:
+    """A Parameter (n, …) of zeros for every group: for gradients, moments, and what is stacked for them."""
+    made = []
+    for (shape, share), group in groups.items():
+        name = f"{prefix}.{'x'.join(map(str, shape))}.{share:g}"
+        made.append(Parameter(initializer("zeros", (len(group), *shape)), name=name, requires_grad=False))
+    return ParameterTuple(made)
+
+
+def stack_groups(tensors: tuple[Tensor, ...], groups: tuple[ParameterTuple, ...]) -> tuple[Tensor, ...]:
+    """One tensor (n, …) for every group, of tensors that stand in the order of the groups' parameters."""
+    stacked = ()
+    start = 0
+    for group in groups:
+        stacked = (*stacked, ops.stack(tensors[start : start + len(group)]))
+        start = start + len(group)
+    return stacked
 
 
 store = ops.MultitypeFuncGraph("store")  # over places and values, by HyperMap
@@ -49,7 +79,7 @@ class AdamW(nn.Cell):
 
     The update is MindSpore's fused Adam with ε scaled by √(1 − β₂ᵗ), which makes it equal the formula above
     (``nn.AdamWeightDecay`` has no bias correction, ``nn.Adam`` no decoupled decay). Vectors of one
-    length and rate are stacked, for the compiler takes its time over every tensor of a step.
+    length and rate are stacked.
 
     Args:
         parameters: what is trained.
@@ -68,13 +98,8 @@ class AdamW(nn.Cell):
         super().__init__()
         shares = dict(zip((p.name for p in parameters), rate_shares(parameters, config.layer_decay), strict=True))
         alone = [p for p in parameters if p.ndim != 1]
-        vectors: dict[tuple[int, float], list[Parameter]] = defaultdict(list)
-        for parameter in (p for p in parameters if p.ndim == 1):
-            vectors[parameter.size, shares[parameter.name]].append(parameter)
-        self.vectors = tuple(ParameterTuple(group) for group in vectors.values())
-        self.stacks = ParameterTuple(
-            [zeros(f"vectors.{size}.{share:g}", (len(group), size)) for (size, share), group in vectors.items()]
-        )
+        groups = group_alike([p for p in parameters if p.ndim == 1], shares)
+        self.vectors, self.stacks = tuple(groups.values()), stacked_zeros("vectors", groups)
         self.members = (*((p,) for p in alone), *self.vectors)
         self.parameters_ = ParameterTuple([p for group in self.members for p in group])
         self.places = ParameterTuple((*alone, *self.stacks))
@@ -96,12 +121,8 @@ class AdamW(nn.Cell):
 
     def pack(self, gradients: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """What ``gradients`` hold. Args: gradients: one a trained parameter, in the order of ``parameters_``."""
-        start = len(self.places) - len(self.stacks)
-        packed = gradients[:start]
-        for group in self.vectors:
-            packed = (*packed, ops.stack(gradients[start : start + len(group)]))
-            start = start + len(group)
-        return packed
+        alone = len(self.places) - len(self.stacks)
+        return (*gradients[:alone], *stack_groups(gradients[alone:], self.vectors))
 
     def construct(self, factor):
         rate = self.rates[ops.minimum(self.step, self.last)]
