@@ -13,13 +13,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from src import cli
-from src.evaluation import query
+from src.checkpoints.checkpoint import load_checkpoint_config
+from src.checkpoints.files import locate
 from src.evaluation.options import parse
-from src.evaluation.report import summary
+from src.inference import answers as query
+from src.inference.load import load_model
+from src.report.tables import summary
 from src.runtime import setup
 from src.tasks import registry
-from src.training.checkpoint import load_checkpoint_config, load_model
-from src.weights import locate
 
 
 def main() -> None:

@@ -5,11 +5,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from src import cli
-from src.export import REPORT, ExportError, check_request, export_graphs, export_weights
+from src.checkpoints.checkpoint import load_checkpoint_config
+from src.checkpoints.files import locate
+from src.export.export import REPORT, ExportError, check_request, export_graphs, export_weights
+from src.inference.load import load_model
 from src.models.opt import count_parameters
 from src.runtime import setup
-from src.training.checkpoint import load_checkpoint_config, load_model
-from src.weights import locate
 
 
 def parse() -> argparse.Namespace:

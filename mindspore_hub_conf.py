@@ -2,10 +2,12 @@
 
 from pathlib import Path
 
+from src.checkpoints.files import MODEL, CheckpointError
+from src.checkpoints.pretrained import init_encoders
 from src.config import ConfigError, load_config
+from src.inference.load import load_model
+from src.models.build import build_model
 from src.models.opt import OPT
-from src.training.checkpoint import MODEL, CheckpointError, build_model, load_model
-from src.training.pretrained import init_encoders
 
 ROOT = Path(__file__).resolve().parent
 NETWORKS = {  # the weights in pretrained/opt_demo are of the full world

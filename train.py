@@ -10,9 +10,9 @@ import argparse
 from pathlib import Path
 
 from src import cli
+from src.checkpoints.files import CheckpointError, locate
 from src.config import load_config
 from src.runtime import setup
-from src.training.checkpoint import CheckpointError, locate
 from src.training.trainer import Trainer
 
 

@@ -25,7 +25,8 @@ from typing import Any
 from src import cli
 from src.config import load_config, to_yaml
 from src.errors import UserError
-from src.evaluation.report import table, write_json
+from src.files import write_json
+from src.report.tables import table
 
 VARIANTS: dict[str, tuple[str, ...]] = {  # objectives that are switched off
     "complete": (),

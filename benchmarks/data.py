@@ -32,7 +32,7 @@ from src.config import AugmentConfig, Config, load_config
 from src.data.pipeline import Batch, Loader
 from src.data.record import Record
 from src.data.writer import DatasetWriter
-from src.evaluation.report import table
+from src.report.tables import table
 
 AUGMENT = AugmentConfig(
     crop_scale=(0.3, 1.0),
@@ -161,8 +161,8 @@ def peak_memory(folder: Path, batch_size: int, count: int) -> float:
 def training_need() -> float:
     """Samples a second that the demo's pre-training step takes."""
     from benchmarks.train_step import make_batch, mindspore_step
+    from src.models.build import build_model
     from src.runtime import setup
-    from src.training.checkpoint import build_model
 
     config = load_config(TRAINING)
     setup(config.runtime, config.seed)

@@ -24,11 +24,11 @@ from src import cli
 from src.config import Config, load_config
 from src.data.schema import IMAGE
 from src.data.tokenizer import Tokenizer
-from src.evaluation.report import table
 from src.generation.beam import BeamSearch, BeamSettings
+from src.models.build import build_model
 from src.models.opt import OPT
+from src.report.tables import table
 from src.runtime import setup
-from src.training.checkpoint import build_model
 
 WARM_UP = 2  # rounds that are not counted: compilation, memory pools
 CASES = ((1, 1), (1, 4), (32, 1), (32, 4))  # batch, beams

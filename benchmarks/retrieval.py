@@ -17,9 +17,9 @@ import time
 
 import numpy as np
 
-from src.evaluation.nearest import has_faiss, top_k_faiss, top_k_numpy
-from src.evaluation.recall import ranks
-from src.evaluation.report import table
+from src.metrics.nearest import has_faiss, top_k_faiss, top_k_numpy
+from src.metrics.recall import ranks
+from src.report.tables import table
 
 
 def unit_rows(rng: np.random.Generator, rows: int, width: int) -> np.ndarray:

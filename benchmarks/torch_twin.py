@@ -7,15 +7,15 @@ from torch.nn import functional as F
 from benchmarks.torch_network import MASKED, OPT
 from src.config import Config
 from src.data.schema import AUDIO, IMAGE, MATCH_CASES, TEXT
-from src.tasks.levels import level_rows
-from src.tasks.objectives import COUPLES, active_objectives
+from src.objectives.levels import level_rows
+from src.objectives.objectives import COUPLES, active_objectives
 
 FORBIDDEN = -1e9
 Batch = dict[str, Tensor]
 
 
 class Objectives(nn.Module):
-    """As :class:`src.tasks.objectives.Objectives` on one device: batch → total loss."""
+    """As :class:`src.objectives.objectives.Objectives` on one device: batch → total loss."""
 
     def __init__(self, model: OPT, config: Config) -> None:
         super().__init__()
@@ -95,7 +95,7 @@ class Objectives(nn.Module):
         return total / max(directions, 1)
 
     def match_rows(self, batch: Batch, embeddings: tuple[Tensor, Tensor, Tensor]) -> list[Tensor]:
-        """As :func:`src.losses.matching.build_rows`."""
+        """As :func:`src.objectives.hard_negatives.build_rows`."""
         n, ids, have = self.sample_rows, batch["image_id"], batch["presence"].float()
         case, shown, noise = batch["match_case"][:n], batch["match_presence"][:n], batch["match_noise"][:n]
         scale = self.model.scale().detach() ** 0.5

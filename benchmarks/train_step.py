@@ -31,9 +31,9 @@ from src import cli, runtime
 from src.config import OBJECTIVES, Config, ModelConfig, load_config
 from src.data.schema import AUDIO, MATCH_CASES, batch_fields
 from src.data.tokenizer import Tokenizer
-from src.evaluation.report import table
-from src.tasks.objectives import Objectives, active_objectives, needed_fields
-from src.training.checkpoint import build_model
+from src.models.build import build_model
+from src.objectives.objectives import Objectives, active_objectives, needed_fields
+from src.report.tables import table
 from src.training.optimizer import AdamW
 from src.training.schedule import learning_rates
 from src.training.step import TrainStep

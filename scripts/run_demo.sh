@@ -21,4 +21,4 @@ if [[ ${1:-} == -h || ${1:-} == --help ]]; then
 fi
 install_into_venv requirements.txt
 cd "$ROOT"
-exec "$VENV_PYTHON" -m src.demo "$@"
+exec "$VENV_PYTHON" -m src.demo.stages "$@"

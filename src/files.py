@@ -2,9 +2,15 @@
 
 import contextlib
 import hashlib
+import json
+import math
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -57,3 +63,26 @@ def replace_folder(new: Path, place: Path) -> None:
             old.rename(place)
         raise
     shutil.rmtree(old, ignore_errors=True)
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Writes readable JSON, whole or not at all.
+
+    Floats keep six significant digits; numpy scalars and arrays become numbers and lists.
+    """
+    write_text(path, json.dumps(_plain(value, Path(path).name), ensure_ascii=False, indent=2) + "\n")
+
+
+def _plain(value: Any, where: str) -> Any:
+    """The value in types of JSON; ``where`` names it if it has none."""
+    if isinstance(value, np.ndarray | np.generic):
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item, f"{where}: {key}") for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item, f"{where}[{at}]") for at, item in enumerate(value)]
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise ValueError(f"{where} is {value}, which JSON cannot hold")
+        return float(f"{value:.6g}")
+    return value

@@ -11,9 +11,9 @@ import numpy as np
 import soundfile
 from PIL import Image
 
-from src.data.prepare import __main__ as command
 from src.data.record import Record
 from src.data.store import Dataset
+from tools import prepare_data as command
 
 Records = dict[str, dict[str, tuple[str, ...]]]  # split → key → captions
 

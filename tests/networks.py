@@ -8,11 +8,11 @@ import torch
 import transformers
 from mindspore import nn
 
+from src.checkpoints.pretrained import init_encoder
 from src.config import AudioEncoderConfig, ImageEncoderConfig, ModelConfig, TextEncoderConfig
 from src.models.audio_encoder import AUDIO_ENCODERS
 from src.models.image_encoder import ImageEncoder
 from src.models.text_encoder import TextEncoder
-from src.training.pretrained import init_encoder
 
 VOCAB = 31
 SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 20}

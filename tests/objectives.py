@@ -8,7 +8,7 @@ import numpy as np
 from src.config import ObjectivesConfig
 from src.data.schema import AUDIO, IMAGE, TEXT
 from src.models.opt import OPT
-from src.tasks.objectives import Objectives, active_objectives, needed_fields
+from src.objectives.objectives import Objectives, active_objectives, needed_fields
 from tests.oracles import MASK_RATIO, OBJECTIVES, VOCAB, Arrays, randomise, tensors, tiny_batch, tiny_model
 
 MODEL = tiny_model()

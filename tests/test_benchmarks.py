@@ -12,7 +12,7 @@ from benchmarks import flava, torch_network, torch_twin, train_step
 from src.config import Config, DataConfig, ObjectivesConfig, load_config
 from src.data.tokenizer import Tokenizer
 from src.models.opt import OPT
-from src.tasks.objectives import Objectives, active_objectives, needed_fields
+from src.objectives.objectives import Objectives, active_objectives, needed_fields
 from tests.oracles import OBJECTIVES, randomise, run_mode, tensors, tiny_model
 
 SHARES = {"token_fraction": 0.5, "sample_fraction": 0.8, "modality_fraction": 0.3, "draw_fraction": 0.4}

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from src.evaluation.captions import bleu, characters, cider_d, rouge_l, score, words
+from src.metrics.captions import bleu, characters, cider_d, rouge_l, score, words
 
 ROOT = Path(__file__).resolve().parents[1]
 COLOURS = ["红", "蓝", "绿", "黄"]
@@ -86,7 +86,7 @@ def test_tokens_leave_out_punctuation_and_case():
 
 
 def test_jieba_says_nothing():
-    code = "from src.evaluation.captions import words; words('安静')"
+    code = "from src.metrics.captions import words; words('安静')"
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert (run.stdout, run.stderr) == ("", "")
 

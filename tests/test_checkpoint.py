@@ -14,22 +14,20 @@ import pytest
 from mindspore import Parameter, Tensor
 from safetensors.numpy import load_file, save_file
 
-from src.config import Config, ConfigError
-from src.models.opt import OPT
-from src.training import checkpoint
-from src.training.checkpoint import (
-    CheckpointError,
-    build_model,
+from src.checkpoints import checkpoint
+from src.checkpoints.checkpoint import (
     load_checkpoint_config,
-    load_model,
     load_parts,
     load_weights,
-    locate,
     read_state,
-    read_tensors,
     save_checkpoint,
     set_parameters,
 )
+from src.checkpoints.files import CheckpointError, locate, read_tensors
+from src.config import Config, ConfigError
+from src.inference.load import load_model
+from src.models.build import build_model
+from src.models.opt import OPT
 from tests.oracles import VOCAB, randomise, tiny_model
 
 FILES = {"config.yaml", "vocab.txt", "model.safetensors", "optimizer.safetensors", "state.json"}

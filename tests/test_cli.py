@@ -3,11 +3,11 @@
 import pytest
 
 from src import cli
+from src.checkpoints.files import CheckpointError
 from src.config import ConfigError
 from src.data.errors import DataError
-from src.export import ExportError
+from src.export.export import ExportError
 from src.runtime import RuntimeSetupError
-from src.training.checkpoint import CheckpointError
 from src.training.step import NonFiniteError
 
 

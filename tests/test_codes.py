@@ -15,17 +15,17 @@ from conftest import edit_info, tiny_dataset
 from mindspore import Tensor
 from test_image_tokenizer import C, filled, settings
 
+from src.checkpoints.checkpoint import save_checkpoint
+from src.checkpoints.files import CheckpointError
 from src.config import Config, ImageTokenizerConfig
 from src.data import image
-from src.data.codes import Encode, encode_split
 from src.data.errors import DataError
 from src.data.image_codes import code_type, fingerprint, open_codes, write_codes
 from src.data.pipeline import Loader
 from src.data.schema import IMAGE, batch_fields, check_batch
 from src.data.store import Dataset
+from src.inference.image_codes import Encode, encode_split
 from src.models.image_tokenizer import ImageTokenizer
-from src.training.checkpoint import save_checkpoint
-from src.weights import CheckpointError
 
 ROOT = Path(__file__).parent.parent
 
@@ -111,7 +111,7 @@ def test_no_codes_and_no_tokenizer_are_named(copied):
     assert "no checkpoint in" in refused(copied, CheckpointError)
     (Path(copied.data.path) / "codes.json").unlink()
     message = refused(copied)
-    assert "holds no codes" in message and "python -m src.data.codes --data" in message
+    assert "holds no codes" in message and "python -m src.inference.image_codes --data" in message
 
 
 def test_another_tokenizer_is_refused(copied):
@@ -119,7 +119,7 @@ def test_another_tokenizer_is_refused(copied):
     shutil.rmtree(folder)
     config = replace(copied, task="image_tokenizer")
     save_checkpoint(folder / "checkpoints", 3, config, filled(seed=1))
-    assert "tokenizer" in refused(copied) and "run python -m src.data.codes" in refused(copied)
+    assert "tokenizer" in refused(copied) and "run python -m src.inference.image_codes" in refused(copied)
 
 
 def test_settings_belong_to_the_fingerprint(copied):
@@ -183,7 +183,15 @@ def test_the_command_writes_what_the_loader_reads(copied):
     before = np.load(folder / "codes-train.npy")
     for path in folder.glob("codes*"):
         path.unlink()
-    command = [sys.executable, "-m", "src.data.codes", "--data", str(folder), "--checkpoint", copied.data.codes]
+    command = [
+        sys.executable,
+        "-m",
+        "src.inference.image_codes",
+        "--data",
+        str(folder),
+        "--checkpoint",
+        copied.data.codes,
+    ]
     done = subprocess.run(command, cwd=ROOT, env=os.environ, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     np.testing.assert_array_equal(open_codes(Dataset(folder, "train"), copied), before)

@@ -19,7 +19,6 @@ from src.config import OBJECTIVES, AudioEncoderConfig, Config, ObjectivesConfig,
 from src.data.digests import DigestTable, digest
 from src.data.errors import DataError
 from src.data.pipeline import Loader
-from src.data.prepare import __main__ as command
 from src.data.prepare import common
 from src.data.prepare.caption_lines import join_words
 from src.data.prepare.rows import Row
@@ -29,11 +28,12 @@ from src.data.store import read_info
 from src.data.tokenizer import SPECIALS
 from src.data.writer import DatasetWriter
 from src.models.opt import OPT
-from src.tasks.objectives import Objectives
+from src.objectives.objectives import Objectives
 from src.training.muon import build_optimizer
 from src.training.schedule import learning_rates
 from src.training.step import TrainStep
 from src.training.trainer import trained_parameters
+from tools import prepare_data as command
 
 B = 4
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from src import demo
 from src.config import OBJECTIVES, ConfigError, load_config
-from src.demo import Command, Stage, StageError, build_stages, run_stages
+from src.demo import stages as demo
+from src.demo.stages import Command, Stage, StageError, build_stages, run_stages
 
 
 class Recorder:
@@ -256,7 +256,7 @@ def write_results(*commands: Command) -> int:
 
 
 def write_result(command: Command) -> int:
-    if command[:2] == ("-m", "src.data.codes"):
+    if command[:2] == ("-m", "src.inference.image_codes"):
         return 0  # it adds to a folder that is there
     folder = Path(next((word[13:] for word in command if word.startswith("train.output=")), ""))
     if "--output" in command:

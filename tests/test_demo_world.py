@@ -11,11 +11,14 @@ import pytest
 from PIL import Image
 
 from src.config import AudioEncoderConfig
-from src.data.demo import speech
-from src.data.demo import world as world_module
-from src.data.demo.captions import SPECIAL_TOKENS, TEMPLATES, facts_right, parse, vocabulary, write
-from src.data.demo.render import SIDE, boxes, render, render_png
-from src.data.demo.world import (
+from src.data.errors import DataError
+from src.data.store import Dataset
+from src.demo import prepare as demo
+from src.demo import speech
+from src.demo import world as world_module
+from src.demo.captions import SPECIAL_TOKENS, TEMPLATES, facts_right, parse, vocabulary, write
+from src.demo.render import SIDE, boxes, render, render_png
+from src.demo.world import (
     BIG,
     COLOURS,
     LAYOUTS,
@@ -28,9 +31,6 @@ from src.data.demo.world import (
     objects,
     pairs,
 )
-from src.data.errors import DataError
-from src.data.prepare import demo
-from src.data.store import Dataset
 
 ROOT = Path(__file__).resolve().parents[1]
 WORLDS = ("demo", "demo_full")

@@ -14,6 +14,8 @@ from conftest import tiny_dataset
 from mindspore import Tensor, nn, ops
 from test_training import MODEL_CONFIG
 
+from src.checkpoints.checkpoint import save_checkpoint
+from src.checkpoints.files import MODEL, locate, read_tensors
 from src.config import (
     Config,
     ImageTokenizerConfig,
@@ -24,10 +26,10 @@ from src.config import (
     to_yaml,
 )
 from src.data.schema import batch_fields
+from src.models.build import build_model
 from src.models.opt import OPT
+from src.objectives.objectives import Objectives
 from src.runtime import setup
-from src.tasks.objectives import Objectives
-from src.training.checkpoint import MODEL, build_model, locate, read_tensors, save_checkpoint
 from src.training.ranks import GatherRows, MeanGradients
 from src.training.trainer import Trainer
 

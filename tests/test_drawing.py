@@ -10,12 +10,12 @@ import pytest
 
 from src.config import Config, ConfigError, DataConfig, EvalConfig
 from src.data.schema import AUDIO, IMAGE, TEXT
-from src.evaluation.drawing import Artist
-from src.evaluation.encode import Encoder, Items
-from src.evaluation.figures import drawing_sheet
-from src.evaluation.rerank import Matching
+from src.inference.encode import Encoder, Items
+from src.inference.images import Artist
+from src.inference.scorers import Matching
 from src.models.image_tokenizer import ImageTokenizer
 from src.models.opt import OPT
+from src.report.sheets import drawing_sheet
 from tests.oracles import VOCAB, random, randomise, run_mode, tiny_model
 
 N = 5

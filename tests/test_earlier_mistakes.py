@@ -16,10 +16,10 @@ from src.data.masking import order_rng
 from src.data.pipeline import Loader
 from src.data.schema import IMAGE, TEXT
 from src.data.tokenizer import Tokenizer
-from src.evaluation.encode import Items
 from src.evaluation.retrieval import Retriever
+from src.inference.encode import Items
 from src.models.opt import OPT
-from src.tasks.objectives import Objectives, needed_fields
+from src.objectives.objectives import Objectives, needed_fields
 from tests.oracles import VOCAB, tensors, tiny_batch, tiny_model
 
 ROOT = Path(__file__).parent.parent

@@ -15,12 +15,14 @@ import yaml
 
 import eval as command
 from src import cli
+from src.checkpoints.checkpoint import save_checkpoint
 from src.config import Config, EvalConfig
 from src.data.schema import IMAGE, TEXT
-from src.evaluation import media, tune
-from src.evaluation.gallery import Gallery, keep
+from src.evaluation import tuning as tune
 from src.evaluation.retrieval import TERMS
-from src.training.checkpoint import build_model, save_checkpoint
+from src.inference import media
+from src.inference.gallery import Gallery, keep
+from src.models.build import build_model
 from tests.conftest import CHARACTERS, png, tiny_dataset
 from tests.oracles import tiny_model
 

@@ -14,15 +14,16 @@ from mindspore import Tensor
 from src.config import Config, ConfigError, EvalConfig, ObjectivesConfig
 from src.data.pipeline import Loader
 from src.data.schema import AUDIO, IMAGE, MATCH_CASES, TEXT
-from src.evaluation import rerank
-from src.evaluation.captioning import caption_figures, edit_distance, facts_of, transcript_figures
-from src.evaluation.encode import Items, encode_split, first_pictures, number_pictures
-from src.evaluation.evaluate import Evaluator
-from src.evaluation.rerank import Matching, TextLikelihood
 from src.evaluation.retrieval import Retriever
+from src.evaluation.run import Evaluator
 from src.evaluation.sheets import save_captions
+from src.evaluation.text_generation import caption_figures, transcript_figures
+from src.inference import scorers as rerank
+from src.inference.encode import Items, encode_split, first_pictures, number_pictures
+from src.inference.scorers import Matching, TextLikelihood
+from src.metrics.errors import edit_distance, facts_of
+from src.models.build import build_model
 from src.models.opt import OPT
-from src.training.checkpoint import build_model
 from tests.conftest import tiny_dataset
 from tests.oracles import random, randomise, run_mode, tiny_model
 

@@ -11,12 +11,15 @@ import pytest
 from mindspore import Parameter, Tensor, nn
 
 import export as command
-from src import cli, export
+from src import cli
+from src.checkpoints.checkpoint import save_checkpoint
 from src.config import Config, load_config
 from src.data.schema import Field
-from src.models.graphs import Graph
+from src.export import export
+from src.export.graphs import Graph
+from src.inference.load import load_model
+from src.models.build import build_model
 from src.models.opt import OPT
-from src.training.checkpoint import build_model, load_model, save_checkpoint
 
 PARTS = ("text", "image", "audio", "cross", "text_decoder")
 TINY = [f"model.{part}.{size}" for part in PARTS for size in ("width=16", "layers=1", "heads=2", "ffn=32")]

@@ -16,20 +16,22 @@ import pytest
 import soundfile
 from conftest import CHARACTERS, png
 
+from src.checkpoints.checkpoint import load_weights, write_model
 from src.config import Config, load_config
-from src.data import audio, features, image
+from src.data import audio, image
 from src.data.errors import DataError
-from src.data.feature_manifest import read_manifest, safe_name
 from src.data.pipeline import Loader
 from src.data.prepare import manifest
 from src.data.regions import load_features, load_regions
 from src.data.schema import AUDIO
 from src.data.tokenizer import SPECIALS
-from src.evaluation import query
-from src.evaluation.evaluate import Evaluator
-from src.export import export_graphs
+from src.evaluation.run import Evaluator
+from src.export.export import export_graphs
+from src.inference import answers as query
+from src.inference import features
+from src.inference.feature_manifest import read_manifest, safe_name
+from src.models.build import build_model
 from src.models.opt import OPT
-from src.training.checkpoint import build_model, load_weights, write_model
 from src.training.trainer import Trainer
 from tests.oracles import tiny_model
 

@@ -10,9 +10,9 @@ from mindspore import Tensor, nn
 
 from src.data.schema import AUDIO, IMAGE
 from src.data.tokenizer import SPECIALS, Tokenizer
-from src.generation.batches import fitting_size, pad_rows
 from src.generation.beam import BeamSearch
 from src.generation.cache import CachedDecoder, Read, past_bias
+from src.models.batches import fitting_size, pad_rows
 from src.models.opt import OPT
 from src.models.text_decoder import TextDecoder
 from tests.oracles import CLS, MASK, PAD, SEP, VOCAB, random, randomise, run_mode, tiny_model

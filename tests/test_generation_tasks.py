@@ -13,15 +13,16 @@ import pytest
 
 import eval as command
 from src import cli
+from src.checkpoints.checkpoint import save_checkpoint
+from src.checkpoints.files import locate
 from src.config import Config, ConfigError, EvalConfig, ObjectivesConfig, OptimizerConfig, RuntimeConfig, TrainConfig
-from src.data.codes import Encode, encode_split
 from src.data.image_codes import fingerprint, write_codes
 from src.data.store import Dataset
+from src.inference.image_codes import Encode, encode_split
+from src.models.build import build_model
 from src.models.image_tokenizer import ImageTokenizer
 from src.runtime import setup
-from src.training.checkpoint import build_model, save_checkpoint
 from src.training.trainer import Trainer
-from src.weights import locate
 from tests.conftest import CHARACTERS, png, tiny_dataset
 from tests.oracles import randomise, run_mode, tiny_model
 

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 
 import mindspore_hub_conf as hub
+from src.checkpoints.checkpoint import write_model
+from src.checkpoints.files import CheckpointError
 from src.config import ConfigError, load_config
+from src.models.build import build_model
 from src.models.opt import count_parameters
-from src.training.checkpoint import CheckpointError, build_model, write_model
 
 PARTS = ("text", "image", "audio", "cross", "text_decoder")
 TINY = [f"model.{part}.{size}" for part in PARTS for size in ("layers=1", "width=32")]

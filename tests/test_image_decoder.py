@@ -8,7 +8,7 @@ from mindspore import Tensor, nn
 
 from src.config import ImageDecoderConfig
 from src.generation.cache import CachedDecoder, past_bias
-from src.losses.generation import code_loss
+from src.losses.classification import code_loss
 from src.models.image_decoder import ImageDecoder
 from tests.oracles import (
     assert_parity,

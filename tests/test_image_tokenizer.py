@@ -11,6 +11,8 @@ import pytest
 from conftest import kill_after, tiny_dataset
 from mindspore import Tensor
 
+from src.checkpoints.checkpoint import OPTIMIZER
+from src.checkpoints.files import MODEL, locate, read_tensors
 from src.config import Config, ConfigError, ImageTokenizerConfig, ModelConfig, OptimizerConfig, TrainConfig, load_config
 from src.data.errors import DataError
 from src.data.pictures import PictureLoader
@@ -19,9 +21,9 @@ from src.data.schema import IMAGE
 from src.data.store import Dataset
 from src.data.writer import DatasetWriter
 from src.evaluation.reconstruction import Reconstruct, ReconstructionEvaluator, perplexity, psnr
+from src.models.build import build_model
 from src.models.image_tokenizer import SMOOTHING, Codebook, CodebookStatistics, CodebookUpdate, ImageTokenizer
-from src.tasks.image_tokenizer import TokenizerObjectives
-from src.training.checkpoint import MODEL, OPTIMIZER, build_model, locate, read_tensors
+from src.objectives.image_tokenizer import TokenizerObjectives
 from src.training.muon import build_optimizer
 from src.training.schedule import learning_rates
 from src.training.step import NonFiniteError, TrainStep

@@ -13,6 +13,7 @@ from conftest import tiny_dataset
 from mindspore import Tensor
 from safetensors.numpy import load_file, save_file
 
+from src.checkpoints.pretrained import PretrainedError, init_encoder
 from src.config import (
     Config,
     ConfigError,
@@ -20,7 +21,6 @@ from src.config import (
     TrainConfig,
     load_config,
 )
-from src.training.pretrained import PretrainedError, init_encoder
 from src.training.trainer import Trainer
 from tests.networks import AUDIO, MAKERS, SIZES, TEXT, VOCAB, bert, build, loaded, model_config, vit
 

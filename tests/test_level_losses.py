@@ -7,9 +7,9 @@ import pytest
 from mindspore import Tensor
 
 from src.data.schema import AUDIO, IMAGE, MATCH_CASES, TEXT
-from src.losses.matching import build_rows
 from src.models.opt import OPT
-from src.tasks.objectives import COUPLES, Objectives
+from src.objectives.hard_negatives import build_rows
+from src.objectives.objectives import COUPLES, Objectives
 from tests.objectives import ALL, MODEL, ROWS, TOKEN_ROWS, B, batch_with_repeats, build, gradients, losses, only
 from tests.oracles import OBJECTIVES, VOCAB, Arrays, tensors, tiny_batch
 

@@ -6,7 +6,7 @@ import pytest
 from mindspore import Tensor, ops
 
 from src.losses.masked import feature_regression, frame_contrastive, normalised
-from src.tasks.views import slots_to_mask
+from src.objectives.views import slots_to_mask
 from tests.oracles import random
 
 WEIGHTS = np.array([[1, 1, 1], [1, 1, 0], [1, 0, 0], [0, 0, 0]], np.float32)

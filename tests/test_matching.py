@@ -8,7 +8,7 @@ import pytest
 from mindspore import Tensor
 
 from src.data.schema import AUDIO, IMAGE, MATCH_CASES, TEXT
-from src.losses.matching import build_rows, draw_negative
+from src.objectives.hard_negatives import build_rows, draw_negative
 from tests.oracles import random, run_mode
 
 B, E = 30, 6

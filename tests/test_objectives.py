@@ -9,8 +9,8 @@ from mindspore import Tensor, nn, ops
 
 from src.data.schema import AUDIO
 from src.models.opt import OPT
-from src.tasks.levels import level_rows
-from src.tasks.objectives import Objectives, active_objectives, needed_fields
+from src.objectives.levels import level_rows
+from src.objectives.objectives import Objectives, active_objectives, needed_fields
 from tests.objectives import (
     ALL,
     MODEL,

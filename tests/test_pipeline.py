@@ -13,9 +13,9 @@ from conftest import tiny_dataset
 
 from src.config import Config
 from src.data import image
-from src.data.ahead import ahead
 from src.data.errors import DataError
 from src.data.pipeline import Batch, Loader
+from src.data.prefetch import ahead
 from src.data.record import Record
 from src.data.schema import AUDIO, IMAGE, TEXT, batch_fields, check_batch
 from src.data.writer import DatasetWriter

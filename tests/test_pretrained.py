@@ -12,14 +12,14 @@ import torch
 import transformers
 from mindspore import Tensor, nn
 
+from src.checkpoints.layouts import WAV2VEC2, cubic_matrix
+from src.checkpoints.pretrained import init_encoder
 from src.config import (
     AudioEncoderConfig,
     ImageEncoderConfig,
     ModelConfig,
     TextEncoderConfig,
 )
-from src.models.layouts import WAV2VEC2, cubic_matrix
-from src.training.pretrained import init_encoder
 from tests.networks import (
     AUDIO,
     IMAGE,

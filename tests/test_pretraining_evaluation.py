@@ -9,20 +9,22 @@ import mindspore as ms
 import numpy as np
 import pytest
 
+from src.checkpoints.checkpoint import save_checkpoint
+from src.checkpoints.files import CheckpointError, own_files
 from src.config import Config, ConfigError, EvalConfig, ObjectivesConfig
-from src.data.codes import Encode, encode_split
 from src.data.image_codes import fingerprint, write_codes
 from src.data.pipeline import Loader
 from src.data.store import Dataset
-from src.evaluation.drawing import load_tokenizer
-from src.evaluation.evaluate import Evaluator
-from src.evaluation.probe import Probe
-from src.evaluation.report import summary
-from src.export import ExportError, export_weights
+from src.evaluation.masked import Probe
+from src.evaluation.run import Evaluator
+from src.export.export import ExportError, export_weights
+from src.inference.image_codes import Encode, encode_split
+from src.inference.images import load_tokenizer
+from src.inference.load import load_model
+from src.models.build import build_model
 from src.models.image_tokenizer import ImageTokenizer
+from src.report.tables import summary
 from src.tasks.registry import pretrain_figures
-from src.training.checkpoint import build_model, load_model, save_checkpoint
-from src.weights import CheckpointError, own_files
 from tests.conftest import tiny_dataset
 from tests.oracles import OBJECTIVES, randomise, run_mode, tiny_model
 

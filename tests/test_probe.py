@@ -11,9 +11,9 @@ from mindspore import Tensor
 from src.config import Config, EvalConfig, ObjectivesConfig
 from src.data.pipeline import Loader
 from src.data.schema import MATCH_CASES
-from src.evaluation.probe import Probe, _figures
+from src.evaluation.masked import Probe, _figures
+from src.models.build import build_model
 from src.models.opt import OPT
-from src.training.checkpoint import build_model
 from tests.conftest import tiny_dataset
 from tests.oracles import run_mode, tiny_model
 

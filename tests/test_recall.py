@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from src.evaluation import nearest
-from src.evaluation.nearest import top_k, top_k_faiss, top_k_numpy
-from src.evaluation.recall import ranks, recall, rerank, reranked_ranks
+from src.metrics import nearest
+from src.metrics.nearest import top_k, top_k_faiss, top_k_numpy
+from src.metrics.recall import ranks, recall, rerank, reranked_ranks
 
 
 def embeddings(rng: np.random.Generator, rows: int, width: int = 24) -> np.ndarray:

@@ -15,8 +15,8 @@ from src.models.audio_encoder import FeatureEncoder
 from src.models.image_encoder import RegionEncoder
 from src.models.layers import at
 from src.models.opt import OPT
-from src.tasks.objectives import REACHED, Objectives, needed_fields
-from src.tasks.views import slots_to_mask
+from src.objectives.objectives import REACHED, Objectives, needed_fields
+from src.objectives.views import slots_to_mask
 from tests.oracles import (
     MASK_RATIO,
     VOCAB,

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from src.evaluation.figures import caption_sheet, loss_curves, retrieval_sheet
-from src.evaluation.page import wrap
-from src.evaluation.report import DIRECTIONS, caption_table, retrieval_table, summary, table, write_json
+from src.files import write_json
+from src.report.page import wrap
+from src.report.plots import loss_curves
+from src.report.sheets import caption_sheet, retrieval_sheet
+from src.report.tables import DIRECTIONS, caption_table, retrieval_table, summary, table
 
 FIGURES = {"r1": 0.61234, "r5": 0.9, "r10": 0.99, "median_rank": 1.5}
 

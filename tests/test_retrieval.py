@@ -18,11 +18,11 @@ from src.data.errors import DataError
 from src.data.pipeline import Loader
 from src.data.schema import AUDIO, IMAGE, JOINT, MATCH_CASES, TEXT
 from src.data.writer import DatasetWriter
-from src.evaluation.encode import Items, encode_split, first_pictures
-from src.evaluation.evaluate import Evaluator
 from src.evaluation.retrieval import COUPLES, Proposal
+from src.evaluation.run import Evaluator
+from src.inference.encode import Items, encode_split, first_pictures
+from src.models.build import build_model
 from src.models.opt import OPT
-from src.training.checkpoint import build_model
 from tests.conftest import tiny_dataset, tiny_record
 from tests.oracles import random, randomise, run_mode, tiny_model
 

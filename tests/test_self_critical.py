@@ -16,11 +16,11 @@ from src.data.pipeline import Loader
 from src.data.schema import IMAGE
 from src.data.sources import Sources
 from src.data.store import Dataset
-from src.evaluation.captions import cider_d, words
 from src.generation.cache import CachedDecoder
 from src.generation.text_sampling import TextSampler, never_written
-from src.tasks.self_critical import References, SelfCriticalObjectives, build_self_critical
-from src.training.checkpoint import build_model
+from src.metrics.captions import cider_d, words
+from src.models.build import build_model
+from src.objectives.self_critical import References, SelfCriticalObjectives, build_self_critical
 from src.training.trainer import Trainer
 from tests.conftest import tiny_dataset
 from tests.oracles import CLS, PAD, SEP, randomise, run_mode, tiny_model

@@ -27,8 +27,8 @@ from src.data.pictures import PictureLoader
 from src.data.pipeline import Batch, Loader
 from src.data.schema import AUDIO, IMAGE, TEXT, batch_fields, check_batch
 from src.data.writer import DatasetWriter
-from src.tasks.objectives import Objectives
-from src.training.checkpoint import build_model
+from src.models.build import build_model
+from src.objectives.objectives import Objectives
 from src.training.trainer import Trainer
 from tests.oracles import held_gradients
 

@@ -11,6 +11,7 @@ import pytest
 from conftest import kill_after, tiny_dataset
 from mindspore import Parameter, Tensor
 
+from src.checkpoints.files import MODEL, locate, read_tensors
 from src.config import (
     AudioEncoderConfig,
     Config,
@@ -24,7 +25,6 @@ from src.config import (
     TextEncoderConfig,
     TrainConfig,
 )
-from src.training.checkpoint import MODEL, locate, read_tensors
 from src.training.muon import Muon, Orthogonalise, build_optimizer
 from src.training.optimizer import AdamW, decays
 from src.training.schedule import learning_rates

@@ -12,14 +12,14 @@ import torch
 from conftest import png
 from mindspore import Tensor
 
+from src.checkpoints.files import locate, read_tensors
 from src.config import Config, DataConfig, ObjectivesConfig, OptimizerConfig, TrainConfig, to_yaml
-from src.data import features
 from src.data.errors import DataError
 from src.data.record import Record
 from src.data.tokenizer import SPECIALS
 from src.data.writer import DatasetWriter
+from src.inference import features
 from src.models.audio_encoder import AUDIO_ENCODERS
-from src.training.checkpoint import locate, read_tensors
 from src.training.trainer import Trainer
 from tests.networks import AUDIO, IMAGE, vit, wav2vec2
 from tests.oracles import run_mode, tiny_model

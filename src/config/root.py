@@ -39,6 +39,11 @@ class Config:
         self._check_inputs()
         self._check_run()
 
+    @property
+    def network(self) -> str:
+        """Which network the task trains: a key of :data:`src.models.build.NETWORKS`."""
+        return "image_tokenizer" if self.task == "image_tokenizer" else "opt"
+
     def _check_task(self) -> None:
         """The losses are those that the task is about."""
         weights = self.objectives

@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 
+from src.checkpoints.files import CONFIG, MODEL, locate
 from src.config import Config, ImageTokenizerConfig, load_config
 from src.data.errors import DataError
 from src.data.store import Dataset, describe
 from src.files import write_text
-from src.weights import CONFIG, MODEL, locate
 
 ABOUT = "codes.json"
 GRID = ("size", "side", "codes")  # settings of the tokenizer that readers must share
@@ -91,7 +91,7 @@ def open_codes(dataset: Dataset, config: Config) -> np.ndarray:
     Raises:
         DataError: there are none, or they are another tokenizer's or of other shards.
     """
-    mend = f"run python -m src.data.codes --data {dataset.folder} --checkpoint {config.data.codes}"
+    mend = f"run python -m src.inference.image_codes --data {dataset.folder} --checkpoint {config.data.codes}"
     path = dataset.folder / ABOUT
     if not path.is_file():
         raise DataError(f"{dataset.folder} holds no codes of pictures (data.codes): {mend}")

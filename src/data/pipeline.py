@@ -14,10 +14,10 @@ import numpy as np
 
 from src.config import Config
 from src.data import image, masking
-from src.data.ahead import ahead
 from src.data.augment import vary_picture, vary_sound
 from src.data.errors import DataError
 from src.data.order import Order
+from src.data.prefetch import ahead
 from src.data.record import Record
 from src.data.regions import fill_regions
 from src.data.schema import AUDIO, IMAGE, TEXT, batch_fields, sound_tokens
@@ -60,7 +60,7 @@ class Loader:
         stored_codes: False: no codes are read even where data.codes names a tokenizer.
 
     Words are hidden (mlm_*) only where config.objectives.mlm is not 0: it is what needs jieba's dictionary. Codes of
-    pictures are those that src.data.codes has left beside the shards, if config.data.codes names their tokenizer.
+    pictures are those that src.inference.image_codes has left beside the shards, if config.data.codes names their tokenizer.
     """
 
     def __init__(self, config: Config, split: str, rank: int = 0, ranks: int = 1, *, stored_codes: bool = True) -> None:

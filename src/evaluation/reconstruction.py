@@ -9,11 +9,12 @@ from mindspore import Tensor, nn
 
 from src.config import Config
 from src.data.pictures import PictureLoader
-from src.evaluation.figures import reconstruction_sheet
-from src.evaluation.report import versions, write_json
-from src.generation.batches import progress
+from src.files import write_json
+from src.models.batches import progress
 from src.models.image_tokenizer import ImageTokenizer
 from src.models.opt import count_parameters
+from src.report.sheets import reconstruction_sheet
+from src.report.tables import versions
 
 SHEET, TITLE = "reconstruction.png", "Pictures, and what their codes keep"
 SHOWN = 24  # pictures of the sheet: the first of the split, not the best

@@ -19,11 +19,11 @@ from src.config import EvalConfig
 from src.data.errors import DataError
 from src.data.schema import AUDIO, IMAGE, JOINT, TEXT
 from src.data.tokenizer import Tokenizer
-from src.evaluation import recall
-from src.evaluation.encode import NAMES, Encoder, Items
-from src.evaluation.nearest import top_k
-from src.evaluation.rerank import Matching, TextLikelihood
 from src.generation.beam import BeamSearch
+from src.inference.encode import NAMES, Encoder, Items
+from src.inference.scorers import Matching, TextLikelihood
+from src.metrics import recall
+from src.metrics.nearest import top_k
 from src.models.opt import OPT
 
 COUPLES = ((TEXT, IMAGE), (IMAGE, AUDIO), (TEXT, AUDIO), (IMAGE, JOINT))

@@ -7,22 +7,22 @@ import numpy as np
 from src.data import audio, image
 from src.data.pipeline import Loader
 from src.data.schema import AUDIO, IMAGE, MATCH_CASES, MODALITIES, TEXT
-from src.evaluation.captioning import facts_of
-from src.evaluation.encode import Items
-from src.evaluation.figures import (
+from src.evaluation.reconstruction import SHEET, TITLE
+from src.evaluation.retrieval import SHOWN, Ranking
+from src.files import write_json
+from src.inference.encode import Items
+from src.inference.media import sketch
+from src.metrics.errors import facts_of
+from src.report.plots import confusion_matrix
+from src.report.sheets import (
     Hit,
     Query,
     album_sheet,
     caption_sheet,
-    confusion_matrix,
     drawing_sheet,
     reconstruction_sheet,
     retrieval_sheet,
 )
-from src.evaluation.media import sketch
-from src.evaluation.reconstruction import SHEET, TITLE
-from src.evaluation.report import write_json
-from src.evaluation.retrieval import SHOWN, Ranking
 
 ROWS = 6  # queries of a sheet: the first of the split, not the best
 CAPTIONS = 24

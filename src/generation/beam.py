@@ -13,9 +13,9 @@ from mindspore import Tensor, nn, ops
 from src.config import EvalConfig
 from src.data.schema import AUDIO, IMAGE
 from src.data.tokenizer import Tokenizer
-from src.generation.batches import fitting_size, pad_rows, progress
 from src.generation.cache import CachedDecoder, Read, called_often, past_bias
 from src.generation.text_sampling import never_written
+from src.models.batches import fitting_size, pad_rows, progress
 from src.models.layers import MASKED
 from src.models.opt import OPT
 

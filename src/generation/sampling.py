@@ -12,8 +12,8 @@ import numpy as np
 from mindspore import Tensor, nn, ops
 
 from src.data.schema import AUDIO, TEXT
-from src.generation.batches import absent, fitting_size, pad_rows, progress, run_batched
 from src.generation.cache import CachedDecoder, Read, called_often, past_bias
+from src.models.batches import absent, fitting_size, pad_rows, progress, run_batched
 from src.models.cross_encoder import CrossEncoder
 from src.models.image_decoder import ImageDecoder
 

@@ -1,4 +1,4 @@
-"""Weighted cross-entropy: masked tokens, matching cases, decoded tokens."""
+"""Weighted cross-entropy: masked tokens, matching cases, generated tokens and image codes."""
 
 import mindspore as ms
 from mindspore import Tensor, ops
@@ -23,3 +23,19 @@ def cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor, smoothing: fl
     if smoothing:
         losses = (1.0 - smoothing) * losses - smoothing * log_probabilities.mean(-1)
     return (losses * weights).sum() / ops.maximum(weights.sum(), Tensor(1.0, ms.float32))
+
+
+def code_loss(logits: Tensor, codes: Tensor) -> Tensor:
+    """Mean cross-entropy of the codes of rows that have a picture.
+
+    Rows that were given nothing count too: they teach the unconditional branch of classifier-free guidance.
+
+    Args:
+        logits: (R·P', K) float.
+        codes: (R, P') int32; −1 where there is no picture.
+
+    Returns:
+        () float32; 0 when no row counts.
+    """
+    weights = (codes >= 0).astype(ms.float32).reshape(-1)
+    return cross_entropy(logits, ops.relu(codes).reshape(-1), weights)

@@ -15,21 +15,16 @@ from src.config import TASKS, Config
 from src.data.errors import DataError
 from src.data.pictures import PictureLoader
 from src.data.pipeline import Loader
-from src.data.tokenizer import Tokenizer
-from src.evaluation.evaluate import Evaluator
 from src.evaluation.reconstruction import ReconstructionEvaluator
+from src.evaluation.run import Evaluator
 from src.models.image_tokenizer import ImageTokenizer
 from src.models.opt import OPT
-from src.tasks.image_tokenizer import TokenizerObjectives
-from src.tasks.objectives import Objectives
-from src.tasks.self_critical import build_self_critical
+from src.objectives.image_tokenizer import TokenizerObjectives
+from src.objectives.objectives import Objectives
+from src.objectives.self_critical import build_self_critical
 
 # items of the held-out split that are looked at, and drawn, during training: a glance, not the final figure
 HELD_OUT, DRAWN = 500, 100
-
-
-def build_opt(config: Config) -> OPT:
-    return OPT(config.model, Tokenizer(config.model.text.vocab).size)
 
 
 def build_objectives(network: OPT, config: Config, rank: int, ranks: int, gather: nn.Cell | None) -> Objectives:
@@ -49,7 +44,6 @@ class Task:
     Args:
         figures: (evaluator, config) → figures of data.eval_split by name, higher is better.
         best: name of the figure that marks the best checkpoint.
-        model: config → network.
         objectives: (network, config, rank, ranks, gather or None) → a Cell with names, fields, trained_parts() and,
             where there are such, figures, before_step and after_update (:class:`src.training.step.TrainStep`).
         loader: (config, split, rank, ranks) → batches.
@@ -58,7 +52,6 @@ class Task:
 
     figures: Callable[[Any, Config], dict[str, float]]
     best: str
-    model: Callable[[Config], nn.Cell] = build_opt
     objectives: Callable[[Any, Config, int, int, nn.Cell | None], nn.Cell] = build_objectives
     loader: type[Loader] = Loader
     evaluator: type[Evaluator] | type[ReconstructionEvaluator] = Evaluator
@@ -116,10 +109,6 @@ def drawing_figures(evaluator: Evaluator, config: Config) -> dict[str, float]:
     return recalls | {"mean_r1": sum(figures["r1"] for figures in drawing.values()) / len(drawing)}
 
 
-def build_tokenizer(config: Config) -> ImageTokenizer:
-    return ImageTokenizer(config.model.tokenizer)
-
-
 def tokenizer_objectives(
     network: ImageTokenizer, config: Config, rank: int, ranks: int, gather: nn.Cell | None
 ) -> TokenizerObjectives:
@@ -137,7 +126,7 @@ REGISTRY = {
     "speech_to_text": Task(transcript_figures, "characters_right"),
     "text_to_image": Task(drawing_figures, "mean_r1"),
     "image_tokenizer": Task(
-        tokenizer_figures, "psnr", build_tokenizer, tokenizer_objectives, PictureLoader, ReconstructionEvaluator
+        tokenizer_figures, "psnr", tokenizer_objectives, PictureLoader, ReconstructionEvaluator
     ),
 }
 if REGISTRY.keys() != set(TASKS):

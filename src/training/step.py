@@ -43,7 +43,7 @@ class Gradients(nn.Cell):
     losses, a tuple of statistics, and ``after_update`` is a Cell that reads them from its Parameters ``statistics``.
 
     Args:
-        objectives: :class:`src.tasks.objectives.Objectives` or another task's.
+        objectives: :class:`src.objectives.objectives.Objectives` or another task's.
         optimizer: says what is trained and holds the gradients.
         mean_gradients: :class:`src.training.ranks.MeanGradients`, or None on one device.
 
@@ -109,7 +109,7 @@ class TrainStep:
     doubles again after 1,000 clean steps.
 
     Args:
-        objectives: :class:`src.tasks.objectives.Objectives` or another task's; ``figures`` names what follows its
+        objectives: :class:`src.objectives.objectives.Objectives` or another task's; ``figures`` names what follows its
             losses and is logged only; ``before_step`` makes from a batch what it lacks of ``fields``.
         optimizer: the update.
         clip_norm: largest global norm of the gradients.

@@ -7,17 +7,17 @@ from typing import Any
 import mindspore as ms
 from mindspore import nn
 
+from src.checkpoints import checkpoint
+from src.checkpoints.pretrained import init_encoders
 from src.config import Config, ConfigError, to_yaml
 from src.data.pipeline import Batch
-from src.evaluation.report import table
 from src.files import write_text
 from src.models.opt import count_parameters
+from src.report.tables import table
 from src.tasks import registry
-from src.training import checkpoint
 from src.training.layer_rates import unfrozen
 from src.training.log import RunLog
 from src.training.muon import build_optimizer
-from src.training.pretrained import init_encoders
 from src.training.ranks import GatherRows, MeanGradients
 from src.training.schedule import learning_rates
 from src.training.step import INITIAL_LOSS_SCALE, NonFiniteError, StepResult, TrainingError, TrainStep

@@ -1,0 +1,194 @@
+"""Checkpoints: folders that hold everything needed to go on, to evaluate, or to export.
+
+    step-00001000/
+        config.yaml           the resolved configuration
+        vocab.txt             the vocabulary it was trained with
+        model.safetensors     weights by name
+        tokenizer/            the image tokenizer whose codes it draws (only where the model is shipped)
+        optimizer.safetensors moments, step, loss scale (left out where only the model is shipped)
+        state.json            step and best metric
+
+A checkpoint is written beside its place and renamed, so that a kill at any moment leaves either the whole or nothing.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from mindspore import Parameter, nn
+from safetensors import SafetensorError
+from safetensors.numpy import save_file
+
+from src.checkpoints.files import (
+    CONFIG,
+    MODEL,
+    OPTIMIZER,
+    STATE,
+    VOCAB,
+    CheckpointError,
+    own_files,
+    pointed,
+    read_tensors,
+    set_parameters,
+)
+from src.config import Config, load_config, to_yaml
+from src.files import write_text
+
+
+def load_checkpoint_config(
+    folder: Path, overrides: Sequence[str] = (), config_file: str | Path | None = None
+) -> Config:
+    """The configuration a checkpoint was trained with; its own vocabulary and image tokenizer are used.
+
+    Args:
+        config_file: says instead what is done with the checkpoint; the network stays the one that was trained.
+    """
+    own = own_files(folder)
+    if config_file is None:
+        return load_config(folder / CONFIG, [*own, *overrides])
+    return load_config(config_file, [*_network_settings(load_config(folder / CONFIG, own)), *own, *overrides])
+
+
+def _network_settings(config: Config) -> list[str]:
+    """The network of a configuration as ``key=value``."""
+    sections: list[tuple[str, Any]] = [("model", yaml.safe_load(to_yaml(config))["model"])]
+    settings = []
+    while sections:
+        key, value = sections.pop()
+        if isinstance(value, dict):
+            sections += [(f"{key}.{name}", inner) for name, inner in value.items()]
+        else:
+            settings.append(f"{key}={json.dumps(value)}")
+    return settings
+
+
+def load_weights(cell: nn.Cell, folder: Path) -> None:
+    """Sets every parameter of a network from a checkpoint folder; none may be missing, unknown or of another shape."""
+    path = folder / MODEL
+    set_parameters(dict(cell.parameters_and_names()), read_tensors(path), path)
+
+
+def load_parts(cell: nn.Cell, folder: Path) -> tuple[list[str], list[str]]:
+    """Sets the parts that the network and a checkpoint folder share, as fine-tuning and a grown network need it.
+
+    A part (``text_encoder``, ``image_decoder``, …) that both have must agree in every tensor.
+
+    Returns:
+        Names of the parts that the checkpoint lacks and keep their new weights, and of those that it has beside.
+
+    Raises:
+        CheckpointError: a shared part differs, or nothing is shared.
+    """
+    path = folder / MODEL
+    parameters, arrays = dict(cell.parameters_and_names()), read_tensors(path)
+    ours, theirs = ({name.partition(".")[0] for name in names} for names in (parameters, arrays))
+    shared = ours & theirs
+    if not shared:
+        raise CheckpointError(f"{path} has no part of this model: another task wrote it")
+    ours_shared, theirs_shared = (
+        {name: value for name, value in tensors.items() if name.partition(".")[0] in shared}
+        for tensors in (parameters, arrays)
+    )
+    set_parameters(ours_shared, theirs_shared, path)
+    return sorted(ours - shared), sorted(theirs - shared)
+
+
+def save_checkpoint(
+    checkpoints: Path,
+    step: int,
+    config: Config,
+    model: nn.Cell,
+    optimizer_state: Mapping[str, Parameter] | None = None,
+    state: Mapping[str, Any] | None = None,
+    keep: int = 0,
+    best: bool = False,
+) -> Path:
+    """Writes ``step-…`` under ``checkpoints`` whole or not at all, points ``latest`` at it, removes older ones.
+
+    Args:
+        keep: how many checkpoints stay, beside the best; 0: all.
+        best: point ``best`` at it, too.
+
+    Returns:
+        The new folder.
+
+    Raises:
+        CheckpointError: it could not be written (a full disk); earlier checkpoints are untouched.
+    """
+    place = _free_place(checkpoints, step)
+    beside = place.with_name(f".writing-{place.name}")
+    try:
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir(parents=True)
+        write_model(beside, config, model)
+        if optimizer_state is not None:
+            _save_arrays(beside / OPTIMIZER, optimizer_state)
+        write_text(beside / STATE, json.dumps({"step": step, **(state or {})}, indent=1) + "\n")
+        if place.exists():
+            shutil.rmtree(place)
+        beside.rename(place)
+        write_text(checkpoints / "latest", place.name + "\n")
+        if best:
+            write_text(checkpoints / "best", place.name + "\n")
+    except OSError as error:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise CheckpointError(f"cannot write {place}: {error.strerror or error}") from None
+    _remove_old(checkpoints, keep, place)
+    return place
+
+
+def write_model(folder: Path, config: Config, model: nn.Cell, half: bool = False) -> None:
+    """Configuration, vocabulary and weights (with ``half`` as float16): what evaluation and export need."""
+    write_text(folder / CONFIG, to_yaml(config))
+    shutil.copyfile(config.model.text.vocab, folder / VOCAB)
+    _save_arrays(folder / MODEL, dict(model.parameters_and_names()), half)
+
+
+def _save_arrays(path: Path, parameters: Mapping[str, Parameter], half: bool = False) -> None:
+    try:
+        # a copy: asnumpy shares memory with the device tensor on a CPU
+        arrays = {name: np.array(parameter.asnumpy()) for name, parameter in parameters.items()}
+        if half:
+            arrays = {name: x.astype(np.float16) if x.dtype == np.float32 else x for name, x in arrays.items()}
+        save_file(arrays, path)
+    except SafetensorError as error:
+        raise OSError(str(error)) from None
+    with open(path, "rb+") as file:
+        os.fsync(file.fileno())
+
+
+def _free_place(checkpoints: Path, step: int) -> Path:
+    """The folder for a step: ``step-…``, or with a number behind where one of that name is the latest or the best.
+
+    What a pointer names is not removed before the pointer has moved, so that a kill never leaves one without a target.
+    """
+    kept = (pointed(checkpoints / "latest"), pointed(checkpoints / "best"))
+    places = [checkpoints / f"step-{step:08d}{again}" for again in ("", ".1", ".2")]
+    return next(place for place in places if place not in kept)
+
+
+def _remove_old(checkpoints: Path, keep: int, newest: Path) -> None:
+    """Leaves ``newest`` (its step may be below an earlier run's), the best, and the highest of the others.
+
+    An earlier one of the same step goes in any case.
+    """
+    others = sorted(set(checkpoints.glob("step-*")) - {newest, pointed(checkpoints / "best")})
+    gone = [other for other in others if other.stem == newest.stem]
+    if keep:
+        rest = [other for other in others if other not in gone]
+        gone += rest[: max(0, len(rest) - keep + 1)]
+    for old in gone:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """The content of state.json."""
+    try:
+        return json.loads((folder / STATE).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"cannot read {folder / STATE}: {str(error).splitlines()[0]}") from None

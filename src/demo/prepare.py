@@ -1,0 +1,92 @@
+"""Makes the demo's data set: emoji scenes with their captions and the captions' speech, all from a seed."""
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from src.config import AudioEncoderConfig, load_config
+from src.data.errors import DataError
+from src.data.record import Record
+from src.data.writer import DatasetWriter
+from src.demo import speech
+from src.demo.captions import write
+from src.demo.render import render_png
+from src.demo.world import SPLITS, draw_scenes
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--world", choices=("demo", "demo_full"), default="demo", help="28 objects and 6 backgrounds, or 86 and 8"
+    )
+    parser.add_argument("--output", type=Path, required=True, help="folder to write")
+    parser.add_argument("--scenes", type=int, default=8000, help="training scenes")
+    parser.add_argument("--dev", type=int, default=500, help="scenes of held-out pairs, to choose settings by")
+    parser.add_argument("--test", type=int, default=1000, help="scenes of other held-out pairs, to report")
+    parser.add_argument("--seed", type=int, default=1, help="what all is drawn from")
+    parser.add_argument("--no-speech", action="store_true", help="pictures and captions only")
+    parser.add_argument("--config", type=Path, help="YAML file whose model.audio says how sound is stored")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Writes the data set and prints what it holds."""
+    counts = {"train": args.scenes, "dev": args.dev, "test": args.test}
+    for split, option in zip(SPLITS, ("--scenes", "--dev", "--test"), strict=True):
+        if counts[split] < 1:
+            raise DataError(f"{option} {counts[split]}: give at least one scene")
+    if args.seed < 0:
+        raise DataError(f"--seed {args.seed}: give a number that is not negative")
+    audio = load_config(args.config).model.audio if args.config else AudioEncoderConfig()
+    if audio.input == "feature":
+        raise DataError(
+            f"--config {args.config}: model.audio.input=feature, but the demo speaks: use fbank or wav2vec2"
+        )
+    spoken = not args.no_speech
+    if spoken and not speech.available():
+        tqdm.write(speech.HINT)
+        spoken = False
+    about = {"source": "demo", "world": args.world, "seed": args.seed, "scenes": counts, "speech": spoken}
+    rows = []
+    with DatasetWriter(args.output, audio, about) as writer:
+        for split in SPLITS:
+            rows.append(_write_split(writer, args, split, counts[split], audio if spoken else None))
+    print(f"{args.output}: world {args.world}, seed {args.seed}")
+    print(f"{'split':6} {'scenes':>7} {'spoken':>7} {'silent':>7} {'cut':>5} {'seconds of speech':>18}")
+    for row in rows:
+        print("{:6} {:7} {:7} {:7} {:5} {:18.2f}".format(*row))
+
+
+def _write_split(
+    writer: DatasetWriter, args: argparse.Namespace, split: str, count: int, audio: AudioEncoderConfig | None
+) -> tuple[str, int, int, int, int, float]:
+    """Returns the split's row of the summary: its name, scenes, spoken, silent and cut captions, mean duration."""
+    scenes = draw_scenes(args.world, split, count, args.seed)
+    captions = [write(scene) for scene in scenes]
+    frames = []
+    sounds = _sounds(captions, audio, (args.seed, SPLITS.index(split)))
+    progress = tqdm(zip(scenes, captions, sounds, strict=True), split, len(scenes), unit="scene")
+    for number, (scene, caption, sound) in enumerate(progress):
+        writer.add(split, Record(f"{split}-{number:06d}", render_png(scene), (caption,), (sound,)))
+        if sound is not None:
+            frames.append(len(sound))
+    if audio is None or not frames:
+        return split, count, 0, count, 0, 0.0
+    hops = audio.length / audio.max_frames  # frames, or samples of a waveform, in a hop
+    seconds = float(np.mean(frames)) / hops * audio.hop_ms / 1000
+    return split, count, len(frames), count - len(frames), frames.count(audio.length), seconds
+
+
+def _sounds(
+    captions: list[str], audio: AudioEncoderConfig | None, seed: tuple[int, ...]
+) -> Iterator[np.ndarray | None]:
+    """The sound of each caption, None where speech is off or failed."""
+    if audio is None:
+        yield from [None] * len(captions)
+        return
+    for chunk in speech.speak(captions, audio, seed):
+        if chunk.trouble:
+            silent = sum(sound is None for sound in chunk.sounds)
+            tqdm.write(f"speech: {chunk.trouble}; {f'{silent} captions stay silent' if silent else 'spoken again'}")
+        yield from chunk.sounds

@@ -1,0 +1,297 @@
+"""The whole path on made-up data, by the commands that a user types; what is finished is not repeated.
+
+A stage counts as finished for one set of commands, resolved configurations and earlier stages: when any of them
+changes, it runs again. An interrupted training goes on from its last checkpoint.
+"""
+
+import argparse
+import hashlib
+import json
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from tqdm import tqdm
+
+from src import cli
+from src.config import load_config, to_yaml
+from src.errors import UserError
+from src.files import write_json
+from src.report.plots import loss_curves
+from src.report.tables import summary as text_of
+from src.report.tables import table
+
+TRAININGS = ("image_tokenizer", "pretrain", "retrieval", "caption")
+EVALUATED = ("pretrain", "retrieval", "caption")
+# Of pre-training only what the later stages do not measure: drawing, the tokenizer, and the token and sample level.
+PRETRAIN_EVAL = ("eval.gallery=200", "eval.captions=0", "eval.rerank=0", "eval.probe=200")
+
+# A smoke run: every stage once, nothing learned.
+FAST_DATA = ("--scenes", "300", "--dev", "40", "--test", "40")
+FAST_TRAIN = ("data.batch_size=32", "train.steps=10", "train.log_every=1", "train.save_every=5")
+FAST_TRAIN += ("optimizer.warmup_steps=2",)
+FAST_EVAL = ("eval.batch_size=20", "eval.gallery=40", "eval.captions=20", "eval.rerank=4")
+FAST_PRETRAIN_EVAL = ("eval.draw=8", "eval.probe=20")
+
+AT_ONCE = 2  # commands side by side: much of what an evaluation takes is compilation, which keeps one core busy
+POLL_SECONDS = 0.5
+
+Command = tuple[str, ...]  # what follows "python"
+Run = Callable[..., int]  # runs commands, several of them side by side, and returns the exit code
+Running = dict[subprocess.Popen, IO[bytes]]  # processes, and what each has printed so far
+
+
+class StageError(UserError):
+    """A command of a stage failed."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A step of the demo: its commands, the folders that they fill, and the stages whose results they read.
+
+    Commands that do not read each other's results may run side by side.
+    """
+
+    name: str
+    commands: tuple[Command, ...]
+    folders: tuple[Path, ...]
+    after: tuple[str, ...] = ()
+    side_by_side: bool = False
+
+    def digest(self, earlier: Mapping[str, str]) -> str:
+        """Tells two sets of settings apart. Args: earlier: the digests of the stages before this one."""
+        configs = [_resolved(command) for command in self.commands]
+        parts = [self.commands, configs, [earlier[name] for name in self.after]]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+    def is_there(self) -> bool:
+        return all(folder.exists() for folder in self.folders)
+
+    def is_interrupted(self) -> bool:
+        """True when it holds a training that can go on."""
+        return any((folder / "checkpoints" / "latest").exists() for folder in self.folders)
+
+
+def build_stages(folder: Path, world: str, fast: bool) -> list[Stage]:
+    """The demo in the order in which it runs."""
+    data, codes, export, evaluation = (folder / name for name in ("data", "image_tokenizer", "export", "evaluation"))
+    train_settings = (f"data.path={data}", *(FAST_TRAIN if fast else ()))
+    eval_settings = (f"data.path={data}", *(FAST_EVAL if fast else ()))
+    make_data = ("-m", "src.data.prepare", "demo", "--world", world, "--config", f"config/model/{world}.yaml")
+
+    def train(task: str, *settings: str) -> Command:
+        output = f"train.output={folder / task}"
+        return "train.py", "--config", f"config/{task}/{world}.yaml", *train_settings, output, *settings
+
+    def evaluate(task: str, *settings: str) -> Command:
+        files = ("--checkpoint", str(folder / task), "--output", str(evaluation / task))
+        return "eval.py", "--config", f"config/{task}/{world}.yaml", *files, *eval_settings, *settings
+
+    def start(earlier: str) -> str:
+        return f"train.init_from={folder / earlier}"
+
+    exported = ("--checkpoint", str(folder / "retrieval"), "--output", str(export))
+    to_mindir = ("export.py", "--config", f"config/retrieval/{world}.yaml", *exported, "--format", "MINDIR")
+    make_codes = ("-m", "src.inference.image_codes", "--data", str(data), "--checkpoint", str(codes))
+    drawn = (f"data.codes={codes}", *PRETRAIN_EVAL, *(FAST_PRETRAIN_EVAL if fast else ()))
+    # the longest first, so that the two cores end together
+    last = (evaluate("retrieval"), evaluate("pretrain", *drawn), evaluate("caption"), to_mindir)
+    return [
+        Stage("data", ((*make_data, "--output", str(data), *(FAST_DATA if fast else ())),), (data,)),
+        Stage("image_tokenizer", (train("image_tokenizer"), make_codes), (codes,), ("data",)),
+        Stage("pretrain", (train("pretrain", f"data.codes={codes}"),), (folder / "pretrain",), ("image_tokenizer",)),
+        Stage("retrieval", (train("retrieval", start("pretrain")),), (folder / "retrieval",), ("pretrain",)),
+        Stage("caption", (train("caption", start("retrieval")),), (folder / "caption",), ("retrieval",)),
+        Stage("evaluate_and_export", last, (evaluation, export), EVALUATED, side_by_side=True),
+    ]
+
+
+def run_commands(*commands: Command) -> int:
+    """Shows commands as a user would type them and runs them: one on this terminal, several side by side.
+
+    What one of several prints is shown when it has ended. When one fails the others are stopped.
+
+    Returns:
+        The exit code: 0, or that of the first one that failed.
+    """
+    for command in commands:
+        print(f"$ python {shlex.join(command)}", flush=True)
+    if len(commands) == 1:
+        return subprocess.run([sys.executable, *commands[0]], check=False).returncode
+    running: Running = {}
+    try:
+        return _run_side_by_side(deque(commands), running)
+    finally:
+        for process, output in running.items():
+            process.kill()
+            process.wait()
+            output.close()
+
+
+def run_stages(stages: Sequence[Stage], folder: Path, run: Run = run_commands) -> dict[str, float]:
+    """Runs what is not finished and returns the minutes that each stage took, now or in an earlier call.
+
+    Raises:
+        ConfigError: a configuration cannot be used; nothing has run.
+        StageError: a folder is somebody else's, and nothing has run; or a command failed, and the stages before it
+            stay finished.
+    """
+    digests: dict[str, str] = {}
+    for stage in stages:
+        digests[stage.name] = stage.digest(digests)
+    book = folder / "stages.json"
+    records: dict[str, dict[str, Any]] = _read(book) if book.exists() else {}
+    for stage in stages:
+        if stage.name not in records:
+            _refuse_foreign(stage)
+    for number, stage in enumerate(stages, 1):
+        title = f"[{number}/{len(stages)}] {stage.name}"
+        known = records.get(stage.name)
+        same = known is not None and known["digest"] == digests[stage.name] and stage.is_there()
+        if same and known["finished"]:
+            print(f"{title}: finished before, in {known['minutes']:.1f} minutes", flush=True)
+            continue
+        resume = same and stage.is_interrupted()
+        if not resume:
+            _clear(stage)
+        print(f"\n{title}{': goes on from its last checkpoint' if resume else ''}", flush=True)
+        spent = known["minutes"] if resume else 0.0
+        records[stage.name] = {"digest": digests[stage.name], "finished": False, "minutes": spent}
+        write_json(book, records)
+        began = time.monotonic()
+        try:
+            _run_stage(stage, run, resume)
+            records[stage.name]["finished"] = True
+        finally:
+            records[stage.name]["minutes"] = spent + (time.monotonic() - began) / 60
+            write_json(book, records)
+    return {stage.name: records[stage.name]["minutes"] for stage in stages}
+
+
+def summarise(folder: Path, world: str, minutes: Mapping[str, float]) -> dict[str, Any]:
+    """Brings the results of the stages together: what ``summary.json`` holds."""
+    pretrain, retrieval, caption = (_read(folder / "evaluation" / task / "metrics.json") for task in EVALUATED)
+    return {
+        "world": world,
+        "gallery": retrieval["gallery"],
+        "retrieval": retrieval["retrieval"],
+        "reranked": retrieval.get("reranked", {}),
+        "reconstruction": pretrain["reconstruction"],
+        "caption": caption["caption"],
+        "drawing": pretrain["drawing"],
+        "probe": pretrain["probe"],
+        "export": {"max_abs_diff": _read(folder / "export" / "export.json")["max_abs_diff"]},
+        "minutes": {**minutes, "total": sum(minutes.values())},
+        "parameters": retrieval["parameters"],
+        "versions": retrieval["versions"],
+    }
+
+
+def gather_figures(folder: Path) -> list[Path]:
+    """Puts the pictures of the evaluations and the loss curves of the trainings into ``figures``; returns paths."""
+    figures = folder / "figures"
+    figures.mkdir(exist_ok=True)
+    loss_curves([folder / task / "metrics.jsonl" for task in TRAININGS], figures / "loss_curves.png")
+    for task in EVALUATED:  # a later stage's pictures take the place of an earlier one's of the same name
+        for picture in (folder / "evaluation" / task / "figures").glob("*.png"):
+            shutil.copy(picture, figures)
+    return sorted(figures.iterdir())
+
+
+def main(arguments: Sequence[str] | None = None, run: Run = run_commands) -> int:
+    """Runs the demo and shows its results; returns the exit code."""
+    args = _parse(arguments)
+    folder = args.output or Path("runs") / (args.world + ("-fast" if args.fast else ""))
+    try:
+        minutes = run_stages(build_stages(folder, args.world, args.fast), folder, run)
+    except UserError as error:
+        print(f"demo: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\ndemo: stopped; the same call goes on from here", file=sys.stderr)
+        return 130
+    results = summarise(folder, args.world, minutes)
+    write_json(folder / "summary.json", results)
+    print(f"\n{text_of(results)}\n")
+    print(table([[stage, f"{spent:.1f}"] for stage, spent in results["minutes"].items()], ["minutes", ""]))
+    print(f"\nexported graphs differ from the model by at most {results['export']['max_abs_diff']:.1e}")
+    for path in (folder / "summary.json", *gather_figures(folder)):
+        print(path)
+    return 0
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="run_demo.sh", description=__doc__.splitlines()[0])
+    parser.add_argument("--fast", action="store_true", help="little data and few steps, to see that all parts work")
+    parser.add_argument("--world", choices=("demo", "demo_full"), default="demo", help="few objects, or all 86")
+    parser.add_argument("--output", type=Path, help="folder of the results (default: runs/demo, runs/demo-fast, …)")
+    return parser.parse_args(arguments)
+
+
+def _run_stage(stage: Stage, run: Run, resume: bool) -> None:
+    steps = [stage.commands] if stage.side_by_side else [(command,) for command in stage.commands]
+    if resume:  # where there is something to resume, the first command trains
+        steps[0] = ((*steps[0][0], "--resume"), *steps[0][1:])
+    for commands in steps:
+        code = run(*commands)
+        if code:
+            raise StageError(f"stage {stage.name} failed with exit code {code}; the same call goes on from here")
+
+
+def _run_side_by_side(waiting: deque[Command], running: Running) -> int:
+    """Runs what waits, AT_ONCE at a time; a failure ends it, with its exit code and the others still running."""
+    with tqdm(total=len(waiting), desc="side by side", unit="command") as bar:
+        while waiting or running:
+            while waiting and len(running) < AT_ONCE:
+                output = tempfile.TemporaryFile()  # noqa: SIM115 - closed when it has been shown
+                command = [sys.executable, *waiting.popleft()]
+                running[subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)] = output
+            time.sleep(POLL_SECONDS)
+            if sys.stderr.isatty():  # a log file need not know every half second
+                bar.refresh()
+            for process in [process for process in running if process.poll() is not None]:
+                with running.pop(process) as output:
+                    output.seek(0)
+                    bar.write(output.read().decode(errors="replace"))
+                bar.update()
+                if process.returncode:
+                    return process.returncode
+    return 0
+
+
+def _refuse_foreign(stage: Stage) -> None:
+    """A stage's folders are emptied for a new start, but never one that the demo did not make."""
+    for folder in stage.folders:
+        if folder.exists():
+            raise StageError(f"{folder} is there but not from a demo run: choose another --output or move it away")
+
+
+def _clear(stage: Stage) -> None:
+    for folder in stage.folders:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _resolved(command: Command) -> str:
+    """The whole configuration that the command runs with, defaults included; empty where it reads none."""
+    if "--config" not in command:
+        return ""
+    settings = [word for word in command if "=" in word]
+    return to_yaml(load_config(command[command.index("--config") + 1], settings))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as an exception it also ends the command that runs
+    cli.run(lambda: sys.exit(main()))

@@ -1,0 +1,155 @@
+"""What pre-training has learned at the token and the sample level, on held-out data.
+
+Each figure stands beside what a model that looks at nothing would reach: ``*_chance``.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from mindspore import Tensor, nn, ops
+
+from src.config import Config
+from src.data.pipeline import Loader
+from src.data.schema import IMAGE, MATCH_CASES
+from src.models.batches import progress
+from src.models.image_tokenizer import ImageTokenizer
+from src.models.opt import OPT
+from src.objectives.objectives import Objectives
+
+PROBED = ("mlm", "mvm_code", "mvm_feature", "mvm_class", "mam_feature", "mam_contrastive", "matching")
+
+
+class _Predictions(nn.Cell):
+    """The token and the sample level on a whole batch: the tensors that :func:`_figures` counts, in ``names``' order.
+
+    Args: painter: makes the codes of the batch's pictures; None: they are in the batch.
+
+    Inputs: the tensors that ``fields`` names.
+    """
+
+    def __init__(self, model: OPT, config: Config, batch_size: int, painter: ImageTokenizer | None) -> None:
+        super().__init__(auto_prefix=False)
+        kept = {name: getattr(config.objectives, name) for name in PROBED}
+        others = {"contrastive": 0.0, "denoise_text": 0.0, "denoise_image": 0.0}
+        settings = replace(config.objectives, token_fraction=1.0, sample_fraction=1.0, **others, **kept)
+        self.objectives = Objectives(model, settings, batch_size)
+        self.fields, self.active = self.objectives.fields, self.objectives.names
+        self.painter = painter if "mvm_code" in self.active else None
+
+    def construct(self, *tensors):
+        batch = {}
+        for i in range(len(self.fields)):
+            batch[self.fields[i]] = tensors[i]
+        if self.painter is not None:
+            here = batch["presence"][:, IMAGE : IMAGE + 1]
+            batch["image_codes"] = (self.painter.encode(batch["image"]) + 1) * here - 1  # −1 where there is no picture
+        views = self.objectives.views(batch)
+        clean = views[0]
+        embeddings = None
+        if self.objectives.embeds:
+            embeddings = self.objectives.embed(clean)
+        found = ()
+        for level in self.objectives.levels:
+            rows, state = level.rows(batch, views, embeddings)
+            fused, _ = self.objectives.model.cross_encoder(*rows)
+            if "matching" in level.names:
+                logits, weights = level.answers(batch, embeddings, fused, state)
+                found = (*found, ops.argmax(logits, -1), weights)
+                continue
+            if level.hides_text:
+                found = (*found, ops.argmax(level.words(batch, fused), -1))
+            if "mvm_code" in level.names:
+                logits, codes = level.codes(batch, fused)
+                found = (*found, ops.argmax(logits, -1), codes)
+            if "mvm_feature" in level.names:
+                found = (*found, *level.patches(batch, clean, fused))
+            if "mvm_class" in level.names:
+                logits, classes = level.classes(batch, fused)
+                found = (*found, ops.argmax(logits, -1), classes)
+            if level.hides_audio:
+                found = (*found, *level.frames(batch, clean, fused))
+        return found
+
+
+class Probe:
+    """Measures masked modelling and matching of a model.
+
+    Args:
+        config: which of the objectives are probed: those that it trains.
+        model: the network.
+        painter: makes the pictures' codes; None: those beside the shards are read.
+    """
+
+    def __init__(self, config: Config, model: OPT, painter: ImageTokenizer | None = None) -> None:
+        self.batch_size = config.eval.batch_size
+        self.cell = _Predictions(model, config, self.batch_size, painter)
+        self.active = self.cell.active
+        self.reads_codes = "mvm_code" in self.active and painter is None
+
+    def run(self, loader: Loader, samples: int = 0) -> dict[str, Any]:
+        """Figures of a split's first samples (0: all), and the ``confusion`` of the five cases [truth][answer]."""
+        books: dict[str, list[np.ndarray]] = {}
+        count = min(len(loader.dataset), samples or len(loader.dataset))
+        batches = -(-count // self.batch_size)
+        for batch, n, _ in progress(loader.evaluation(self.batch_size, count), "probing", batches):
+            outputs = self.cell(*(Tensor(batch[name]) for name in self.cell.fields))
+            self._note(books, batch, [output.asnumpy() for output in outputs], n)
+        return _figures({name: np.concatenate(parts) for name, parts in books.items()})
+
+    def _note(
+        self, books: dict[str, list[np.ndarray]], batch: Mapping[str, np.ndarray], outputs: list[np.ndarray], n: int
+    ) -> None:
+        """Files a batch's predictions with their truths, only the slots that count."""
+        found = iter(outputs)
+
+        def note(name: str, slots: np.ndarray, *columns: np.ndarray) -> None:
+            used = slots[:n].reshape(-1) > 0
+            for letter, column in zip("pt", columns, strict=True):  # prediction, truth
+                rows = column.reshape(len(slots), *slots.shape[1:], -1)[:n].reshape(used.size, -1)
+                books.setdefault(f"{name}_{letter}", []).append(rows[used])
+
+        def note_known(name: str) -> None:
+            guesses, truth = next(found), next(found)
+            known = batch["mvm_weights"] * (truth.reshape(batch["mvm_weights"].shape) >= 0)
+            note(name, known, guesses, truth)
+
+        if "mlm" in self.active:
+            note("mlm", batch["mlm_weights"], next(found), batch["mlm_labels"])
+        if "mvm_code" in self.active:
+            note_known("mvm_code")
+        if "mvm_feature" in self.active:
+            note("patch", batch["mvm_weights"], next(found), next(found))
+        if "mvm_class" in self.active:
+            note_known("mvm_class")
+        if "mam_feature" in self.active or "mam_contrastive" in self.active:
+            note("frame", batch["mam_weights"], next(found), next(found))
+        if "matching" in self.active:
+            answers, weights = next(found), next(found)
+            note("matching", weights, answers, batch["match_case"])
+
+
+def _figures(books: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    figures: dict[str, Any] = {}
+    for name in ("mlm", "mvm_code", "mvm_class", "matching"):
+        truth = books.get(f"{name}_t", np.zeros(0))
+        if len(truth):
+            figures[f"{name}_accuracy"] = float((books[f"{name}_p"] == truth).mean())
+            figures[f"{name}_chance"] = float(np.unique(truth, return_counts=True)[1].max() / len(truth))
+    for name in ("patch", "frame"):
+        truth = books.get(f"{name}_t", np.zeros(0))
+        if len(truth):
+            figures[f"{name}_cosine"] = _mean_cosine(books[f"{name}_p"], truth)
+            figures[f"{name}_chance"] = _mean_cosine(truth.mean(0, keepdims=True), truth)
+    if "matching_t" in books:
+        cases = len(MATCH_CASES)
+        pairs = books["matching_t"].astype(int) * cases + books["matching_p"].astype(int)
+        figures["confusion"] = np.bincount(pairs.reshape(-1), minlength=cases * cases).reshape(cases, cases).tolist()
+    return figures
+
+
+def _mean_cosine(x: np.ndarray, y: np.ndarray) -> float:
+    """Mean over the rows of the cosine of x and y, [n, D] or [1, D]."""
+    product = (x * y).sum(-1)
+    return float((product / (np.linalg.norm(x, axis=-1) * np.linalg.norm(y, axis=-1) + 1e-9)).mean())

@@ -1,0 +1,245 @@
+"""Encodes what is compared: every text, picture and sound once.
+
+Kernels round a row otherwise at another batch size or in another place of the batch. So a split is encoded in the
+order of its records' keys, a fixed number of rows at a time: figures are the same whatever the batch size and the order
+of the split.
+
+Letters: ``n`` items, ``L`` tokens of an item, ``D`` their width, ``E`` embedding width.
+"""
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from mindspore import nn
+
+from src.data.pipeline import Loader
+from src.data.schema import AUDIO, IMAGE, IMAGE_FIELDS, JOINT, TEXT
+from src.data.store import Dataset
+from src.models.batches import fitting_size, pad_rows, progress, run_batched
+from src.models.opt import OPT
+
+ROWS = 64  # that a graph encodes at once
+NAMES = {TEXT: "t", IMAGE: "i", AUDIO: "a", JOINT: "ta"}  # in names of directions
+
+
+class _EncodeText(nn.Cell):
+    """ids, mask (B, T) int32 → tokens (B, T, D), mask, embeddings (B, E)."""
+
+    def __init__(self, model: OPT) -> None:
+        super().__init__(auto_prefix=False)
+        self.model = model
+
+    def construct(self, ids, mask):
+        tokens = self.model.text_encoder(ids, mask)
+        return tokens, mask, self.model.embed_text(tokens, mask)
+
+
+class _EncodeImage(nn.Cell):
+    """The batch fields that the image encoder reads → tokens (B, P, D), mask (B, P) int32, embeddings (B, E)."""
+
+    def __init__(self, model: OPT) -> None:
+        super().__init__(auto_prefix=False)
+        self.model = model
+
+    def construct(self, *inputs):
+        tokens, mask = self.model.encode_image(inputs)
+        return tokens, mask, self.model.embed_image(tokens, mask)
+
+
+class _EncodeAudio(nn.Cell):
+    """audio (B, M, …), frames (B,) int32 → tokens (B, F, D), mask (B, F) int32, embeddings (B, E)."""
+
+    def __init__(self, model: OPT) -> None:
+        super().__init__(auto_prefix=False)
+        self.model = model
+
+    def construct(self, audio, frames):
+        tokens, mask = self.model.audio_encoder(audio, frames)
+        return tokens, mask, self.model.embed_audio(tokens, mask)
+
+
+class _Join(nn.Cell):
+    """embeddings of texts and of their speech (B, E) → (B, E)."""
+
+    def __init__(self, model: OPT) -> None:
+        super().__init__(auto_prefix=False)
+        self.model = model
+
+    def construct(self, text, audio):
+        return self.model.embed_joint(text, audio)
+
+
+@dataclass(frozen=True)
+class Items:
+    """Encoded items of one modality.
+
+    ``pictures`` says what belongs together: items of the same number are of the same picture. ``samples`` says where
+    an item stands in its split. A joint item, a text with its speech, has no tokens of its own: ``parts`` says where
+    its two are.
+    """
+
+    tokens: np.ndarray  # float32 [n, L, D]
+    mask: np.ndarray  # int32 [n, L], 1 on tokens
+    embeddings: np.ndarray  # float32 [n, E]
+    pictures: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # int64 [n]
+    samples: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # int64 [n]
+    ids: np.ndarray | None = None  # int32 [n, T]: of texts; of sounds what the model wrote down, where it did
+    parts: np.ndarray | None = None  # int64 [n, 2]: of joint items, the places of their text and sound
+
+    def __len__(self) -> int:
+        return len(self.embeddings)
+
+    def take(self, rows: np.ndarray | slice) -> "Items":
+        """Some of the items: an index, a mask or a slice."""
+        arrays = (self.tokens, self.mask, self.embeddings, self.pictures, self.samples, self.ids, self.parts)
+        return Items(*(None if array is None else array[rows] for array in arrays))
+
+
+class Encoder:
+    """The three encoders with their embedding heads, :data:`ROWS` at once; a smaller graph encodes fewer items."""
+
+    def __init__(self, model: OPT) -> None:
+        self._text, self._image, self._audio = _EncodeText(model), _EncodeImage(model), _EncodeAudio(model)
+        self._join = _Join(model)
+
+    def text(self, ids: np.ndarray, mask: np.ndarray) -> Items:
+        """ids, mask int32 [n, T]."""
+        return replace(Items(*self._run(self._text, (ids, mask))), ids=ids)
+
+    def image(self, *inputs: np.ndarray) -> Items:
+        """pixels uint8 [n, S, S, 3], or of regions the fields that ``schema.IMAGE_FIELDS`` names."""
+        return Items(*self._run(self._image, inputs))
+
+    def audio(self, sounds: np.ndarray, frames: np.ndarray) -> Items:
+        """sounds [n, M, …] as ``schema.sound_layout`` says, frames int32 [n]."""
+        return Items(*self._run(self._audio, (sounds, frames)))
+
+    def joint(self, texts: Items, sounds: Items) -> Items | None:
+        """The texts whose sample has a sound, each with it, or None where there are none."""
+        place = {sample: at for at, sample in enumerate(sounds.samples.tolist())}
+        parts = [(at, place[sample]) for at, sample in enumerate(texts.samples.tolist()) if sample in place]
+        if not parts:
+            return None
+        rows = np.array(parts, np.int64)
+        chosen = texts.take(rows[:, 0])
+        (embeddings,) = run_batched(self._join, ROWS, (chosen.embeddings, sounds.embeddings[rows[:, 1]]))
+        return replace(chosen, tokens=chosen.tokens[:, :0], embeddings=embeddings, parts=rows)
+
+    def _run(self, cell: nn.Cell, arrays: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
+        return run_batched(cell, fitting_size(len(arrays[0]), ROWS), arrays, "encoding")
+
+
+class _Stream:
+    """Gathers rows until a batch of an encoder is full, so that what a sample lacks or repeats costs nothing.
+
+    The last batch is filled up, lest a smaller graph be compiled for it.
+    """
+
+    def __init__(self, encode: Callable[..., Items], keeps_tokens: bool) -> None:
+        self.encode, self.keeps_tokens = encode, keeps_tokens
+        self.waiting: list[tuple[np.ndarray, ...]] = []  # pictures, samples, what the encoder reads
+        self.count = 0
+        self.done: list[Items] = []
+
+    def add(self, *arrays: np.ndarray) -> None:
+        if len(arrays[0]):
+            self.waiting.append(arrays)
+            self.count += len(arrays[0])
+        while self.count >= ROWS:
+            self._encode(ROWS)
+
+    def finish(self) -> Items | None:
+        """All items, or None where there were none."""
+        if self.count:
+            self._encode(self.count)
+        if not self.done:
+            return None
+        names = ("tokens", "mask", "embeddings", "pictures", "samples")
+        joined = Items(*(np.concatenate([getattr(part, name) for part in self.done]) for name in names))
+        ids = [part.ids for part in self.done if part.ids is not None]
+        return replace(joined, ids=np.concatenate(ids)) if ids else joined
+
+    def _encode(self, count: int) -> None:
+        columns = [np.concatenate(parts) for parts in zip(*self.waiting, strict=True)]
+        pictures, samples, *inputs = [column[:count] for column in columns]
+        items = self.encode(*(pad_rows(column, ROWS) for column in inputs)).take(slice(count))
+        items = replace(items, pictures=pictures, samples=samples)
+        self.done.append(items if self.keeps_tokens else replace(items, tokens=items.tokens[:, :0].copy()))
+        self.count -= count
+        self.waiting = [tuple(column[count:] for column in columns)] if self.count else []
+
+
+def encode_split(
+    encoder: Encoder,
+    loader: Loader,
+    pictures: int = 0,
+    wanted: Collection[int] = (TEXT, IMAGE, AUDIO),
+    keep_tokens: Collection[int] = (TEXT, IMAGE, AUDIO),
+) -> dict[int, Items]:
+    """The items of a split's first pictures by modality, in the order of :func:`by_key`; empty modalities are left out.
+
+    A picture is an item once, however many captions it has.
+
+    Args:
+        pictures: how many; 0: all.
+        wanted: the modalities that are encoded. Of texts the ids are there in any case.
+        keep_tokens: the modalities whose tokens are kept beside the embeddings: they take a hundred times the memory.
+    """
+    numbers, count = number_pictures(loader.dataset.samples[:, 2], pictures)
+    order = by_key(loader.dataset, count)
+    encoders = {TEXT: encoder.text if TEXT in wanted else _only_ids, IMAGE: encoder.image, AUDIO: encoder.audio}
+    streams = {
+        modality: _Stream(encode, modality in keep_tokens)
+        for modality, encode in encoders.items()
+        if modality in wanted or modality == TEXT
+    }
+    seen = np.zeros(numbers.max(initial=-1) + 1, bool)
+    size = loader.config.eval.batch_size
+    for batch, n, _ in progress(loader.evaluation(size, order=order), "encoding", -(-count // size)):
+        row = batch["sample_id"][:n].astype(np.int64)
+        presence, number = batch["presence"][:n] == 1, numbers[row]
+        first = np.zeros(n, bool)
+        first[np.unique(number, return_index=True)[1]] = True
+        fresh = presence[:, IMAGE] & first & ~seen[number]
+        seen[number[fresh]] = True
+        for modality, chosen, names in (
+            (TEXT, presence[:, TEXT], ("text_ids", "text_mask")),
+            (IMAGE, fresh, IMAGE_FIELDS[loader.config.model.image.input]),
+            (AUDIO, presence[:, AUDIO], ("audio", "audio_frames")),
+        ):
+            if modality in streams:
+                streams[modality].add(number[chosen], row[chosen], *(batch[name][:n][chosen] for name in names))
+    found = {modality: stream.finish() for modality, stream in streams.items()}
+    return {modality: items for modality, items in found.items() if items is not None}
+
+
+def by_key(dataset: Dataset, count: int) -> np.ndarray:
+    """The first ``count`` samples by the key of their record, then by caption, int64 [count]."""
+    records, captions = dataset.samples[:count, :2].T
+    distinct, inverse = np.unique(records, return_inverse=True)
+    keys = np.array([record.key for record in dataset.read(distinct)])
+    return np.lexsort((np.arange(count), captions, keys[inverse.reshape(-1)]))
+
+
+def _only_ids(ids: np.ndarray, mask: np.ndarray) -> Items:
+    """Texts that nothing is compared with."""
+    return Items(np.zeros((len(ids), 0, 0), np.float32), mask, np.zeros((len(ids), 0), np.float32), ids=ids)
+
+
+def number_pictures(image_ids: np.ndarray, pictures: int) -> tuple[np.ndarray, int]:
+    """Pictures numbered as they first appear, int64 [n], and how many samples the first ``pictures`` (0: all) take."""
+    _, first, inverse = np.unique(image_ids, return_index=True, return_inverse=True)
+    order = np.empty(len(first), np.int64)
+    order[np.argsort(first)] = np.arange(len(first))
+    numbers = order[inverse]
+    beyond = np.flatnonzero(numbers >= pictures) if pictures else []
+    return numbers, int(beyond[0]) if len(beyond) else len(numbers)
+
+
+def first_pictures(items: dict[int, Items], pictures: int) -> dict[int, Items]:
+    """Only the items of the first pictures (0: all)."""
+    if not pictures:
+        return items
+    kept = {modality: group.take(group.pictures < pictures) for modality, group in items.items()}
+    return {modality: group for modality, group in kept.items() if len(group)}

@@ -1,0 +1,295 @@
+"""Writes features of a manifest's pictures and sounds with trained encoders, for models that read features instead.
+
+python -m src.inference.features --input manifest.jsonl --checkpoint runs/mine --output data/features
+python -m src.inference.features --input manifest.jsonl --config mine.yaml --output data/features     with its init_from
+
+The folder gets a picture's patches as regions in regions/….npz, a sound's tokens in audio/….npy, and manifest.jsonl,
+which names them. What is there already is not made again: repeat an interrupted call.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from mindspore import Tensor, nn
+from tqdm import tqdm
+
+from src import cli
+from src.checkpoints.checkpoint import load_checkpoint_config
+from src.checkpoints.files import locate
+from src.checkpoints.pretrained import init_encoders
+from src.config import Config, ModelConfig, load_config
+from src.data import audio, image
+from src.data.errors import DataError
+from src.data.regions import half
+from src.data.schema import sound_layout
+from src.files import write_text
+from src.inference.feature_manifest import MANIFEST, Entry, named_files, read_manifest, safe_name, write_manifest
+from src.inference.load import load_model
+from src.models.batches import pad_rows
+from src.models.build import build_model
+from src.models.opt import OPT
+from src.runtime import setup
+
+ABOUT = "features.json"
+KINDS = ("image", "audio")
+Arrays = dict[str, np.ndarray]
+
+
+class PictureFeatures(nn.Cell):
+    """A picture's patches, as if a detector had found them.
+
+    Inputs:
+        image (B, S, S, 3) uint8.
+
+    Outputs:
+        tokens (B, P, D), mask (B, P) int32.
+    """
+
+    folder, suffix = "regions", ".npz"
+
+    def __init__(self, model: OPT, config: ModelConfig) -> None:
+        super().__init__(auto_prefix=False)
+        self.model, self.size, self.side = model, config.image.size, config.image.size // config.image.patch
+
+    def construct(self, pixels):
+        return self.model.encode_image((pixels,))
+
+    def read(self, path: Path) -> tuple[tuple[np.ndarray, ...], Arrays]:
+        """What the graph reads of a file, and what is written beside the features: where the patches are."""
+        try:
+            picture = image.open_rgb(path.read_bytes(), str(path), self.size)
+        except (OSError, ValueError):  # ValueError: a zero byte in the name
+            raise DataError(f"{path}: no such picture file") from None
+        width, height = picture.size
+        beside = {"boxes": patch_boxes(width, height, self.side), "width": np.array(width), "height": np.array(height)}
+        return (image.square(picture, self.size),), beside
+
+    def write(self, path: Path, features: np.ndarray, beside: Arrays) -> None:
+        np.savez(path, features=features, **beside)
+
+
+class SoundFeatures(nn.Cell):
+    """A sound's tokens.
+
+    Inputs:
+        audio (B, M, …), frames (B,) int32.
+
+    Outputs:
+        tokens (B, F, D), mask (B, F) int32.
+    """
+
+    folder, suffix = "audio", ".npy"
+
+    def __init__(self, model: OPT, config: ModelConfig) -> None:
+        super().__init__(auto_prefix=False)
+        self.model, self.config = model, config.audio
+
+    def construct(self, sounds, frames):
+        return self.model.audio_encoder(sounds, frames)
+
+    def read(self, path: Path) -> tuple[tuple[np.ndarray, ...], Arrays]:
+        """What the graph reads of a file; nothing is written beside the features."""
+        sound, config = audio.read_sound(path, self.config), self.config
+        dtype, frame = sound_layout(config.input, config.mels, config.feature_dim)
+        room = np.zeros((config.length, *frame), dtype)
+        room[: len(sound)] = sound
+        return (room, np.array(len(sound), np.int32)), {}
+
+    def write(self, path: Path, features: np.ndarray, beside: Arrays) -> None:
+        np.save(path, features)
+
+
+Extractor = PictureFeatures | SoundFeatures
+
+
+@dataclass(frozen=True)
+class Job:
+    """A file of media and where its features go."""
+
+    source: Path
+    target: Path
+
+
+def patch_boxes(width: int, height: int, side: int) -> np.ndarray:
+    """float32 [side², 4]: the patches of the centred square of a picture, x1, y1, x2, y2 in its pixels, row by row."""
+    square = min(width, height)
+    edges = np.arange(side + 1) * (square / side)
+    x, y = edges + (width - square) / 2, edges + (height - square) / 2
+    rows, columns = np.divmod(np.arange(side**2), side)
+    return np.stack([x[columns], y[rows], x[columns + 1], y[rows + 1]], 1).astype(np.float32)
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--input", required=True, metavar="FILE", type=Path, help="manifest.jsonl, one object a line")
+    parser.add_argument("--media", metavar="DIR", type=Path, help="where its paths start (default: its folder)")
+    parser.add_argument("--output", required=True, metavar="DIR", type=Path, help="folder of features, new or begun")
+    encoders = parser.add_mutually_exclusive_group(required=True)
+    encoders.add_argument("--checkpoint", metavar="DIR", help="run or checkpoint folder of the encoders")
+    encoders.add_argument("--config", metavar="FILE", help="configuration with init_from of ViT, wav2vec 2.0")
+    parser.add_argument("--only", choices=KINDS, help="pictures or sounds alone (default: what the encoders read)")
+    parser.add_argument("settings", nargs="*", metavar="key=value", help="changes of the configuration")
+    return parser.parse_intermixed_args()
+
+
+def main() -> None:
+    args = parse()
+    media = args.media or args.input.parent
+    entries = read_manifest(args.input)
+    if not media.is_dir():
+        raise DataError(f"--media {media}: no such folder")
+    if args.config:
+        config = load_config(args.config, args.settings)
+    else:
+        config = load_checkpoint_config(locate(args.checkpoint), args.settings)
+    kinds = usable(config.model, args.only)
+    setup(replace(config.runtime, distributed=False), config.seed)
+    model = started(config, kinds) if args.config else load_model(locate(args.checkpoint), args.settings)[1]
+    model.set_train(False)
+    claim(args.output, model, config.model, kinds)
+    names, failed = {}, 0
+    for kind in kinds:
+        extractor = (PictureFeatures if kind == "image" else SoundFeatures)(model, config.model)
+        jobs = plan(entries, kind, media, args.output, extractor)
+        bad = extract(extractor, list(jobs.values()), config.eval.batch_size)
+        names[kind] = {name: job.target for name, job in jobs.items() if job not in bad}
+        failed += len(bad)
+        print(f"{kind}: {len(jobs) - len(bad)} of {len(jobs)} files in {args.output / extractor.folder}")
+    write_manifest(args.output, entries, media, names)
+    print(f"{args.output / MANIFEST}; skipped files: {failed}")
+    print("read them with " + " ".join(settings(model, kinds)))
+
+
+def started(config: Config, kinds: Sequence[str]) -> OPT:
+    """A network whose encoders are those of ``init_from``; the rest of it is new and not used."""
+    for kind in kinds:
+        if not getattr(config.model, kind).init_from:
+            key = f"model.{kind}.init_from"
+            raise DataError(f"{key} is empty, and features of an untrained encoder are of no use: set it, or --only")
+    model = build_model(config)
+    for report in init_encoders(model, config.model):
+        print(report)
+    return model
+
+
+def usable(config: ModelConfig, only: str | None) -> list[str]:
+    """Which of KINDS the encoders can make features of."""
+    reads = {"image": config.image.input == "patch", "audio": config.audio.input != "feature"}
+    wanted = [kind for kind in KINDS if only in (None, kind)]
+    found = [kind for kind in wanted if reads[kind]]
+    if not found:
+        what = " and ".join(f"model.{kind}.input={getattr(config, kind).input}" for kind in wanted)
+        raise DataError(f"{what}: features are made of pixels and sound by an encoder that reads them")
+    return found
+
+
+def claim(folder: Path, model: OPT, config: ModelConfig, kinds: Sequence[str]) -> None:
+    """Notes which encoders the folder's features are of, or finds that they are these.
+
+    Raises:
+        DataError: the folder holds features of others.
+    """
+    encoders = {}
+    for kind in kinds:
+        digest = hashlib.sha256(repr(getattr(config, kind)).encode())
+        for name, parameter in getattr(model, f"{kind}_encoder").parameters_and_names():
+            digest.update(name.encode() + parameter.asnumpy().tobytes())
+        encoders[kind] = digest.hexdigest()
+    path = folder / ABOUT
+    known: dict[str, str] = {}
+    if path.is_file():
+        try:
+            known = dict(json.loads(path.read_text(encoding="utf-8")))
+        except (ValueError, TypeError):
+            raise DataError(f"{path} does not describe features: name another folder by --output") from None
+    for kind, digest in encoders.items():
+        if known.get(kind, digest) != digest:
+            raise DataError(f"{folder} holds features of another {kind} encoder: name another folder by --output")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(path, json.dumps(known | encoders, indent=1) + "\n")
+
+
+def plan(entries: Sequence[Entry], kind: str, media: Path, output: Path, extractor: Extractor) -> dict[str, Job]:
+    """The files to read by their name in the manifest, each once."""
+    jobs: dict[str, Job] = {}
+    for entry in entries:
+        for name in named_files(entry, kind):
+            place = output / extractor.folder / (safe_name(name) + extractor.suffix)
+            jobs.setdefault(name, Job(media / name, place))
+    return jobs
+
+
+def extract(extractor: Extractor, jobs: Sequence[Job], batch_size: int) -> set[Job]:
+    """Writes the features that are not there yet; what cannot be read is named and left out.
+
+    Returns:
+        The jobs that failed.
+    """
+    failed: set[Job] = set()
+    todo = [job for job in jobs if not job.target.is_file()]
+    with tqdm(total=len(jobs), initial=len(jobs) - len(todo), desc=extractor.folder, dynamic_ncols=True) as bar:
+        for ready in _batches(extractor, todo, batch_size, failed, bar):
+            columns = zip(*(inputs for _, inputs, _ in ready), strict=True)
+            outputs = extractor(*[Tensor(pad_rows(np.stack(column), batch_size)) for column in columns])
+            tokens, mask = (output.asnumpy() for output in outputs)
+            for (job, _, beside), row, here in zip(ready, tokens, mask, strict=False):
+                try:
+                    _write(extractor, job, half(row[here == 1], job.source, "the features"), beside)
+                except DataError as error:
+                    _skip(job, error, failed)
+                bar.update()
+    return failed
+
+
+def _batches(
+    extractor: Extractor, jobs: Sequence[Job], batch_size: int, failed: set[Job], bar: tqdm
+) -> Iterator[list[tuple[Job, tuple[np.ndarray, ...], Arrays]]]:
+    """The media that can be read, so many at once."""
+    ready = []
+    for job in jobs:
+        try:
+            ready.append((job, *extractor.read(job.source)))
+        except DataError as error:
+            _skip(job, error, failed)
+            bar.update()
+        if len(ready) == batch_size:
+            yield ready
+            ready = []
+    if ready:
+        yield ready
+
+
+def _skip(job: Job, error: DataError, failed: set[Job]) -> None:
+    tqdm.write(f"skipped: {error}")
+    failed.add(job)
+
+
+def _write(extractor: Extractor, job: Job, features: np.ndarray, beside: Arrays) -> None:
+    """The file appears whole or not at all."""
+    job.target.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = job.target.with_name(f".writing-{job.target.name}")
+    extractor.write(unfinished, features, beside)
+    os.replace(unfinished, job.target)
+
+
+def settings(model: OPT, kinds: Sequence[str]) -> list[str]:
+    """The settings of a model that reads these features."""
+    (patches, width), (frames, sound_width) = model.image_shape, model.audio_shape
+    found = {
+        "image": [f"model.image.{key}" for key in ("input=region", f"regions={patches}", f"region_dim={width}")],
+        "audio": ["input=feature", f"feature_dim={sound_width}", f"max_frames={frames}", "stride=1"],
+    }
+    found["audio"] = [f"model.audio.{key}" for key in found["audio"]]
+    return [setting for kind in kinds for setting in found[kind]]
+
+
+if __name__ == "__main__":
+    cli.run(main)

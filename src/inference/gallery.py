@@ -1,0 +1,163 @@
+"""A folder of the user's own files as embeddings, which a file can keep: a second query then encodes nothing of them.
+
+An index is a safetensors file of ``embeddings`` float32 [n, E] and ``stamps`` int64 [n, 2] (bytes, and when the file
+last changed); its header holds the folder, the files' names, and the mark of the checkpoint, without which embeddings
+mean nothing. Tokens, which ranking again reads, are not kept: they take a hundred times the room, and the best k files
+are read for every query anyway, to be shown.
+"""
+
+import hashlib
+import json
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from src.checkpoints.files import MODEL, VOCAB
+from src.config import ModelConfig
+from src.data.errors import DataError
+from src.data.schema import AUDIO, IMAGE, MODALITIES, TEXT
+from src.data.tokenizer import Tokenizer
+from src.files import digest, write_bytes
+from src.inference import media
+from src.inference.encode import ROWS, Encoder
+from src.inference.media import MODALITY
+from src.models.batches import progress
+
+FORMAT = "1"
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Files of a folder by name, and their embeddings."""
+
+    folder: Path
+    names: list[str]
+    stamps: np.ndarray  # int64 [n, 2]
+    embeddings: np.ndarray  # float32 [n, E]
+
+    def groups(self) -> dict[int, np.ndarray]:
+        """Places of the files of each modality, int64 [n]."""
+        kinds = np.array([MODALITY[Path(name).suffix.lower()] for name in self.names], np.int64)
+        places = {modality: np.flatnonzero(kinds == modality) for modality in range(len(MODALITIES))}
+        return {modality: found for modality, found in places.items() if len(found)}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a folder holds now, and where an index knows it from."""
+
+    folder: Path
+    files: list[Path]
+    stamps: np.ndarray  # int64 [n, 2]
+    known: np.ndarray  # int64 [n]: place in the index, −1 where the file is not in it or has changed since
+    index: Gallery | None
+
+    @property
+    def fresh(self) -> int:
+        """How many files have to be read."""
+        return int((self.known < 0).sum())
+
+
+def mark_of(checkpoint: Path, model: ModelConfig) -> str:
+    """What tells a model from all others: the sha256 of its weights, its vocabulary and its settings."""
+    settings = asdict(model)
+    settings["text"].pop("vocab")  # a path
+    whole = json.dumps(settings, sort_keys=True) + digest(checkpoint / MODEL) + digest(checkpoint / VOCAB)
+    return hashlib.sha256(whole.encode()).hexdigest()
+
+
+def plan(folder: Path | None, index: Path | None, mark: str) -> Plan:
+    """Looks at the folder and at the index, or at one of them; the folder is by default the index's.
+
+    Raises:
+        DataError: a folder or an index that is missing, empty, or of another checkpoint.
+    """
+    known = load(index, mark) if index is not None else None
+    if folder is None and known is not None:
+        folder = known.folder
+        if not folder.is_dir():
+            raise DataError(f"{index}: its folder {folder} is gone: say with --gallery where the files are")
+    if folder is None or not folder.is_dir():
+        raise DataError(f"--gallery {folder}: no such folder")
+    files = media.find_files(folder, (TEXT, IMAGE, AUDIO))
+    stats = [file.stat() for file in files]
+    stamps = np.array([(stat.st_size, stat.st_mtime_ns) for stat in stats], np.int64)
+    places = np.full(len(files), -1)
+    if known is not None:
+        held = zip(known.names, map(tuple, known.stamps.tolist()), strict=True)
+        place = {entry: at for at, entry in enumerate(held)}
+        now = zip((file.name for file in files), map(tuple, stamps.tolist()), strict=True)
+        places = np.array([place.get(entry, -1) for entry in now])
+    made = Plan(folder, files, stamps, places, known)
+    if known is not None:
+        gone = len(set(known.names) - {file.name for file in files})
+        if made.fresh or gone:
+            note = f"note: {index} lacks {made.fresh} files as they are now, and holds {gone} that are gone"
+            print(note, file=sys.stderr)
+    return made
+
+
+def embed(plan: Plan, encoder: Encoder, tokenizer: Tokenizer, model: ModelConfig) -> Gallery:
+    """Encodes what the index does not hold; what cannot be read is named on stderr, counted and left out.
+
+    Raises:
+        DataError: nothing could be read.
+    """
+    fresh = np.flatnonzero(plan.known < 0).tolist()
+    found = {at: plan.index.embeddings[row] for at, row in enumerate(plan.known.tolist()) if row >= 0}
+    failures: list[str] = []
+    cut = 0
+    for modality in range(len(MODALITIES)):
+        own = [at for at in fresh if MODALITY[plan.files[at].suffix.lower()] == modality]
+        for start in progress(range(0, len(own), ROWS), f"reading {media.plural(modality)}"):
+            part = own[start : start + ROWS]
+            read, errors = media.try_files([plan.files[at] for at in part], model)
+            failures += errors
+            cut += sum(bool(media.losses(medium, tokenizer, model)) for medium in read if medium)
+            kept = [(at, medium) for at, medium in zip(part, read, strict=True) if medium]
+            if kept:
+                vectors = media.encode(encoder, tokenizer, [medium for _, medium in kept], model).embeddings
+                found |= dict(zip((at for at, _ in kept), vectors, strict=True))
+    media.report(failures, len(plan.files), bool(found))
+    if cut:
+        print(f"note: of {cut} files the model reads only a part", file=sys.stderr)
+    places = sorted(found)
+    names = [plan.files[at].name for at in places]
+    return Gallery(plan.folder, names, plan.stamps[places], np.stack([found[at] for at in places]))
+
+
+def keep(path: Path, gallery: Gallery, mark: str) -> None:
+    """Writes an index whole or not at all."""
+    about = {"format": FORMAT, "checkpoint": mark, "folder": str(gallery.folder.resolve())}
+    about["names"] = json.dumps(gallery.names, ensure_ascii=False)
+    write_bytes(path, save({"embeddings": gallery.embeddings, "stamps": gallery.stamps}, about))
+
+
+def load(path: Path, mark: str) -> Gallery:
+    """Reads an index.
+
+    Raises:
+        DataError: there is none, or another checkpoint made it.
+    """
+    if not path.is_file():
+        raise DataError(f"--index {path}: no such file: make one with --gallery FOLDER --save-index {path}")
+    try:
+        with safe_open(path, "numpy") as file:
+            about = file.metadata() or {}
+            arrays = {name: file.get_tensor(name) for name in ("embeddings", "stamps")}
+        made, folder, names = about["checkpoint"], Path(about["folder"]), json.loads(about["names"])
+        whole = about["format"] == FORMAT and len(names) == len(arrays["embeddings"]) == len(arrays["stamps"])
+    except (SafetensorError, OSError, KeyError, ValueError):
+        whole = False
+    if not whole:
+        raise DataError(f"--index {path} is no index of a gallery: make one with --gallery FOLDER --save-index {path}")
+    if made != mark:
+        raise DataError(
+            f"--index {path}: checkpoint {made[:12]} made it, this one is {mark[:12]}: "
+            f"make it again with --gallery {folder} --save-index {path}"
+        )
+    return Gallery(folder, names, arrays["stamps"], arrays["embeddings"])

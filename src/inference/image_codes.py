@@ -1,0 +1,105 @@
+"""Computes the codes of every picture of a dataset once, and keeps them beside its shards.
+
+python -m src.inference.image_codes --data runs/demo/data --checkpoint runs/demo/image_tokenizer
+
+A training whose data.codes names the same tokenizer finds them in the batch as image_codes.
+"""
+
+import argparse
+from collections.abc import Generator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from mindspore import Tensor, nn
+from tqdm import tqdm
+
+from src import cli
+from src.checkpoints.checkpoint import load_checkpoint_config
+from src.checkpoints.files import locate
+from src.config import ImageTokenizerConfig
+from src.data import image
+from src.data.image_codes import code_type, fingerprint, write_codes
+from src.data.prefetch import ahead
+from src.data.store import Dataset, read_info
+from src.inference.load import load_model
+from src.models.batches import pad_rows
+from src.models.image_tokenizer import ImageTokenizer
+from src.runtime import setup
+
+READ_AHEAD = 2  # batches of pictures decoded while one is encoded
+
+
+class Encode(nn.Cell):
+    """image (B, S, S, 3) uint8 → codes (B, C) int32, as a graph."""
+
+    def __init__(self, model: ImageTokenizer) -> None:
+        super().__init__(auto_prefix=False)
+        self.model = model
+
+    def construct(self, image):
+        return self.model.encode(image)
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--data", required=True, metavar="DIR", type=Path, help="dataset folder")
+    parser.add_argument("--checkpoint", required=True, metavar="DIR", help="run or checkpoint folder of the tokenizer")
+    parser.add_argument("settings", nargs="*", metavar="key=value", help="changes of the configuration")
+    return parser.parse_intermixed_args()
+
+
+def main() -> None:
+    args = parse()
+    folder = locate(args.checkpoint)
+    mark = fingerprint(folder)
+    splits = read_info(args.data)["splits"]
+    config = load_checkpoint_config(folder, args.settings)
+    setup(replace(config.runtime, distributed=False), config.seed)
+    config, model = load_model(folder, args.settings)
+    tokenizer = config.model.tokenizer
+    encode = Encode(model.set_train(False))
+    datasets = {name: Dataset(args.data, name) for name in splits}
+    codes = {
+        name: encode_split(encode, dataset, tokenizer, config.eval.batch_size) for name, dataset in datasets.items()
+    }
+    write_codes(args.data, tokenizer, mark, datasets, codes)
+    used = len(np.unique(np.concatenate([np.unique(array) for array in codes.values()])))
+    print(
+        f"{args.data}: codes by tokenizer {mark[:12]}, {tokenizer.side}×{tokenizer.side} of {tokenizer.codes} ({used})"
+    )
+
+
+def encode_split(encode: nn.Cell, dataset: Dataset, tokenizer: ImageTokenizerConfig, batch_size: int) -> np.ndarray:
+    """The codes of a split's records [records, C], −1 where a record has no picture."""
+    codes = np.full((dataset.records, tokenizer.side**2), -1, code_type(tokenizer.codes))
+    with tqdm(total=dataset.records, desc=dataset.split, unit="record", dynamic_ncols=True) as bar:
+        for rows, pictures in ahead(_pictures(dataset, tokenizer.size, batch_size, bar), READ_AHEAD):
+            found = encode(Tensor(pad_rows(pictures, batch_size))).asnumpy()
+            codes[rows] = found[: len(rows)]
+    return codes
+
+
+def _pictures(
+    dataset: Dataset, size: int, batch_size: int, bar: tqdm
+) -> Generator[tuple[list[int], np.ndarray], None, None]:
+    """Batches of (record numbers, uint8 [n, S, S, 3]); records without a picture are passed over."""
+    rows: list[int] = []
+    pictures: list[np.ndarray] = []
+    for index, record in enumerate(dataset.read(range(dataset.records))):
+        bar.update()
+        if record.image is not None:
+            name = f"{dataset.folder}: split {dataset.split!r}, record {record.key!r}"
+            rows.append(index)
+            pictures.append(image.decode(record.image, size, name))
+        if len(rows) == batch_size:
+            yield rows, np.stack(pictures)
+            rows, pictures = [], []
+    if rows:
+        yield rows, np.stack(pictures)
+
+
+if __name__ == "__main__":
+    cli.run(main)

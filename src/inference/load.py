@@ -1,0 +1,34 @@
+"""Trained models from the folders that hold them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from mindspore import nn
+
+from src.checkpoints.checkpoint import load_checkpoint_config, load_weights
+from src.checkpoints.files import locate
+from src.config import Config
+from src.models.build import build_model
+
+
+def load_model(
+    path: str | Path, overrides: Sequence[str] = (), config_file: str | Path | None = None
+) -> tuple[Config, nn.Cell]:
+    """Builds the network of a checkpoint and loads its weights.
+
+    Args:
+        path: run folder, checkpoint folder, or a folder like ``pretrained/opt_demo``.
+        overrides: ``key=value`` changes of the configuration.
+        config_file: as in :func:`src.checkpoints.checkpoint.load_checkpoint_config`.
+
+    Returns:
+        The configuration, and the network of its task.
+
+    Raises:
+        CheckpointError, ConfigError.
+    """
+    folder = locate(path)
+    config = load_checkpoint_config(folder, overrides, config_file)
+    model = build_model(config)
+    load_weights(model, folder)
+    return config, model

@@ -1,0 +1,216 @@
+"""The user's own pictures, sounds and texts: found, read, and what cannot be read named."""
+
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from src.config import AudioEncoderConfig, ModelConfig
+from src.data import audio, image
+from src.data.errors import DataError
+from src.data.regions import Regions, fill_regions, load_features, load_regions
+from src.data.schema import AUDIO, IMAGE, IMAGE_FIELDS, MODALITIES, TEXT, image_fields, sound_layout
+from src.data.tokenizer import Tokenizer
+from src.inference.encode import Encoder, Items
+
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+REGIONS = ".npz"  # of a picture, for a model that reads them
+ENDINGS = {
+    IMAGE: (*PICTURES, REGIONS),
+    AUDIO: (".wav", ".flac", ".ogg", ".mp3", ".npy"),  # the last: features, for a model that reads them
+    TEXT: (".txt",),
+}
+MODALITY = {ending: modality for modality, endings in ENDINGS.items() for ending in endings}
+
+
+@dataclass(frozen=True)
+class Medium:
+    """One picture uint8 [S, S, 3] or its regions, sound [M, …] as ``schema.sound_layout`` says, or text."""
+
+    name: str  # file, or the text itself
+    modality: int
+    content: np.ndarray | Regions | str
+    cut: str = ""  # what of it the model does not read, if that shows when it is read
+
+
+def find_files(path: Path, modalities: tuple[int, ...]) -> list[Path]:
+    """The file itself, or the files of a folder (not of those inside it) that are of the modalities, by name.
+
+    Raises:
+        DataError: there is no such file or folder, or it holds none.
+    """
+    endings = [ending for modality in modalities for ending in ENDINGS[modality]]
+    if path.is_dir():
+        files = sorted(file for file in path.iterdir() if file.suffix.lower() in endings and file.is_file())
+        if not files:
+            raise DataError(f"{path} holds nothing to read: expected files that end in {' '.join(endings)}")
+        return files
+    if not path.is_file():
+        raise DataError(f"{path}: no such file or folder")
+    if path.suffix.lower() not in endings:
+        raise DataError(f"{path}: expected a file that ends in {' '.join(endings)}")
+    return [path]
+
+
+def read_files(files: list[Path], model: ModelConfig) -> list[Medium]:
+    """What can be read; the rest is named on stderr, counted and left out.
+
+    Raises:
+        DataError: nothing could be read.
+    """
+    read, failures = try_files(files, model)
+    found = [medium for medium in read if medium]
+    report(failures, len(files), bool(found))
+    return found
+
+
+def try_files(files: list[Path], model: ModelConfig) -> tuple[list[Medium | None], list[str]]:
+    """Each file, or None where it cannot be read, and why not."""
+    read: list[Medium | None] = []
+    failures = []
+    for file in files:
+        try:
+            read.append(read_file(file, model))
+        except DataError as error:
+            read.append(None)
+            failures.append(str(error))
+    return read, failures
+
+
+def report(failures: list[str], total: int, some_read: bool) -> None:
+    """Names on stderr what could not be read, with a count; a DataError where nothing could."""
+    if not some_read:
+        many = f"none of {len(failures)} files can be read; " if len(failures) > 1 else ""
+        raise DataError(many + failures[0])
+    for failure in failures:
+        print(f"skipped: {failure}", file=sys.stderr)
+    if failures:
+        print(f"skipped {len(failures)} of {total} files", file=sys.stderr)
+
+
+def read_file(file: Path, model: ModelConfig) -> Medium:
+    """One file of any modality.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    modality = MODALITY[file.suffix.lower()]
+    try:
+        if modality == IMAGE and (model.image.input == "region") != (file.suffix.lower() == REGIONS):
+            wanted = f"regions ({REGIONS})" if model.image.input == "region" else "pictures"
+            raise DataError(f"{file}: model.image.input={model.image.input} reads {wanted}")
+        if modality == IMAGE and model.image.input == "region":
+            return Medium(str(file), IMAGE, load_regions(file, model.image.region_dim))
+        if modality == IMAGE:
+            return Medium(str(file), IMAGE, image.decode(file.read_bytes(), model.image.size, str(file)))
+        if modality == AUDIO:
+            return _read_sound(file, model.audio)
+        text = file.read_text(encoding="utf-8").strip()
+    except UnicodeDecodeError:
+        raise DataError(f"{file}: not UTF-8 text") from None
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read ({error.strerror or error})") from None
+    if not text:
+        raise DataError(f"{file}: the text is empty")
+    return Medium(str(file), TEXT, text)
+
+
+def read_query(query: str, model: ModelConfig, option: str = "--query") -> Medium:
+    """A picture or sound where the query ends like a file of one, otherwise text."""
+    ending = Path(query).suffix.lower()
+    if ending in MODALITY:
+        (file,) = find_files(Path(query), (IMAGE, AUDIO, TEXT))
+        return read_file(file, model)
+    if os.path.isdir(query):  # unlike Path's it takes a text that is too long for a name
+        raise DataError(f"{option} {query} is a folder: expected a text, a picture or a sound")
+    if not query.strip():
+        raise DataError(f"{option} is empty: expected a text, a picture or a sound")
+    return Medium(query, TEXT, query)
+
+
+def encode(encoder: Encoder, tokenizer: Tokenizer, media: list[Medium], model: ModelConfig) -> Items:
+    """Items of media that are all of one modality."""
+    modality = media[0].modality
+    contents = [medium.content for medium in media]
+    if modality == IMAGE:
+        return encoder.image(*_pictures(media, model))
+    if modality == AUDIO:
+        dtype, frame = sound_layout(model.audio.input, model.audio.mels, model.audio.feature_dim)
+        sounds = np.zeros((len(media), model.audio.length, *frame), dtype)
+        for row, sound in zip(sounds, contents, strict=True):
+            row[: len(sound)] = sound
+        return encoder.audio(sounds, np.array([len(sound) for sound in contents], np.int32))
+    rows = [tokenizer.encode(text, model.text.max_len) for text in contents]
+    return encoder.text(np.stack([ids for ids, _ in rows]), np.stack([mask for _, mask in rows]))
+
+
+def _read_sound(file: Path, config: AudioEncoderConfig) -> Medium:
+    """A sound as the model reads it, and how much of it that is."""
+    audio.check_kind(file, config)
+    if config.input == "feature":
+        frames = load_features(file, config.feature_dim)
+        cut = f"is cut to its first {config.length} frames (model.audio.max_frames)"
+        return Medium(str(file), AUDIO, frames[: config.length], cut if len(frames) > config.length else "")
+    wave, rate = audio.load_sound(file)
+    limit = config.max_frames * config.hop_ms / 1000
+    cut = f"is cut to its first {limit:.1f} s (model.audio.max_frames)" if len(wave) / rate > limit else ""
+    return Medium(str(file), AUDIO, audio.KINDS[config.input](wave, rate, config), cut)
+
+
+def _pictures(media: list[Medium], model: ModelConfig) -> list[np.ndarray]:
+    """What the image encoder reads of pictures, or of their regions."""
+    if model.image.input == "patch":
+        return [np.stack([medium.content for medium in media])]
+    batch = {name: np.zeros((len(media), *spec.shape), spec.dtype) for name, spec in image_fields(model).items()}
+    for row, medium in enumerate(media):
+        fill_regions(batch, row, medium.content, model.image, medium.name)
+    return [batch[name] for name in IMAGE_FIELDS["region"]]
+
+
+def sketch(regions: Regions, size: int) -> np.ndarray:
+    """Where the regions of a picture are, uint8 [S, S, 3]: for the eye, where the picture itself is not at hand."""
+    canvas = Image.new("RGB", (size, size), "white")
+    pen = ImageDraw.Draw(canvas)
+    for x1, y1, x2, y2 in (regions.box_vectors()[:, :4] * (size - 1)).tolist():
+        pen.rectangle((x1, y1, x2, y2), outline="#3566b8")
+    return np.asarray(canvas)
+
+
+def shown(medium: Medium, model: ModelConfig) -> np.ndarray | None:
+    """What a figure shows of a picture [S, S, 3] or a sound [M, N]; None where there is nothing to see."""
+    if medium.modality == AUDIO:
+        return audio.spectrogram(medium.content, model.audio)
+    if isinstance(medium.content, Regions):
+        return sketch(medium.content, model.image.size)
+    return medium.content if medium.modality == IMAGE else None
+
+
+def losses(medium: Medium, tokenizer: Tokenizer, model: ModelConfig) -> list[str]:
+    """What of a medium the model does not read."""
+    if medium.modality != TEXT:
+        return [f"{medium.name} {medium.cut}"] if medium.cut else []
+    text, room = medium.content, model.text.max_len - 2
+    pieces = tokenizer.tokens(text)
+    if set(pieces) <= {"[UNK]"}:
+        return [f"the model knows nothing of {text[:20]!r}: what it finds means nothing"]
+    found = []
+    if len(pieces) > room:
+        found.append(f"{text[:20]!r}… is cut to its first {room} tokens (model.text.max_len)")
+    unknown = sorted({char for char in text if not char.isspace() and "[UNK]" in tokenizer.tokens(char)})
+    if unknown:
+        found.append(f"the model does not know {' '.join(unknown)}")
+    return found
+
+
+def plural(modality: int) -> str:
+    """What a list of them is called."""
+    return {TEXT: "texts", IMAGE: "pictures", AUDIO: "sounds"}[modality]
+
+
+def group(media: list[Medium]) -> dict[int, list[Medium]]:
+    """Media by modality."""
+    groups = {modality: [m for m in media if m.modality == modality] for modality in range(len(MODALITIES))}
+    return {modality: members for modality, members in groups.items() if members}

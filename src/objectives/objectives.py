@@ -1,0 +1,204 @@
+"""One forward for every objective: each token is encoded once a view, and fused once.
+
+The single-modal encoders read the clean view of the batch and, below it, the masked view of the token level's rows.
+The clean encodings serve the contrastive loss, the modality level (by presence masks) and the sample level (by
+permuting rows). The cross-modal encoder runs once, on the stacked rows of the levels (:mod:`src.objectives.levels`) that
+have a weight.
+"""
+
+import mindspore as ms
+from mindspore import Tensor, nn, ops
+
+from src.config import OBJECTIVES, ObjectivesConfig
+from src.data.schema import AUDIO, IMAGE, IMAGE_FIELDS, JOINT, MODALITIES, TEXT
+from src.losses.contrastive import contrastive_loss
+from src.models.layers import padding_bias
+from src.models.opt import OPT
+from src.objectives.levels import ModalityLevel, SampleLevel, TokenLevel
+from src.objectives.views import Views
+
+CLEAN_FIELDS = ("image_id", "presence", "text_ids", "text_mask", "audio", "audio_frames")  # and IMAGE_FIELDS
+LEVEL_FIELDS = {
+    "mlm": ("mlm_ids", "mlm_positions", "mlm_labels", "mlm_weights"),
+    "mvm_code": ("mvm_positions", "mvm_weights", "image_codes"),
+    "mvm_feature": ("mvm_positions", "mvm_weights"),
+    "mvm_class": ("mvm_positions", "mvm_weights", "region_classes"),
+    "mam_feature": ("mam_positions", "mam_weights"),
+    "mam_contrastive": ("mam_positions", "mam_weights"),
+    "matching": ("match_case", "match_presence", "match_noise"),
+    "denoise_text": ("denoise_presence",),
+    "denoise_image": ("draw_presence", "image_codes"),
+}
+# what the contrastive loss compares, each both ways
+COUPLES = ((TEXT, IMAGE), (TEXT, AUDIO), (IMAGE, AUDIO), (JOINT, IMAGE))
+# parts of the model whose parameters an objective's gradient reaches, beside the encoders of what it is given
+ENCODERS = ("text_encoder", "image_encoder", "audio_encoder")
+FUSED = frozenset({*ENCODERS, "cross_encoder"})
+REACHED = {
+    "contrastive": frozenset({*ENCODERS, "text_head", "image_head", "audio_head", "scale"}),
+    "mlm": FUSED | {"masked_text_head"},
+    "mvm_code": FUSED | {"masked_code_head", "masked_image_head"},  # the latter's vector
+    "mvm_feature": FUSED | {"masked_image_head"},
+    "mvm_class": FUSED | {"masked_class_head", "masked_image_head"},  # the latter's vector
+    "mam_feature": FUSED | {"masked_audio_head"},
+    "mam_contrastive": FUSED | {"masked_audio_head"},
+    "matching": FUSED | {"matching_head"},
+    "denoise_text": frozenset({"cross_encoder", "text_decoder"}),
+    "denoise_image": frozenset({"cross_encoder", "image_decoder"}),
+}
+
+
+def active_objectives(config: ObjectivesConfig) -> tuple[str, ...]:
+    """Names of the objectives whose weight is not 0, in the order of the losses."""
+    return tuple(name for name in OBJECTIVES if getattr(config, name) > 0)
+
+
+def needed_fields(config: ObjectivesConfig, image_input: str = "patch") -> tuple[str, ...]:
+    """The batch fields that the active objectives read, each once; ``image_input`` is model.image.input."""
+    fields = [field for name in active_objectives(config) for field in LEVEL_FIELDS.get(name, ())]
+    return (*CLEAN_FIELDS, *IMAGE_FIELDS[image_input], *dict.fromkeys(fields))
+
+
+class Objectives(nn.Cell):
+    """The weighted sum of the active losses and each of them.
+
+    Args:
+        model: the network.
+        config: weights and shares of the batch; an objective of weight 0 is not in the graph.
+        batch_size: B.
+        gather: joins a tensor's rows over all ranks (:class:`src.training.ranks.GatherRows`), or None.
+
+    Inputs:
+        batch: dict of the tensors that :func:`needed_fields` names.
+
+    Outputs:
+        total () float32, then the loss of every active objective, () float32, in :func:`active_objectives`' order.
+    """
+
+    def __init__(self, model: OPT, config: ObjectivesConfig, batch_size: int, gather: nn.Cell | None = None) -> None:
+        super().__init__(auto_prefix=False)  # the parameters keep the names that they have in the model
+        self.model, self.gather = model, gather
+        self.names, self.fields = active_objectives(config), needed_fields(config, model.image_input)
+        self.weights = tuple(float(getattr(config, name)) for name in self.names)
+        self.contrasts = "contrastive" in self.names
+        self.embeds = self.contrasts or "matching" in self.names
+        # in the order of their losses
+        levels = [kind(model, config, batch_size) for kind in (TokenLevel, SampleLevel, ModalityLevel)]
+        self.levels = nn.CellList([level for level in levels if level.names], auto_prefix=False)
+        self.lone = self._find_lone(config)
+        if self.lone is not None:
+            self.lone_places = Tensor(model.cross_encoder.places_alone(self.lone))
+        read = {TEXT, IMAGE, AUDIO} if self.embeds else set()
+        self.reads = read.union(*(level.reads for level in self.levels))  # what no active loss reads is not encoded
+        self.views = Views(model, batch_size, self.reads, levels[0] if levels[0].names else None)
+
+    def _find_lone(self, config: ObjectivesConfig) -> int | None:
+        """The modality that every fused row shows alone, if the losses leave it at that."""
+        if [level.names for level in self.levels] != [("denoise_text",)] or len(set(config.denoise_given)) > 1:
+            return None
+        names = config.denoise_given[0].split("+")
+        return MODALITIES.index(names[0]) if len(names) == 1 else None
+
+    def trained_parts(self) -> frozenset[str]:
+        """The model's parts that some active objective trains."""
+        parts = frozenset().union(*(REACHED[name] for name in self.names))
+        return parts.union(ENCODERS[which] for level in self.levels for which in level.reads)
+
+    def construct(self, batch):
+        views = self.views(batch)
+        embeddings = None
+        if self.embeds:
+            embeddings = self.embed(views[0])
+        losses = ()
+        if self.contrasts:
+            losses = (*losses, self.contrastive(batch, embeddings))
+        if self.lone is not None:
+            losses = (*losses, self.write_alone(batch, views[0]))
+        elif len(self.levels) > 0:
+            losses = (*losses, *self.level_losses(batch, views, embeddings))
+        total = losses[0] * self.weights[0]
+        for i in range(1, len(self.weights)):
+            total = total + losses[i] * self.weights[i]
+        return (total, *losses)
+
+    def embed(self, clean):
+        """Unit vectors (B, E) of text, image and audio."""
+        text, image, audio, text_mask, image_mask, audio_mask = clean
+        model = self.model
+        embedded_image = model.embed_image(image, image_mask)
+        return model.embed_text(text, text_mask), embedded_image, model.embed_audio(audio, audio_mask)
+
+    def level_losses(self, batch, views, embeddings):
+        """Every level's losses, on one pass of the cross-modal encoder over all their rows."""
+        stacks, states = ((), (), (), (), (), (), ()), ()
+        for level in self.levels:
+            rows, state = level.rows(batch, views, embeddings)
+            stacks, states = _append(stacks, rows), (*states, state)
+        fused, mask = self.model.cross_encoder(*[_stack(parts) for parts in stacks])
+        losses = ()
+        first = 0  # of a level's rows in the stack
+        for i in range(len(self.levels)):
+            level = self.levels[i]
+            last = first + level.count
+            found = level.losses(batch, views[0], embeddings, fused[first:last], mask[first:last], states[i])
+            losses = (*losses, *found)
+            first = last
+        return losses
+
+    def write_alone(self, batch, clean):
+        """The modality level when its rows show one modality: fused at its own length, for the same numbers."""
+        level = self.levels[0]
+        _, image, audio, _, image_mask, audio_mask = clean
+        n = level.write_from
+        if self.lone == IMAGE:
+            tokens, mask = image[n:], image_mask[n:]
+        else:
+            tokens, mask = audio[n:], audio_mask[n:]
+        fused, mask = self.model.cross_encoder.fuse_alone(tokens, mask, self.lone)
+        decoder = self.model.text_decoder
+        logits = decoder.score(level.input_ids(batch), decoder.read(fused, self.lone_places), padding_bias(mask))
+        return level.text_loss(batch, logits)
+
+    def contrastive(self, batch, embeddings):
+        """Mean over the directions that the batch has pairs for, both of each couple; negatives come from all ranks."""
+        scale = self.model.scale()
+        ids, presence = batch["image_id"], batch["presence"]
+        all_ids, all_presence, all_embeddings = ids, presence, embeddings
+        if self.gather is not None:
+            all_ids, all_presence = self.gather(ids), self.gather(presence)
+            all_embeddings = (self.gather(embeddings[0]), self.gather(embeddings[1]), self.gather(embeddings[2]))
+        embeddings, presence = self.with_joint(embeddings, presence)
+        all_embeddings, all_presence = self.with_joint(all_embeddings, all_presence)
+        total, directions = 0.0, 0.0
+        for couple in COUPLES:
+            pairs = (all_presence[:, couple[0]] * all_presence[:, couple[1]]).sum().astype(ms.float32)
+            directions = directions + 2.0 * ops.minimum(pairs, Tensor(1.0, ms.float32))
+            for x, y in (couple, couple[::-1]):
+                total = total + contrastive_loss(
+                    embeddings[x],
+                    all_embeddings[y],
+                    ids,
+                    all_ids,
+                    presence[:, x] * presence[:, y],
+                    all_presence[:, y],
+                    scale,
+                )
+        return total / ops.maximum(directions, Tensor(1.0, ms.float32))
+
+    def with_joint(self, embeddings, presence):
+        """Text, image, audio and joint embeddings (B, E), and which of the four a sample has, (B, 4)."""
+        joint = self.model.embed_joint(embeddings[TEXT], embeddings[AUDIO])
+        both = presence[:, TEXT : TEXT + 1] * presence[:, AUDIO : AUDIO + 1]
+        return (*embeddings, joint), ops.concat((presence, both), 1)
+
+
+def _append(stacks, rows):
+    """Adds a level's seven tensors to the seven stacks."""
+    grown = ()
+    for i in range(7):
+        grown = (*grown, (*stacks[i], rows[i]))
+    return grown
+
+
+def _stack(parts):
+    return parts[0] if len(parts) == 1 else ops.concat(parts, 0)
