@@ -4,8 +4,8 @@ python eval.py --checkpoint runs/demo/pretrain                      retrieval an
 python eval.py --checkpoint runs/demo/pretrain eval.rerank=0        … by embeddings alone
 python eval.py --checkpoint pretrained/opt_demo --query 红底，中间一只猫 --gallery photos --save-index photos.index
 python eval.py --checkpoint pretrained/opt_demo --query question.wav --index photos.index
-python eval.py --checkpoint pretrained/opt_demo --input photos      captions of pictures, transcripts of sounds
-python eval.py --checkpoint runs/demo/speech_to_text --input said.wav --seen picture.png
+python eval.py --checkpoint pretrained/opt_demo --input photos      captions of images, transcripts of audio clips
+python eval.py --checkpoint runs/demo/speech_to_text --input said.wav --seen image.png
 python eval.py --checkpoint runs/demo/text_to_image --draw 红底，中间一只猫 --draw-samples 8
 """
 

@@ -6,7 +6,7 @@
 Every row is a training of its own (same steps, same seed), then an evaluation of the test split by embeddings and by
 what the decoders generate; what a row did not train is measured all the same, and is where it stands by chance; columns
 with Δ count from there. A row that is finished is not repeated, an interrupted one goes on. The data and the codes of
-its pictures must be there: bash scripts/run_demo.sh makes them, or the commands at the head of the configuration.
+its images must be there: bash scripts/run_demo.sh makes them, or the commands at the head of the configuration.
 """
 
 import argparse
@@ -52,7 +52,7 @@ COLUMNS = {  # header → path into metrics.json; Δ: above chance
     "Δ words": ("probe", "mlm_accuracy"),
     "Δ codes": ("probe", "mvm_code_accuracy"),
     "Δ patches": ("probe", "patch_cosine"),
-    "Δ sound": ("probe", "frame_cosine"),
+    "Δ audio": ("probe", "frame_cosine"),
     "Δ five cases": ("probe", "matching_accuracy"),
     "minutes": ("minutes",),
 }

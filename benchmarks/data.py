@@ -2,8 +2,8 @@
 
     python -m benchmarks.data
 
-A corpus is made up in a temporary folder: JPEG pictures of 500×375, Chinese captions, log-mel sounds. Every contestant
-reads it in the same order, decodes, crops, mirrors and colours the pictures to 224×224, hides stretches of the sounds,
+A corpus is made up in a temporary folder: JPEG images of 500×375, Chinese captions, log-mel audio clips. Every contestant
+reads it in the same order, decodes, crops, mirrors and colours the images to 224×224, hides stretches of the audio clips,
 splits the captions into WordPieces and whole words and draws the masks, by the same functions. The contestants take
 turns; a figure is the median of the rounds. Then the peak memory of a process that reads a small corpus and one ten
 times as large, and how many samples a second a pre-training step of the demo takes in the same place.
@@ -43,9 +43,9 @@ AUGMENT = AugmentConfig(
     time_masks=2,
     frequency_masks=2,
 )
-PICTURE = (375, 500)  # height and width of the stored JPEGs
-PICTURES = 100  # that are drawn; the other records' differ in bytes behind the end of the file
-READ_AHEAD = 4  # batches that a contestant has made before its turn, at most
+IMAGE = (375, 500)  # height and width of the stored JPEGs
+IMAGES = 100  # that are drawn; the other records' differ in bytes behind the end of the file
+PREFETCH = 4  # batches that a contestant has made before its turn, at most
 GROWTH = 10  # how many times larger the second corpus is in which memory is measured
 TRAINING = "config/pretrain/demo.yaml"
 TURN = 6  # batches a turn
@@ -55,29 +55,29 @@ STEPS, WARM_UP = 3, 1  # of training that are timed, and before them
 def make_config(folder: Path, batch_size: int, workers: int = 1) -> Config:
     """Sizes of the base model, words hidden, views varied."""
     config = load_config("config/model/base.yaml", [f"data.path={folder}", "objectives.mlm=1"])
-    data = replace(config.data, batch_size=batch_size, workers=workers, prefetch=READ_AHEAD, augment=AUGMENT)
+    data = replace(config.data, batch_size=batch_size, workers=workers, prefetch=PREFETCH, augment=AUGMENT)
     return replace(config, data=data)
 
 
 def write_corpus(folder: Path, records: int, config: Config) -> None:
-    """Pictures with the spectrum of photographs: soft shapes and grain."""
+    """Images with the spectrum of photographs: soft shapes and grain."""
     rng = np.random.default_rng(0)
-    pictures = []
-    for _ in range(PICTURES):
-        shapes = Image.fromarray(rng.integers(0, 256, (12, 16, 3), np.uint8)).resize(PICTURE[::-1])
-        grain = rng.integers(-12, 13, (*PICTURE, 3))
+    images = []
+    for _ in range(IMAGES):
+        shapes = Image.fromarray(rng.integers(0, 256, (12, 16, 3), np.uint8)).resize(IMAGE[::-1])
+        grain = rng.integers(-12, 13, (*IMAGE, 3))
         buffer = io.BytesIO()
         Image.fromarray(np.clip(np.asarray(shapes) + grain, 0, 255).astype(np.uint8)).save(buffer, "JPEG", quality=85)
-        pictures.append(buffer.getvalue())
+        images.append(buffer.getvalue())
     vocabulary = Path(config.model.text.vocab).read_text(encoding="utf-8").split()
     letters = [token for token in vocabulary if len(token) == 1 and token > "一"]
     audio = config.model.audio
     with DatasetWriter(folder, audio, {"name": "benchmark"}) as writer:
         for index in tqdm(range(records), f"{records} records", leave=False):
             caption = "".join(rng.choice(letters, rng.integers(10, 25)))
-            sound = rng.integers(0, 256, (rng.integers(audio.max_frames // 2, audio.max_frames + 1), audio.mels))
-            picture = pictures[index % PICTURES] + index.to_bytes(8, "little")
-            writer.add("train", Record(f"{index}", picture, (caption,), (sound.astype(np.uint8),)))
+            clip = rng.integers(0, 256, (rng.integers(audio.max_frames // 2, audio.max_frames + 1), audio.mels))
+            image = images[index % IMAGES] + index.to_bytes(8, "little")
+            writer.add("train", Record(f"{index}", image, (caption,), (clip.astype(np.uint8),)))
 
 
 class Batches(torch.utils.data.Dataset):
@@ -138,13 +138,13 @@ def take_turns(batches: dict[str, Iterator], rounds: int) -> dict[str, list[floa
     seconds: dict[str, list[float]] = {name: [] for name in batches}
     for _ in tqdm(range(rounds), "rounds", leave=False):
         for name, iterator in batches.items():
-            for _ in range(READ_AHEAD + 1):  # what was made before its turn
+            for _ in range(PREFETCH + 1):  # what was made before its turn
                 next(iterator)
             began = time.perf_counter()
             for _ in range(TURN):
                 next(iterator)
             seconds[name].append((time.perf_counter() - began) / TURN)
-            time.sleep(1.5 * READ_AHEAD * seconds[name][-1])  # until nothing works ahead in another's turn
+            time.sleep(1.5 * PREFETCH * seconds[name][-1])  # until nothing works ahead in another's turn
     return seconds
 
 

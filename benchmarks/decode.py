@@ -2,9 +2,9 @@
 
     python -m benchmarks.decode
 
-Both write texts of one length from one memory a picture, in the same process, by turns, so that whatever else the
+Both write texts of one length from one memory an image, in the same process, by turns, so that whatever else the
 machine does meets both alike; a figure is the median of the rounds. Neither may end a text early. Reading the memory
-belongs to the time, encoding and fusing the picture does not. Weights are random: what is written does not matter to
+belongs to the time, encoding and fusing the image does not. Weights are random: what is written does not matter to
 the time.
 """
 
@@ -39,7 +39,7 @@ class WholeDecoder(nn.Cell):
 
     def __init__(self, model: OPT) -> None:
         super().__init__(auto_prefix=False)
-        self.decoder, self.places = model.text_decoder, Tensor(model.cross_encoder.places_alone(IMAGE))
+        self.decoder, self.places = model.text_decoder, Tensor(model.cross_encoder.single_modality_positions(IMAGE))
 
     def construct(self, ids, memory):
         bias = ops.zeros((1, 1, 1, memory.shape[1]), memory.dtype)
@@ -62,7 +62,7 @@ def write_with_cache(model: OPT, tokenizer: Tokenizer, memory: np.ndarray, beams
     length = model.text_len - 1
     settings = BeamSettings(beams=beams, min_length=length + 1, max_length=length)  # so that no text ends
     search = BeamSearch(model, tokenizer, len(memory), settings)
-    read, step = search.build(len(memory), model.cross_encoder.places_alone(IMAGE))
+    read, step = search.build(len(memory), model.cross_encoder.single_modality_positions(IMAGE))
     mask = np.ones(memory.shape[:2], np.int32)
 
     def run() -> None:
@@ -136,7 +136,7 @@ def measure(config: Config, rounds: int) -> list[list[object]]:
     model = build_model(config).set_train(False)
     tokenizer = Tokenizer(config.model.text.vocab)
     blip = blip_decoder(config, model.vocab_size)
-    length, places = model.text_len - 1, len(model.cross_encoder.places_alone(IMAGE))
+    length, places = model.text_len - 1, len(model.cross_encoder.single_modality_positions(IMAGE))
     whole, rows = WholeDecoder(model), []
     for batch, beams in CASES:
         memory = np.random.default_rng(0).standard_normal((batch, places, config.model.cross.width)).astype(np.float32)

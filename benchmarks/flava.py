@@ -1,6 +1,6 @@
-"""FLAVA (Singh et al. 2022) as ``transformers`` has it: the nearest peer for pictures and text alone.
+"""FLAVA (Singh et al. 2022) as ``transformers`` has it: the nearest peer for images and text alone.
 
-Both views of picture and text are encoded and the masked one is fused, as in our image-text step; the losses are the
+Both views of image and text are encoded and the masked one is fused, as in our image-text step; the losses are the
 contrastive one, hidden words and codes of hidden patches. Widths, layers, heads, lengths and batch are ours.
 """
 
@@ -41,7 +41,7 @@ def build(model: ModelConfig, vocab_size: int) -> FlavaForPreTraining:
 
 
 def inputs(batch: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
-    """A batch as FLAVA's tensors, the picture still as bytes."""
+    """A batch as FLAVA's tensors, the image still as bytes."""
     patches = np.zeros(batch["image_codes"].shape, bool)
     np.put_along_axis(patches, batch["mvm_positions"], True, 1)
     labels = np.full(batch["text_ids"].shape, IGNORED, np.int64)
@@ -59,7 +59,7 @@ def inputs(batch: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
 
 
 def loss_of(model: FlavaForPreTraining, batch: dict[str, np.ndarray]) -> Callable[[], torch.Tensor]:
-    """What computes the total loss of a batch, the normalisation of the picture included."""
+    """What computes the total loss of a batch, the normalisation of the image included."""
     tensors = inputs(batch)
 
     def total() -> torch.Tensor:

@@ -1,10 +1,10 @@
 """How fast a dataset is prepared, and in how much memory.
 
-    python -m benchmarks.prepare --rows 100000                                  # small pictures, one in ten spoken
-    python -m benchmarks.prepare --rows 2000 --size 640x480 --spoken 0          # pictures as in COCO
+    python -m benchmarks.prepare --rows 100000                                  # small images, one in ten spoken
+    python -m benchmarks.prepare --rows 2000 --size 640x480 --spoken 0          # images as in COCO
     python -m benchmarks.prepare --rows 1000 --size 1024x768 --spoken 1         # as in Localized Narratives
 
-Makes rows (each with a picture file of its own bytes, two Chinese captions and, some of them, a recording in Ogg
+Makes rows (each with an image file of its own bytes, two Chinese captions and, some of them, a recording in Ogg
 Vorbis), prepares a tenth of them and then all, and prints rates and the peak memory of the process and of its workers.
 """
 
@@ -24,15 +24,15 @@ import soundfile
 from PIL import Image
 from tqdm import tqdm
 
-DIFFERENT = 200  # pictures that are drawn; the files differ by bytes behind the picture's end
+DIFFERENT = 200  # images that are drawn; the files differ by bytes behind the image's end
 FILES_A_FOLDER = 1000
 WORDS = "红绿蓝黄大小猫狗鱼鸟车船山水人花草房子树木桌椅书包"
 
 
 def make_rows(folder: Path, rows: int, size: tuple[int, int], spoken: float, seconds: float) -> None:
-    """Writes pictures, recordings and manifest.jsonl."""
+    """Writes images, recordings and manifest.jsonl."""
     rng = np.random.default_rng(0)
-    pictures = [_picture(rng, size) for _ in range(DIFFERENT)]
+    images = [_image(rng, size) for _ in range(DIFFERENT)]
     for number in range(20 if spoken else 0):
         wave = 0.1 * rng.standard_normal(int(16000 * seconds)) * np.sin(np.arange(int(16000 * seconds)) / 2000)
         soundfile.write(folder / f"{number}.ogg", wave, 16000, format="OGG", subtype="VORBIS")
@@ -41,7 +41,7 @@ def make_rows(folder: Path, rows: int, size: tuple[int, int], spoken: float, sec
             place = folder / f"{number // FILES_A_FOLDER}" / f"{number}.jpg"
             if number % FILES_A_FOLDER == 0:
                 place.parent.mkdir()
-            place.write_bytes(pictures[number % DIFFERENT] + number.to_bytes(8, "big"))
+            place.write_bytes(images[number % DIFFERENT] + number.to_bytes(8, "big"))
             captions = ["".join(WORDS[place] for place in places) for places in rng.integers(0, len(WORDS), (2, 12))]
             row = {"id": str(number), "image": f"{place.parent.name}/{place.name}", "captions": captions}
             if rng.random() < spoken:
@@ -49,7 +49,7 @@ def make_rows(folder: Path, rows: int, size: tuple[int, int], spoken: float, sec
             manifest.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
-def _picture(rng: np.random.Generator, size: tuple[int, int]) -> bytes:
+def _image(rng: np.random.Generator, size: tuple[int, int]) -> bytes:
     """A JPEG that is about as detailed as a photograph: noise at several scales."""
     pixels = np.zeros((size[1], size[0], 3))
     for scale in (4, 16, 64):
@@ -94,7 +94,7 @@ def _children(pid: int) -> list[int]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=100000)
-    parser.add_argument("--size", default="128x128", help="of the pictures, in pixels")
+    parser.add_argument("--size", default="128x128", help="of the images, in pixels")
     parser.add_argument("--spoken", type=float, default=0.1, help="share of the rows with a recording")
     parser.add_argument("--seconds", type=float, default=20.0, help="length of a recording")
     parser.add_argument("--workers", type=int, default=os.cpu_count())

@@ -170,7 +170,7 @@ class EmbeddingHead(nn.Module):
         return x * torch.rsqrt((x * x).sum(-1, keepdim=True) + 1e-12)
 
 
-class Scale(nn.Module):
+class LogitScale(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.log_scale = table()
@@ -267,7 +267,7 @@ class OPT(nn.Module):
         self.text_head = EmbeddingHead(text.width, config.embed_dim)
         self.image_head = EmbeddingHead(image.width, config.embed_dim)
         self.audio_head = EmbeddingHead(audio.width, config.embed_dim)
-        self.scale = Scale()
+        self.scale = LogitScale()
         self.cross_encoder = CrossEncoder(config)
         self.masked_text_head = MaskedTextHead(cross.width, text.width, vocab_size)
         if config.masked_features:
@@ -276,7 +276,7 @@ class OPT(nn.Module):
         if config.image_codes:
             self.masked_code_head = MaskedCodeHead(cross.width, config.tokenizer.codes)
             self.image_decoder = ImageDecoder(config, length)
-        # where pictures and sounds begin in the fused tokens
+        # where images and audio clips begin in the fused tokens
         self.first_image = 1 + text.max_len
         self.first_audio = self.first_image + (image.size // image.patch) ** 2
         self.matching_head = MatchingHead(cross.width, config.embed_dim)

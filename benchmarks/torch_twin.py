@@ -50,8 +50,8 @@ class Objectives(nn.Module):
             rows = (x[i] for x, i in zip(clean, [*indices, indices[0], indices[2]], strict=True))
             stacks.append((*rows, batch["match_presence"][: self.sample_rows]))
         for name, first, rows, shown in (
-            ("denoise_text", self.write_from, w, "denoise_presence"),
-            ("denoise_image", self.draw_from, d, "draw_presence"),
+            ("denoise_text", self.write_from, w, "denoise_text_presence"),
+            ("denoise_image", self.draw_from, d, "denoise_image_presence"),
         ):
             if name in self.names:
                 stacks.append((*(x[first : first + rows] for x in clean), batch[shown][first : first + rows]))
@@ -173,7 +173,7 @@ class Objectives(nn.Module):
     def denoise_text(self, batch: Batch, fused: Tensor, mask: Tensor) -> Tensor:
         n = self.write_from
         ids, text_mask = batch["text_ids"][n:], batch["text_mask"][n:]
-        given = (batch["denoise_presence"][n:].sum(1, keepdim=True) > 0).float()
+        given = (batch["denoise_text_presence"][n:].sum(1, keepdim=True) > 0).float()
         logits = self.model.text_decoder(ids[:, :-1], fused, mask)
         weights = (text_mask[:, 1:] * given).flatten()
         return cross_entropy(logits, ids[:, 1:].flatten(), weights, self.config.label_smoothing)

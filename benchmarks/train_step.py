@@ -48,14 +48,14 @@ BOOKKEEPING = {"Load", "UpdateState", "Depend", "MakeTuple", "TupleGetItem"}  # 
 PARTS = ("text", "image", "audio", "cross", "text_decoder", "image_decoder")
 LARGER = tuple(f"model.{part}.{size}" for part in PARTS for size in ("width=256", "ffn=1024", "layers=4"))
 LARGER += ("model.embed_dim=256", "data.batch_size=32")
-# Pictures and text alone, as FLAVA has them: what is left of the sound is two frames and a layer.
+# Images and text alone, as FLAVA has them: what is left of the audio is two frames and a layer.
 IMAGE_TEXT = ("contrastive", "mlm", "mvm_code")
-NO_SOUND = ("objectives.token_fraction=1", "model.audio.max_frames=8", "model.audio.stride=4", "model.audio.layers=1")
+NO_AUDIO = ("objectives.token_fraction=1", "model.audio.max_frames=8", "model.audio.stride=4", "model.audio.layers=1")
 Batch = dict[str, np.ndarray]
 
 
-def make_batch(config: Config, seed: int = 0, sound: bool = True) -> Batch:
-    """Samples with all modalities (or no sound): texts and sounds of half to full length, every level drawn."""
+def make_batch(config: Config, seed: int = 0, clip: bool = True) -> Batch:
+    """Samples with all modalities (or no audio): texts and audio clips of half to full length, every level drawn."""
     rng = np.random.default_rng(seed)
     size, model = config.data.batch_size, config.model
     fields = batch_fields(model, size, config.objectives.mask_ratio)
@@ -77,22 +77,22 @@ def make_batch(config: Config, seed: int = 0, sound: bool = True) -> Batch:
     batch["audio"][:] = rng.integers(0, 256, batch["audio"].shape)
     batch["image_id"][:] = batch["sample_id"][:] = np.arange(size)
     batch["presence"][:] = batch["match_presence"][:] = 1
-    batch["denoise_presence"][:] = np.array([(0, 1, 1), (0, 1, 0), (0, 0, 1)])[np.arange(size) % 3]
-    batch["draw_presence"][:] = np.array([(1, 0, 1), (1, 0, 0), (0, 0, 1)])[np.arange(size) % 3]
-    for name, places in (("mvm", (model.image.size // model.image.patch) ** 2), ("mam", shortest_sound(model))):
+    batch["denoise_text_presence"][:] = np.array([(0, 1, 1), (0, 1, 0), (0, 0, 1)])[np.arange(size) % 3]
+    batch["denoise_image_presence"][:] = np.array([(1, 0, 1), (1, 0, 0), (0, 0, 1)])[np.arange(size) % 3]
+    for name, places in (("mvm", (model.image.size // model.image.patch) ** 2), ("mam", shortest_audio(model))):
         slots = batch[f"{name}_positions"].shape[1]
         batch[f"{name}_positions"][:] = np.argsort(rng.random((size, places)), axis=1)[:, :slots]
         batch[f"{name}_weights"][:] = 1
     batch["image_codes"][:] = rng.integers(0, model.tokenizer.codes, batch["image_codes"].shape)
     batch["match_case"][:] = np.arange(size) % len(MATCH_CASES)
     batch["match_noise"][:] = rng.gumbel(size=batch["match_noise"].shape)
-    if not sound:
+    if not clip:
         batch["audio_frames"][:] = batch["audio"][:] = batch["presence"][:, AUDIO] = 0
     return batch
 
 
-def shortest_sound(model: ModelConfig) -> int:
-    """Sound tokens that every sample of :func:`make_batch` has."""
+def shortest_audio(model: ModelConfig) -> int:
+    """Audio tokens that every sample of :func:`make_batch` has."""
     return model.audio.max_frames // 2 // model.audio.stride
 
 
@@ -103,7 +103,7 @@ class Variant:
     name: str
     settings: tuple[str, ...]  # key=value changes of the configuration
     stock: bool = False  # MindSpore's own operators in place of the CPU backward
-    peer: bool = False  # pictures and text alone, beside FLAVA
+    peer: bool = False  # images and text alone, beside FLAVA
     environment: tuple[tuple[str, str], ...] = ()  # variables that must be set before MindSpore is loaded
 
 
@@ -130,7 +130,7 @@ def measure(variant: Variant, path: str, rounds: int) -> Result:
     twin = torch_network.OPT(config.model, model.vocab_size)
     weights = {key: torch.from_numpy(np.array(value.asnumpy())) for key, value in model.parameters_and_names()}
     twin.load_state_dict(weights)
-    batch = make_batch(config, sound=not variant.peer)
+    batch = make_batch(config, clip=not variant.peer)
     pytorch, gflop = pytorch_step(twin, config, batch)
     step = mindspore_step(model, config)
 
@@ -232,7 +232,7 @@ def plan(path: str, settings: tuple[str, ...]) -> list[Variant]:
         Variant("all losses, stock operators", settings, stock=True),
         fused,
         *(Variant(f"without {name}", (*settings, f"objectives.{name}=0")) for name in losses),
-        Variant("pictures and text alone", (*settings, *others, *NO_SOUND), peer=True),
+        Variant("images and text alone", (*settings, *others, *NO_AUDIO), peer=True),
     ]
 
 
@@ -256,7 +256,7 @@ def report(results: Mapping[str, Result], size: int) -> str:
         rows.append(row)
         if result.flava:
             peer = median(result.flava)
-            below += f"; FLAVA for pictures and text alone {1e3 * peer:.0f} ms, {ours / peer:.2f} of it here"
+            below += f"; FLAVA for images and text alone {1e3 * peer:.0f} ms, {ours / peer:.2f} of it here"
     headers = ["step", "ms", "samples/s", "of peak", "operators", "PyTorch ms", "ratio"]
     return f"{table(rows, headers)}\n\n{below}"
 

@@ -1,4 +1,4 @@
-"""OPT: an omni-perception pre-trainer for pictures, Chinese text and speech.
+"""OPT: an omni-perception pre-trainer for images, Chinese text and speech.
 
 MindSpore reads two settings from the environment when it is imported, so they are given their defaults here, before
 any module of the project can import it.

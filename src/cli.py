@@ -7,7 +7,7 @@ from collections.abc import Callable
 from src.errors import UserError
 
 WRONG_USE, INTERRUPTED = 2, 130  # exit codes; argparse and shells use the same
-MENDS = {
+HINTS = {
     errno.ENOENT: "check the path",
     errno.ENOSPC: "make room, or write to another disk",
     errno.EDQUOT: "make room, or write to another disk",
@@ -28,7 +28,7 @@ def run(main: Callable[[], None]) -> None:
     except UserError as error:
         _fail(str(error))
     except OSError as error:
-        if error.errno not in MENDS:
+        if error.errno not in HINTS:
             raise
         _fail(describe(error))
     except KeyboardInterrupt as error:
@@ -38,8 +38,8 @@ def run(main: Callable[[], None]) -> None:
 
 def describe(error: OSError) -> str:
     """One line that names the file, what is wrong with it, and the mend where one is known."""
-    mend = f" ({MENDS[error.errno]})" if error.errno in MENDS else ""
-    return f"{f'{error.filename}: ' if error.filename else ''}{error.strerror or error}{mend}"
+    hint = f" ({HINTS[error.errno]})" if error.errno in HINTS else ""
+    return f"{f'{error.filename}: ' if error.filename else ''}{error.strerror or error}{hint}"
 
 
 def _fail(message: str) -> None:

@@ -36,31 +36,31 @@ def png(pixels: np.ndarray) -> bytes:
 
 
 def tiny_record(rng: np.random.Generator, index: int, audio: AudioEncoderConfig, size: int) -> Record:
-    """A coloured picture, a caption (every fourth record two) and their sounds; some records lack something.
+    """A coloured image, a caption (every fourth record two) and their audio clips; some records lack something.
 
-    Of eight records one has no sound, one no text, one no picture, and one with two captions one sound only.
+    Of eight records one has no audio, one no text, one no image, and one with two captions one audio only.
     """
     colours = rng.integers(0, 256, (2, 2, 3), np.uint8)
-    picture = png(np.kron(colours, np.ones((size // 2, size // 2, 1), np.uint8)))
+    image = png(np.kron(colours, np.ones((size // 2, size // 2, 1), np.uint8)))
 
     def caption() -> str:
         return "".join(rng.choice(list(CHARACTERS), rng.integers(4, 12)))
 
-    def sound() -> np.ndarray:
+    def clip() -> np.ndarray:
         return rng.integers(1, 256, (rng.integers(8, audio.max_frames + 1), audio.mels), np.uint8)
 
     captions = tuple(caption() for _ in range(1 + (index % 4 == 3)))
-    sounds: tuple[np.ndarray | None, ...] = tuple(sound() for _ in captions)
+    clips: tuple[np.ndarray | None, ...] = tuple(clip() for _ in captions)
     match index % 8:
         case 0:
-            sounds = (None,)
+            clips = (None,)
         case 1:
             captions = ()
         case 2:
-            picture = None
+            image = None
         case 7:
-            sounds = (sounds[0], None)
-    return Record(f"tiny-{index}", picture, captions, sounds)
+            clips = (clips[0], None)
+    return Record(f"tiny-{index}", image, captions, clips)
 
 
 def tiny_dataset(folder: Path, records: int = 24, config: Config | None = None) -> Config:

@@ -25,7 +25,7 @@ class Layout:
     arguments: list[object]  # of the command
     records: Records
     rejected: list[str]  # parts of the reasons, in order
-    spoken: int = 0  # samples with sound
+    spoken: int = 0  # samples with audio
 
 
 class Dying:
@@ -36,7 +36,7 @@ class Dying:
 
 
 def draw(path: Path, size: tuple[int, int] = (24, 20)) -> Path:
-    """A picture that no other name has."""
+    """An image that no other name has."""
     path.parent.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(list(path.name.encode()))
     Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), np.uint8)).save(path)
@@ -90,9 +90,9 @@ def coco(folder: Path) -> Layout:
     reasons = [
         "no tab",
         "translation of this id before",
-        "belongs to picture 77",
+        "belongs to image 77",
         "a caption is empty",
-        "no such picture",
+        "no such image",
     ]
     return Layout(arguments, {"train": found, "dev": {"dev/139": ("一只鸟",)}}, reasons)
 
@@ -147,7 +147,7 @@ def coco_cn(folder: Path) -> Layout:
         "dev": {names[2]: ("一只鱼",)},
         "test": {names[3]: ("一只鸟", "一只小鸟")},
     }
-    reasons = ["listed before", "a caption is empty", "in no list of pictures", "the picture has no caption"]
+    reasons = ["listed before", "a caption is empty", "in no list of images", "the image has no caption"]
     return Layout(["--annotations", lists, "--images", folder, "--with-translated"], records, reasons)
 
 
@@ -169,7 +169,7 @@ def flickr30k_cn(folder: Path) -> Layout:
         arguments += ["--annotations", file, "--images", folder / "flickr30k-images", "--split", split]
     found = {"1000092795": ("两只猫", "一只猫和狗"), "10002456": ("一只鱼", "两只鱼")}
     records = {"train": found, "test": {"36979": ("两个人", "一只鸟")}}
-    return Layout(arguments, records, ["a caption is empty", "no such picture"])
+    return Layout(arguments, records, ["a caption is empty", "no such image"])
 
 
 def aic(folder: Path) -> Layout:
@@ -182,7 +182,7 @@ def aic(folder: Path) -> Layout:
     entries[1] = {**entries[1], "caption": ["一只鱼", "", "两只鱼"]}
     file = write_json(folder / "caption_train_annotations_20170902.json", [*entries, {"url": "u", "caption": captions}])
     records = {"train": {names[0]: tuple(captions), names[1]: ("一只鱼", "两只鱼")}}
-    reasons = ["a caption is empty", "no such picture", "no file name"]
+    reasons = ["a caption is empty", "no such image", "no file name"]
     return Layout(["--annotations", file, "--images", images, "--split", "train"], records, reasons)
 
 
@@ -207,7 +207,7 @@ def cc3m(folder: Path) -> Layout:
     ]
     found = {f"train/{row}": (f"a very typical {word}",) for row, word in enumerate(("bus", "cat", "dog", "fish"))}
     records = {"train": {**found, "train/1": ("一只猫",)}, "dev": {"dev/0": ("一只鸡",)}}
-    reasons = ["mapped before", "no such picture", "not caption<TAB>URL", "a caption is empty", "not in the mapping"]
+    reasons = ["mapped before", "no such image", "not caption<TAB>URL", "a caption is empty", "not in the mapping"]
     return Layout(arguments, records, reasons)
 
 
@@ -239,7 +239,7 @@ def localized_narratives(folder: Path) -> Layout:
     english = ("In this image.",)
     found = {"000b2f2fa3d2ad2c/0": english, "000b2f2fa3d2ad2c/1": ("图片里有猫",)}
     found |= {"00a0c0ffee000000/2": english, "00a0c0ffee000000/8": english}
-    return Layout(arguments, {"train": found}, ["no such picture", "malformed JSON", "no such sound"], spoken=4)
+    return Layout(arguments, {"train": found}, ["no such image", "malformed JSON", "no such audio"], spoken=4)
 
 
 def manifest(folder: Path) -> Layout:

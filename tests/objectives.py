@@ -37,13 +37,13 @@ def only(name: str, config: ObjectivesConfig = ALL) -> ObjectivesConfig:
 
 
 def batch_with_repeats() -> Arrays:
-    """Samples that lack something, and two pictures that stand twice; of one of them only one caption has a sound."""
+    """Samples that lack something, and two images that stand twice; of one of them only one caption has an audio clip."""
     batch = tiny_batch(MODEL, B)
     batch["image_id"][3] = batch["image_id"][0]
     batch["image_id"][1] = batch["image_id"][4]
     for row, presence in ((1, (1, 1, 0)), (2, (0, 1, 1)), (6, (1, 0, 1)), (7, (0, 1, 1))):
         batch["presence"][row] = presence
-        for name in ("match_presence", "denoise_presence", "draw_presence"):
+        for name in ("match_presence", "denoise_text_presence", "denoise_image_presence"):
             batch[name][row] *= np.array(presence, np.int32)
         if not presence[TEXT]:
             for name in ("text_ids", "text_mask", "mlm_ids", "mlm_positions", "mlm_labels", "mlm_weights"):

@@ -20,7 +20,7 @@ from src.config import (
     TextDecoderConfig,
     TextEncoderConfig,
 )
-from src.data.schema import MATCH_CASES, batch_fields, check_batch, sound_tokens
+from src.data.schema import MATCH_CASES, audio_tokens, batch_fields, check_batch
 from src.training.muon import Muon
 from src.training.optimizer import AdamW
 
@@ -29,7 +29,7 @@ VOCAB = 31
 CODES = 9  # of the image tokenizer
 PAD, CLS, SEP, MASK = 0, 2, 3, 4
 MASK_RATIO = 0.3
-OBJECTIVES = tuple(name for name in config.OBJECTIVES if name != "mvm_class")  # that pictures of patches have
+OBJECTIVES = tuple(name for name in config.OBJECTIVES if name != "mvm_class")  # that images of patches have
 
 Arrays = dict[str, np.ndarray]
 Slots = dict[str, tuple[torch.nn.Parameter, slice]]  # the project's parameter → rows of PyTorch's
@@ -77,26 +77,28 @@ def random(*shape: int, seed: int = 0) -> np.ndarray:
 
 
 def tiny_batch(model: ModelConfig, batch_size: int, seed: int = 0) -> Arrays:
-    """A batch of samples that have all three modalities, each of its own picture, every level drawn at random."""
+    """A batch of samples that have all three modalities, each of its own image, every level drawn at random."""
     rng = np.random.default_rng(seed)
     fields = batch_fields(model, batch_size, MASK_RATIO)
     batch = {name: np.zeros((batch_size, *spec.shape), spec.dtype) for name, spec in fields.items()}
     batch["sample_id"][:] = batch["image_id"][:] = rng.permutation(100)[:batch_size]
     batch["presence"][:] = 1
-    _fill_pictures(batch, model, rng)
+    _fill_images(batch, model, rng)
     batch["match_noise"][:] = rng.gumbel(size=batch["match_noise"].shape)
     batch["match_case"][:] = np.arange(batch_size) % len(MATCH_CASES)
     batch["match_presence"][:] = 1
-    batch["denoise_presence"][:] = np.array([(0, 1, 1), (0, 1, 0), (0, 0, 1)])[np.arange(batch_size) % 3]
+    batch["denoise_text_presence"][:] = np.array([(0, 1, 1), (0, 1, 0), (0, 0, 1)])[np.arange(batch_size) % 3]
     batch["image_codes"][:] = rng.integers(0, CODES, batch["image_codes"].shape)
-    batch["draw_presence"][:] = np.array([(1, 0, 1), (1, 0, 0), (0, 0, 1), (0, 0, 0)])[np.arange(batch_size) % 4]
+    batch["denoise_image_presence"][:] = np.array([(1, 0, 1), (1, 0, 0), (0, 0, 1), (0, 0, 0)])[
+        np.arange(batch_size) % 4
+    ]
     for row in range(batch_size):
         _fill_row(batch, row, model, rng)
     check_batch(batch, fields)
     return batch
 
 
-def _fill_pictures(batch: Arrays, model: ModelConfig, rng: np.random.Generator) -> None:
+def _fill_images(batch: Arrays, model: ModelConfig, rng: np.random.Generator) -> None:
     """Pixels, or two to all of the regions, of every second a known class."""
     if model.image.input == "patch":
         batch["image"][:] = rng.integers(0, 256, batch["image"].shape)
@@ -110,7 +112,7 @@ def _fill_pictures(batch: Arrays, model: ModelConfig, rng: np.random.Generator) 
 
 
 def _fill_row(batch: Arrays, row: int, model: ModelConfig, rng: np.random.Generator) -> None:
-    """Text with a [CLS], a [SEP] and padding, one or two of its tokens hidden; sound of some length."""
+    """Text with a [CLS], a [SEP] and padding, one or two of its tokens hidden; audio of some length."""
     tokens = int(rng.integers(3, model.text.max_len - 1))
     ids = [CLS, *rng.integers(5, VOCAB, tokens - 2), SEP]
     batch["text_ids"][row, :tokens] = ids
@@ -127,7 +129,7 @@ def _fill_row(batch: Arrays, row: int, model: ModelConfig, rng: np.random.Genera
     batch["audio"][row, :frames] = rng.integers(1, 256, shape) if fbank else rng.standard_normal(shape)
     batch["audio_frames"][row] = frames
     patches = int(batch["region_mask"][row].sum()) if model.image.input == "region" else model.image.tokens
-    tokens = sound_tokens(model.audio, frames)
+    tokens = audio_tokens(model.audio, frames)
     for name, places in (("mvm", patches), ("mam", tokens)):
         slots = batch[f"{name}_positions"].shape[1]
         hidden = np.sort(rng.permutation(places)[:slots])

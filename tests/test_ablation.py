@@ -107,7 +107,7 @@ def test_table(tmp_path: Path, run: Recorder, monkeypatch: pytest.MonkeyPatch, c
     header, _, first, second, _, caption = file.read_text(encoding="utf-8").splitlines()
     cells = dict(zip(header.split(" | "), first.split(" | "), strict=True))
     assert cells["t→i R@1"] == "0.25" and cells["drawn R@1"] == "0.06" and cells["Δ words"] == "0.25"
-    assert cells["Δ codes"] == cells["Δ sound"] == "–"
+    assert cells["Δ codes"] == cells["Δ audio"] == "–"
     assert second.startswith("| without MLM |") and "benchmarks.ablation" in caption and "train.steps=50" in caption
     assert (tmp_path / "out" / "without-MLM" / "row.json").is_file()
 

@@ -1,4 +1,4 @@
-"""Log-mel against plain loops, resampling, sound files of any kind."""
+"""Log-mel against plain loops, resampling, audio files of any kind."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import pytest
 import soundfile
 
 from src.config import AudioEncoderConfig
-from src.data.audio import frame_lengths, load_sound, log_mel, mel_bands, resample
+from src.data.audio import frame_lengths, load_audio, log_mel, mel_bands, resample
 from src.data.errors import DataError
 
 CONFIG = AudioEncoderConfig()
@@ -49,14 +49,14 @@ def test_log_mel_is_its_definition() -> None:
     assert found.max() == 255
 
 
-@pytest.mark.parametrize(("bins", "mels"), [(257, 40), (257, 64), (1025, 128)])
+@pytest.fingerprint.parametrize(("bins", "mels"), [(257, 40), (257, 64), (1025, 128)])
 def test_bands_are_slaneys(bins: int, mels: int) -> None:
     utils = pytest.importorskip("transformers.audio_utils")
     wanted = utils.mel_filter_bank(bins, mels, 0.0, 8000.0, 16000, norm="slaney", mel_scale="slaney")
     assert np.allclose(mel_bands(16000, bins, mels), wanted, atol=1e-6)
 
 
-@pytest.mark.parametrize("hz", [250, 1000, 3000, 6000])
+@pytest.fingerprint.parametrize("hz", [250, 1000, 3000, 6000])
 def test_tone_lands_in_its_band(hz: int) -> None:
     bands = mel_bands(16000, 257, CONFIG.mels)
     band = log_mel(tone(hz, 0.5, 16000), 16000, CONFIG).astype(int).mean(axis=0).argmax()
@@ -85,7 +85,7 @@ def test_loudness_does_not_matter() -> None:
     assert np.abs(difference).max() <= 1
 
 
-@pytest.mark.parametrize("rate", [8000, 11025, 22050, 44100, 48000])
+@pytest.fingerprint.parametrize("rate", [8000, 11025, 22050, 44100, 48000])
 def test_resample_keeps_a_tone(rate: int, target: int = 16000) -> None:
     found = resample(tone(440, 1.03, rate), rate, target)
     wanted = tone(440, 1.03, target)
@@ -100,27 +100,27 @@ def test_resample_removes_what_the_new_rate_cannot_hold() -> None:
     assert np.abs(found[1600:-1600]).max() < 0.01
 
 
-@pytest.mark.parametrize(
+@pytest.fingerprint.parametrize(
     ("name", "subtype"), [("a.wav", "PCM_16"), ("a.flac", "PCM_24"), ("a.ogg", "VORBIS"), ("a.wav", "FLOAT")]
 )
-def test_load_sound(tmp_path: Path, name: str, subtype: str) -> None:
+def test_load_audio(tmp_path: Path, name: str, subtype: str) -> None:
     left = tone(440, 0.5, 22050) * 0.5
     soundfile.write(tmp_path / name, np.stack([left, -0.5 * left], axis=1), 22050, subtype=subtype)
-    wave, rate = load_sound(tmp_path / name)
+    wave, rate = load_audio(tmp_path / name)
     assert rate == 22050 and wave.dtype == np.float32 and wave.shape == left.shape
     assert np.abs(wave - 0.25 * left).max() < 0.02
 
 
-def test_bad_sounds_are_named(tmp_path: Path) -> None:
-    (tmp_path / "text.wav").write_text("no sound")
+def test_bad_audio_are_named(tmp_path: Path) -> None:
+    (tmp_path / "text.wav").write_text("no audio")
     soundfile.write(tmp_path / "empty.wav", np.zeros(0), 16000)
     soundfile.write(tmp_path / "nan.wav", np.array([0, np.nan]), 16000, subtype="FLOAT")
     for name, message in [
-        ("absent.wav", "no such sound file"),
-        ("text.wav", "not a readable sound file"),
-        ("empty.wav", "the sound is empty"),
+        ("absent.wav", "no such audio file"),
+        ("text.wav", "not a readable audio file"),
+        ("empty.wav", "the audio is empty"),
         ("nan.wav", "not finite"),
     ]:
         with pytest.raises(DataError, match=f"{name}: .*{message}") as caught:
-            load_sound(tmp_path / name)
+            load_audio(tmp_path / name)
         assert "\n" not in str(caught.value)

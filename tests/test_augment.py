@@ -1,4 +1,4 @@
-"""Random views: inside the picture, within their limits, and mirrored only where nothing says left or right."""
+"""Random views: inside the image, within their limits, and mirrored only where nothing says left or right."""
 
 import io
 from dataclasses import replace
@@ -9,9 +9,9 @@ from conftest import png
 from PIL import Image, ImageEnhance
 
 from src.config import COLOURS, AugmentConfig
-from src.data import image
-from src.data.augment import colour, crop_box, may_mirror, vary_picture, vary_sound
+from src.data.augment import augment_audio, augment_image, colour, crop_box, may_mirror
 from src.data.errors import DataError
+from src.data.image import decode_image
 from src.data.record import Record
 
 # red grows to the right, green downwards: a view tells where it was taken
@@ -20,12 +20,12 @@ RAMP = np.stack(np.broadcast_arrays(np.arange(SIDE), np.arange(SIDE)[:, None], 9
 CROP = AugmentConfig(crop_scale=(0.25, 0.5))
 
 
-def record(*captions: str, picture: np.ndarray = RAMP, sounds: tuple = ()) -> Record:
-    return Record("r", png(picture), captions, sounds)
+def record(*captions: str, image: np.ndarray = RAMP, clips: tuple = ()) -> Record:
+    return Record("r", png(image), captions, clips)
 
 
 def vary(config: AugmentConfig, seed: int = 0, which: Record | None = None, size: int = 64) -> np.ndarray:
-    return vary_picture(which or record(), size, "p", config, np.random.default_rng(seed))
+    return augment_image(which or record(), size, "p", config, np.random.default_rng(seed))
 
 
 def test_a_crop_is_a_part_of_the_stated_size_stretched_to_the_square() -> None:
@@ -41,8 +41,8 @@ def test_a_crop_is_a_part_of_the_stated_size_stretched_to_the_square() -> None:
     assert len({vary(CROP, seed).tobytes() for seed in range(20)}) == 20
 
 
-@pytest.mark.parametrize("width,height", [(200, 200), (640, 80), (3, 500), (1, 1)])
-def test_a_crop_stays_within_any_picture(width: int, height: int) -> None:
+@pytest.fingerprint.parametrize("width,height", [(200, 200), (640, 80), (3, 500), (1, 1)])
+def test_a_crop_stays_within_any_image(width: int, height: int) -> None:
     for numbers in (*np.random.default_rng(0).random((200, 4)), (0, 0, 0, 0), (1, 1, 1, 1)):
         share, aspect, left, top = map(float, numbers)
         x0, y0, x1, y1 = crop_box(width, height, 0.01 + 0.99 * share, 2 ** (2 * aspect - 1), left, top)
@@ -50,11 +50,11 @@ def test_a_crop_stays_within_any_picture(width: int, height: int) -> None:
     assert crop_box(width, width, 1.0, 1.0, 0.5, 0.5) == (0, 0, width, width)
 
 
-def test_nothing_switched_on_is_the_plain_picture() -> None:
-    assert not AugmentConfig().of_pictures and not AugmentConfig().of_sounds
-    wide = record(picture=np.concatenate((RAMP, RAMP), 1))
+def test_nothing_switched_on_is_the_plain_image() -> None:
+    assert not AugmentConfig().augments_images and not AugmentConfig().augments_audio
+    wide = record(image=np.concatenate((RAMP, RAMP), 1))
     for size in (64, SIDE):
-        assert np.array_equal(vary(AugmentConfig(), which=wide, size=size), image.decode(wide.image, size, "p"))
+        assert np.array_equal(vary(AugmentConfig(), which=wide, size=size), decode_image(wide.image, size, "p"))
 
 
 def test_a_small_crop_of_a_jpeg_is_not_decoded_too_small() -> None:
@@ -71,7 +71,7 @@ def test_a_small_crop_of_a_jpeg_is_not_decoded_too_small() -> None:
         assert np.abs(found.astype(int) - np.asarray(expected)).max() <= 2
 
 
-@pytest.mark.parametrize(
+@pytest.fingerprint.parametrize(
     ("captions", "mirrored"),
     [
         (("一只猫",), True),
@@ -85,7 +85,7 @@ def test_a_small_crop_of_a_jpeg_is_not_decoded_too_small() -> None:
     ],
 )
 def test_left_and_right_forbid_the_mirror(captions: tuple[str, ...], mirrored: bool) -> None:
-    """In any caption of the picture, the sample's own or not."""
+    """In any caption of the image, the sample's own or not."""
     asked = record(*captions)
     assert may_mirror(asked) == mirrored
     found = vary(AugmentConfig(flip=1.0), which=asked, size=SIDE)
@@ -93,9 +93,9 @@ def test_left_and_right_forbid_the_mirror(captions: tuple[str, ...], mirrored: b
 
 
 def test_what_is_only_spoken_may_tell_left_from_right() -> None:
-    sound = np.ones((9, 4), np.uint8)
-    assert not may_mirror(record(sounds=(sound,))) and may_mirror(record(sounds=(None,)))
-    assert may_mirror(record("一只猫", sounds=(sound,)))
+    clip = np.ones((9, 4), np.uint8)
+    assert not may_mirror(record(clips=(clip,))) and may_mirror(record(clips=(None,)))
+    assert may_mirror(record("一只猫", clips=(clip,)))
 
 
 def test_half_are_mirrored() -> None:
@@ -105,7 +105,7 @@ def test_half_are_mirrored() -> None:
 
 
 def test_colours_vary_within_their_strength() -> None:
-    grey = record(picture=np.full((8, 8, 3), (60, 100, 140), np.uint8))
+    grey = record(image=np.full((8, 8, 3), (60, 100, 140), np.uint8))
     for name in COLOURS:
         config = AugmentConfig(**{name: 0.5})
         views = np.stack([vary(config, seed, grey, 8)[0, 0] for seed in range(100)]).astype(int)
@@ -119,7 +119,7 @@ def test_colours_vary_within_their_strength() -> None:
     assert abs(flat.std() / RAMP.std() - 1) > 0.02
 
 
-@pytest.mark.parametrize(
+@pytest.fingerprint.parametrize(
     ("factors", "kind"),
     [
         ((0.6, 1.0, 1.0), ImageEnhance.Brightness),
@@ -130,21 +130,21 @@ def test_colours_vary_within_their_strength() -> None:
     ],
 )
 def test_each_colour_is_what_pillow_makes_of_it(factors: tuple[float, ...], kind: type) -> None:
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8))
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8))
     (factor,) = [factor for factor in factors if factor != 1] or [1.0]
-    expected = np.asarray(kind(picture).enhance(factor)).astype(int)
-    assert np.abs(np.asarray(colour(picture, *factors)) - expected).max() <= 2  # Pillow rounds the grey to a byte
+    expected = np.asarray(kind(image).enhance(factor)).astype(int)
+    assert np.abs(np.asarray(colour(image, *factors)) - expected).max() <= 2  # Pillow rounds the grey to a byte
 
 
 def test_colours_follow_one_another() -> None:
     """Where nothing is clipped: Pillow cuts to whole bytes three times."""
-    picture = Image.fromarray(np.random.default_rng(1).integers(90, 150, (32, 32, 3), np.uint8))
-    expected = picture
+    image = Image.fromarray(np.random.default_rng(1).integers(90, 150, (32, 32, 3), np.uint8))
+    expected = image
     for kind, factor in ((ImageEnhance.Brightness, 1.2), (ImageEnhance.Contrast, 0.7), (ImageEnhance.Color, 1.4)):
         expected = kind(expected).enhance(factor)
-    more = np.asarray(colour(picture, 1.2, 0.7, 1.4)).astype(int) - np.asarray(expected)
+    more = np.asarray(colour(image, 1.2, 0.7, 1.4)).astype(int) - np.asarray(expected)
     assert more.min() >= 0 and more.max() <= 3
-    assert np.array_equal(np.asarray(colour(picture, 1.0, 1.0, 1.0)), np.asarray(picture))
+    assert np.array_equal(np.asarray(colour(image, 1.0, 1.0, 1.0)), np.asarray(image))
 
 
 def test_one_variation_leaves_the_others_as_they_are() -> None:
@@ -154,33 +154,33 @@ def test_one_variation_leaves_the_others_as_they_are() -> None:
         assert np.array_equal(vary(CROP, seed), vary(CROP, seed))
 
 
-def test_a_broken_picture_is_named() -> None:
-    with pytest.raises(DataError, match="p: not a readable picture"):
-        vary(CROP, which=Record("r", b"no picture", (), ()))
+def test_a_broken_image_is_named() -> None:
+    with pytest.raises(DataError, match="p: not a readable image"):
+        vary(CROP, which=Record("r", b"no image", (), ()))
 
 
 def test_spectrograms_lose_stretches_to_their_mean() -> None:
     rng = np.random.default_rng(0)
-    sound = rng.integers(0, 256, (100, 40), np.uint8)
-    before, mean = sound.copy(), round(float(sound.mean()))
+    clip = rng.integers(0, 256, (100, 40), np.uint8)
+    before, mean = clip.copy(), round(float(clip.mean()))
     config = AugmentConfig(time_masks=2, time_share=0.1, frequency_masks=1, frequency_share=0.25)
     frames, bands = [], []
     for _ in range(300):
-        varied = vary_sound(sound, config, rng)
-        hidden = varied != sound
+        varied = augment_audio(clip, config, rng)
+        hidden = varied != clip
         lost_frames, lost_bands = hidden.mean(1) > 0.9, hidden.mean(0) > 0.9
         assert (varied[lost_frames] == mean).all() and (varied[:, lost_bands] == mean).all()
         kept = varied[~lost_frames][:, ~lost_bands]
-        assert np.array_equal(kept, sound[~lost_frames][:, ~lost_bands])
+        assert np.array_equal(kept, clip[~lost_frames][:, ~lost_bands])
         assert np.count_nonzero(np.diff(lost_bands.astype(int))) <= 2, "one run of bands"
         frames.append(lost_frames.sum())
         bands.append(lost_bands.sum())
-    assert np.array_equal(sound, before)
+    assert np.array_equal(clip, before)
     assert max(frames) <= 20 and max(bands) == 10 and min(bands) == 0 and abs(np.mean(bands) - 5) < 0.6
     assert abs(np.mean(frames) - 10) < 1.5
 
 
-def test_a_short_sound_is_never_hidden_whole() -> None:
-    sound = np.arange(4, dtype=np.uint8)[:, None] + np.zeros(4, np.uint8)
+def test_a_short_audio_is_never_hidden_whole() -> None:
+    clip = np.arange(4, dtype=np.uint8)[:, None] + np.zeros(4, np.uint8)
     config = AugmentConfig(time_masks=1, time_share=0.2)
-    assert all(np.array_equal(vary_sound(sound, config, np.random.default_rng(s)), sound) for s in range(20))
+    assert all(np.array_equal(augment_audio(clip, config, np.random.default_rng(s)), clip) for s in range(20))

@@ -83,8 +83,10 @@ def tables(model: OPT, given: dict) -> list[dict[tuple[int, ...], np.ndarray]]:
     found = []
     with run_mode("pynative"):
         for tokens in given[IMAGE][0]:
-            fused, mask = model.cross_encoder.fuse_alone(Tensor(tokens[None]), Tensor(given[IMAGE][1][:1]), IMAGE)
-            read = model.text_decoder.read(fused, Tensor(model.cross_encoder.places_alone(IMAGE)))
+            fused, mask = model.cross_encoder.fuse_single_modality(
+                Tensor(tokens[None]), Tensor(given[IMAGE][1][:1]), IMAGE
+            )
+            read = model.text_decoder.read(fused, Tensor(model.cross_encoder.single_modality_positions(IMAGE)))
             memory = [(ms.ops.tile(k, (len(ids), 1, 1, 1)), ms.ops.tile(v, (len(ids), 1, 1, 1))) for k, v in read]
             logits = model.text_decoder.score(Tensor(ids), memory, Tensor(np.zeros((1, 1, 1, 1), np.float32)))
             logits = logits.asnumpy().astype(np.float64).reshape(len(ids), LIMIT, VOCAB)
@@ -122,7 +124,7 @@ def written(row: np.ndarray) -> tuple[int, ...]:
     return tuple(text)
 
 
-@pytest.mark.parametrize(
+@pytest.fingerprint.parametrize(
     "settings",
     [
         BeamSettings(EVERY),

@@ -62,7 +62,7 @@ def test_flava_sees_what_is_hidden_and_begins_at_chance() -> None:
     config = config_of(IMAGE_TEXT)
     text, image, cross = (replace(getattr(config.model, part), width=16) for part in ("text", "image", "cross"))
     config = replace(config, model=replace(config.model, text=text, image=image, cross=cross))
-    batch = train_step.make_batch(config, sound=False)
+    batch = train_step.make_batch(config, clip=False)
     given = flava.inputs(batch)
     assert (given["mlm_labels"] != flava.IGNORED).sum() == batch["mlm_weights"].sum()
     assert given["bool_masked_pos"].sum() == batch["mvm_weights"].sum()
@@ -105,6 +105,6 @@ def test_a_loss_of_weight_0_leaves_the_graph(opt: OPT) -> None:
 def test_report_says_what_each_row_costs() -> None:
     result = train_step.Result([0.2, 0.4, 0.3], [0.1], [1.0], [], 10.0, 1234)
     peer = replace(result, flava=[0.6])
-    text = train_step.report({"all losses": result, "pictures and text alone": peer}, 30)
+    text = train_step.report({"all losses": result, "images and text alone": peer}, 30)
     assert "300" in text and "100" in text and "1,234" in text and "3.00" in text
-    assert "FLAVA for pictures and text alone 600 ms, 0.50 of it here" in text
+    assert "FLAVA for images and text alone 600 ms, 0.50 of it here" in text

@@ -23,10 +23,10 @@ def caption(rng: random.Random) -> list[str]:
     return tokens[rng.randrange(3) :]
 
 
-def corpus(seed: int, pictures: int) -> tuple[list[list[str]], list[list[list[str]]]]:
+def corpus(seed: int, images: int) -> tuple[list[list[str]], list[list[list[str]]]]:
     """Predictions near their references; some are empty, too short for 4-grams, or right."""
     rng = random.Random(seed)
-    references = [[caption(rng) for _ in range(rng.randint(1, 5))] for _ in range(pictures)]
+    references = [[caption(rng) for _ in range(rng.randint(1, 5))] for _ in range(images)]
     predictions = []
     for group in references:
         tokens = list(rng.choice(group))
@@ -36,15 +36,15 @@ def corpus(seed: int, pictures: int) -> tuple[list[list[str]], list[list[list[st
     return predictions, references
 
 
-@pytest.mark.parametrize("pictures", [1, 2, 60])
-@pytest.mark.parametrize("seed", [1, 2])
-def test_equal_to_the_reference_implementation(seed, pictures):
+@pytest.fingerprint.parametrize("images", [1, 2, 60])
+@pytest.fingerprint.parametrize("seed", [1, 2])
+def test_equal_to_the_reference_implementation(seed, images):
     pytest.importorskip("pycocoevalcap")
     from pycocoevalcap.bleu.bleu import Bleu
     from pycocoevalcap.cider.cider import Cider
     from pycocoevalcap.rouge.rouge import Rouge
 
-    predictions, references = corpus(seed, pictures)
+    predictions, references = corpus(seed, images)
     found = {row: [" ".join(tokens)] for row, tokens in enumerate(predictions)}
     given = {row: [" ".join(tokens) for tokens in group] for row, group in enumerate(references)}
     np.testing.assert_allclose(
@@ -101,13 +101,13 @@ def test_a_thousand_captions_take_seconds_at_most():
     assert time.process_time() - start < 4  # about one second; slack for a busy machine
 
 
-@pytest.mark.parametrize(
+@pytest.fingerprint.parametrize(
     ("predictions", "references", "message"),
     [
         ([], [], "no captions to score"),
-        (["猫"], [["猫"], ["狗"]], "1 captions but references of 2 pictures"),
-        (["猫", "狗"], [["猫"], []], "picture 1 has no reference caption"),
-        (["猫", "狗"], [["猫"], ["狗", "。"]], "picture 1: reference caption '。' has no words"),
+        (["猫"], [["猫"], ["狗"]], "1 captions but references of 2 images"),
+        (["猫", "狗"], [["猫"], []], "image 1 has no reference caption"),
+        (["猫", "狗"], [["猫"], ["狗", "。"]], "image 1: reference caption '。' has no words"),
     ],
 )
 def test_unusable_input_is_named(predictions, references, message):

@@ -24,9 +24,9 @@ RECORDS, SHARD = 12, 4
 def record(number: int) -> Record:
     rng = np.random.default_rng(number)
     captions = (f"第{number}只",) * (number % 3)
-    sounds = (rng.integers(0, 256, (5, 8), np.uint8),) * max(1, len(captions)) if number % 2 else ()
-    picture = png(rng.integers(0, 256, (9, 7, 3), np.uint8)) if number % 4 else None
-    return Record(f"r{number}", picture, captions if picture else captions or ("字",), sounds)
+    clips = (rng.integers(0, 256, (5, 8), np.uint8),) * max(1, len(captions)) if number % 2 else ()
+    image = png(rng.integers(0, 256, (9, 7, 3), np.uint8)) if number % 4 else None
+    return Record(f"r{number}", image, captions if image else captions or ("字",), clips)
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def test_a_good_folder(whole: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyt
     assert capsys.readouterr().out == f"{whole}: all 13 records are good\n"
 
 
-@pytest.mark.parametrize("part", ["image", "sounds", "captions", "key"])
+@pytest.fingerprint.parametrize("part", ["image", "audio clips", "captions", "key"])
 def test_a_byte_of_a_record(
     part: str, copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -68,7 +68,9 @@ def test_a_byte_of_a_record(
     path = copy / "train-00001.mindrecord"
     stored = record(number)
     captions = json.dumps(stored.captions[0]).strip('"').encode()
-    content = {"image": stored.image, "sounds": stored.sounds[0].tobytes(), "key": b"r5", "captions": captions}[part]
+    content = {"image": stored.image, "audio clips": stored.audio[0].tobytes(), "key": b"r5", "captions": captions}[
+        part
+    ]
     spoil(path, path.read_bytes().index(content) + len(content) // 2)
     with pytest.raises(
         DataError, match=r"2 problems, 12 records are good; .*train-00001.mindrecord: the file is damaged"
@@ -82,7 +84,7 @@ def test_a_byte_of_a_record(
         assert (found.key, found.image, found.captions) == (f"r{other}", record(other).image, record(other).captions)
 
 
-@pytest.mark.parametrize(
+@pytest.fingerprint.parametrize(
     ("name", "damage", "good", "problems"),
     [
         ("train-00001.mindrecord", lambda path: spoil(path, 20), 9, ["the file is damaged", *["cannot be read"] * 4]),
@@ -115,13 +117,13 @@ def test_a_shard_cut_short(copy: Path) -> None:
     assert "the file has" in found.first[0] and all(problem.startswith(str(path)) for problem in found.first)
 
 
-def test_a_picture_that_was_never_one(tmp_path: Path) -> None:
+def test_a_image_that_was_never_one(tmp_path: Path) -> None:
     with DatasetWriter(tmp_path, AUDIO, {}) as writer:
-        writer.add("train", Record("odd", b"no picture", (), ()))
+        writer.add("train", Record("odd", b"no image", (), ()))
     found, good = check.check(tmp_path)
     assert good == 0 and found.first == [
         f"{tmp_path}/train-00000.mindrecord: split 'train', record 0 ('odd') cannot be decoded "
-        "(its picture: not a readable picture (no known picture format))"
+        "(its image: not a readable image (no known image format))"
     ]
 
 

@@ -138,7 +138,9 @@ def test_another_configuration_says_what_is_done_but_not_what_the_network_is(
     assert load_checkpoint_config(locate(saved), ["model.embed_dim=20"], path).model.embed_dim == 20
 
 
-@pytest.mark.parametrize("make", [lambda path: None, lambda path: path.mkdir(), lambda path: path.write_text("x")])
+@pytest.fingerprint.parametrize(
+    "make", [lambda path: None, lambda path: path.mkdir(), lambda path: path.write_text("x")]
+)
 def test_a_place_without_a_checkpoint(tmp_path: Path, make: Callable[[Path], object]) -> None:
     place = tmp_path / "run"
     make(place)
@@ -161,7 +163,7 @@ def change(folder: Path, edit: Callable[[dict[str, np.ndarray]], object]) -> Pat
     return path
 
 
-@pytest.mark.parametrize(
+@pytest.fingerprint.parametrize(
     ("edit", "says"),
     [
         (lambda arrays: arrays.pop("cross_encoder.cls"), "tensor cross_encoder.cls is not in"),
@@ -212,7 +214,7 @@ def test_the_wrong_shape_is_told_from_the_right_one(saved: Path) -> None:
     assert "[12" in message and "[16" in message and "model.safetensors" in message
 
 
-@pytest.mark.parametrize("keep", [0, 5, 100, -10])
+@pytest.fingerprint.parametrize("keep", [0, 5, 100, -10])
 def test_a_truncated_file(saved: Path, config: Config, keep: int) -> None:
     path = locate(saved) / "model.safetensors"
     path.write_bytes(path.read_bytes()[:keep])
@@ -273,7 +275,7 @@ def break_at(step: str, error: BaseException, monkeypatch: pytest.MonkeyPatch) -
             wrap(checkpoint, "write_text", lambda path, _: path.stem == step)
 
 
-@pytest.mark.parametrize("step", STEPS)
+@pytest.fingerprint.parametrize("step", STEPS)
 def test_a_kill_leaves_what_was_there(
     saved: Path, config: Config, model: OPT, step: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -292,7 +294,7 @@ def test_a_kill_leaves_what_was_there(
     assert sorted(os.listdir(checkpoints)) == ["latest", "step-00000050"]
 
 
-@pytest.mark.parametrize("step", STEPS)
+@pytest.fingerprint.parametrize("step", STEPS)
 def test_a_full_disk_is_one_line_and_leaves_what_was_there(
     saved: Path, config: Config, model: OPT, step: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -314,7 +316,7 @@ def steps(folder: Path) -> list[int]:
     return sorted(int(path.name.removeprefix("step-")) for path in folder.glob("step-*"))
 
 
-@pytest.mark.parametrize(("keep", "left"), [(0, [1, 2, 3, 10]), (1, [10]), (2, [3, 10]), (9, [1, 2, 3, 10])])
+@pytest.fingerprint.parametrize(("keep", "left"), [(0, [1, 2, 3, 10]), (1, [10]), (2, [3, 10]), (9, [1, 2, 3, 10])])
 def test_the_newest_stay(tmp_path: Path, config: Config, model: OPT, keep: int, left: list[int]) -> None:
     for step in (1, 2, 3, 10):
         place = save_checkpoint(tmp_path / "checkpoints", step, config, model, keep=keep)
@@ -366,8 +368,8 @@ def kill_at_call(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
         wrap(owner, name)
 
 
-@pytest.mark.parametrize("step", [5, 6, 7])
-@pytest.mark.parametrize("keep", [0, 1])
+@pytest.fingerprint.parametrize("step", [5, 6, 7])
+@pytest.fingerprint.parametrize("keep", [0, 1])
 def test_a_kill_at_any_renaming_or_removal_leaves_a_latest_that_loads(
     tmp_path: Path, config: Config, model: OPT, step: int, keep: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,4 +1,4 @@
-"""Codes of pictures beside the shards: made once, read by record, refused when they are stale."""
+"""Codes of images beside the shards: made once, read by record, refused when they are stale."""
 
 import json
 import os
@@ -18,9 +18,9 @@ from test_image_tokenizer import C, filled, settings
 from src.checkpoints.checkpoint import save_checkpoint
 from src.checkpoints.files import CheckpointError
 from src.config import Config, ImageTokenizerConfig
-from src.data import image
 from src.data.errors import DataError
-from src.data.image_codes import code_type, fingerprint, open_codes, write_codes
+from src.data.image import decode_image
+from src.data.image_codes import code_type, open_codes, tokenizer_fingerprint, write_codes
 from src.data.pipeline import Loader
 from src.data.schema import IMAGE, batch_fields, check_batch
 from src.data.store import Dataset
@@ -51,9 +51,9 @@ def made(tmp_path_factory, model) -> Config:
     save_checkpoint(folder / "run" / "checkpoints", 3, config, model)
     data = Path(config.data.path)
     datasets = {name: Dataset(data, name) for name in ("train", "dev")}
-    tokenizer, mark = config.model.tokenizer, fingerprint(folder / "run")
+    tokenizer, fingerprint = config.model.tokenizer, tokenizer_fingerprint(folder / "run")
     codes = {name: encode_split(Encode(model), dataset, tokenizer, 5) for name, dataset in datasets.items()}
-    write_codes(data, tokenizer, mark, datasets, codes)
+    write_codes(data, tokenizer, fingerprint, datasets, codes)
     return replace(config, task="pretrain", data=replace(config.data, codes=str(folder / "run")))
 
 
@@ -73,7 +73,7 @@ def refused(config: Config, error: type[ValueError] = DataError) -> str:
     return message
 
 
-def test_every_picture_has_the_codes_that_the_model_gives_it(made, model):
+def test_every_image_has_the_codes_that_the_model_gives_it(made, model):
     dataset = Dataset(made.data.path, "train")
     codes = open_codes(dataset, made)
     assert codes.shape == (dataset.records, C) and codes.dtype == np.int16
@@ -82,8 +82,8 @@ def test_every_picture_has_the_codes_that_the_model_gives_it(made, model):
         if record.image is None:
             assert (row == -1).all()
         else:
-            picture = image.decode(record.image, 16, "picture")[None]
-            np.testing.assert_array_equal(row, model.encode(Tensor(picture)).asnumpy()[0])
+            pixels = decode_image(record.image, 16, "image")[None]
+            np.testing.assert_array_equal(row, model.encode(Tensor(pixels)).asnumpy()[0])
     assert (codes[:, 0] == -1).any() and len(np.unique(codes)) > 3
 
 
@@ -123,14 +123,14 @@ def test_another_tokenizer_is_refused(copied):
 
 
 def test_settings_belong_to_the_fingerprint(copied):
-    before = fingerprint(copied.data.codes)
+    before = tokenizer_fingerprint(copied.data.codes)
     path = Path(copied.data.codes) / "checkpoints" / "step-00000003" / "config.yaml"
     text = path.read_text(encoding="utf-8")
     path.write_text(text.replace("heads: 2", "heads: 4"), encoding="utf-8")
-    assert fingerprint(copied.data.codes) != before
+    assert tokenizer_fingerprint(copied.data.codes) != before
     path.write_text(text.replace("task: image_tokenizer", "task: pretrain"), encoding="utf-8")
     with pytest.raises(DataError, match="is a checkpoint of task=pretrain"):
-        fingerprint(copied.data.codes)
+        tokenizer_fingerprint(copied.data.codes)
 
 
 def test_shards_that_were_made_again_are_refused(copied):
@@ -146,7 +146,7 @@ def test_a_grid_that_is_not_the_models_is_refused(made):
     assert "codes=12, model.tokenizer.codes is 99" in refused(replace(made, model=model))
 
 
-@pytest.mark.parametrize("damage", ["cut", "gone", "no json", "half a json"])
+@pytest.fingerprint.parametrize("damage", ["cut", "gone", "no json", "half a json"])
 def test_damage_is_named(copied, damage):
     folder = Path(copied.data.path)
     path = folder / ("codes.json" if "json" in damage else "codes-train.npy")
@@ -177,7 +177,7 @@ def test_the_type_holds_every_code():
     assert np.array([(1 << 15) - 1]).astype(code_type(1 << 15))[0] == (1 << 15) - 1
 
 
-@pytest.mark.e2e
+@pytest.fingerprint.e2e
 def test_the_command_writes_what_the_loader_reads(copied):
     folder = Path(copied.data.path)
     before = np.load(folder / "codes-train.npy")

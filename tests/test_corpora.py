@@ -62,7 +62,7 @@ def step(config: Config) -> Iterator[TrainStep]:
     ms.set_context(mode=mode)
 
 
-@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.fingerprint.parametrize("name", LAYOUTS)
 def test_from_download_to_a_trained_step(name: str, tmp_path: Path, config: Config, step: TrainStep) -> None:
     layout: Layout = LAYOUTS[name](tmp_path / "download")
     settings, output = tmp_path / "config.yaml", tmp_path / "out"
@@ -107,19 +107,19 @@ def test_the_documented_commands(capsys: pytest.CaptureFixture[str]) -> None:
         assert all(re.search(rf"{option}\b", shown) for option in re.findall(r"--[\w-]+", options)), name
 
 
-def test_pictures_and_sounds_of_every_kind(tmp_path: Path) -> None:
+def test_images_and_audio_of_every_kind(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (30, 40, 3), np.uint8)
-    picture = Image.fromarray(pixels)
+    image = Image.fromarray(pixels)
     turned = Image.Exif()
     turned[0x0112] = 6
-    picture.convert("CMYK").save(tmp_path / "cmyk.jpg")
-    picture.convert("P").save(tmp_path / "palette.png", transparency=3)
-    picture.convert("RGBA").save(tmp_path / "alpha.webp")
-    picture.convert("LA").save(tmp_path / "grey-alpha.png")
+    image.convert("CMYK").save(tmp_path / "cmyk.jpg")
+    image.convert("P").save(tmp_path / "palette.png", transparency=3)
+    image.convert("RGBA").save(tmp_path / "alpha.webp")
+    image.convert("LA").save(tmp_path / "grey-alpha.png")
     Image.fromarray(pixels[:, :, 0].astype(np.uint16) * 257).save(tmp_path / "deep.png")
-    picture.resize((900, 300)).save(tmp_path / "wide.webp")
-    picture.save(tmp_path / "turned.jpg", exif=turned)
-    picture.resize((1, 1)).save(tmp_path / "dot.png")
+    image.resize((900, 300)).save(tmp_path / "wide.webp")
+    image.save(tmp_path / "turned.jpg", exif=turned)
+    image.resize((1, 1)).save(tmp_path / "dot.png")
     speak(tmp_path / "a.wav", 8000, 2, subtype="PCM_24")
     speak(tmp_path / "b.flac", 44100, 6)
     speak(tmp_path / "c.ogg", 22050)
@@ -131,7 +131,7 @@ def test_pictures_and_sounds_of_every_kind(tmp_path: Path) -> None:
     prepare("manifest", "--input", write_lines(tmp_path / "m.jsonl", rows), "--output", output, "--workers", 1)
     records = read(output, "train")
     assert len(records) == len(rows) == 12
-    frames = {len(record.sounds[0]) for record in records.values() if record.sounds and record.sounds[0] is not None}
+    frames = {len(record.audio[0]) for record in records.values() if record.audio and record.audio[0] is not None}
     assert max(frames) - min(frames) <= 4  # a second's half in each; mp3 and Vorbis pad a little
 
 
@@ -164,11 +164,11 @@ def test_one_bad_byte_loses_one_row(tmp_path: Path) -> None:
     manifest.write_bytes(manifest.read_bytes() + b"".join(rows_bad))
     output = tmp_path / "out"
     arguments = ("manifest", "--input", manifest, "--output", output, "--workers", 1)
-    with pytest.raises(DataError, match="7 of 8 rows are bad.*m.jsonl:2: .*1.png: not a readable picture"):
+    with pytest.raises(DataError, match="7 of 8 rows are bad.*m.jsonl:2: .*1.png: not a readable image"):
         prepare(*arguments)
     prepare(*arguments, "--max-bad", 0.9)
     assert read(output, "train").keys() == {"0"}
-    wanted = {2: "1.png: not a readable", 3: "2.wav: not a readable sound", 4: "malformed JSON", 5: "pixels", 6: "Hz"}
+    wanted = {2: "1.png: not a readable", 3: "2.wav: not a readable audio", 4: "malformed JSON", 5: "pixels", 6: "Hz"}
     wanted |= {7: "not UTF-8", 8: "no valid Unicode"}
     found = {entry["line"]: entry["reason"] for entry in rejected(output)}
     assert found.keys() == wanted.keys()
@@ -205,7 +205,7 @@ def test_narratives_in_pieces(tmp_path: Path) -> None:
     draw(tmp_path / "1.jpg")
     wave = np.repeat([0.0, 0.5, 0.1], 16000) * np.sin(np.arange(48000))
     soundfile.write(tmp_path / "n.ogg", wave, 16000)
-    times = ((0.0, 0.4, "In this"), (0.5, 0.9, "picture"), (1.0, 1.9, "I see"), (2.05, 2.05, "a"), (2.1, 2.9, "cat."))
+    times = ((0.0, 0.4, "In this"), (0.5, 0.9, "image"), (1.0, 1.9, "I see"), (2.05, 2.05, "a"), (2.1, 2.9, "cat."))
     timed = [{"start_time": start, "end_time": end, "utterance": text} for start, end, text in times]
     whole = {"image_id": "1", "annotator_id": 4, "caption": "x", "timed_caption": timed, "voice_recording": "n.ogg"}
     late = [{"start_time": 9, "end_time": 10, "utterance": "late"}]
@@ -228,12 +228,12 @@ def test_narratives_in_pieces(tmp_path: Path) -> None:
     arguments += ("--output", tmp_path / "out", "--max-bad", 0.9, "--translations", chinese)
     prepare("localized-narratives", *arguments, "--pieces", 1)
     record = read(tmp_path / "out", "train")["1/4"]
-    assert record.captions == ("In this picture", "我看见", "a cat.")
-    assert [len(sound) for sound in record.sounds] == [45, 45, 43]  # 0.9 s, and 0.85
-    assert not record.sounds[0][:40].any() and record.sounds[1].any(axis=1).all()  # silence, then the loud second
+    assert record.captions == ("In this image", "我看见", "a cat.")
+    assert [len(clip) for clip in record.audio] == [45, 45, 43]  # 0.9 s, and 0.85
+    assert not record.audio[0][:40].any() and record.audio[1].any(axis=1).all()  # silence, then the loud second
     reasons = [entry["reason"] for entry in rejected(tmp_path / "out")]
     assert "not a list of utterances" in reasons[0] and "no times in order" in reasons[1]
-    assert "n.ogg: the sound is empty behind 9.0 s" in reasons[2]
+    assert "n.ogg: the audio is empty behind 9.0 s" in reasons[2]
     with pytest.raises(DataError, match="--pieces must be more than 0"):
         prepare("localized-narratives", *arguments, "--pieces", 0)
 
@@ -260,7 +260,7 @@ def test_digest_table_is_a_dict() -> None:
     assert len(table) == len(plain) and all(table.get(key) == value for key, value in plain.items())
 
 
-@pytest.mark.parametrize(
+@pytest.fingerprint.parametrize(
     ("arguments", "message"),
     [
         (("coco", "--annotations", "a", "--images", ".", "--split", "a/b"), "the split is not a name"),

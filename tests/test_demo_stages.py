@@ -136,7 +136,7 @@ def test_an_interrupted_training_with_other_settings_starts_anew(tmp_path: Path,
     assert not (tmp_path / "second" / "of the old run").exists()
 
 
-@pytest.mark.parametrize("name", ["first", "third"])
+@pytest.fingerprint.parametrize("name", ["first", "third"])
 def test_a_folder_that_the_demo_did_not_make_is_left_alone(tmp_path: Path, run: Recorder, name: str):
     """Said before anything has run, whichever stage it would be in the way of."""
     (tmp_path / name).mkdir()
@@ -157,7 +157,7 @@ def test_minutes_are_kept_and_those_of_an_interrupted_training_add_up(
     assert run_stages(chain(tmp_path), tmp_path, run) == expected
 
 
-@pytest.mark.parametrize("fast", [False, True])
+@pytest.fingerprint.parametrize("fast", [False, True])
 def test_stages_name_what_exists_and_each_other(fast: bool):
     """Every configuration loads with the stage's settings, and a stage reads what an earlier one made."""
     stages = build_stages(Path("out"), "demo", fast)
@@ -186,7 +186,7 @@ def test_the_demo_pre_trains_with_every_objective():
 
 
 def test_only_the_first_command_of_a_stage_is_resumed(tmp_path: Path, run: Recorder):
-    """The image tokenizer's stage trains, then makes the codes of pictures."""
+    """The image tokenizer's stage trains, then makes the codes of images."""
     folder = tmp_path / "both"
     stages = [Stage("both", (("train", str(folder)), ("codes", str(folder))), (folder,))]
     run.fail_at, run.checkpoint = "codes", True
@@ -206,7 +206,7 @@ def test_commands_side_by_side(tmp_path: Path, run: Recorder):
     assert run.calls == [2, 1, 1]
 
 
-@pytest.mark.parametrize("name", ["evaluation", "export"])
+@pytest.fingerprint.parametrize("name", ["evaluation", "export"])
 def test_a_stage_with_a_folder_missing_runs_again_in_empty_folders(tmp_path: Path, run: Recorder, name: str):
     folders = tmp_path / "evaluation", tmp_path / "export"
     stages = [Stage("both", tuple((folder.name, str(folder)) for folder in folders), folders, side_by_side=True)]
@@ -242,7 +242,7 @@ METRICS = {
     "reranked": {"t2i": {"r1": 0.9, "r5": 0.9, "r10": 1.0, "median_rank": 1.0}},
     "gallery": 1000,
     "caption": {"facts_right": 0.6, "cider_d": 3.0, "bleu4": 0.5},
-    "reconstruction": {"pictures": 200, "psnr": 18.0, "perplexity": 300.0, "usage": 0.9},
+    "reconstruction": {"images": 200, "psnr": 18.0, "perplexity": 300.0, "usage": 0.9},
     "drawing": {"text": {"r1": 0.1, "r5": 0.2, "r10": 0.3, "median_rank": 20.0}},
     "probe": {"mlm_accuracy": 0.5, "mlm_chance": 0.1, "confusion": [[1] * 5] * 5},
     "parameters": {"total": 2000000},

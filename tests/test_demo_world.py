@@ -1,4 +1,4 @@
-"""The demo's world: what its scenes, captions, pictures and sounds promise."""
+"""The demo's world: what its scenes, captions, images and audio clips promise."""
 
 import argparse
 import itertools
@@ -25,17 +25,17 @@ from src.demo.world import (
     Facts,
     Item,
     Scene,
-    draw_scenes,
     get_world,
     held_out_pairs,
     objects,
     pairs,
+    sample_scenes,
 )
 
 ROOT = Path(__file__).resolve().parents[1]
 WORLDS = ("demo", "demo_full")
 CAT_AND_APPLES = Facts("红", (Item("左", 1, "", "猫"), Item("右", 2, "大", "苹果")))
-needs_speech = pytest.mark.skipif(not speech.available(), reason="espeakng-loader is not installed")
+needs_speech = pytest.fingerprint.skipif(not speech.available(), reason="espeakng-loader is not installed")
 
 
 def neighbours(scene: Scene) -> list[tuple[str, str]]:
@@ -46,7 +46,7 @@ def stand_together(scene: Scene) -> set[frozenset[str]]:
     return {frozenset(pair) for pair in itertools.combinations([item.name for item in scene.facts.items], 2)}
 
 
-@pytest.mark.parametrize("world", WORLDS)
+@pytest.fingerprint.parametrize("world", WORLDS)
 def test_worlds_have_their_size(world: str) -> None:
     assert len(objects(world)) == {"demo": 28, "demo_full": 86}[world]
     assert len(get_world(world).colours) == {"demo": 6, "demo_full": 8}[world]
@@ -63,10 +63,10 @@ def test_pair_is_held_out_in_either_world_or_in_neither() -> None:
         assert {frozenset(pair) for pair in quick} <= {frozenset(pair) for pair in held_out_pairs("demo_full")[split]}
 
 
-@pytest.mark.parametrize("world", WORLDS)
+@pytest.fingerprint.parametrize("world", WORLDS)
 def test_no_held_out_pair_in_training(world: str) -> None:
     held_out = {frozenset(pair) for pair in itertools.chain(*held_out_pairs(world).values())}
-    scenes = draw_scenes(world, "train", 2000, seed=3)
+    scenes = sample_scenes(world, "train", 2000, seed=3)
     assert not set.union(*map(stand_together, scenes)) & held_out
     seen = {item.name for scene in scenes for item in scene.facts.items}
     assert seen == {thing.name for thing in objects(world)}
@@ -75,10 +75,10 @@ def test_no_held_out_pair_in_training(world: str) -> None:
     }
 
 
-@pytest.mark.parametrize("world", WORLDS)
-@pytest.mark.parametrize(("split", "other", "count"), [("dev", "test", 500), ("test", "dev", 1000)])
+@pytest.fingerprint.parametrize("world", WORLDS)
+@pytest.fingerprint.parametrize(("split", "other", "count"), [("dev", "test", 500), ("test", "dev", 1000)])
 def test_evaluation_scenes_hold_pairs_of_their_split(world: str, split: str, other: str, count: int) -> None:
-    scenes = draw_scenes(world, split, count, seed=1)
+    scenes = sample_scenes(world, split, count, seed=1)
     held_out = {name: {frozenset(pair) for pair in some} for name, some in held_out_pairs(world).items()}
     for scene in scenes:
         assert len(scene.facts.items) >= 2
@@ -88,25 +88,25 @@ def test_evaluation_scenes_hold_pairs_of_their_split(world: str, split: str, oth
 
 
 def test_scenes_repeat_from_their_seed() -> None:
-    assert draw_scenes("demo", "train", 50, 7) == draw_scenes("demo", "train", 80, 7)[:50]
-    assert draw_scenes("demo", "train", 50, 7) != draw_scenes("demo", "train", 50, 8)
+    assert sample_scenes("demo", "train", 50, 7) == sample_scenes("demo", "train", 80, 7)[:50]
+    assert sample_scenes("demo", "train", 50, 7) != sample_scenes("demo", "train", 50, 8)
 
 
 def test_unknown_world_is_an_error() -> None:
     with pytest.raises(DataError, match="world 'toys' is unknown: use demo or demo_full"):
-        draw_scenes("toys", "train", 1, 1)
+        sample_scenes("toys", "train", 1, 1)
 
 
 def test_more_scenes_than_the_world_has_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(world_module, "_draw_scene", lambda *_: Scene(CAT_AND_APPLES, 0, 0))
-    assert len(draw_scenes("demo", "train", 3, 1)) == 3  # training may repeat itself
+    monkeypatch.setattr(world_module, "_sample_scene", lambda *_: Scene(CAT_AND_APPLES, 0, 0))
+    assert len(sample_scenes("demo", "train", 3, 1)) == 3  # training may repeat itself
     with pytest.raises(DataError, match="too few held-out scenes for 2 of dev"):
-        draw_scenes("demo", "dev", 2, 1)
+        sample_scenes("demo", "dev", 2, 1)
 
 
-@pytest.mark.parametrize("world", WORLDS)
+@pytest.fingerprint.parametrize("world", WORLDS)
 def test_captions_state_all_facts(world: str) -> None:
-    for scene in draw_scenes(world, "train", 600, seed=2):
+    for scene in sample_scenes(world, "train", 600, seed=2):
         for template in range(get_world(world).templates):
             caption = write(replace(scene, template=template))
             assert parse(caption, world) == parse(caption) == scene.facts
@@ -127,7 +127,7 @@ def test_captions_read_well() -> None:
     ]
 
 
-@pytest.mark.parametrize(
+@pytest.fingerprint.parametrize(
     "text",
     [
         "",
@@ -169,7 +169,7 @@ def test_facts_right_tells_the_kinds_apart() -> None:
 
 
 def test_all_kinds_right_exactly_for_equal_facts() -> None:
-    facts = [scene.facts for scene in draw_scenes("demo", "test", 150, seed=5)]
+    facts = [scene.facts for scene in sample_scenes("demo", "test", 150, seed=5)]
     for pred, ref in itertools.product(facts, facts):
         assert all(facts_right(pred, ref).values()) == (pred == ref)
 
@@ -178,14 +178,14 @@ def test_vocabulary_is_the_committed_one() -> None:
     tokens = (ROOT / "config" / "vocab" / "demo.txt").read_text(encoding="utf-8").splitlines()
     assert tokens == vocabulary()
     assert tuple(tokens[:5]) == SPECIAL_TOKENS and len(set(tokens)) == len(tokens)
-    scenes = draw_scenes("demo_full", "train", 3000, seed=9)
+    scenes = sample_scenes("demo_full", "train", 3000, seed=9)
     said = {char for scene in scenes for char in write(scene)}
     assert said == set(tokens[5:])  # nothing missing, nothing that is never said
 
 
-@pytest.mark.parametrize("world", WORLDS)
+@pytest.fingerprint.parametrize("world", WORLDS)
 def test_boxes_do_not_overlap(world: str) -> None:
-    for scene in draw_scenes(world, "train", 300, seed=4):
+    for scene in sample_scenes(world, "train", 300, seed=4):
         places = tuple(item.place for item in scene.facts.items)
         covered = np.zeros((192, 192), int)  # thirds of a pixel: boxes of a row are 21⅓ wide
         for item in scene.facts.items:
@@ -195,21 +195,21 @@ def test_boxes_do_not_overlap(world: str) -> None:
         assert covered.max() == 1
 
 
-def test_pictures_repeat_and_vary() -> None:
+def test_images_repeat_and_vary() -> None:
     scene = Scene(CAT_AND_APPLES, 0, seed=11)
-    picture = render(scene)
-    assert picture.shape == (SIDE, SIDE, 3) and picture.dtype == np.uint8
-    np.testing.assert_array_equal(picture, render(replace(scene, template=2)))
-    assert (picture != render(replace(scene, seed=12))).any()
+    image = render(scene)
+    assert image.shape == (SIDE, SIDE, 3) and image.dtype == np.uint8
+    np.testing.assert_array_equal(image, render(replace(scene, template=2)))
+    assert (image != render(replace(scene, seed=12))).any()
 
 
-def covered_box(picture: np.ndarray) -> tuple[int, int, int, int]:
+def covered_box(image: np.ndarray) -> tuple[int, int, int, int]:
     """Left, top, right, bottom of what differs from the ground."""
-    rows, columns = np.nonzero(np.abs(picture.astype(int) - picture[0, 0]).sum(axis=2) > 30)
+    rows, columns = np.nonzero(np.abs(image.astype(int) - image[0, 0]).sum(axis=2) > 30)
     return columns.min(), rows.min(), columns.max() + 1, rows.max() + 1
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.fingerprint.parametrize("seed", range(4))
 def test_sizes_are_seen(seed: int) -> None:
     sides = {}
     for size in ("小", "", "大"):
@@ -223,8 +223,8 @@ def test_places_are_seen() -> None:
     for places in (("左", "右"), ("上", "下")):
         for seed in range(5):
             items = (Item(places[0], 1, "", "苹果"), Item(places[1], 2, BIG, "猫"))
-            picture = render(Scene(Facts("黑", items), 0, seed)).astype(int)
-            lit = np.abs(picture - picture[0, 0] if places[0] == "左" else picture - picture[-1, 0]).sum(axis=2) > 40
+            image = render(Scene(Facts("黑", items), 0, seed)).astype(int)
+            lit = np.abs(image - image[0, 0] if places[0] == "左" else image - image[-1, 0]).sum(axis=2) > 40
             first, second = (lit[halves[place]].sum() for place in places)
             assert 150 < first < second
 
@@ -234,8 +234,8 @@ def test_colours_stay_apart() -> None:
         assert max(abs(a - b) for a, b in zip(first, second, strict=True)) > 2 * 12  # of the jitter
 
 
-def test_png_is_the_picture(tmp_path: Path) -> None:
-    scene = draw_scenes("demo", "train", 1, 1)[0]
+def test_png_is_the_image(tmp_path: Path) -> None:
+    scene = sample_scenes("demo", "train", 1, 1)[0]
     (tmp_path / "scene.png").write_bytes(render_png(scene))
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "scene.png")), render(scene))
 
@@ -257,13 +257,13 @@ def test_failed_chunk_gets_another_voice_then_stays_silent(monkeypatch: pytest.M
     worker, calls = failing_worker(1, crash)
     monkeypatch.setattr(speech, "run_worker", worker)
     (chunk,) = speech.speak(["一", "三"], AudioEncoderConfig(), (1, 0))
-    assert len(set(calls)) == 2 and all(sound is not None for sound in chunk.sounds)
+    assert len(set(calls)) == 2 and all(clip is not None for clip in chunk.audio)
     assert "no phoneme" in chunk.trouble
 
     worker, calls = failing_worker(2, subprocess.TimeoutExpired("worker", 1))
     monkeypatch.setattr(speech, "run_worker", worker)
     (chunk,) = speech.speak(["一", "三"], AudioEncoderConfig(), (1, 0))
-    assert len(calls) == 2 and chunk.sounds == [None, None] and "more than" in chunk.trouble
+    assert len(calls) == 2 and chunk.audio == [None, None] and "more than" in chunk.trouble
 
 
 @needs_speech
@@ -271,16 +271,14 @@ def test_every_voice_repeats_and_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(speech, "CHUNK", 2)
     audio = AudioEncoderConfig()
     captions = ["红底，左边一只猫，右边两个大苹果", "紫底，中间一只熊猫"] * len(speech.VOICES)
-    first, again = (
-        [sound for chunk in speech.speak(captions, audio, (1, 0)) for sound in chunk.sounds] for _ in range(2)
-    )
+    first, again = ([clip for chunk in speech.speak(captions, audio, (1, 0)) for clip in chunk.audio] for _ in range(2))
     assert len(first) == len(captions)
-    for sound, repeated in zip(first, again, strict=True):
-        assert sound.dtype == np.uint8 and sound.shape[1] == audio.mels
-        np.testing.assert_array_equal(sound, repeated)
+    for clip, repeated in zip(first, again, strict=True):
+        assert clip.dtype == np.uint8 and clip.shape[1] == audio.mels
+        np.testing.assert_array_equal(clip, repeated)
     for longer, shorter in zip(first[::2], first[1::2], strict=True):
         assert 0.8 < len(shorter) * audio.hop_ms / 1000 < len(longer) * audio.hop_ms / 1000 < 3.5
-    assert len({sound.tobytes() for sound in first}) == len(first)  # no two voices alike
+    assert len({clip.tobytes() for clip in first}) == len(first)  # no two voices alike
 
 
 def arguments(folder: Path, *more: str) -> argparse.Namespace:
@@ -291,26 +289,26 @@ def arguments(folder: Path, *more: str) -> argparse.Namespace:
 
 
 @needs_speech
-def test_prepared_folder_holds_scenes_captions_and_sounds(tmp_path: Path) -> None:
+def test_prepared_folder_holds_scenes_captions_and_audio(tmp_path: Path) -> None:
     demo.run(arguments(tmp_path / "data", "--seed", "5"))
     for split, count in (("train", 6), ("dev", 3), ("test", 4)):
         dataset = Dataset(tmp_path / "data", split)
         assert dataset.samples.shape == (count, 3)
-        scenes = draw_scenes("demo", split, count, 5)
+        scenes = sample_scenes("demo", split, count, 5)
         for scene, record in zip(scenes, dataset.read(range(count)), strict=True):
             assert record.captions == (write(scene),) and record.image == render_png(scene)
-            assert record.sounds[0].shape[0] > 40
+            assert record.audio[0].shape[0] > 40
         assert dataset.info["about"]["world"] == "demo" and dataset.info["about"]["speech"]
 
 
-def test_without_synthesiser_there_is_a_hint_and_no_sound(
+def test_without_synthesiser_there_is_a_hint_and_no_audio(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.setattr(speech, "available", lambda: False)
     demo.run(arguments(tmp_path / "data"))
     assert "pip install espeakng-loader" in capsys.readouterr().out
     (record,) = Dataset(tmp_path / "data", "dev").read([0])
-    assert record.sounds == (None,)
+    assert record.audio == (None,)
 
 
 def test_counts_of_nothing_are_refused(tmp_path: Path) -> None:

@@ -58,8 +58,8 @@ def train_by_hand(config: Config) -> dict[str, np.ndarray]:
     return {name: parameter.asnumpy() for name, parameter in trainer.model.parameters_and_names()}
 
 
-@pytest.mark.e2e
-@pytest.mark.parametrize("task", ["pretrain", "image_tokenizer"])
+@pytest.fingerprint.e2e
+@pytest.fingerprint.parametrize("task", ["pretrain", "image_tokenizer"])
 def test_two_ranks_train_on_their_mean_gradient(tmp_path, task):
     ms.set_context(mode=ms.GRAPH_MODE)
     tokenizer = ImageTokenizerConfig(size=16, side=4, codes=12, code_dim=6, width=16, layers=1, heads=2, ffn=32)
@@ -124,7 +124,7 @@ class Contrastive(nn.Cell):
 
 
 def whole_batch() -> dict[str, np.ndarray]:
-    """The rows of both ranks, of all modalities; one picture is on both ranks, another twice on the second."""
+    """The rows of both ranks, of all modalities; one image is on both ranks, another twice on the second."""
     rng = np.random.default_rng(0)
     rows = RANKS * ROWS
     batch = {}
@@ -150,7 +150,7 @@ def run_rank(folder: Path) -> None:
     np.savez(folder / f"rank-{rank}.npz", **Contrastive(model, ROWS, rank, ranks).measure(mine))
 
 
-@pytest.mark.e2e
+@pytest.fingerprint.e2e
 def test_two_ranks_contrast_as_one_with_all_rows(tmp_path):
     """The mean of the ranks' losses, and each rank's averaged gradients, are those of one process with all rows."""
     ms.set_context(mode=ms.GRAPH_MODE)

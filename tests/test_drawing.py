@@ -1,4 +1,4 @@
-"""Pictures drawn and measured: each belongs to its text, the best of several is kept, and a sheet shows them."""
+"""Images drawn and measured: each belongs to its text, the best of several is kept, and a sheet shows them."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -11,11 +11,11 @@ import pytest
 from src.config import Config, ConfigError, DataConfig, EvalConfig
 from src.data.schema import AUDIO, IMAGE, TEXT
 from src.inference.encode import Encoder, Items
-from src.inference.images import Artist
+from src.inference.images import ImageGenerator
 from src.inference.scorers import Matching
 from src.models.image_tokenizer import ImageTokenizer
 from src.models.opt import OPT
-from src.report.sheets import drawing_sheet
+from src.report.sheets import generation_sheet
 from tests.oracles import VOCAB, random, randomise, run_mode, tiny_model
 
 N = 5
@@ -47,9 +47,9 @@ def tokenizer(config: Config) -> ImageTokenizer:
     return tokenizer.set_train(False)
 
 
-def artist(config: Config, model: OPT, tokenizer: ImageTokenizer, **settings: float) -> Artist:
+def image_generator(config: Config, model: OPT, tokenizer: ImageTokenizer, **settings: float) -> ImageGenerator:
     other = replace(config, eval=replace(config.eval, **settings))
-    return Artist(other, model, tokenizer, Encoder(model))
+    return ImageGenerator(other, model, tokenizer, Encoder(model))
 
 
 def made_up(length: int, width: int, seed: int) -> Items:
@@ -64,26 +64,26 @@ def items(model: OPT) -> dict[int, Items]:
     return {TEXT: made_up(7, 16, 1), AUDIO: made_up(6, 8, 2)}
 
 
-def test_a_picture_depends_on_its_own_text_alone(
+def test_a_image_depends_on_its_own_text_alone(
     config: Config, model: OPT, tokenizer: ImageTokenizer, items: dict[int, Items]
 ) -> None:
-    painter = artist(config, model, tokenizer)
-    pictures = painter.draw(TEXT, items[TEXT])
-    assert pictures.shape == (N, 8, 8, 3) and pictures.dtype == np.uint8
+    image_tokenizer = image_generator(config, model, tokenizer)
+    images = image_tokenizer.draw(TEXT, items[TEXT])
+    assert images.shape == (N, 8, 8, 3) and images.dtype == np.uint8
     order = np.array([3, 0, 4, 1, 2])
-    np.testing.assert_array_equal(painter.draw(TEXT, items[TEXT].take(order)), pictures[order])
+    np.testing.assert_array_equal(image_tokenizer.draw(TEXT, items[TEXT].take(order)), images[order])
 
 
-def test_the_picture_that_suits_its_text_best_is_kept(
+def test_the_image_that_suits_its_text_best_is_kept(
     config: Config, model: OPT, tokenizer: ImageTokenizer, items: dict[int, Items]
 ) -> None:
     encode = Encoder(model)
 
-    def agreement(pictures: np.ndarray) -> np.ndarray:
-        return (encode.image(pictures).embeddings * items[TEXT].embeddings).sum(1)
+    def agreement(images: np.ndarray) -> np.ndarray:
+        return (encode.image(images).embeddings * items[TEXT].embeddings).sum(1)
 
-    one = artist(config, model, tokenizer, draw_temperature=2.0).draw(TEXT, items[TEXT])
-    best = artist(config, model, tokenizer, draw_temperature=2.0, draw_samples=4).draw(TEXT, items[TEXT])
+    one = image_generator(config, model, tokenizer, draw_temperature=2.0).draw(TEXT, items[TEXT])
+    best = image_generator(config, model, tokenizer, draw_temperature=2.0, draw_samples=4).draw(TEXT, items[TEXT])
     assert (agreement(best) >= agreement(one) - 1e-5).all()
     assert (agreement(best) > agreement(one) + 1e-5).any()
 
@@ -91,13 +91,15 @@ def test_the_picture_that_suits_its_text_best_is_kept(
 def test_the_matching_head_ranks_where_it_is_asked_to(
     config: Config, model: OPT, tokenizer: ImageTokenizer, items: dict[int, Items]
 ) -> None:
-    """Each picture alone with its text, or its sound, is what is scored."""
-    painter = artist(config, model, tokenizer, draw_temperature=2.0, draw_samples=2, draw_rank="matching")
+    """Each image alone with its text, or its audio, is what is scored."""
+    image_tokenizer = image_generator(
+        config, model, tokenizer, draw_temperature=2.0, draw_samples=2, draw_rank="matching"
+    )
     for which in (TEXT, AUDIO):
-        pictures, scores = painter.draw_all(which, items[which])
-        assert pictures.shape == (N, 2, 8, 8, 3) and scores.shape == (N, 2)
-        np.testing.assert_array_equal(painter.draw(which, items[which]), pictures[np.arange(N), scores.argmax(1)])
-        drawn = Encoder(model).image(pictures[3, 1:])
+        images, scores = image_tokenizer.draw_all(which, items[which])
+        assert images.shape == (N, 2, 8, 8, 3) and scores.shape == (N, 2)
+        np.testing.assert_array_equal(image_tokenizer.draw(which, items[which]), images[np.arange(N), scores.argmax(1)])
+        drawn = Encoder(model).image(images[3, 1:])
         one = {which: items[which].take(np.array([3])), IMAGE: drawn}
         assert Matching(model).score(one, np.array([[0, 0]]))[0] == pytest.approx(scores[3, 1], abs=1e-4)
 
@@ -106,14 +108,14 @@ def test_figures_of_text_and_of_speech(
     config: Config, model: OPT, tokenizer: ImageTokenizer, items: dict[int, Items], tmp_path: Path
 ) -> None:
     """With the embeddings of the drawings themselves as those of the texts every drawing finds its text."""
-    painter = artist(config, model, tokenizer, draw_temperature=1.0)
-    drawn = painter.draw(TEXT, items[TEXT])
+    image_tokenizer = image_generator(config, model, tokenizer, draw_temperature=1.0)
+    drawn = image_tokenizer.draw(TEXT, items[TEXT])
     assert len(np.unique(drawn.reshape(N, -1), axis=0)) == N
     known = replace(items[TEXT], embeddings=Encoder(model).image(drawn).embeddings)
-    figures, pictures = painter.measure({TEXT: known, AUDIO: items[AUDIO]})
+    figures, images = image_tokenizer.measure({TEXT: known, AUDIO: items[AUDIO]})
     assert figures.keys() == {"text", "speech"} and figures["text"]["r1"] == 1.0
-    np.testing.assert_array_equal(pictures[TEXT], drawn)
-    drawing_sheet(tmp_path / "sheet.png", "title", ("original", "from text"), [("一只猫", [drawn[0], None])])
+    np.testing.assert_array_equal(images[TEXT], drawn)
+    generation_sheet(tmp_path / "sheet.png", "title", ("original", "from text"), [("一只猫", [drawn[0], None])])
     assert (tmp_path / "sheet.png").stat().st_size > 1000
 
 

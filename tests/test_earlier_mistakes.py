@@ -28,7 +28,7 @@ ELSEWHERE = {
     "the contrastive loss is sign-inverted": (
         "test_losses.py::test_a_perfect_match_costs_nothing_and_the_opposite_a_lot"
     ),
-    "the contrastive loss of hidden sound is sign-inverted": (
+    "the contrastive loss of hidden audio is sign-inverted": (
         "test_masked_losses.py::test_a_perfect_match_costs_almost_nothing_and_an_opposite_one_a_lot"
     ),
     "features to regress to are zeros, or of the masked view": (
@@ -37,7 +37,7 @@ ELSEWHERE = {
     "features to regress to have a gradient": (
         "test_masked_losses.py::test_normalised_has_mean_zero_and_variance_one_and_no_gradient"
     ),
-    "the last code of a picture is dropped": "test_image_decoder.py::test_every_code_and_every_position_is_trained",
+    "the last code of an image is dropped": "test_image_decoder.py::test_every_code_and_every_position_is_trained",
     "codes are shifted by one": ("test_image_decoder.py::test_input_begins_with_bos_and_ends_before_the_last_code"),
     "targets are lost between collate and loader": "test_masking.py::test_hidden_words_are_whole_and_labelled",
     "the loader's targets do not reach the loss": (
@@ -60,11 +60,11 @@ ELSEWHERE = {
     "later tasks starve": "test_objectives.py::test_each_level_reads_its_share_of_the_batch",
     "the mix of what denoising is given is ignored": "test_masking.py::test_given",
     "N² cross-encoder passes for retrieval": "test_evaluate.py::test_every_item_is_encoded_once",
-    "another caption of the picture is a negative of the contrast": (
-        "test_losses.py::test_items_of_the_same_picture_are_never_negatives"
+    "another caption of the image is a negative of the contrast": (
+        "test_losses.py::test_items_of_the_same_image_are_never_negatives"
     ),
-    "another caption of the picture is a mismatch": "test_matching.py::test_every_row_is_what_its_case_says",
-    "another caption of the picture is a miss": "test_recall.py::test_another_caption_of_the_picture_counts",
+    "another caption of the image is a mismatch": "test_matching.py::test_every_row_is_what_its_case_says",
+    "another caption of the image is a miss": "test_recall.py::test_another_caption_of_the_image_counts",
     "flags typed bool, so that False is true": "test_config.py::test_booleans_are_booleans",
     "config keys that nothing reads": "test_config.py::test_every_key_is_read",
     "no CPU path": "test_objectives.py::test_one_batch_is_overfitted_in_each_objective",
@@ -72,7 +72,7 @@ ELSEWHERE = {
 }
 
 
-@pytest.mark.parametrize("mistake", ELSEWHERE)
+@pytest.fingerprint.parametrize("mistake", ELSEWHERE)
 def test_has_its_test(mistake: str) -> None:
     file, _, name = ELSEWHERE[mistake].partition("::")
     tree = ast.parse((ROOT / "tests" / file).read_text(encoding="utf-8"))
@@ -142,8 +142,8 @@ def test_an_epoch_is_cut_short_for_what_comes_last(tiny: Config) -> None:
 
 
 def test_labels_of_the_directions_are_swapped() -> None:
-    """``t2i`` asks with a text: here one of two texts finds its picture, while both pictures find their text."""
-    similarity = np.array([[0.8, 0.1], [0.7, 0.6]], np.float32)  # text by picture
+    """``t2i`` asks with a text: here one of two texts finds its image, while both images find their text."""
+    similarity = np.array([[0.8, 0.1], [0.7, 0.6]], np.float32)  # text by image
     vectors = {TEXT: similarity, IMAGE: np.eye(2, dtype=np.float32)}
     nothing, numbers = np.zeros((2, 1, 1), np.float32), np.arange(2)
     items = {m: Items(nothing, np.ones((2, 1), np.int32), x, numbers, numbers) for m, x in vectors.items()}

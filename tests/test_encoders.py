@@ -29,7 +29,7 @@ MODEL = tiny_model()
 BATCH = tiny_batch(MODEL, 4)
 
 
-@pytest.mark.parametrize("norm", ["pre", "post"])
+@pytest.fingerprint.parametrize("norm", ["pre", "post"])
 def test_text_encoder_is_what_pytorch_computes(norm: str) -> None:
     config = replace(MODEL.text, norm=norm)
     table = torch.nn.Embedding(VOCAB, config.width)
@@ -49,7 +49,7 @@ def test_text_encoder_is_what_pytorch_computes(norm: str) -> None:
     assert_parity(TextEncoder(config, VOCAB), [BATCH["text_ids"], mask], oracle, slots, tolerance=5e-5)
 
 
-@pytest.mark.parametrize("norm", ["pre", "post"])
+@pytest.fingerprint.parametrize("norm", ["pre", "post"])
 def test_text_behind_the_mask_changes_nothing(norm: str) -> None:
     encoder = TextEncoder(replace(MODEL.text, norm=norm), VOCAB)
     randomise(encoder)
@@ -90,18 +90,18 @@ def test_a_patch_moves_its_own_embedding_and_the_others_only_by_attention() -> N
     assert (np.abs(outputs[0] - outputs[1]).max((0, 2)) > 0).all()
 
 
-def test_audio_mask_counts_a_token_that_holds_any_sound() -> None:
+def test_audio_mask_counts_a_token_that_holds_any_audio() -> None:
     config = MODEL.audio
     frames = np.array([0, 1, config.stride, config.stride + 1, config.max_frames - 1, config.max_frames], np.int32)
     audio = np.zeros((len(frames), config.max_frames, config.mels), np.uint8)
     tokens, mask = AudioEncoder(config)(Tensor(audio), Tensor(frames))
     assert mask.asnumpy().sum(1).tolist() == [0, 1, 1, 2, 6, 6]
-    assert (np.diff(mask.asnumpy(), axis=1) <= 0).all(), "sound stands in front"
+    assert (np.diff(mask.asnumpy(), axis=1) <= 0).all(), "audio stands in front"
     assert tokens.shape == (len(frames), config.max_frames // config.stride, config.width)
     assert np.isfinite(tokens.asnumpy()).all()
 
 
-def test_sound_behind_the_end_changes_nothing() -> None:
+def test_audio_behind_the_end_changes_nothing() -> None:
     """Whole tokens behind the end; within the last token the batch contract says zeros."""
     encoder = AudioEncoder(MODEL.audio)
     randomise(encoder)

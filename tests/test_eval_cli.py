@@ -31,7 +31,7 @@ Run = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with run/ (a checkpoint with a dataset) and gallery/ (pictures, sounds, a text, a broken picture)."""
+    """A folder with run/ (a checkpoint with a dataset) and gallery/ (images, audio clips, a text, a broken image)."""
     folder = tmp_path_factory.mktemp("eval")
     settings = EvalConfig(split="dev", batch_size=4, rerank=2, rerank_likelihood=1.0)
     config = tiny_dataset(folder / "made", config=Config(model=tiny_model(), eval=settings))
@@ -43,7 +43,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("a", "b", "c"):
         (gallery / f"{name}.png").write_bytes(png(rng.integers(0, 256, (20, 30, 3), np.uint8)))
         _write_wave(gallery / f"{name}.WAV", rng)
-    (gallery / "broken.jpg").write_bytes(b"no picture")
+    (gallery / "broken.jpg").write_bytes(b"no image")
     (gallery / "words.txt").write_text("一只猫\n", encoding="utf-8")
     (gallery / "notes.pdf").write_bytes(b"something else")
     return folder
@@ -79,29 +79,29 @@ def test_dataset(run: Run, home: Path) -> None:
     code, out, _ = run("--checkpoint", "run", "eval.captions=4")
     assert code == 0 and "text → image" in out and "transcripts of speech" in out
     metrics = json.loads((home / "run" / "eval-dev" / "metrics.json").read_text())
-    assert metrics["split"] == "dev" and metrics["caption"]["pictures"] <= 4
+    assert metrics["split"] == "dev" and metrics["caption"]["images"] <= 4
 
 
-def test_text_finds_pictures_sounds_and_texts(run: Run, home: Path) -> None:
+def test_text_finds_images_audio_and_texts(run: Run, home: Path) -> None:
     long = CHARACTERS[:7] + "Ω"
     code, out, err = run("--checkpoint", "run/checkpoints/step-00000003", "--query", long, "--gallery", "gallery")
     assert code == 0
-    assert "3 pictures" in out and "3 sounds" in out and "1 texts" in out
+    assert "3 images" in out and "3 audio clips" in out and "1 texts" in out
     assert "broken.jpg" in err and "skipped 1 of 8 files" in err
     assert "first 5 tokens" in err and "does not know Ω" in err
     result = json.loads((home / "run" / "query" / "query.json").read_text())
-    shares = [hit["share"] for hit in result["pictures"]]
+    shares = [hit["share"] for hit in result["images"]]
     assert shares == sorted(shares, reverse=True) and sum(shares) == pytest.approx(1, abs=1e-5)
-    assert (home / "run" / "query" / "query-pictures.png").stat().st_size > 1000
+    assert (home / "run" / "query" / "query-images.png").stat().st_size > 1000
 
 
-def test_sound_finds_pictures(run: Run, home: Path) -> None:
+def test_audio_finds_images(run: Run, home: Path) -> None:
     asked = ("--query", "gallery/a.WAV", "--gallery", "gallery", "--top", "2", "--output", "found")
     code, out, _ = run("--checkpoint", "run", *asked)
     assert code == 0
     result = json.loads((home / "found" / "query.json").read_text())
-    assert len(result["pictures"]) == 2 and result["sounds"][0]["file"] == "gallery/a.WAV"
-    assert result["sounds"][0]["cosine"] == pytest.approx(1, abs=1e-5), "a sound resembles itself most"
+    assert len(result["images"]) == 2 and result["audio clips"][0]["file"] == "gallery/a.WAV"
+    assert result["audio clips"][0]["cosine"] == pytest.approx(1, abs=1e-5), "an audio clip resembles itself most"
 
 
 def test_an_index_answers_as_the_folder_does(run: Run, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,10 +114,10 @@ def test_an_index_answers_as_the_folder_does(run: Run, home: Path, monkeypatch: 
     encode = media.encode
     monkeypatch.setattr(media, "encode", lambda *args: encoded.append(len(args[2])) or encode(*args))
     code, _, err = run(*ask, "--index", "kept/gallery.index", "--output", "indexed")
-    assert code == 0 and encoded == [1, 3, 3], "the query, and of pictures and sounds the best three"
+    assert code == 0 and encoded == [1, 3, 3], "the query, and of images and audio clips the best three"
     plain, indexed = (json.loads((home / name / "query.json").read_text()) for name in ("plain", "indexed"))
     for result in (plain, indexed):
-        for hit in (hit for kind in ("texts", "pictures", "sounds") for hit in result[kind]):
+        for hit in (hit for kind in ("texts", "images", "audio clips") for hit in result[kind]):
             hit["file"] = Path(hit["file"]).name  # the index knows where its folder is, from wherever it is asked
     assert indexed == plain
     assert "skipped 1 of 8 files" in err and "lacks 1 files as they are now, and holds 0" in err  # broken.jpg again
@@ -188,7 +188,7 @@ def test_descriptions(run: Run, home: Path) -> None:
     assert len(entries) == 6 and all(entry.keys() == {"image_id", "caption"} for entry in entries)
 
 
-@pytest.mark.parametrize(
+@pytest.fingerprint.parametrize(
     ("arguments", "message"),
     [
         (["--checkpoint", "nowhere"], "no checkpoint in nowhere"),
@@ -197,7 +197,7 @@ def test_descriptions(run: Run, home: Path) -> None:
         (["--checkpoint", "run", "--config", "none.yaml"], "cannot read config none.yaml"),
         (["--checkpoint", "run", "--input", "none"], "none: no such file or folder"),
         (["--checkpoint", "run", "--input", "gallery/notes.pdf"], "gallery/notes.pdf: expected a file that ends in"),
-        (["--checkpoint", "run", "--input", "gallery/broken.jpg"], "gallery/broken.jpg: not a readable picture"),
+        (["--checkpoint", "run", "--input", "gallery/broken.jpg"], "gallery/broken.jpg: not a readable image"),
         (["--checkpoint", "run", "--input", "empty"], "empty holds nothing to read"),
         (["--checkpoint", "run", "--query", "猫", "--gallery", "none"], "--gallery none: no such folder"),
         (["--checkpoint", "run", "--query", "a.png", "--gallery", "gallery"], "a.png: no such file"),
@@ -234,5 +234,5 @@ def test_help_shows_examples(run: Run) -> None:
 def test_files_are_told_by_their_endings(home: Path) -> None:
     names = [path.name for path in media.find_files(home / "gallery", (IMAGE, TEXT))]
     assert names == ["a.png", "b.png", "broken.jpg", "c.png", "words.txt"]
-    pictures = media.read_files([home / "gallery" / "a.png"], tiny_model())
-    assert pictures[0].content.shape == (8, 8, 3)
+    images = media.read_files([home / "gallery" / "a.png"], tiny_model())
+    assert images[0].content.shape == (8, 8, 3)

@@ -19,7 +19,7 @@ from src.evaluation.run import Evaluator
 from src.evaluation.sheets import save_captions
 from src.evaluation.text_generation import caption_figures, transcript_figures
 from src.inference import scorers as rerank
-from src.inference.encode import Items, encode_split, first_pictures, number_pictures
+from src.inference.encode import Items, encode_split, first_images, number_images
 from src.inference.scorers import Matching, TextLikelihood
 from src.metrics.errors import edit_distance, facts_of
 from src.models.build import build_model
@@ -32,7 +32,7 @@ COUPLES = [(TEXT, IMAGE), (TEXT, AUDIO), (IMAGE, AUDIO)]
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
-    """A tiny model on a tiny dataset: 12 dev records, some without text, picture or sound, some with two captions."""
+    """A tiny model on a tiny dataset: 12 dev records, some without text, image or audio, some with two captions."""
     folder = tmp_path_factory.mktemp("evaluate")
     small = Config(
         model=tiny_model(),
@@ -62,7 +62,7 @@ def graph_mode() -> Iterator[None]:
 
 
 def made_up(model: OPT, count: int = 6) -> dict[int, Items]:
-    """Items of three modalities at random; texts and sounds of several lengths."""
+    """Items of three modalities at random; texts and audio clips of several lengths."""
     rng = np.random.default_rng(5)
     shapes = {
         TEXT: (model.text_len, model.text_encoder.tokens.shape[1]),
@@ -92,7 +92,7 @@ def fuse(model: OPT, items: dict[int, Items], rows: dict[int, int]) -> tuple[Ten
     return *model.cross_encoder(*tokens, *masks, Tensor(presence)), Tensor(presence)
 
 
-@pytest.mark.parametrize(("given", "at_once"), [(IMAGE, 4), (AUDIO, 256)])
+@pytest.fingerprint.parametrize(("given", "at_once"), [(IMAGE, 4), (AUDIO, 256)])
 def test_likelihood_of_pairs(model: OPT, monkeypatch: pytest.MonkeyPatch, given: int, at_once: int) -> None:
     """Σ log p over the tokens behind [CLS], whatever the order of the pairs and however they are cut into chunks."""
     monkeypatch.setattr(rerank, "PAIRS_AT_ONCE", at_once)
@@ -117,7 +117,7 @@ def matching(model: OPT) -> Matching:
     return Matching(model)
 
 
-@pytest.mark.parametrize("couple", COUPLES)
+@pytest.fingerprint.parametrize("couple", COUPLES)
 def test_matching_of_pairs(
     model: OPT, matching: Matching, monkeypatch: pytest.MonkeyPatch, couple: tuple[int, int]
 ) -> None:
@@ -169,11 +169,11 @@ def test_second_ranking_follows_the_second_score(config: Config, model: OPT, eva
     assert retriever.evaluate(items, depth=4)[1] == {}, "nothing to rank again by"
 
 
-def test_pictures_are_numbered_as_they_appear() -> None:
-    numbers, samples = number_pictures(np.array([7, 7, 2, 9, 2, 1]), 2)
+def test_images_are_numbered_as_they_appear() -> None:
+    numbers, samples = number_images(np.array([7, 7, 2, 9, 2, 1]), 2)
     assert numbers.tolist() == [0, 0, 1, 2, 1, 3] and samples == 3
-    assert number_pictures(np.array([7, 7, 2]), 0)[1] == 3
-    assert number_pictures(np.array([7, 7, 2]), 9)[1] == 3
+    assert number_images(np.array([7, 7, 2]), 0)[1] == 3
+    assert number_images(np.array([7, 7, 2]), 9)[1] == 3
 
 
 def test_every_item_is_encoded_once(config: Config, model: OPT, evaluator: Evaluator) -> None:
@@ -191,8 +191,8 @@ def test_every_item_is_encoded_once(config: Config, model: OPT, evaluator: Evalu
         ids, mask = (Tensor(batch[name][items[TEXT].samples]) for name in ("text_ids", "text_mask"))
         vectors = model.embed_text(model.text_encoder(ids, mask), mask).asnumpy()
         np.testing.assert_allclose(items[TEXT].embeddings, vectors, atol=1e-5)
-    few = first_pictures(items, 3)
-    assert max(group.pictures.max() for group in few.values()) == 2
+    few = first_images(items, 3)
+    assert max(group.images.max() for group in few.values()) == 2
     again = encode_split(evaluator.encoder, loader, 3, keep_tokens=[TEXT])
     assert again[TEXT].tokens.size and not again[IMAGE].tokens.size and again[IMAGE].embeddings.size
     assert {m: group.samples.tolist() for m, group in few.items()} == {m: g.samples.tolist() for m, g in again.items()}
@@ -229,7 +229,7 @@ def test_facts_of_captions() -> None:
 
 
 def test_ids_that_public_tools_take(tmp_path: Path) -> None:
-    """COCO's pictures have numbers, behind the split in the keys of their records."""
+    """COCO's images have numbers, behind the split in the keys of their records."""
     save_captions(tmp_path / "x.json", ["train/139", "42", "a/b.png", "007"], ["一", "二", "三", "四"])
     entries = json.loads((tmp_path / "x.json").read_text(encoding="utf-8"))
     assert [entry["image_id"] for entry in entries] == [139, 42, "a/b.png", "007"]
@@ -240,16 +240,16 @@ def test_whole_run(config: Config, evaluator: Evaluator, tmp_path: Path) -> None
     directions = {"t2i", "i2t", "t2a", "a2t", "i2a", "a2i", "ta2i", "i2ta"}
     assert metrics["retrieval"].keys() == metrics["reranked"].keys() == directions
     assert metrics["fused_passes"] > 0 and metrics["parameters"]["total"] > 0
-    assert metrics["caption"]["pictures"] > 0 and metrics["transcription"]["sounds"] > 0
+    assert metrics["caption"]["images"] > 0 and metrics["transcription"]["audio clips"] > 0
     assert json.loads((tmp_path / "metrics.json").read_text())["gallery"] == metrics["gallery"]
     files = {path.name for path in (tmp_path / "figures").iterdir()}
-    assert files == {"retrieval_text.png", "retrieval_voice.png", "retrieval_picture.png", "captions.png"}
+    assert files == {"retrieval_text.png", "retrieval_voice.png", "retrieval_image.png", "captions.png"}
     results = json.loads((tmp_path / "captions.json").read_text())
-    assert len(results) == metrics["caption"]["pictures"] and results[0].keys() == {"image_id", "caption"}
+    assert len(results) == metrics["caption"]["images"] and results[0].keys() == {"image_id", "caption"}
 
     quick = evaluator.run("dev", rerank=0, captions=2)
     assert quick["retrieval"] == metrics["retrieval"] and quick["reranked"] == {}
-    assert quick["caption"]["pictures"] <= 2 and quick["fused_passes"] == 0
+    assert quick["caption"]["images"] <= 2 and quick["fused_passes"] == 0
 
 
 def test_training_mode_is_left_as_it_was(evaluator: Evaluator, model: OPT) -> None:
@@ -263,7 +263,7 @@ def test_task_decides_what_runs(config: Config, evaluator: Evaluator) -> None:
     other = copy.copy(evaluator)  # its graphs are compiled already
     other.config = replace(config, task="caption", objectives=ObjectivesConfig(denoise_text=1.0))
     metrics = other.run("dev", captions=3)
-    assert "retrieval" not in metrics and metrics["caption"]["pictures"] <= 3
+    assert "retrieval" not in metrics and metrics["caption"]["images"] <= 3
     with pytest.raises(ConfigError, match="captions=0 leaves nothing"):
         other.run("dev", captions=0)
     other.config = replace(config, task="retrieval")

@@ -58,7 +58,7 @@ def report_of(folder: Path) -> dict:
 
 
 def draw(field: Field, name: str, rows: int, seed: int) -> np.ndarray:
-    return export.draw_input(name, field, rows, np.random.default_rng(seed), LIMITS)
+    return export.random_input(name, field, rows, np.random.default_rng(seed), LIMITS)
 
 
 class Scaled(nn.Cell):
@@ -146,7 +146,7 @@ def test_folder_explains_itself(exported: Path) -> None:
     assert not list(exported.parent.glob(".writing*"))
 
 
-@pytest.mark.parametrize("weight", [1.0, 1.01, np.nan])
+@pytest.fingerprint.parametrize("weight", [1.0, 1.01, np.nan])
 def test_a_graph_of_other_weights_is_noticed(
     model: tuple[Config, OPT], tmp_path: Path, scaled: Graph, weight: float
 ) -> None:
@@ -184,7 +184,7 @@ def test_fixed_batch_replaces_an_earlier_export(
     np.testing.assert_array_equal(loaded(Tensor(x)).asnumpy(), x)
 
 
-@pytest.mark.parametrize(
+@pytest.fingerprint.parametrize(
     ("arguments", "message"),
     [
         (["--format", "AIR"], "--format AIR needs runtime.device=Ascend, not CPU"),

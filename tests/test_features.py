@@ -1,6 +1,6 @@
 """Features of a manifest's media: written in the format that prepare reads, resumed, and what is broken is named.
 
-The whole path: a model that reads pixels and sound makes features, prepare reads them, and the paper's network trains
+The whole path: a model that reads pixels and audio makes features, prepare reads them, and the paper's network trains
 on them, is evaluated and exported.
 """
 
@@ -18,8 +18,9 @@ from conftest import CHARACTERS, png
 
 from src.checkpoints.checkpoint import load_weights, write_model
 from src.config import Config, load_config
-from src.data import audio, image
+from src.data.audio import read_audio
 from src.data.errors import DataError
+from src.data.image import decode_image
 from src.data.pipeline import Loader
 from src.data.prepare import manifest
 from src.data.regions import load_features, load_regions
@@ -53,9 +54,9 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
         soundfile.write(media / f"{number}.wav", rng.uniform(-0.5, 0.5, 2000 + 1000 * number), 16000)
         name, split = f"deep/{number}", "dev" if number == 5 else "train"
         captions = ["一只猫", "两只狗"] if number == 0 else [f"{CHARACTERS[number]}猫"]
-        sounds = [f"{name}.wav", None] if number == 0 else f"{name}.wav"
-        rows.append({"id": str(number), "image": f"{name}.png", "captions": captions, "audio": sounds, "split": split})
-    (media / "broken.png").write_bytes(b"no picture")
+        clips = [f"{name}.wav", None] if number == 0 else f"{name}.wav"
+        rows.append({"id": str(number), "image": f"{name}.png", "captions": captions, "audio": clips, "split": split})
+    (media / "broken.png").write_bytes(b"no image")
     rows.append({"id": "b", "image": "deep/broken.png", "caption": "猫", "audio": "deep/absent.wav", "split": "train"})
     lines = [*(json.dumps(row, ensure_ascii=False) for row in rows), "{oops"]
     (folder / "media" / "manifest.jsonl").write_text("\n".join(lines), encoding="utf-8")
@@ -96,13 +97,13 @@ def test_files_hold_the_encoders_tokens(home: Path, made: Path) -> None:
     regions = load_regions(made / "regions" / "deep" / "1.png.npz", dim)
     assert (regions.width, regions.height, len(regions)) == (16, 10, 4)
     assert regions.boxes.tolist() == [[3, 0, 8, 5], [8, 0, 13, 5], [3, 5, 8, 10], [8, 5, 13, 10]]
-    pixels = image.decode((home / "media" / "deep" / "1.png").read_bytes(), 8, "")
+    pixels = decode_image((home / "media" / "deep" / "1.png").read_bytes(), 8, "")
     expected = model.encode_image((ms.Tensor(pixels[None]),))[0].asnumpy()[0]
     np.testing.assert_allclose(regions.features, expected, rtol=2e-3, atol=2e-3)
-    sound = audio.read_sound(home / "media" / "deep" / "1.wav", config.model.audio)
+    clip = read_audio(home / "media" / "deep" / "1.wav", config.model.audio)
     padded = np.zeros((1, 16, 4), np.uint8)
-    padded[0, : len(sound)] = sound
-    frames, mask = model.audio_encoder(ms.Tensor(padded), ms.Tensor(np.array([len(sound)], np.int32)))
+    padded[0, : len(clip)] = clip
+    frames, mask = model.audio_encoder(ms.Tensor(padded), ms.Tensor(np.array([len(clip)], np.int32)))
     found = load_features(made / "audio" / "deep" / "1.wav.npy", config.model.audio.width)
     assert len(found) == int(mask.asnumpy().sum())
     np.testing.assert_allclose(found, frames.asnumpy()[0, : len(found)], rtol=2e-3, atol=2e-3)
@@ -137,7 +138,7 @@ def test_what_cannot_be_read_is_named(
 ) -> None:
     call(monkeypatch, home, tmp_path / "out", "--only", "image")
     said = capsys.readouterr().out
-    assert "skipped: " in said and "broken.png: not a readable picture" in said
+    assert "skipped: " in said and "broken.png: not a readable image" in said
     assert not (tmp_path / "out" / "audio").exists()
     row = json.loads((tmp_path / "out" / "manifest.jsonl").read_text(encoding="utf-8").splitlines()[1])
     assert (tmp_path / "out" / row["audio"]).resolve() == (home / "media" / "deep" / "1.wav").resolve()
@@ -166,7 +167,7 @@ def _claim_with_other_weights(home: Path, made: Path) -> None:
     features.claim(made, model, config.model, ["image"])
 
 
-@pytest.mark.parametrize("name", ["/etc/picture.png", "../picture.png", "a\nb.png"])
+@pytest.fingerprint.parametrize("name", ["/etc/image.png", "../image.png", "a\nb.png"])
 def test_no_file_is_written_outside_of_the_folder(name: str) -> None:
     assert safe_name(name).isalnum() and safe_name("a/b.png") == "a/b.png"
 
@@ -218,8 +219,8 @@ def test_features_reach_the_batch_as_they_were_stored(paper: Config, made: Path)
     stored = load_regions(made / "regions" / "deep" / f"{record.key}.png.npz", 24)
     assert np.array_equal(batch["regions"][row], stored.features[:3]) and batch["regions"][row].any()
     assert np.array_equal(batch["region_boxes"][row], stored.box_vectors()[:3])
-    sound = load_features(made / "audio" / "deep" / f"{record.key}.wav.npy", 8)
-    assert batch["audio_frames"][row] == len(sound) and np.array_equal(batch["audio"][row, : len(sound)], sound)
+    clip = load_features(made / "audio" / "deep" / f"{record.key}.wav.npy", 8)
+    assert batch["audio_frames"][row] == len(clip) and np.array_equal(batch["audio"][row, : len(clip)], clip)
 
 
 def test_the_papers_network_trains_and_is_evaluated_and_exported(paper: Config, tmp_path: Path) -> None:
@@ -234,7 +235,7 @@ def test_the_papers_network_trains_and_is_evaluated_and_exported(paper: Config, 
     assert {"image_encoder.feature_project.weight", "image_encoder.box_project.weight"} <= moved
     assert {"audio_encoder.project.weight", "masked_image_head.project.weight"} <= moved
     metrics = Evaluator(paper, trainer.model).run("train", tmp_path / "eval")
-    assert {"t2i", "i2t", "a2i", "t2a"} <= metrics["retrieval"].keys() and metrics["caption"]["pictures"] == ROWS - 1
+    assert {"t2i", "i2t", "a2i", "t2a"} <= metrics["retrieval"].keys() and metrics["caption"]["images"] == ROWS - 1
     assert {"patch_cosine", "frame_cosine"} <= metrics["probe"].keys()
     assert (tmp_path / "eval" / "figures" / "captions.png").is_file()
     report = export_graphs(paper, trainer.model.set_train(False), tmp_path / "export", "MINDIR", 0)
@@ -249,9 +250,9 @@ def test_region_files_can_be_asked_for(
     folder = made / "regions" / "deep"
     asked = query.prepare(str(folder / "1.png.npz"), folder, None, home / "run", paper)
     asked.run(evaluator, 3, made.parent / "query", None)
-    assert "1.png.npz" in capsys.readouterr().out and (made.parent / "query" / "query-pictures.png").is_file()
-    sounds = query.read_things(made / "audio" / "deep", paper)
-    assert len(query.describe(evaluator, sounds, None)) == ROWS
+    assert "1.png.npz" in capsys.readouterr().out and (made.parent / "query" / "query-images.png").is_file()
+    clips = query.read_things(made / "audio" / "deep", paper)
+    assert len(query.describe(evaluator, clips, None)) == ROWS
     with pytest.raises(DataError, match=r"1\.png: model.image.input=region reads regions \(\.npz\)"):
         query.read_things(home / "media" / "deep" / "1.png", paper)
     with pytest.raises(DataError, match=r"1\.wav: model.audio.input=feature needs features \(\.npy, \.npz\)"):

@@ -52,18 +52,18 @@ def graph_mode() -> Iterator[None]:
         yield
 
 
-def pictures(model: OPT, rows: int) -> tuple[np.ndarray, np.ndarray]:
+def images(model: OPT, rows: int) -> tuple[np.ndarray, np.ndarray]:
     tokens = random(rows, *model.image_encoder.positions.shape[1:], seed=3)
     return tokens, np.ones(tokens.shape[:2], np.int32)
 
 
-def sounds(model: OPT, rows: int) -> tuple[np.ndarray, np.ndarray]:
+def clips(model: OPT, rows: int) -> tuple[np.ndarray, np.ndarray]:
     tokens = random(rows, *model.audio_encoder.positions.shape[1:], seed=4)
     return tokens, (np.arange(tokens.shape[1]) < 1 + np.arange(rows)[:, None] % tokens.shape[1]).astype(np.int32)
 
 
 def given_of(model: OPT, name: str, rows: int = ROWS) -> dict[int, tuple[np.ndarray, np.ndarray]]:
-    makers = {"image": (IMAGE, pictures), "audio": (AUDIO, sounds)}
+    makers = {"image": (IMAGE, images), "audio": (AUDIO, clips)}
     return {makers[part][0]: makers[part][1](model, rows) for part in name.split("+")}
 
 
@@ -72,8 +72,8 @@ def whole_logits(model: OPT, ids: np.ndarray, given: dict[int, tuple[np.ndarray,
     rows = len(ids)
     presence = np.zeros((rows, 3), np.int32)
     presence[:, list(given)] = 1
-    image = given.get(IMAGE) or pictures(model, rows)
-    audio = given.get(AUDIO) or (random(rows, *model.audio_encoder.positions.shape[1:]), sounds(model, rows)[1])
+    image = given.get(IMAGE) or images(model, rows)
+    audio = given.get(AUDIO) or (random(rows, *model.audio_encoder.positions.shape[1:]), clips(model, rows)[1])
     text = random(rows, model.text_len, model.text_encoder.tokens.shape[1])
     text_mask = np.ones((rows, model.text_len), np.int32)
     inputs = [Tensor(array) for array in (text, image[0], audio[0], text_mask, image[1], audio[1], presence)]
@@ -93,7 +93,7 @@ def decode_slowly(model: OPT, given: dict[int, tuple[np.ndarray, np.ndarray]]) -
     return ids
 
 
-@pytest.mark.parametrize("name", ["image", "audio", "image+audio"])
+@pytest.fingerprint.parametrize("name", ["image", "audio", "image+audio"])
 def test_cached_decoding_is_decoding_without_a_cache(model: OPT, decoder: BeamSearch, name: str) -> None:
     given = given_of(model, name)
     written = decoder.write(given)
@@ -114,8 +114,8 @@ class Cached(nn.Cell):
         return self.cached.step(ids, position, bias)
 
 
-@pytest.mark.parametrize("beams", [1, 3])
-@pytest.mark.parametrize("norm", ["pre", "post"])
+@pytest.fingerprint.parametrize("beams", [1, 3])
+@pytest.fingerprint.parametrize("norm", ["pre", "post"])
 def test_step_gives_the_logits_of_the_whole(norm: str, beams: int) -> None:
     """One position at a time, beams that take over each other's past, over a cache that holds garbage behind it."""
     config, memories, length, fused = tiny_model(layers=2, norm=norm), 2, 5, 6
@@ -147,7 +147,7 @@ def test_step_gives_the_logits_of_the_whole(norm: str, beams: int) -> None:
 
 
 def test_rows_do_not_depend_on_the_batch(model: OPT, tokenizer: Tokenizer, decoder: BeamSearch) -> None:
-    tokens, mask = pictures(model, 5)
+    tokens, mask = images(model, 5)
     whole = decoder.write({IMAGE: (tokens, mask)})
     np.testing.assert_array_equal(decoder.write({IMAGE: (tokens[::-1], mask)})[::-1], whole)
     np.testing.assert_array_equal(decoder.write({IMAGE: (tokens, mask)}), whole)  # the last call's cache is overwritten

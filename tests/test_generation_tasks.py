@@ -16,7 +16,7 @@ from src import cli
 from src.checkpoints.checkpoint import save_checkpoint
 from src.checkpoints.files import locate
 from src.config import Config, ConfigError, EvalConfig, ObjectivesConfig, OptimizerConfig, RuntimeConfig, TrainConfig
-from src.data.image_codes import fingerprint, write_codes
+from src.data.image_codes import tokenizer_fingerprint, write_codes
 from src.data.store import Dataset
 from src.inference.image_codes import Encode, encode_split
 from src.models.build import build_model
@@ -46,7 +46,9 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
     with run_mode("graph"):
         encode = Encode(tokenizer)
         codes = {name: encode_split(encode, dataset, config.model.tokenizer, 5) for name, dataset in datasets.items()}
-    write_codes(Path(config.data.path), config.model.tokenizer, fingerprint(folder / "tokenizer"), datasets, codes)
+    write_codes(
+        Path(config.data.path), config.model.tokenizer, tokenizer_fingerprint(folder / "tokenizer"), datasets, codes
+    )
     config = replace(config, data=replace(config.data, codes=str(folder / "tokenizer")), eval=settings)
     save_checkpoint(folder / "pretrained" / "checkpoints", 1, config, build_model(config))
     rng = np.random.default_rng(0)
@@ -98,30 +100,32 @@ def lines(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
-@pytest.mark.e2e
+@pytest.fingerprint.e2e
 def test_speech_is_written_down(
     trained: dict[str, Path], home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     run = trained["speech_to_text"]
     assert lines(run)[0].keys() >= {"loss/denoise_text"} and not any("loss/contrastive" in line for line in lines(run))
     figures = lines(run)[-1]
-    rates = [figures[f"eval/transcription{name}_characters_right"] for name in ("", "_with_picture")]
+    rates = [figures[f"eval/transcription{name}_characters_right"] for name in ("", "_with_image")]
     assert figures["eval/characters_right"] == pytest.approx(np.mean(rates)) and locate(run).name == "step-00000002"
     assert (run / "checkpoints" / "best").exists()
     assert call(monkeypatch, "--checkpoint", run) == 0
-    assert "transcripts of speech with its picture" in capsys.readouterr().out
+    assert "transcripts of speech with its image" in capsys.readouterr().out
     metrics = json.loads((run / "eval-dev" / "metrics.json").read_text())
     assert "retrieval" not in metrics and "caption" not in metrics
-    for name in ("transcription", "transcription_with_picture"):
-        assert {"character_error_rate", "word_error_rate"} <= metrics[name].keys() and metrics[name]["sounds"] > 0
-    assert metrics["transcription_with_picture"]["sounds"] < metrics["transcription"]["sounds"], "one has no picture"
+    for name in ("transcription", "transcription_with_image"):
+        assert {"character_error_rate", "word_error_rate"} <= metrics[name].keys() and metrics[name]["audio clips"] > 0
+    assert metrics["transcription_with_image"]["audio clips"] < metrics["transcription"]["audio clips"], (
+        "one has no image"
+    )
     for extra in ([], ["--seen", home / "seen.png"]):
         assert call(monkeypatch, "--checkpoint", run, "--input", home / "said.wav", *extra) == 0
         assert "said.wav" in capsys.readouterr().out
 
 
-@pytest.mark.e2e
-def test_texts_and_sounds_are_drawn(
+@pytest.fingerprint.e2e
+def test_texts_and_audio_are_drawn(
     trained: dict[str, Path], home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     run = trained["text_to_image"]
@@ -149,15 +153,15 @@ def test_mistakes_are_one_line(
     seen = home / "seen.png"
     for arguments, message in (
         (("--draw", " "), "--draw is empty"),
-        (("--draw", home), "is a folder: expected a text, a picture or a sound"),
-        (("--draw", seen), "a picture is drawn already"),
+        (("--draw", home), "is a folder: expected a text, an image or an audio clip"),
+        (("--draw", seen), "an image is drawn already"),
         (("--draw", "猫", "--input", seen), "exclude each other"),
         (("--draw-samples", "2"), "--draw-samples goes with --draw"),
         (("--draw", "猫", "model.image_codes=false", "eval.draw=0"), "model.image_codes=false"),
         (("--draw", "猫", "data.codes=''", "eval.draw=0"), "data.codes is empty"),
         (("--seen", seen), "--seen goes with --input"),
-        (("--input", seen, "--seen", seen), "holds no sound that it could belong to"),
-        (("--input", home / "said.wav", "--seen", home), "is a folder: expected a picture"),
+        (("--input", seen, "--seen", seen), "holds no audio that it could belong to"),
+        (("--input", home / "said.wav", "--seen", home), "is a folder: expected an image"),
         (("--input", home / "said.wav", "--seen", home / "none.png"), "none.png: no such file"),
     ):
         assert call(monkeypatch, *pretrained, *arguments) == 2
@@ -168,7 +172,7 @@ def test_what_the_tasks_need(config: Config) -> None:
     for change, message in (
         ({"task": "speech_to_text"}, "objectives.denoise_text: task=speech_to_text needs it"),
         ({"task": "text_to_image"}, "objectives.denoise_image: task=text_to_image needs it"),
-        ({"task": "speech_to_text", "objectives": ObjectivesConfig(denoise_text=1)}, "writes down sounds"),
+        ({"task": "speech_to_text", "objectives": ObjectivesConfig(denoise_text=1)}, "writes down audio clips"),
     ):
         with pytest.raises(ConfigError, match=message):
             replace(config, **change)

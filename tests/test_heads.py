@@ -8,7 +8,7 @@ import pytest
 import torch
 from mindspore import Tensor, nn
 
-from src.models.heads import EmbeddingHead, MaskedTextHead, MatchingHead, Scale, masked_mean
+from src.models.heads import EmbeddingHead, LogitScale, MaskedTextHead, MatchingHead, masked_mean
 from src.models.opt import OPT, count_parameters
 from tests.oracles import VOCAB, affine_slots, assert_parity, norm_slots, random, randomise, tiny_model
 
@@ -45,7 +45,7 @@ def test_embedding_has_unit_length_and_an_absent_modality_stays_finite() -> None
 
 
 def test_scale_begins_as_clip_and_stays_within_bounds() -> None:
-    scale = Scale()
+    scale = LogitScale()
     assert float(scale()) == pytest.approx(1 / 0.07, rel=1e-5)
     for log_scale, expected in ((50.0, 100.0), (-50.0, 1.0), (math.log(30), 30.0)):
         scale.log_scale.set_data(Tensor(log_scale, ms.float32))
@@ -57,7 +57,7 @@ class ScaleGradient(nn.Cell):
 
     def __init__(self) -> None:
         super().__init__()
-        self.scale = Scale()
+        self.scale = LogitScale()
         self.grad = ms.value_and_grad(self.loss, None, self.scale.trainable_params())
 
     def loss(self, sign):
@@ -67,7 +67,7 @@ class ScaleGradient(nn.Cell):
         return self.grad(sign)[1][0]
 
 
-@pytest.mark.parametrize("mode", [ms.PYNATIVE_MODE, ms.GRAPH_MODE])
+@pytest.fingerprint.parametrize("mode", [ms.PYNATIVE_MODE, ms.GRAPH_MODE])
 def test_scale_outside_its_bounds_learns_the_way_back_alone(mode: int) -> None:
     before = ms.get_context("mode")
     ms.set_context(mode=mode)
@@ -120,7 +120,7 @@ def test_matching_head_reads_what_is_shown_and_trains_no_embedding() -> None:
 
 
 def test_matching_head_sees_agreement_of_each_pair() -> None:
-    """Its pair features are the products: from the picture and the sound alone, the text absent, too."""
+    """Its pair features are the products: from the image and the audio alone, the text absent, too."""
     head = MatchingHead(D, E, 5)
     randomise(head)
     cls, vector = np.zeros((1, D), np.float32), random(1, E)

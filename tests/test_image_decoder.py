@@ -49,7 +49,7 @@ def logits(decoder: ImageDecoder, codes: np.ndarray) -> np.ndarray:
     return output.asnumpy().reshape(len(codes), P, K)
 
 
-@pytest.mark.parametrize("mode", ["graph", "pynative"])
+@pytest.fingerprint.parametrize("mode", ["graph", "pynative"])
 def test_is_what_pytorch_computes(mode: str) -> None:
     """Tied tables without BOS among the outputs, positions of rows and columns, and every gradient."""
     table = torch.nn.Parameter(torch.zeros(K + 1, CONFIG.width))
@@ -107,7 +107,7 @@ def test_gradient_of_a_logit_ends_at_its_own_input(decoder: ImageDecoder, monkey
 
 def test_input_begins_with_bos_and_ends_before_the_last_code(decoder: ImageDecoder) -> None:
     codes = CODES.copy()
-    codes[1] = -1  # no picture: any code that the table has
+    codes[1] = -1  # no image: any code that the table has
     with run_mode("pynative"):
         ids = decoder.shift(Tensor(codes)).asnumpy()
     assert ids.dtype == np.int32 and (ids[:, 0] == K).all() and (ids[1, 1:] == 0).all()
@@ -145,7 +145,7 @@ class _Loss(nn.Cell):
         return code_loss(self.decoder(self.decoder.shift(codes), memory, mask), codes)
 
 
-def test_loss_counts_rows_with_a_picture() -> None:
+def test_loss_counts_rows_with_a_image() -> None:
     codes = np.concatenate([CODES, CODES, CODES])  # [6, P']
     codes[1] = -1
     scores = random(6, P, K)
@@ -161,7 +161,7 @@ def test_loss_counts_rows_with_a_picture() -> None:
 
 
 def test_every_code_and_every_position_is_trained(decoder: ImageDecoder) -> None:
-    """The last code of the codebook and the last of the picture too; BOS has no logit."""
+    """The last code of the codebook and the last of the image too; BOS has no logit."""
     with run_mode("pynative"):
         inputs = [CODES, MEMORY, MASK]
         _, _, found = differentiate(_Loss(decoder), inputs, ())
@@ -172,7 +172,7 @@ def test_every_code_and_every_position_is_trained(decoder: ImageDecoder) -> None
 
 
 def test_learns_one_batch() -> None:
-    """The two pictures differ from the first code on: only the memory can tell which is meant."""
+    """The two images differ from the first code on: only the memory can tell which is meant."""
     ms.set_seed(1)
     codes = np.stack([np.arange(P), K - 1 - np.arange(P)]).astype(np.int32)
     loss = _Loss(build())

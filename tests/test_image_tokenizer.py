@@ -15,7 +15,7 @@ from src.checkpoints.checkpoint import OPTIMIZER
 from src.checkpoints.files import MODEL, locate, read_tensors
 from src.config import Config, ConfigError, ImageTokenizerConfig, ModelConfig, OptimizerConfig, TrainConfig, load_config
 from src.data.errors import DataError
-from src.data.pictures import PictureLoader
+from src.data.images import ImageLoader
 from src.data.record import Record
 from src.data.schema import IMAGE
 from src.data.store import Dataset
@@ -60,7 +60,7 @@ def settings(**tokenizer) -> Config:
     )
 
 
-def pictures(count: int = B, seed: int = 0) -> np.ndarray:
+def images(count: int = B, seed: int = 0) -> np.ndarray:
     """Two colours each, uint8 [n, 16, 16, 3]."""
     colours = np.random.default_rng(seed).integers(0, 256, (count, 2, 2, 3), np.uint8)
     return np.kron(colours, np.ones((1, 8, 8, 1), np.uint8))
@@ -152,7 +152,7 @@ def test_dead_codes_begin_anew_and_living_ones_do_not(graph):
     assert int(update().asnumpy()) == 0, "a code that has just begun has time to be found"
 
 
-@pytest.mark.parametrize("ranks", [2, 3])
+@pytest.fingerprint.parametrize("ranks", [2, 3])
 def test_ranks_offer_whole_rows_in_turn(pynative, ranks):
     rng = np.random.default_rng(0)
     encoded = [rng.standard_normal((20, 6)).astype(np.float32) for _ in range(ranks)]
@@ -169,7 +169,7 @@ def test_ranks_offer_whole_rows_in_turn(pynative, ranks):
 def test_straight_through_gradient_equals_torch(pynative):
     torch = pytest.importorskip("torch")
     model = filled()
-    image = Tensor(pictures())
+    image = Tensor(images())
     patches = model.split(image)
     start = model.features(patches).asnumpy()
     weights = {name: torch.tensor(value) for name, value in state_of(model).items()}
@@ -214,16 +214,16 @@ def test_straight_through_gradient_equals_torch(pynative):
     np.testing.assert_array_equal(found[4].asnumpy(), codes.numpy())
 
 
-def test_codes_and_pictures_have_their_shapes(graph):
+def test_codes_and_images_have_their_shapes(graph):
     model = filled().set_train(False)
-    drawn, codes = Reconstruct(model)(Tensor(pictures()))
+    drawn, codes = Reconstruct(model)(Tensor(images()))
     assert codes.shape == (B, C) and codes.dtype == ms.int32
     assert drawn.shape == (B, 16, 16, 3) and drawn.dtype == ms.uint8
     np.testing.assert_array_equal(model.decode(codes).asnumpy(), drawn.asnumpy())
     assert len(np.unique(codes.asnumpy())) > 1 and codes.asnumpy().max() < TINY.codes
 
 
-def test_cutting_a_picture_into_patches_and_back_loses_nothing(pynative):
+def test_cutting_a_image_into_patches_and_back_loses_nothing(pynative):
     image = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), np.uint8)
     model = ImageTokenizer(TINY)
     patches = model.split(Tensor(image))
@@ -241,7 +241,7 @@ def test_one_batch_is_learned_and_graph_equals_pynative():
             ms.set_context(mode=kind)
             ms.set_seed(1)
             step = make_step(config, ImageTokenizer(TINY))
-            results = [step({"image": pictures()}) for _ in range(steps)]
+            results = [step({"image": images()}) for _ in range(steps)]
             histories.append([[*result.losses.values(), *result.figures.values()] for result in results])
     finally:
         ms.set_context(mode=mode)
@@ -257,12 +257,12 @@ def test_one_batch_is_learned_and_graph_equals_pynative():
 def test_a_step_that_is_not_finite_leaves_the_codebook(graph):
     model = filled()
     step = make_step(settings(), model)
-    step({"image": pictures()})
+    step({"image": images()})
     bias = model.decoder.leave.bias
     bias.set_data(Tensor(np.full(bias.shape, np.nan, np.float32)))
     before = state_of(model)
     with pytest.raises(NonFiniteError, match="reconstruction"):
-        step({"image": pictures(seed=1)})
+        step({"image": images(seed=1)})
     for name, value in state_of(model).items():
         np.testing.assert_array_equal(value, before[name], err_msg=name)
 
@@ -307,13 +307,13 @@ def test_evaluation_measures_and_draws(config, tmp_path, graph):
     model.codebook.vectors.set_data(filled().codebook.vectors)
     evaluator = ReconstructionEvaluator(replace(config, eval=replace(config.eval, batch_size=5)), model)
     metrics = evaluator.run("dev", tmp_path)
-    loader = PictureLoader(config, "dev")
+    loader = ImageLoader(config, "dev")
     image = np.concatenate([batch["image"][:n] for batch, n, _ in loader.evaluation(5)])
     drawn, codes = (part.asnumpy() for part in Reconstruct(model)(Tensor(image)))
     error = ((drawn.astype(float) - image) ** 2).mean((1, 2, 3))
     found = metrics["reconstruction"]
     assert found["psnr"] == pytest.approx((10 * np.log10(255**2 / error)).mean(), rel=1e-4)
-    assert found["usage"] == len(np.unique(codes)) / TINY.codes and metrics["pictures"] == len(image)
+    assert found["usage"] == len(np.unique(codes)) / TINY.codes and metrics["images"] == len(image)
     assert found["perplexity"] == pytest.approx(perplexity(np.bincount(codes.reshape(-1), minlength=TINY.codes)))
     assert (tmp_path / "figures" / "reconstruction.png").stat().st_size > 1000
     assert json.loads((tmp_path / "metrics.json").read_text())["task"] == "image_tokenizer"
@@ -324,8 +324,8 @@ def test_figures_of_known_numbers():
     assert perplexity(np.array([3, 3, 0, 3])) == pytest.approx(3) and perplexity(np.array([9, 0])) == pytest.approx(1)
 
 
-def test_the_loader_shows_each_picture_once(config):
-    loader = PictureLoader(config, "train")
+def test_the_loader_shows_each_image_once(config):
+    loader = ImageLoader(config, "train")
     dataset = Dataset(config.data.path, "train")
     assert len(loader.ids) == len(np.unique(dataset.samples[:, 2])) < len(dataset)
     batches = loader.batches()
@@ -339,8 +339,8 @@ def test_the_loader_shows_each_picture_once(config):
     assert batch.keys() == {"sample_id", "image"} and batch["image"].shape == (B, 16, 16, 3)
 
 
-def test_another_picture_stands_in_where_there_is_none(config, tmp_path):
-    loader = PictureLoader(config, "train")
+def test_another_image_stands_in_where_there_is_none(config, tmp_path):
+    loader = ImageLoader(config, "train")
     absent = next(i for i, r in enumerate(loader.dataset.read(range(loader.dataset.records))) if r.image is None)
     sample = int(np.flatnonzero(loader.dataset.samples[:, 0] == absent)[0])
     batch, names = loader._make(np.array([sample]), np.zeros(1, int), None)
@@ -349,11 +349,11 @@ def test_another_picture_stands_in_where_there_is_none(config, tmp_path):
     with DatasetWriter(tmp_path / "silent", config.model.audio, {}) as writer:
         writer.add("train", Record("words", None, ("words",), ()))
     assert not Dataset(tmp_path / "silent", "train").count(IMAGE)
-    with pytest.raises(DataError, match="'train' has no picture"):
-        PictureLoader(replace(config, data=replace(config.data, path=str(tmp_path / "silent"))), "train")
+    with pytest.raises(DataError, match="'train' has no image"):
+        ImageLoader(replace(config, data=replace(config.data, path=str(tmp_path / "silent"))), "train")
 
 
-@pytest.mark.parametrize(
+@pytest.fingerprint.parametrize(
     ("name", "grid", "codes"), [("demo", (64, 8), 512), ("paper", (64, 8), 8192), ("base", (256, 16), 8192)]
 )
 def test_shipped_configurations(name, grid, codes):
@@ -362,7 +362,7 @@ def test_shipped_configurations(name, grid, codes):
     assert config.task == "image_tokenizer" and (tokenizer.size, tokenizer.side) == grid and tokenizer.codes == codes
 
 
-@pytest.mark.parametrize(
+@pytest.fingerprint.parametrize(
     ("key", "value"),
     [("side", 5), ("codes", 1), ("ema_decay", 1.0), ("revive_below", 1.0), ("commitment", -1.0), ("heads", 3)],
 )

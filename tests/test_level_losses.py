@@ -38,11 +38,11 @@ def embed(opt: OPT, clean: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return opt.embed_text(text, mask), opt.embed_image(image, image_mask), opt.embed_audio(audio, audio_mask)
 
 
-@pytest.mark.parametrize(("absent", "directions"), [((), 8), ((AUDIO,), 2), ((IMAGE,), 2)])
+@pytest.fingerprint.parametrize(("absent", "directions"), [((), 8), ((AUDIO,), 2), ((IMAGE,), 2)])
 def test_contrastive_is_the_mean_of_the_directions_that_have_pairs(
     opt: OPT, absent: tuple[int, ...], directions: int
 ) -> None:
-    """Text, picture, sound, and text and sound as one: between any two that some sample has both of."""
+    """Text, image, audio, and text and audio as one: between any two that some sample has both of."""
     batch = batch_with_repeats()
     batch["presence"][:, absent] = 0
     vectors, scale = [x.asnumpy() for x in embed(opt, encode(opt, batch))], float(opt.scale())
@@ -87,8 +87,8 @@ def test_hidden_features_are_compared_with_the_clean_view(opt: OPT) -> None:
             places[row, batch[f"{name}_positions"][row, slot]] = 1
         hidden[name] = Tensor(places)
     masked_image = opt.image_encoder(Tensor(batch["image"]), hidden["mvm"], heads["mvm"].vector)
-    sound = Tensor(batch["audio"]), Tensor(batch["audio_frames"])
-    masked_audio, _ = opt.audio_encoder(*sound, hidden["mam"], heads["mam"].vector)
+    clip = Tensor(batch["audio"]), Tensor(batch["audio_frames"])
+    masked_audio, _ = opt.audio_encoder(*clip, hidden["mam"], heads["mam"].vector)
     masked_text = opt.text_encoder(Tensor(batch["mlm_ids"]), mask)
     rows = (masked_text, masked_image, masked_audio, mask, image_mask, audio_mask, Tensor(batch["presence"]))
     fused = opt.cross_encoder(*rows)[0]
@@ -112,12 +112,12 @@ def test_hidden_features_are_compared_with_the_clean_view(opt: OPT) -> None:
 def test_denoising_writes_each_next_token_up_to_the_end(opt: OPT) -> None:
     """[CLS] w₁ … wₙ predict w₁ … wₙ [SEP]; nothing is asked of padding, nor of rows that are given nothing."""
     batch = batch_with_repeats()
-    batch["denoise_presence"][5] = 0
-    fused, mask = opt.cross_encoder(*encode(opt, batch), Tensor(batch["denoise_presence"]))
+    batch["denoise_text_presence"][5] = 0
+    fused, mask = opt.cross_encoder(*encode(opt, batch), Tensor(batch["denoise_text_presence"]))
     logits = opt.text_decoder(Tensor(batch["text_ids"][:, :-1]), fused, mask).asnumpy().reshape(B, -1, VOCAB)
     costs = []
     for row in ROWS["denoise_text"]:
-        if batch["denoise_presence"][row].any():
+        if batch["denoise_text_presence"][row].any():
             for place in range(1, int(batch["text_mask"][row].sum())):
                 costs.extend(cross_entropy(logits[row, place - 1][None], batch["text_ids"][row, place][None]))
     assert losses(opt, only("denoise_text"), batch)["denoise_text"] == pytest.approx(np.mean(costs), rel=1e-4)
@@ -154,8 +154,8 @@ def test_a_row_that_shows_less_than_two_modalities_is_not_matched(opt: OPT) -> N
     assert values["matching"] == 0 and not any(gradient.any() for gradient in found.values())
 
 
-def test_matching_rows_of_one_picture_cost_nothing_they_cannot_know(opt: OPT) -> None:
-    """One picture in the whole batch: only the rows that belong together remain."""
+def test_matching_rows_of_one_image_cost_nothing_they_cannot_know(opt: OPT) -> None:
+    """One image in the whole batch: only the rows that belong together remain."""
     batch = tiny_batch(MODEL, B)
     batch["image_id"][:] = 1
     before = losses(opt, only("matching"), batch)
@@ -165,12 +165,12 @@ def test_matching_rows_of_one_picture_cost_nothing_they_cannot_know(opt: OPT) ->
     assert losses(opt, only("matching"), batch) == before and before["matching"] > 0
 
 
-@pytest.mark.parametrize(("given", "column"), [("image", IMAGE), ("audio", AUDIO)])
+@pytest.fingerprint.parametrize(("given", "column"), [("image", IMAGE), ("audio", AUDIO)])
 def test_a_lone_modality_is_fused_at_its_own_length_for_the_same_loss(opt: OPT, given: str, column: int) -> None:
     batch = batch_with_repeats()
-    batch["denoise_presence"][:] = np.eye(3, dtype=np.int32)[column] * batch["presence"][:, column : column + 1]
+    batch["denoise_text_presence"][:] = np.eye(3, dtype=np.int32)[column] * batch["presence"][:, column : column + 1]
     objectives = Objectives(opt, replace(only("denoise_text"), denoise_given=(given,)), B)
-    assert objectives.lone == column
+    assert objectives.single_modality == column
     short = float(objectives(tensors(batch))[0])
-    objectives.lone = None
+    objectives.single_modality = None
     assert short == pytest.approx(float(objectives(tensors(batch))[0]), rel=1e-5)

@@ -23,7 +23,7 @@ def log_softmax(x: np.ndarray) -> np.ndarray:
     return x - np.log(np.exp(x).sum())
 
 
-IDS = np.array([3, 1, 3, 8, 5, 8], np.int32)  # two pictures stand twice
+IDS = np.array([3, 1, 3, 8, 5, 8], np.int32)  # two images stand twice
 GALLERY_IDS = np.array([3, 1, 3, 8, 5, 8, 7, 1], np.int32)  # a longer gallery: other ranks' rows
 PRESENT = np.array([1, 1, 0, 1, 1, 1], np.int32)
 GALLERY_PRESENT = np.array([1, 1, 1, 0, 0, 1, 1, 1], np.int32)  # query 4 has no positive at all
@@ -54,9 +54,9 @@ def contrastive(
     return float(contrastive_loss(*map(Tensor, sides), Tensor(scale, ms.float32)))
 
 
-@pytest.mark.parametrize("present", [PRESENT, np.ones(6, np.int32)])
-@pytest.mark.parametrize("gallery_present", [GALLERY_PRESENT, np.ones(8, np.int32)])
-@pytest.mark.parametrize("scale", [1.0, 100.0])
+@pytest.fingerprint.parametrize("present", [PRESENT, np.ones(6, np.int32)])
+@pytest.fingerprint.parametrize("gallery_present", [GALLERY_PRESENT, np.ones(8, np.int32)])
+@pytest.fingerprint.parametrize("scale", [1.0, 100.0])
 def test_contrastive_value(present: np.ndarray, gallery_present: np.ndarray, scale: float) -> None:
     queries, gallery = unit(6, 5), unit(8, 5)
     expected = contrastive_by_loop(queries, gallery, present, gallery_present, scale)
@@ -98,8 +98,8 @@ def test_a_perfect_match_costs_nothing_and_the_opposite_a_lot() -> None:
     assert cost(np.zeros((6, 6), np.float32)) == pytest.approx(np.log(6), rel=1e-5)
 
 
-def test_items_of_the_same_picture_are_never_negatives() -> None:
-    """Two captions of one picture, both exactly right: the least loss there can be is the entropy of the choice."""
+def test_items_of_the_same_image_are_never_negatives() -> None:
+    """Two captions of one image, both exactly right: the least loss there can be is the entropy of the choice."""
     vectors = np.stack([np.eye(5, dtype=np.float32)[{1: 0, 3: 1, 5: 2, 8: 3}[i]] for i in IDS])
     present = np.ones(6, np.int32)
     loss = contrastive(vectors, vectors, present, present, scale=100.0)
@@ -132,14 +132,14 @@ def cross_entropy_by_loop(weights: np.ndarray, smoothing: float) -> float:
     return total / max(weights.sum(), 1.0)
 
 
-@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.6])
-@pytest.mark.parametrize("weights", [WEIGHTS, np.ones(N, np.float32), np.eye(1, N, dtype=np.float32)[0]])
+@pytest.fingerprint.parametrize("smoothing", [0.0, 0.1, 0.6])
+@pytest.fingerprint.parametrize("weights", [WEIGHTS, np.ones(N, np.float32), np.eye(1, N, dtype=np.float32)[0]])
 def test_cross_entropy_value(weights: np.ndarray, smoothing: float) -> None:
     found = float(cross_entropy(Tensor(LOGITS), Tensor(LABELS), Tensor(weights), smoothing))
     assert found == pytest.approx(cross_entropy_by_loop(weights, smoothing), rel=1e-5)
 
 
-@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.fingerprint.parametrize("smoothing", [0.0, 0.1])
 def test_cross_entropy_gradient(smoothing: float) -> None:
     found = ms.grad(lambda x: cross_entropy(x, Tensor(LABELS), Tensor(WEIGHTS), smoothing))(Tensor(LOGITS)).asnumpy()
     leaf = torch.tensor(LOGITS, requires_grad=True)

@@ -6,7 +6,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from src.data.masking import draw_given, draw_match, mask_places, mask_words, order_rng, sample_rng
+from src.data.masking import mask_positions, mask_words, order_rng, sample_given, sample_match, sample_rng
 from src.data.schema import AUDIO, IMAGE, MATCH_CASES, TEXT
 from src.data.tokenizer import SPECIALS, Tokenizer
 
@@ -83,13 +83,13 @@ def test_extremes(tokenizer: Tokenizer) -> None:
     assert weights.sum() == 0 and np.array_equal(masked, ids)
 
 
-@pytest.mark.parametrize("absent", [TEXT, IMAGE])
-@pytest.mark.parametrize("presence", list(product((0, 1), repeat=3)))
+@pytest.fingerprint.parametrize("absent", [TEXT, IMAGE])
+@pytest.fingerprint.parametrize("presence", list(product((0, 1), repeat=3)))
 def test_given(presence: tuple[int, int, int], absent: int) -> None:
     """One of the choices that the sample has, all of them equally often; never what is to be generated."""
     rng = np.random.default_rng(0)
     have, other = np.array(presence, np.int32), TEXT + IMAGE - absent
-    drawn = Counter(tuple(draw_given(GIVEN[absent], have, absent, 0.0, rng).tolist()) for _ in range(600))
+    drawn = Counter(tuple(sample_given(GIVEN[absent], have, absent, 0.0, rng).tolist()) for _ in range(600))
     seen = {tuple(int(which in shown) for which in range(3)) for shown in ((other, AUDIO), (other,), (AUDIO,))}
     wanted = {row for row in seen if row[other] <= have[other] and row[AUDIO] <= have[AUDIO]} or {(0, 0, 0)}
     assert drawn.keys() == wanted
@@ -99,23 +99,23 @@ def test_given(presence: tuple[int, int, int], absent: int) -> None:
 
 def test_given_falls_back_to_what_there_is() -> None:
     rng = np.random.default_rng(0)
-    assert draw_given(("image+audio",), np.array([1, 1, 0]), TEXT, 0.0, rng).tolist() == [0, 1, 0]
-    assert draw_given(("image",), np.array([1, 0, 1]), TEXT, 0.0, rng).tolist() == [0, 0, 1]
-    assert draw_given(("text",), np.array([0, 1, 1]), IMAGE, 0.0, rng).tolist() == [0, 0, 1]
+    assert sample_given(("image+audio",), np.array([1, 1, 0]), TEXT, 0.0, rng).tolist() == [0, 1, 0]
+    assert sample_given(("image",), np.array([1, 0, 1]), TEXT, 0.0, rng).tolist() == [0, 0, 1]
+    assert sample_given(("text",), np.array([0, 1, 1]), IMAGE, 0.0, rng).tolist() == [0, 0, 1]
 
 
 def test_given_is_dropped_as_often_as_asked() -> None:
     rng = np.random.default_rng(0)
-    drawn = [draw_given(("text",), np.ones(3, np.int32), IMAGE, 0.2, rng).any() for _ in range(2000)]
+    drawn = [sample_given(("text",), np.ones(3, np.int32), IMAGE, 0.2, rng).any() for _ in range(2000)]
     assert np.mean(drawn) == pytest.approx(0.8, abs=0.03)
 
 
-@pytest.mark.parametrize("span", [1, 3])
+@pytest.fingerprint.parametrize("span", [1, 3])
 def test_places_are_hidden_in_runs_of_about_the_ratio(span: int) -> None:
     rng = np.random.default_rng(0)
     hidden, runs = np.zeros(40), 0
     for _ in range(3000):
-        positions, weights = mask_places(40, 8, 0.15, span, rng)
+        positions, weights = mask_positions(40, 8, 0.15, span, rng)
         used = positions[weights > 0]
         assert len(used) == len(set(used.tolist())) == 6 and used.max() < 40 and (np.diff(used) > 0).all()
         assert not positions[weights == 0].any()
@@ -127,10 +127,10 @@ def test_places_are_hidden_in_runs_of_about_the_ratio(span: int) -> None:
 
 def test_places_of_something_short_or_absent() -> None:
     rng = np.random.default_rng(0)
-    assert mask_places(0, 3, 0.15, 3, rng)[1].sum() == 0
-    positions, weights = mask_places(1, 3, 0.15, 3, rng)
+    assert mask_positions(0, 3, 0.15, 3, rng)[1].sum() == 0
+    positions, weights = mask_positions(1, 3, 0.15, 3, rng)
     assert positions.tolist() == [0, 0, 0] and weights.tolist() == [1, 0, 0]
-    assert mask_places(30, 2, 0.5, 1, rng)[1].sum() == 2  # no more than there are slots
+    assert mask_positions(30, 2, 0.5, 1, rng)[1].sum() == 2  # no more than there are slots
 
 
 PAIRS = {(0, 1, 1): "image+audio", (1, 0, 1): "text+audio", (1, 1, 0): "text+image"}
@@ -140,7 +140,7 @@ def test_match_of_triplets() -> None:
     rng = np.random.default_rng(0)
     drawn = Counter()
     for _ in range(12000):
-        case, shown = draw_match(np.ones(3, np.int32), rng)
+        case, shown = sample_match(np.ones(3, np.int32), rng)
         drawn[tuple(shown.tolist()), MATCH_CASES[case]] += 1
     expected = {((1, 1, 1), case): 0.1 for case in MATCH_CASES}
     for pair, name in PAIRS.items():
@@ -150,10 +150,10 @@ def test_match_of_triplets() -> None:
         assert abs(drawn[key] / 12000 - share) < 0.012, key
 
 
-@pytest.mark.parametrize("presence", list(product((0, 1), repeat=3))[:-1])
+@pytest.fingerprint.parametrize("presence", list(product((0, 1), repeat=3))[:-1])
 def test_match_of_less(presence: tuple[int, int, int]) -> None:
     rng = np.random.default_rng(0)
-    draws = [draw_match(np.array(presence, np.int32), rng) for _ in range(400)]
+    draws = [sample_match(np.array(presence, np.int32), rng) for _ in range(400)]
     cases = Counter(MATCH_CASES[case] for case, _ in draws)
     shown = {tuple(row.tolist()) for _, row in draws}
     if sum(presence) == 2:

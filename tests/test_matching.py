@@ -8,7 +8,7 @@ import pytest
 from mindspore import Tensor
 
 from src.data.schema import AUDIO, IMAGE, MATCH_CASES, TEXT
-from src.objectives.hard_negatives import build_rows, draw_negative
+from src.objectives.hard_negatives import build_rows, sample_negative
 from tests.oracles import random, run_mode
 
 B, E = 30, 6
@@ -26,7 +26,7 @@ def test_negative_is_drawn_by_softmax_among_the_allowed() -> None:
     similarity = np.array([1.0, -1.0, 0.3, 3.0, 0.0], np.float32)
     allowed = np.array([1, 1, 1, 0, 1], np.float32)
     tiled = [Tensor(np.tile(x, (draws, 1))) for x in (similarity, allowed)]
-    index, valid = draw_negative(*tiled, Tensor(gumbel(draws, columns)))
+    index, valid = sample_negative(*tiled, Tensor(gumbel(draws, columns)))
     found = np.bincount(index.asnumpy(), minlength=columns) / draws
     expected = np.exp(similarity) * allowed
     assert found[3] == 0 and valid.asnumpy().all()
@@ -38,26 +38,26 @@ def test_no_forbidden_candidate_however_similar() -> None:
     similarity[:, 2] = 100  # the scale's bound times a perfect match
     allowed = np.ones((50, 4), np.float32)
     allowed[:, 2] = 0
-    index, _ = draw_negative(Tensor(similarity), Tensor(allowed), Tensor(gumbel(50, 4)))
+    index, _ = sample_negative(Tensor(similarity), Tensor(allowed), Tensor(gumbel(50, 4)))
     assert 2 not in index.asnumpy() and len(set(index.asnumpy().tolist())) == 3
 
 
 def test_nothing_allowed_is_not_valid() -> None:
     allowed = np.array([[0, 0, 0], [0, 1, 0]], np.float32)
-    index, valid = draw_negative(Tensor(np.zeros((2, 3), np.float32)), Tensor(allowed), Tensor(gumbel(2, 3)))
+    index, valid = sample_negative(Tensor(np.zeros((2, 3), np.float32)), Tensor(allowed), Tensor(gumbel(2, 3)))
     assert valid.asnumpy().tolist() == [0, 1] and index.asnumpy()[1] == 1 and 0 <= index.asnumpy()[0] < 3
 
 
 class Rows:
-    """A batch of B samples, pictures repeated, and what :func:`build_rows` makes of its rows."""
+    """A batch of B samples, images repeated, and what :func:`build_rows` makes of its rows."""
 
-    def __init__(self, rows: int = B, pictures: int = 12, lacking: bool = True, seed: int = 0) -> None:
+    def __init__(self, rows: int = B, images: int = 12, lacking: bool = True, seed: int = 0) -> None:
         rng = np.random.default_rng(seed)
         combinations = list(product(range(len(MATCH_CASES)), SHOWN))
         chosen = [combinations[i % len(combinations)] for i in range(rows)]
         self.case = np.array([case for case, _ in chosen], np.int32)
         self.shown = np.array([shown for _, shown in chosen], np.int32)
-        self.ids = rng.integers(0, pictures, B).astype(np.int32)
+        self.ids = rng.integers(0, images, B).astype(np.int32)
         self.presence = np.ones((B, 3), np.int32)
         if lacking:  # of what the rows do not show
             self.presence[:rows] = np.maximum(self.shown, rng.integers(0, 2, (rows, 3)))
@@ -75,7 +75,7 @@ def assert_rows_are_what_their_cases_say(batch: Rows, indices: np.ndarray, weigh
     own = np.arange(len(batch.case))
     for row in own[weights > 0]:
         together, shown = TOGETHER[MATCH_CASES[batch.case[row]]], batch.shown[row]
-        pictures = [batch.ids[indices[which, row]] for which in range(3)]
+        images = [batch.ids[indices[which, row]] for which in range(3)]
         for which in np.flatnonzero(shown):
             assert batch.presence[indices[which, row], which], "absent content is never drawn"
         for a, b in ((TEXT, IMAGE), (TEXT, AUDIO), (IMAGE, AUDIO)):
@@ -86,15 +86,15 @@ def assert_rows_are_what_their_cases_say(batch: Rows, indices: np.ndarray, weigh
             if match:
                 assert indices[a, row] == indices[b, row] == row
             else:
-                assert pictures[a] != pictures[b], (MATCH_CASES[batch.case[row]], shown)
+                assert images[a] != images[b], (MATCH_CASES[batch.case[row]], shown)
 
 
-@pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("rows", [B, 20])
+@pytest.fingerprint.parametrize("seed", range(3))
+@pytest.fingerprint.parametrize("rows", [B, 20])
 def test_every_row_is_what_its_case_says(rows: int, seed: int) -> None:
     batch = Rows(rows, seed=seed)
     indices, weights = batch.build()
-    assert indices.shape == (3, rows) and weights.all(), "twelve pictures: a negative for every row"
+    assert indices.shape == (3, rows) and weights.all(), "twelve images: a negative for every row"
     assert_rows_are_what_their_cases_say(batch, indices, weights)
 
 
@@ -109,8 +109,8 @@ def test_rows_in_graph_mode_are_the_same() -> None:
     assert np.array_equal(found[3].asnumpy(), expected[1])
 
 
-def test_a_batch_of_one_picture_has_no_mismatch_to_offer() -> None:
-    batch = Rows(pictures=1, lacking=False)
+def test_a_batch_of_one_image_has_no_mismatch_to_offer() -> None:
+    batch = Rows(images=1, lacking=False)
     indices, weights = batch.build()
     assert_rows_are_what_their_cases_say(batch, indices, weights)
     for row in range(B):
@@ -121,9 +121,9 @@ def test_a_batch_of_one_picture_has_no_mismatch_to_offer() -> None:
         assert weights[row] == (not needs), (MATCH_CASES[batch.case[row]], batch.shown[row])
 
 
-def test_a_batch_of_two_pictures_serves_all_but_three_apart() -> None:
-    """A text, a picture and a sound of three pictures cannot be had out of two."""
-    batch = Rows(pictures=2, lacking=False)
+def test_a_batch_of_two_images_serves_all_but_three_apart() -> None:
+    """A text, an image and an audio clip of three images cannot be had out of two."""
+    batch = Rows(images=2, lacking=False)
     assert len(set(batch.ids)) == 2
     indices, weights = batch.build()
     assert_rows_are_what_their_cases_say(batch, indices, weights)
@@ -133,7 +133,7 @@ def test_a_batch_of_two_pictures_serves_all_but_three_apart() -> None:
 
 
 def test_negatives_are_hard() -> None:
-    """At the scale's bound the draw is the most similar of the allowed: by the row's picture or by its text."""
+    """At the scale's bound the draw is the most similar of the allowed: by the row's image or by its text."""
     batch = Rows(lacking=False)
     batch.shown[:] = 1
     unit = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in batch.embeddings]

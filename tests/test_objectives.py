@@ -30,7 +30,7 @@ from tests.oracles import OBJECTIVES, VOCAB, Arrays, run_mode, tiny_batch
 # parameters of those parts that have nothing to do with the loss
 UNREACHED = {
     "denoise_text": ("text_project.weight", "text_project.bias"),  # no text is given
-    "denoise_image": ("image_project.weight", "image_project.bias"),  # no picture is given
+    "denoise_image": ("image_project.weight", "image_project.bias"),  # no image is given
     # only the vector in place of hidden patches
     "mvm_code": tuple(f"masked_image_head.{part}" for part in ("transform.weight", "transform.bias"))
     + tuple(f"masked_image_head.{part}" for part in ("project.weight", "project.bias")),
@@ -147,7 +147,7 @@ def by_group(opt: OPT, alone: dict[str, tuple[Values, Arrays]]) -> dict[tuple[st
     return {group: found(group) for group in GROUPS}
 
 
-@pytest.mark.parametrize("group", GROUPS)
+@pytest.fingerprint.parametrize("group", GROUPS)
 def test_switching_off_the_others_changes_no_loss(
     in_pynative: tuple[Values, Arrays], by_group: dict[tuple[str, ...], tuple[Values, Arrays]], group: tuple[str, ...]
 ) -> None:
@@ -167,7 +167,7 @@ def test_gradients_add_up(
         np.testing.assert_allclose(total, whole, atol=5e-5, rtol=1e-3, err_msg=name)
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.fingerprint.parametrize("name", OBJECTIVES)
 def test_gradient_reaches_the_parts_it_should_and_no_others(alone: dict[str, tuple[Values, Arrays]], name: str) -> None:
     _, found = alone[name]
     reached = {key.split(".")[0] for key, gradient in found.items() if gradient.any()}
@@ -180,9 +180,9 @@ def test_gradient_reaches_the_parts_it_should_and_no_others(alone: dict[str, tup
 
 
 def test_a_modality_that_nobody_has_is_untouched(opt: OPT) -> None:
-    """No sample has a sound: what lies in its place has no influence and the audio encoder learns nothing."""
+    """No sample has an audio clip: what lies in its place has no influence and the audio encoder learns nothing."""
     batch = tiny_batch(MODEL, B)
-    for name in ("presence", "match_presence", "denoise_presence", "draw_presence"):
+    for name in ("presence", "match_presence", "denoise_text_presence", "denoise_image_presence"):
         batch[name][:, AUDIO] = 0
     batch["mam_weights"][:] = 0
     values, found = gradients(opt, ALL, batch)
@@ -195,8 +195,8 @@ def test_a_modality_that_nobody_has_is_untouched(opt: OPT) -> None:
 
 def test_each_level_reads_its_share_of_the_batch(opt: OPT) -> None:
     """Rows outside of a level's share do not matter to it, rows inside do."""
-    fields = {"mlm": "mlm_ids", "matching": "match_presence", "denoise_text": "denoise_presence"}
-    fields |= {"mvm_code": "image_codes", "mam_contrastive": "audio", "denoise_image": "draw_presence"}
+    fields = {"mlm": "mlm_ids", "matching": "match_presence", "denoise_text": "denoise_text_presence"}
+    fields |= {"mvm_code": "image_codes", "mam_contrastive": "audio", "denoise_image": "denoise_image_presence"}
     batch = tiny_batch(MODEL, B)
     for name, field in fields.items():
         inside = ROWS[name]
@@ -210,7 +210,7 @@ def test_each_level_reads_its_share_of_the_batch(opt: OPT) -> None:
 
 
 def test_one_batch_is_overfitted_in_each_objective(graph: Callable[[Arrays], tuple[Values, Arrays]]) -> None:
-    """To under a tenth of its first loss: samples of different pictures, with all they have."""
+    """To under a tenth of its first loss: samples of different images, with all they have."""
     batch = tiny_batch(MODEL, B)
     with run_mode("graph"):
         first = last = graph(batch)[0]

@@ -1,4 +1,4 @@
-"""The order of samples: each once a pass, sources by weight, no picture twice in a step, from any epoch's number."""
+"""The order of samples: each once a pass, sources by weight, no image twice in a step, from any epoch's number."""
 
 import numpy as np
 import pytest
@@ -61,7 +61,7 @@ def test_weights_are_relative_and_their_scale_does_not_matter(mixed: Order) -> N
     assert np.array_equal(other.epoch(2)[0], mixed.epoch(2)[0])
 
 
-@pytest.mark.parametrize(
+@pytest.fingerprint.parametrize(
     ("total", "weights", "parts"),
     [(10, (1, 1, 1), [4, 3, 3]), (7, (0.5, 0.25, 0.25), [3, 2, 2]), (0, (1, 2), [0, 0]), (5, (3,), [5])],
 )
@@ -77,30 +77,30 @@ def test_a_weight_that_gives_no_sample_is_named() -> None:
         Order(1, SOURCES[:2], (1.0, 0.0001), 16)
 
 
-def pictures(order: Order, table: np.ndarray) -> list[list[int]]:
+def images(order: Order, table: np.ndarray) -> list[list[int]]:
     return [table[row].tolist() for row in order.epoch(2)[0]]
 
 
-@pytest.mark.parametrize(
+@pytest.fingerprint.parametrize(
     ("table", "step_size"),
     [
         (np.repeat(np.arange(200), 5), 64),
         (np.sort(np.random.default_rng(0).integers(0, 300, 1000)), 64),
-        (np.repeat(np.arange(64), 15), 64),  # each picture has to be in every step
+        (np.repeat(np.arange(64), 15), 64),  # each image has to be in every step
     ],
 )
-def test_no_step_holds_a_picture_twice(table: np.ndarray, step_size: int) -> None:
+def test_no_step_holds_a_image_twice(table: np.ndarray, step_size: int) -> None:
     ids = np.arange(len(table))
     unique = Order(1, [ids], [1.0], step_size, table)
     plain = Order(1, [ids], [1.0], step_size)
-    assert all(len(set(row)) == step_size for row in pictures(unique, table))
-    assert any(len(set(row)) < step_size for row in pictures(plain, table)), "without it they do"
+    assert all(len(set(row)) == step_size for row in images(unique, table))
+    assert any(len(set(row)) < step_size for row in images(plain, table)), "without it they do"
     samples, others = unique.epoch(2)[0], plain.epoch(2)[0]
     assert np.array_equal(np.sort(samples, None), np.sort(others, None)), "the epoch's samples are the same"
     assert np.array_equal(samples, Order(1, [ids], [1.0], step_size, table).epoch(2)[0])
 
 
-def test_where_no_picture_repeats_the_order_stays() -> None:
+def test_where_no_image_repeats_the_order_stays() -> None:
     ids = np.arange(500)
     unique, plain = (Order(1, [ids], [1.0], 32, table) for table in (ids, None))
     assert np.array_equal(unique.epoch(1)[0], plain.epoch(1)[0])
@@ -133,6 +133,6 @@ def test_an_exchange_is_always_found_where_there_is_one() -> None:
         assert all(len(set(row)) == size for row in table.reshape(-1)[places].tolist())
 
 
-def test_a_picture_of_too_many_samples_is_refused() -> None:
-    with pytest.raises(DataError, match="a picture has 10 samples in an epoch of 2 steps: lower data.batch_size"):
+def test_a_image_of_too_many_samples_is_refused() -> None:
+    with pytest.raises(DataError, match="an image has 10 samples in an epoch of 2 steps: lower data.batch_size"):
         Order(1, [np.arange(10)], [1.0], 5, np.zeros(10, int)).epoch(0)

@@ -12,10 +12,10 @@ import pytest
 from conftest import tiny_dataset
 
 from src.config import Config
-from src.data import image
 from src.data.errors import DataError
+from src.data.image import decode_image
 from src.data.pipeline import Batch, Loader
-from src.data.prefetch import ahead
+from src.data.prefetch import prefetch
 from src.data.record import Record
 from src.data.schema import AUDIO, IMAGE, TEXT, batch_fields, check_batch
 from src.data.writer import DatasetWriter
@@ -42,10 +42,10 @@ def test_batches_follow_the_schema_and_the_records(config: Config) -> None:
         check_batch(batch, batch_fields(config.model, 8, config.objectives.mask_ratio))
         for row, sample in enumerate(batch["sample_id"]):
             seen.add(int(sample))
-            record, caption, picture = loader.dataset.samples[sample]
+            record, caption, image = loader.dataset.samples[sample]
             values = {name: value[row] for name, value in batch.items()}
             check_row(values, next(loader.dataset.read([record])), caption, loader)
-            assert batch["image_id"][row] == picture
+            assert batch["image_id"][row] == image
     assert len(seen) == 24
 
 
@@ -53,12 +53,12 @@ def check_row(row: Batch, record: Record, caption: int, loader: Loader) -> None:
     model = loader.config.model
     assert row["presence"].tolist() == record.presence(caption)
     if row["presence"][IMAGE]:
-        assert np.array_equal(row["image"], image.decode(record.image, model.image.size, ""))
+        assert np.array_equal(row["image"], decode_image(record.image, model.image.size, ""))
     else:
         assert not row["image"].any()
     frames = int(row["audio_frames"])
     if row["presence"][AUDIO]:
-        assert np.array_equal(row["audio"][:frames], record.sounds[max(caption, 0)])
+        assert np.array_equal(row["audio"][:frames], record.audio[max(caption, 0)])
     assert (frames > 0) == bool(row["presence"][AUDIO]) and not row["audio"][frames:].any()
     if row["presence"][TEXT]:
         ids, mask = loader.tokenizer.encode(record.captions[caption], model.text.max_len)
@@ -68,7 +68,7 @@ def check_row(row: Batch, record: Record, caption: int, loader: Loader) -> None:
         assert np.array_equal(ids[hidden], row["mlm_labels"][: len(hidden)])
     else:
         assert not any(row[name].any() for name in ("text_ids", "text_mask", "mlm_ids", "mlm_weights"))
-    assert not row["denoise_presence"][TEXT] and (row["denoise_presence"] <= row["presence"]).all()
+    assert not row["denoise_text_presence"][TEXT] and (row["denoise_text_presence"] <= row["presence"]).all()
     assert (row["match_presence"] <= row["presence"]).all() and row["match_presence"].sum() in (0, 2, 3)
 
 
@@ -131,13 +131,13 @@ def test_evaluation_is_in_order_and_padded(config: Config) -> None:
     assert equal(again[0][0], parts[0][0])
 
 
-def test_a_broken_picture_is_named(config: Config, tmp_path: Path) -> None:
+def test_a_broken_image_is_named(config: Config, tmp_path: Path) -> None:
     with DatasetWriter(tmp_path, config.model.audio, {}) as writer:
         for index in range(8):
-            writer.add("train", Record(f"k{index}", b"no picture", (), ()))
+            writer.add("train", Record(f"k{index}", b"no image", (), ()))
     for workers in (1, 2):
         broken = replace(config, data=replace(config.data, path=str(tmp_path), workers=workers))
-        with pytest.raises(DataError, match=r"split 'train', record 'k\d': not a readable picture"):
+        with pytest.raises(DataError, match=r"split 'train', record 'k\d': not a readable image"):
             take(broken, 0, 1)
     with pytest.raises(DataError, match="split 'train', record 'k0'"):
         next(Loader(broken, "train").evaluation(4, 0))
@@ -150,13 +150,13 @@ def test_too_few_samples_for_a_step(config: Config) -> None:
     assert len(list(Loader(large, "dev").evaluation(40, 0))) == 1
 
 
-def test_other_sound_settings_are_refused(config: Config) -> None:
+def test_other_audio_settings_are_refused(config: Config) -> None:
     audio = replace(config.model.audio, mels=80)
     with pytest.raises(DataError, match="mels=64, model.audio.mels is 80"):
         Loader(replace(config, model=replace(config.model, audio=audio)), "train")
 
 
-def test_longer_sound_is_cut(config: Config) -> None:
+def test_longer_audio_is_cut(config: Config) -> None:
     short = replace(config, model=replace(config.model, audio=replace(config.model.audio, max_frames=40)))
     batch, whole = take(short, 0, 1)[0], take(config, 0, 1)[0]
     assert batch["audio"].shape[1] == 40 and np.array_equal(batch["audio"], whole["audio"][:, :40])
@@ -189,7 +189,7 @@ def test_batches_are_made_ahead_but_not_without_end() -> None:
             made.append(number)
             yield number
 
-    items = ahead(source(), 3)
+    items = prefetch(source(), 3)
     assert next(items) == 0
     deadline = time.monotonic() + 5
     while len(made) < 5 and time.monotonic() < deadline:

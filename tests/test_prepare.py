@@ -32,7 +32,7 @@ def read(folder: Path, split: str) -> dict[str, Record]:
 
 @pytest.fixture
 def media(tmp_path: Path) -> Path:
-    """Three pictures, a broken one, a sound and a broken one."""
+    """Three images, a broken one, an audio clip and a broken one."""
     folder = tmp_path / "media"
     folder.mkdir()
     rng = np.random.default_rng(0)
@@ -65,10 +65,10 @@ def test_manifest(tmp_path: Path, media: Path) -> None:
     train = read(output, "train")
     assert train["1"].captions == ("一只猫", "猫")
     assert train["1"].image == (media / "a.png").read_bytes()
-    assert [sound is None for sound in train["1"].sounds] == [False, True]
-    assert train["2"].captions == ("一只狗",) and train["2"].sounds[0] is not None
+    assert [clip is None for clip in train["1"].audio] == [False, True]
+    assert train["2"].captions == ("一只狗",) and train["2"].audio[0] is not None
     assert train["3"].captions == () and train["4"].image is None
-    assert read(output, "test")["5"].sounds[0].shape == (25, 64)
+    assert read(output, "test")["5"].audio[0].shape == (25, 64)
     entry = read_info(output)["splits"]["train"]
     assert [entry[name] for name in ("records", "samples", "text", "image", "audio")] == [4, 5, 4, 4, 2]
     again = prepare("manifest", "--input", tmp_path / "m.jsonl", "--media", media, "--output", output)
@@ -79,16 +79,16 @@ BAD_ROWS = [
     ("{oops", "malformed JSON"),
     ("[1]", "not a JSON object"),
     ({"image": "a.png"}, "the id is missing"),
-    ({"id": "x0", "image": "a\0.png"}, "no such picture file"),
+    ({"id": "x0", "image": "a\0.png"}, "no such image file"),
     ({"id": "good", "image": "b.png"}, "has been used before"),
-    ({"id": "x1", "image": "absent.png"}, "absent.png: no such picture file"),
-    ({"id": "x2", "image": "broken.png"}, "broken.png: not a readable picture"),
-    ({"id": "x3", "image": "a.png", "audio": "broken.wav"}, "broken.wav: not a readable sound file"),
-    ({"id": "x4", "image": "a.png", "audio": "absent.wav"}, "absent.wav: no such sound file"),
+    ({"id": "x1", "image": "absent.png"}, "absent.png: no such image file"),
+    ({"id": "x2", "image": "broken.png"}, "broken.png: not a readable image"),
+    ({"id": "x3", "image": "a.png", "audio": "broken.wav"}, "broken.wav: not a readable audio file"),
+    ({"id": "x4", "image": "a.png", "audio": "absent.wav"}, "absent.wav: no such audio file"),
     ({"id": "x5", "image": "a.png", "caption": "  "}, "a caption is empty"),
     ({"id": "x6", "image": "a.png", "captions": ["a", 1]}, "neither a text nor a list"),
-    ({"id": "x7", "image": "a.png", "captions": ["a", "b"], "audio": ["a.wav"]}, "2 captions but 1 sounds"),
-    ({"id": "x8"}, "neither picture nor caption nor sound"),
+    ({"id": "x7", "image": "a.png", "captions": ["a", "b"], "audio": ["a.wav"]}, "2 captions but 1 audio clips"),
+    ({"id": "x8"}, "neither image nor caption nor audio"),
     ({"id": "x9", "image": "a.png", "captoin": "a"}, "unknown key 'captoin'"),
     ({"id": "x10", "image": "a.png", "caption": "a", "captions": ["a"]}, "both a caption and captions"),
     ({"id": "x11", "image": "a.png", "split": "a/b"}, "the split is not a name"),
@@ -113,9 +113,9 @@ def test_bad_rows_are_listed(tmp_path: Path, media: Path) -> None:
 
 
 def test_coco(tmp_path: Path, media: Path) -> None:
-    def annotations(name: str, pictures: list[str], captions: list[tuple[int, str]]) -> Path:
+    def annotations(name: str, images: list[str], captions: list[tuple[int, str]]) -> Path:
         content = {
-            "images": [{"id": index, "file_name": name} for index, name in enumerate(pictures)],
+            "images": [{"id": index, "file_name": name} for index, name in enumerate(images)],
             "annotations": [{"id": 7, "image_id": owner, "caption": text} for owner, text in captions],
         }
         path = tmp_path / name
@@ -136,12 +136,12 @@ def test_coco(tmp_path: Path, media: Path) -> None:
     }
     assert read(output, "test").keys() == {"test/0"}
     reasons = [json.loads(line)["reason"] for line in (output / "rejected.jsonl").read_text().splitlines()]
-    assert "belongs to picture 9" in reasons[0] and "broken.png: not a readable picture" in reasons[1]
+    assert "belongs to image 9" in reasons[0] and "broken.png: not a readable image" in reasons[1]
     uneven = prepare("coco", "--annotations", train, "--images", media, "--images", media, "--output", output)
     assert uneven.returncode == 2 and uneven.stderr.startswith("error: give one --images")
 
 
-@pytest.mark.parametrize(
+@pytest.fingerprint.parametrize(
     ("arguments", "message"),
     [
         (("manifest", "--input", "absent.jsonl", "--output", "o"), "error: --input absent.jsonl: no such file"),
@@ -163,14 +163,14 @@ def test_split_is_by_content_alone() -> None:
     assert abs(splits.count("dev") - 400) < 80 and abs(splits.count("test") - 800) < 110
 
 
-def test_large_pictures_are_stored_smaller(tmp_path: Path) -> None:
+def test_large_images_are_stored_smaller(tmp_path: Path) -> None:
     pixels = np.zeros((40, 100, 3), np.uint8)
     pixels[:, :50] = 255
-    picture = Image.fromarray(pixels)
+    image = Image.fromarray(pixels)
     turned = Image.Exif()
     turned[0x0112] = 6  # to be shown turned by 90°
-    picture.save(tmp_path / "p.jpg", exif=turned)
-    picture.save(tmp_path / "p.png")
+    image.save(tmp_path / "p.jpg", exif=turned)
+    image.save(tmp_path / "p.png")
     small = Image.open(io.BytesIO(reading.pack_image(tmp_path / "p.jpg", 50)))
     assert small.format == "JPEG" and small.size == (20, 50) and not small.getexif()
     assert np.asarray(small)[5].mean() > 200 > 50 > np.asarray(small)[45].mean()

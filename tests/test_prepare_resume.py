@@ -1,4 +1,4 @@
-"""Preparing many rows: the same bytes whoever works and whoever is killed, and a picture in one split alone."""
+"""Preparing many rows: the same bytes whoever works and whoever is killed, and an image in one split alone."""
 
 import signal
 import subprocess
@@ -16,7 +16,7 @@ from src.data.store import Dataset, read_info
 
 
 def many_rows(folder: Path, rows: int) -> Path:
-    """A manifest; one row in ten is bad, one in five spoken, and every third picture stands twice."""
+    """A manifest; one row in ten is bad, one in five spoken, and every third image stands twice."""
     speak(folder / "a.ogg")
     lines: list[object] = []
     for number in range(rows):
@@ -42,7 +42,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[object
     return arguments, contents(output)
 
 
-def test_a_picture_is_in_one_split(uninterrupted: tuple[list[object], dict[str, bytes]], tmp_path: Path) -> None:
+def test_a_image_is_in_one_split(uninterrupted: tuple[list[object], dict[str, bytes]], tmp_path: Path) -> None:
     arguments, files = uninterrupted
     for name, data in files.items():
         (tmp_path / name).write_bytes(data)
@@ -52,19 +52,19 @@ def test_a_picture_is_in_one_split(uninterrupted: tuple[list[object], dict[str, 
     splits: dict[bytes, set[str]] = {}
     for split in info["splits"]:
         dataset = Dataset(tmp_path, split)
-        for (_, _, picture), record in zip(dataset.samples, dataset.read(dataset.samples[:, 0]), strict=True):
-            splits.setdefault(record.image, set()).add(f"{split} {picture}")
+        for (_, _, image), record in zip(dataset.samples, dataset.read(dataset.samples[:, 0]), strict=True):
+            splits.setdefault(record.image, set()).add(f"{split} {image}")
     assert len(splits) < 54 and all(len(places) == 1 for places in splits.values())
 
 
-def test_a_picture_follows_the_split_that_has_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_image_follows_the_split_that_has_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     draw(tmp_path / "a.png")
     (tmp_path / "b.png").write_bytes((tmp_path / "a.png").read_bytes())
     rows = [{"id": 1, "image": "a.png", "split": "train"}, {"id": 2, "image": "b.png", "split": "test"}]
     output = tmp_path / "out"
     prepare("manifest", "--input", write_lines(tmp_path / "m.jsonl", rows), "--output", output, "--workers", 1)
     assert read(output, "train").keys() == {"1", "2"} and read_info(output)["about"]["moved"] == 1
-    assert "that has their picture already: 1" in capsys.readouterr().out
+    assert "that has their image already: 1" in capsys.readouterr().out
 
 
 def test_killed_and_resumed_by_several_workers(
@@ -109,7 +109,7 @@ def test_a_shard_that_is_gone_is_made_again(
     assert contents(tmp_path) == wanted
 
 
-@pytest.mark.parametrize(
+@pytest.fingerprint.parametrize(
     ("place", "calls"),
     [("sync", 1), ("write_part", 1), ("write_part", 4), ("describe", 9), ("os.replace", 3), ("write_text", 2)],
 )

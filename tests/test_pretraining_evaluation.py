@@ -12,10 +12,10 @@ import pytest
 from src.checkpoints.checkpoint import save_checkpoint
 from src.checkpoints.files import CheckpointError, own_files
 from src.config import Config, ConfigError, EvalConfig, ObjectivesConfig
-from src.data.image_codes import fingerprint, write_codes
+from src.data.image_codes import tokenizer_fingerprint, write_codes
 from src.data.pipeline import Loader
 from src.data.store import Dataset
-from src.evaluation.masked import Probe
+from src.evaluation.masked import MaskedEvaluator
 from src.evaluation.run import Evaluator
 from src.export.export import ExportError, export_weights
 from src.inference.image_codes import Encode, encode_split
@@ -92,7 +92,7 @@ def test_one_command_measures_everything(made: tuple[Config, Path], tmp_path: Pa
     written = json.loads((tmp_path / "metrics.json").read_text())
     sections = {"retrieval", "caption", "transcription", "reconstruction", "drawing", "probe"}
     assert sections <= metrics.keys() and sections <= written.keys()
-    assert metrics["drawing"].keys() == {"text", "speech"} and metrics["reconstruction"]["pictures"] == 3
+    assert metrics["drawing"].keys() == {"text", "speech"} and metrics["reconstruction"]["images"] == 3
     assert {"mlm_accuracy", "mvm_code_accuracy", "patch_cosine", "frame_cosine", "confusion"} <= metrics["probe"].keys()
     figures = {path.name for path in (tmp_path / "figures").iterdir()}
     assert {"reconstruction.png", "drawings.png", "drawn_texts.png", "matching.png", "captions.png"} <= figures
@@ -109,12 +109,12 @@ def test_codes_made_at_evaluation_are_those_of_the_shards(made: tuple[Config, Pa
     model, tokenizer = build_model(config), load_tokenizer(config)
     randomise(model, spread=0.3)
     model.set_train(False)
-    fresh = Probe(config, model, tokenizer).run(Loader(config, "dev", stored_codes=False))
+    fresh = MaskedEvaluator(config, model, tokenizer).run(Loader(config, "dev", stored_codes=False))
     data = Path(config.data.path)
     dataset = Dataset(data, "dev")
     codes = {"dev": encode_split(Encode(tokenizer), dataset, config.model.tokenizer, 5)}
-    write_codes(data, config.model.tokenizer, fingerprint(config.data.codes), {"dev": dataset}, codes)
-    stored = Probe(config, model)
+    write_codes(data, config.model.tokenizer, tokenizer_fingerprint(config.data.codes), {"dev": dataset}, codes)
+    stored = MaskedEvaluator(config, model)
     assert stored.reads_codes
     assert stored.run(Loader(config, "dev")) == pytest.approx(fresh) and "mvm_code_accuracy" in fresh
     (data / "codes.json").unlink()

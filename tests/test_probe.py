@@ -11,7 +11,7 @@ from mindspore import Tensor
 from src.config import Config, EvalConfig, ObjectivesConfig
 from src.data.pipeline import Loader
 from src.data.schema import MATCH_CASES
-from src.evaluation.masked import Probe, _figures
+from src.evaluation.masked import MaskedEvaluator, _figures
 from src.models.build import build_model
 from src.models.opt import OPT
 from tests.conftest import tiny_dataset
@@ -43,8 +43,8 @@ def model(config: Config) -> OPT:
 
 
 @pytest.fixture(scope="module")
-def probe(config: Config, model: OPT) -> Probe:
-    return Probe(config, model)
+def probe(config: Config, model: OPT) -> MaskedEvaluator:
+    return MaskedEvaluator(config, model)
 
 
 def labels(config: Config) -> np.ndarray:
@@ -56,7 +56,7 @@ def labels(config: Config) -> np.ndarray:
 
 
 def test_a_model_that_always_says_the_same_is_right_as_often_as_that_is(
-    config: Config, model: OPT, probe: Probe
+    config: Config, model: OPT, probe: MaskedEvaluator
 ) -> None:
     words, counts = np.unique(labels(config), return_counts=True)
     word = int(words[0])
@@ -78,10 +78,10 @@ def test_a_model_that_always_says_the_same_is_right_as_often_as_that_is(
 
 def test_only_what_is_trained_is_probed(config: Config, model: OPT) -> None:
     objectives = ObjectivesConfig(contrastive=1.0, mlm=1.0, denoise_text=1.0)
-    probe = Probe(replace(config, objectives=objectives), model)
+    probe = MaskedEvaluator(replace(config, objectives=objectives), model)
     assert probe.active == ("mlm",)
     assert set(probe.run(Loader(config, "dev"), 6)) == {"mlm_accuracy", "mlm_chance"}
-    nothing = Probe(replace(config, objectives=ObjectivesConfig(contrastive=1.0)), model)
+    nothing = MaskedEvaluator(replace(config, objectives=ObjectivesConfig(contrastive=1.0)), model)
     assert nothing.active == ()
 
 

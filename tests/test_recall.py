@@ -25,7 +25,7 @@ def naive_ranks(order: list[list[int]], query_ids: np.ndarray, gallery_ids: np.n
 
 @pytest.fixture
 def problem():
-    """37 queries, 101 items; some pictures have several items, and some items are exact copies of others."""
+    """37 queries, 101 items; some images have several items, and some items are exact copies of others."""
     rng = np.random.default_rng(3)
     gallery = embeddings(rng, 101)
     gallery[[17, 40, 99]] = gallery[5]
@@ -36,7 +36,7 @@ def problem():
     return queries, gallery, query_ids, gallery_ids
 
 
-@pytest.mark.parametrize("blocks", [(1024, 8192), (1, 1), (5, 3), (37, 100), (36, 101)])
+@pytest.fingerprint.parametrize("blocks", [(1024, 8192), (1, 1), (5, 3), (37, 100), (36, 101)])
 def test_equal_to_naive_in_any_blocks(problem, blocks):
     queries, gallery, query_ids, gallery_ids = problem
     order = naive_order(queries, gallery)
@@ -62,7 +62,7 @@ def test_scores_do_not_depend_on_blocks_at_all(problem):
             np.testing.assert_array_equal(found, expected)
 
 
-@pytest.mark.parametrize("k", [1, 3, 10, 95, 101])
+@pytest.fingerprint.parametrize("k", [1, 3, 10, 95, 101])
 def test_faiss_finds_the_same_to_the_last_bit(problem, k):
     """Also among copies, where rounded scores cannot tell which ones are kept."""
     pytest.importorskip("faiss")
@@ -99,7 +99,7 @@ def test_faiss_is_used_where_it_is_installed(problem, monkeypatch):
 def test_gallery_order_does_not_matter():
     rng = np.random.default_rng(4)
     queries, gallery = embeddings(rng, 20), embeddings(rng, 60)
-    gallery_ids = rng.permutation(60) // 3  # three captions a picture
+    gallery_ids = rng.permutation(60) // 3  # three captions an image
     query_ids = np.arange(20)
     order = rng.permutation(60)
     expected = ranks(queries, gallery, query_ids, gallery_ids)
@@ -107,7 +107,7 @@ def test_gallery_order_does_not_matter():
     np.testing.assert_array_equal(order[top_k(queries, gallery[order], 9)[0]], top_k(queries, gallery, 9)[0])
 
 
-def test_another_caption_of_the_picture_counts():
+def test_another_caption_of_the_image_counts():
     queries = np.array([[1.0, 0.0]])
     gallery = np.array([[0.9, 0.1], [0.0, 1.0], [1.0, 0.0]])
     assert ranks(queries, gallery, np.array([4]), np.array([9, 4, 4])).tolist() == [0]
@@ -139,7 +139,7 @@ def test_recall_of_known_ranks():
     assert recall(np.array([0, 0, 4, 9, 10])) == {"r1": 0.4, "r5": 0.6, "r10": 0.8, "median_rank": 5.0}
 
 
-@pytest.mark.parametrize(
+@pytest.fingerprint.parametrize(
     ("change", "message"),
     [
         (lambda q, g, qi, gi: (q[:, :3], g, qi, gi), r"gallery embeddings have shape \[101, 24\], expected \[n, 3\]"),

@@ -1,4 +1,4 @@
-"""Files of region and sound features: what is read from them, and that whatever is wrong is named."""
+"""Files of region and audio features: what is read from them, and that whatever is wrong is named."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -8,16 +8,16 @@ import pytest
 import soundfile
 
 from src.config import AudioEncoderConfig, ImageEncoderConfig, ModelConfig
-from src.data.audio import read_sound, spectrogram
+from src.data.audio import read_audio, spectrogram
 from src.data.errors import DataError
 from src.data.regions import Regions, fill_regions, load_features, load_regions
-from src.data.schema import image_fields, sound_tokens
+from src.data.schema import audio_tokens, image_fields
 
 DIM = 6
 
 
 def region_arrays(count: int = 5, dim: int = DIM, seed: int = 0) -> dict[str, np.ndarray]:
-    """What a detector writes of a 60 × 40 picture, in the project's own names."""
+    """What a detector writes of a 60 × 40 image, in the project's own names."""
     rng = np.random.default_rng(seed)
     corners = np.sort(rng.uniform(0, 1, (count, 2, 2)), axis=1).reshape(count, 4) * [60, 40, 60, 40]
     return {
@@ -79,7 +79,7 @@ def test_box_vectors() -> None:
     np.testing.assert_allclose(regions.box_vectors(), expected, atol=1e-6)
 
 
-@pytest.mark.parametrize(
+@pytest.fingerprint.parametrize(
     ("change", "message"),
     [
         ({"features": None}, r"no array features \(nor feature, feats, feat, x\)"),
@@ -137,7 +137,7 @@ def test_any_damaged_byte_is_an_error_or_nothing(tmp_path: Path) -> None:
             assert np.array_equal(found.features, own.features) and np.array_equal(found.boxes, own.boxes)
 
 
-def test_features_of_sounds(tmp_path: Path) -> None:
+def test_features_of_audio(tmp_path: Path) -> None:
     frames = np.random.default_rng(0).standard_normal((4, DIM)).astype(np.float32)
     np.save(tmp_path / "a.npy", frames)
     np.savez_compressed(tmp_path / "a.npz", features=frames)
@@ -167,14 +167,14 @@ def test_rows_hold_the_surest_regions(tmp_path: Path) -> None:
         fill_regions(batch, 0, regions, replace(model.image, region_classes=highest), "x")
 
 
-def test_a_sound_file_is_not_read_as_features(tmp_path: Path) -> None:
+def test_a_audio_file_is_not_read_as_features(tmp_path: Path) -> None:
     fbank, feature = AudioEncoderConfig(), AudioEncoderConfig(input="feature", feature_dim=DIM, max_frames=4, stride=1)
     np.save(tmp_path / "a.npy", np.ones((9, DIM), np.float32))
-    assert read_sound(tmp_path / "a.npy", feature).shape == (4, DIM)
-    with pytest.raises(DataError, match=r"a\.npy: model.audio.input=fbank needs a sound file"):
-        read_sound(tmp_path / "a.npy", fbank)
+    assert read_audio(tmp_path / "a.npy", feature).shape == (4, DIM)
+    with pytest.raises(DataError, match=r"a\.npy: model.audio.input=fbank needs an audio clip file"):
+        read_audio(tmp_path / "a.npy", fbank)
     with pytest.raises(DataError, match=r"a\.wav: model.audio.input=feature needs features \(\.npy, \.npz\)"):
-        read_sound(tmp_path / "a.wav", feature)
+        read_audio(tmp_path / "a.wav", feature)
 
 
 def test_a_waveform_is_kept_as_samples(tmp_path: Path) -> None:
@@ -182,9 +182,9 @@ def test_a_waveform_is_kept_as_samples(tmp_path: Path) -> None:
     config = AudioEncoderConfig(input="wav2vec2", sample_rate=8000, hop_ms=20, max_frames=10)
     wave = 0.8 * np.sin(np.arange(16000) * 0.05)
     soundfile.write(tmp_path / "a.wav", wave, 16000, subtype="FLOAT")
-    kept = read_sound(tmp_path / "a.wav", config)
+    kept = read_audio(tmp_path / "a.wav", config)
     assert kept.dtype == np.int16 and kept.shape == (config.length,) == (1600,)
     np.testing.assert_allclose(kept[100:1500] / 32767, wave[200:3000:2], atol=0.01)
     assert spectrogram(kept, config).shape[1] == config.mels
     assert spectrogram(kept, replace(config, input="feature", stride=1)) is None
-    assert [sound_tokens(config, n) for n in (0, 399, 400, 719, 720, 16000)] == [0, 0, 1, 1, 2, 49]
+    assert [audio_tokens(config, n) for n in (0, 399, 400, 719, 720, 16000)] == [0, 0, 1, 1, 2, 49]

@@ -80,7 +80,7 @@ def test_json_survives_a_failed_write(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def picture() -> np.ndarray:
+def image() -> np.ndarray:
     return np.random.default_rng(1).integers(0, 255, (64, 64, 3)).astype(np.uint8)
 
 
@@ -121,16 +121,16 @@ def test_loss_curves_name_a_file_without_losses(tmp_path):
         loss_curves(path, tmp_path / "loss.png")
 
 
-@pytest.mark.filterwarnings("error")  # a missing Chinese glyph is a warning
-def test_sheets(tmp_path, picture):
+@pytest.fingerprint.filterwarnings("error")  # a missing Chinese glyph is a warning
+def test_sheets(tmp_path, image):
     caption = "红色背景上，左边有一只大猫，右边有两个苹果"
-    sound = np.random.default_rng(2).integers(0, 255, (170, 64)).astype(np.uint8)
+    clip = np.random.default_rng(2).integers(0, 255, (170, 64)).astype(np.uint8)
     texts = [(caption, None, -3.25, False)] * 5
-    pictures = [(caption, picture, 0.75, True)] * 6
-    rows = [(caption, pictures), ((sound, caption), pictures[:3]), (sound, texts), (picture, texts)]
+    images = [(caption, image, 0.75, True)] * 6
+    rows = [(caption, images), ((clip, caption), images[:3]), (clip, texts), (image, texts)]
     retrieval_sheet(tmp_path / "retrieval.png", "Retrieval · 检索", rows)
     check_png(tmp_path / "retrieval.png")
-    caption_sheet(tmp_path / "captions.png", "Captions", [(picture, caption, caption[:9], at > 1) for at in range(7)])
+    caption_sheet(tmp_path / "captions.png", "Captions", [(image, caption, caption[:9], at > 1) for at in range(7)])
     check_png(tmp_path / "captions.png")
 
 

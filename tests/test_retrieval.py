@@ -1,4 +1,4 @@
-"""Retrieval between all modalities: what must not change it, and what a text with its sound is."""
+"""Retrieval between all modalities: what must not change it, and what a text with its audio is."""
 
 import copy
 import io
@@ -20,7 +20,7 @@ from src.data.schema import AUDIO, IMAGE, JOINT, MATCH_CASES, TEXT
 from src.data.writer import DatasetWriter
 from src.evaluation.retrieval import COUPLES, Proposal
 from src.evaluation.run import Evaluator
-from src.inference.encode import Items, encode_split, first_pictures
+from src.inference.encode import Items, encode_split, first_images
 from src.models.build import build_model
 from src.models.opt import OPT
 from tests.conftest import tiny_dataset, tiny_record
@@ -63,15 +63,15 @@ def graph_mode() -> Iterator[None]:
         yield
 
 
-def saved_otherwise(picture: bytes) -> bytes:
+def saved_otherwise(image: bytes) -> bytes:
     """The same pixels in another file."""
     buffer = io.BytesIO()
-    Image.open(io.BytesIO(picture)).save(buffer, "PNG", compress_level=0)
+    Image.open(io.BytesIO(image)).save(buffer, "PNG", compress_level=0)
     return buffer.getvalue()
 
 
 def write(config: Config, folder: Path, order: Iterable[int]) -> Config:
-    """A dev split of the same records in any order; the last ten show what the first do, but are other pictures."""
+    """A dev split of the same records in any order; the last ten show what the first do, but are other images."""
     rng = np.random.default_rng(0)
     audio, size = config.model.audio, config.model.image.size
     records = [tiny_record(rng, index, audio, size) for index in range(RECORDS - 10)]
@@ -121,34 +121,34 @@ def test_every_direction_has_its_figures(evaluator: Evaluator, items: dict[int, 
 
 
 def test_several_captions_count_as_in_coco(evaluator: Evaluator, items: dict[int, Items]) -> None:
-    """Every caption asks; of a picture's captions the best counts."""
-    distinct = first_pictures(items, RECORDS - 10)
-    texts, pictures = distinct[TEXT], distinct[IMAGE]
-    scores = texts.embeddings.astype(np.float64) @ pictures.embeddings.T.astype(np.float64)
-    same = texts.pictures[:, None] == pictures.pictures
-    figures = evaluator.retriever.evaluate({TEXT: texts, IMAGE: pictures}, 0)[0]
+    """Every caption asks; of an image's captions the best counts."""
+    distinct = first_images(items, RECORDS - 10)
+    texts, images = distinct[TEXT], distinct[IMAGE]
+    scores = texts.embeddings.astype(np.float64) @ images.embeddings.T.astype(np.float64)
+    same = texts.images[:, None] == images.images
+    figures = evaluator.retriever.evaluate({TEXT: texts, IMAGE: images}, 0)[0]
     for name, table, relevant in (("t2i", scores, same), ("i2t", scores.T, same.T)):
         asked = relevant.any(1)
         best = np.where(relevant, table, -np.inf).max(1, keepdims=True)
         ranks = (table > best).sum(1)[asked]
         assert figures[name]["r5"] == pytest.approx((ranks < 5).mean(), abs=1e-12)
         assert figures[name]["median_rank"] == np.median(ranks) + 1
-    assert same.sum(0).max() == 2, "some picture has two captions"
+    assert same.sum(0).max() == 2, "some image has two captions"
 
 
-def test_joint_items_are_texts_with_their_own_sound(model: OPT, evaluator: Evaluator, items: dict[int, Items]) -> None:
+def test_joint_items_are_texts_with_their_own_audio(model: OPT, evaluator: Evaluator, items: dict[int, Items]) -> None:
     joint = evaluator.encoder.joint(items[TEXT], items[AUDIO])
-    texts, sounds = (items[which].take(joint.parts[:, at]) for at, which in enumerate((TEXT, AUDIO)))
-    for part in (texts, sounds):
+    texts, clips = (items[which].take(joint.parts[:, at]) for at, which in enumerate((TEXT, AUDIO)))
+    for part in (texts, clips):
         np.testing.assert_array_equal(joint.samples, part.samples)
-    both = texts.embeddings + sounds.embeddings
+    both = texts.embeddings + clips.embeddings
     np.testing.assert_allclose(joint.embeddings, both / np.linalg.norm(both, axis=1, keepdims=True), atol=1e-6)
     unlike = items[AUDIO].take(np.zeros(0, np.int64))
     assert evaluator.encoder.joint(items[TEXT], unlike) is None
 
 
-def test_second_score_of_a_text_with_its_sound(model: OPT, evaluator: Evaluator, items: dict[int, Items]) -> None:
-    """All three match; the likelihood is that of the text, given the picture."""
+def test_second_score_of_a_text_with_its_audio(model: OPT, evaluator: Evaluator, items: dict[int, Items]) -> None:
+    """All three match; the likelihood is that of the text, given the image."""
     some = items | {JOINT: evaluator.encoder.joint(items[TEXT], items[AUDIO])}
     pairs, cosines = np.array([[3, 0], [0, 5], [3, 5]]), np.zeros(3)
     (terms,) = evaluator.retriever.terms([Proposal(some, pairs, cosines)])
@@ -168,7 +168,7 @@ def test_second_score_of_a_text_with_its_sound(model: OPT, evaluator: Evaluator,
     np.testing.assert_allclose(terms["matching"], expected, atol=1e-4)
 
 
-def test_a_text_and_a_picture_are_scored_once_with_and_without_the_speech(
+def test_a_text_and_a_image_are_scored_once_with_and_without_the_speech(
     evaluator: Evaluator, items: dict[int, Items], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[np.ndarray] = []
@@ -186,20 +186,20 @@ def test_a_text_and_a_picture_are_scored_once_with_and_without_the_speech(
     assert {direction.name for direction, _, _ in scored} >= {"t2i", "i2t", "ta2i", "i2ta"}
     for direction, chosen, terms in scored:
         if {direction.query, direction.gallery} == {IMAGE, JOINT}:
-            pictures, joint = direction.pairs().T
+            images, joint = direction.pairs().T
             texts = chosen[JOINT].parts[joint, 0]
         elif {direction.query, direction.gallery} == {TEXT, IMAGE}:
-            texts, pictures = direction.pairs().T
+            texts, images = direction.pairs().T
         else:
             continue
-        np.testing.assert_array_equal(terms["likelihood"].reshape(-1), texts * 100.0 + pictures)
+        np.testing.assert_array_equal(terms["likelihood"].reshape(-1), texts * 100.0 + images)
 
 
 def made_up(count: int, captions: int) -> dict[int, Items]:
-    """Pictures, and that many captions of each."""
+    """Images, and that many captions of each."""
     rng = np.random.default_rng(4)
-    pictures = np.arange(count)
-    numbers = {IMAGE: pictures, TEXT: np.repeat(pictures, captions)}
+    images = np.arange(count)
+    numbers = {IMAGE: images, TEXT: np.repeat(images, captions)}
     groups = {}
     for which, own in numbers.items():
         noise = 0.7 * rng.standard_normal((len(own), 12))
@@ -215,14 +215,14 @@ def test_folds_are_the_mean_over_consecutive_galleries(evaluator: Evaluator) -> 
     parts = []
     for start in range(0, 50, 10):
         own = range(start, start + 10)
-        part = {which: group.take(np.isin(group.pictures, own)) for which, group in whole.items()}
+        part = {which: group.take(np.isin(group.images, own)) for which, group in whole.items()}
         parts.append(evaluator.retriever.evaluate(part, 0)[0])
     assert second == {} and first.keys() == {"t2i", "i2t"}
     assert first["t2i"]["gallery"] == 10 and first["i2t"]["gallery"] == 50
     for direction in first:
         assert first[direction]["r1"] == pytest.approx(np.mean([part[direction]["r1"] for part in parts]))
     assert first["t2i"]["r1"] > evaluator.retriever.evaluate(whole, 0)[0]["t2i"]["r1"], "a small gallery is easier"
-    with pytest.raises(DataError, match="eval.folds=60: the gallery has only 50 pictures"):
+    with pytest.raises(DataError, match="eval.folds=60: the gallery has only 50 images"):
         evaluator.retriever.evaluate_folds(whole, 0, 60)
 
 

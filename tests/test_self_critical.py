@@ -37,7 +37,7 @@ def graph_mode() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
-    """Captions of a tiny model on a tiny dataset; some of its pictures have no caption, some captions no picture."""
+    """Captions of a tiny model on a tiny dataset; some of its images have no caption, some captions no image."""
     objectives = replace(WRITING, self_critical=SAMPLES)
     small = Config(task="caption", model=tiny_model(), objectives=objectives)
     return tiny_dataset(tmp_path_factory.mktemp("critic"), config=small)
@@ -69,7 +69,7 @@ def test_rewards_are_cider_d_on_words(config: Config) -> None:
     records = list(dataset.read(range(dataset.records)))
     numbers = dict(dataset.samples[:, [0, 2]].tolist())
     usable = {numbers[i]: r.captions for i, r in enumerate(records) if r.image is not None and r.captions}
-    assert found.by_picture.keys() == usable.keys() and len(usable) < dataset.records
+    assert found.by_image.keys() == usable.keys() and len(usable) < dataset.records
     tokens = {number: [words(text) for text in texts] for number, texts in usable.items()}
     written = {number: texts[0][:4] for number, texts in usable.items()}
     whole = cider_d([words(text) for text in written.values()], list(tokens.values()))
@@ -96,13 +96,13 @@ def test_samples_end_and_are_compared_with_the_others(
 
 def test_samples_follow_the_distribution(built: SelfCriticalObjectives, batch: dict[str, np.ndarray]) -> None:
     """The first tokens of many samples, against the probabilities of the decoder as it is trained."""
-    model, inputs, samples = built.model, 500, 8  # of one picture
+    model, inputs, samples = built.model, 500, 8  # of one image
     tokenizer = built.before_step.tokenizer
-    places = model.cross_encoder.places_alone(IMAGE)
+    places = model.cross_encoder.single_modality_positions(IMAGE)
     with run_mode("pynative"):
         cached = CachedDecoder(model.text_decoder, inputs, places, samples)
         tokens = model.image_encoder(Tensor(batch["image"][:1]))
-        fused, mask = model.cross_encoder.fuse_alone(tokens, ms.ops.ones(tokens.shape[:2], ms.int32), IMAGE)
+        fused, mask = model.cross_encoder.fuse_single_modality(tokens, ms.ops.ones(tokens.shape[:2], ms.int32), IMAGE)
         cached.read(ms.ops.tile(fused, (inputs, 1, 1)), ms.ops.tile(mask, (inputs, 1)))
         drawn = TextSampler(cached, tokenizer).draw(inputs, np.random.default_rng(0).random)[:, :, 1]
         read = model.text_decoder.read(fused, Tensor(places))
@@ -116,12 +116,12 @@ def test_samples_follow_the_distribution(built: SelfCriticalObjectives, batch: d
 
 
 def test_loss_is_the_policy_gradient(built: SelfCriticalObjectives, sampled: dict[str, np.ndarray]) -> None:
-    """−Σ A log p / tokens by the decoder as it is trained, ends of texts included, unjudged pictures left out."""
+    """−Σ A log p / tokens by the decoder as it is trained, ends of texts included, unjudged images left out."""
     model, total = built.model, 0.0
     with run_mode("pynative"):
         loss, _, reward = built({name: Tensor(sampled[name]) for name in built.fields})
         tokens = model.image_encoder(Tensor(sampled["image"]))
-        fused, mask = model.cross_encoder.fuse_alone(tokens, ms.ops.ones(tokens.shape[:2], ms.int32), IMAGE)
+        fused, mask = model.cross_encoder.fuse_single_modality(tokens, ms.ops.ones(tokens.shape[:2], ms.int32), IMAGE)
         read = model.text_decoder.read(fused, built.places)
         bias = Tensor(np.zeros((1, 1, 1, 1), np.float32))
         count = 0
@@ -140,7 +140,7 @@ def test_loss_is_the_policy_gradient(built: SelfCriticalObjectives, sampled: dic
 
 
 def test_rewards_rise(config: Config, tmp_path: Path) -> None:
-    """A captioner that has begun to learn gets better at what it is rewarded for, on the same pictures."""
+    """A captioner that has begun to learn gets better at what it is rewarded for, on the same images."""
     taught = replace(
         config,
         objectives=WRITING,
@@ -172,6 +172,6 @@ def test_what_it_needs(config: Config, tmp_path: Path) -> None:
             replace(config, **change)
     with pytest.raises(ConfigError, match="self_critical: must be 0, or 2 or more"):
         ObjectivesConfig(self_critical=1)
-    with pytest.raises(DataError, match="no captions of pictures"):
+    with pytest.raises(DataError, match="no captions of images"):
         References.read(Sources(config, "train"), "region")
     assert load_config("config/caption/demo_self_critical.yaml").objectives.label_smoothing == 0

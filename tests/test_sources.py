@@ -23,7 +23,7 @@ from src.config import (
 )
 from src.data import sources
 from src.data.errors import DataError
-from src.data.pictures import PictureLoader
+from src.data.images import ImageLoader
 from src.data.pipeline import Batch, Loader
 from src.data.schema import AUDIO, IMAGE, TEXT, batch_fields, check_batch
 from src.data.writer import DatasetWriter
@@ -49,12 +49,12 @@ def spoken(tmp_path_factory: pytest.TempPathFactory) -> Config:
 
 @pytest.fixture(scope="module")
 def silent(spoken: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Pictures with captions, and no sound at all."""
+    """Images with captions, and no audio at all."""
     folder, rng = tmp_path_factory.mktemp("silent"), np.random.default_rng(5)
     with DatasetWriter(folder, spoken.model.audio, {"name": "silent"}) as writer:
         for index in range(12):
             made = tiny_record(rng, 8 * index + 3, spoken.model.audio, 32)  # two captions each
-            writer.add("train", replace(made, key=f"silent-{index}", sounds=()))
+            writer.add("train", replace(made, key=f"silent-{index}", clips=()))
     return folder
 
 
@@ -130,18 +130,18 @@ def test_an_epoch_mixes_by_weight_and_every_row_is_its_record(mixed: Config) -> 
     assert not any(row["presence"][AUDIO] or row["audio"].any() for n, row in by_number.items() if n >= len(spoken))
 
 
-def test_pictures_of_two_sources_are_never_the_same(mixed: Config) -> None:
+def test_images_of_two_sources_are_never_the_same(mixed: Config) -> None:
     loader = Loader(mixed, "train")
-    pictures = loader.sources.samples[:, 2]
+    images = loader.sources.samples[:, 2]
     first = len(loader.sources.datasets[0])
-    assert not np.intersect1d(pictures[:first], pictures[first:]).size
-    assert len(np.unique(pictures)) == sum(len(np.unique(d.samples[:, 2])) for d in loader.sources.datasets)
+    assert not np.intersect1d(images[:first], images[first:]).size
+    assert len(np.unique(images)) == sum(len(np.unique(d.samples[:, 2])) for d in loader.sources.datasets)
     alone = Loader(with_data(mixed, sources=(), path=mixed.data.sources[1].path), "train")
-    assert np.array_equal(pictures[first:] - pictures[first], alone.sources.samples[:, 2])
+    assert np.array_equal(images[first:] - images[first], alone.sources.samples[:, 2])
 
 
 def test_any_step_of_a_mixture_is_the_step_of_the_whole_run(mixed: Config) -> None:
-    varied = with_data(mixed, augment=VIEWS, unique_pictures=True)
+    varied = with_data(mixed, augment=VIEWS, unique_images=True)
     steps = Loader(varied, "train").steps_per_epoch
     whole = take(varied, 0, 3 * steps)
     for first in (1, steps - 1, steps, 2 * steps + 3):
@@ -149,11 +149,11 @@ def test_any_step_of_a_mixture_is_the_step_of_the_whole_run(mixed: Config) -> No
     workers = with_data(varied, workers=3, prefetch=1)
     assert all(equal(a, b) for a, b in zip(whole, take(workers, 0, steps), strict=False))
     for batch in whole:
-        assert len(np.unique(batch["image_id"])) == len(batch["image_id"]), "no picture twice"
+        assert len(np.unique(batch["image_id"])) == len(batch["image_id"]), "no image twice"
 
 
 def test_ranks_share_the_step_of_a_mixture(mixed: Config) -> None:
-    half = with_data(mixed, batch_size=4, unique_pictures=True)
+    half = with_data(mixed, batch_size=4, unique_images=True)
     ranks = [take(half, 2, 6, rank=rank, ranks=2) for rank in (0, 1)]
     for step, whole in enumerate(take(with_data(half, batch_size=8), 2, 6)):
         parts = [ranks[rank][step] for rank in (0, 1)]
@@ -186,25 +186,25 @@ def test_views_vary_in_training_alone_and_change_nothing_else(spoken: Config) ->
             else:
                 assert np.array_equal(plain[name], other[name]), name
         frames = other["audio_frames"]
-        assert not any(sound[count:].any() for sound, count in zip(other["audio"], frames, strict=True))
+        assert not any(clip[count:].any() for clip, count in zip(other["audio"], frames, strict=True))
     assert min(changed.values()) >= 3
     only = with_data(spoken, augment=replace(VIEWS, crop_scale=(), flip=0.0, brightness=0.0))
-    for both, sound in zip(take(varied, 0, 2), take(only, 0, 2), strict=True):
-        assert np.array_equal(both["audio"], sound["audio"]), "sounds vary alike, whether pictures do or not"
+    for both, clip in zip(take(varied, 0, 2), take(only, 0, 2), strict=True):
+        assert np.array_equal(both["audio"], clip["audio"]), "audio clips vary alike, whether images do or not"
     for one, two in zip(Loader(spoken, "dev").evaluation(8), Loader(varied, "dev").evaluation(8), strict=True):
         assert equal(one[0], two[0])
 
 
-def test_pictures_for_the_image_tokenizer_mix_and_vary_as_well(mixed: Config) -> None:
+def test_images_for_the_image_tokenizer_mix_and_vary_as_well(mixed: Config) -> None:
     model = replace(mixed.model, tokenizer=replace(mixed.model.tokenizer, size=32))
     plain, varied = (replace(config, model=model) for config in (mixed, with_data(mixed, augment=VIEWS)))
-    loader = PictureLoader(plain, "train")
-    pictures = loader.sources.samples[:, 2]
-    assert len(loader.ids) == len(np.unique(pictures))
-    first, other = (next(PictureLoader(config, "train").batches(1)) for config in (plain, varied))
+    loader = ImageLoader(plain, "train")
+    images = loader.sources.samples[:, 2]
+    assert len(loader.ids) == len(np.unique(images))
+    first, other = (next(ImageLoader(config, "train").batches(1)) for config in (plain, varied))
     assert np.array_equal(first["sample_id"], other["sample_id"])
     assert not np.array_equal(first["image"], other["image"])
-    assert equal(other, next(PictureLoader(varied, "train").batches(1)))
+    assert equal(other, next(ImageLoader(varied, "train").batches(1)))
     assert {int(n) < len(loader.dataset) for n in first["sample_id"]} == {True, False}
 
 
@@ -240,7 +240,7 @@ def test_each_source_has_codes_of_its_own(mixed: Config, tmp_path: Path, monkeyp
     monkeypatch.setattr(sources, "open_codes", open_codes)
     listed = (*mixed.data.sources, SourceConfig(str(tmp_path / "words"), 1.0))
     loader = Loader(with_data(mixed, codes="tokenizer", sources=listed), "train")
-    assert asked == [source.path for source in listed[:2]], "without a picture none are needed"
+    assert asked == [source.path for source in listed[:2]], "without an image none are needed"
     starts = [0, *np.cumsum([dataset.records for dataset in loader.sources.datasets])]
     for batch in islice(loader.batches(), 4):
         records = loader.sources.samples[batch["sample_id"], 0]
@@ -266,8 +266,8 @@ def test_a_corpus_trains_with_the_losses_that_apply(mixed: Config, silent: Path,
     assert all(alone[name] > 0 for name in alone.keys() - set(AUDIO_LOSSES))
 
 
-def test_rows_without_sound_do_not_count_in_the_losses_of_sound(mixed: Config, losses: Callable) -> None:
-    """Whatever stands in their place, and whatever their pictures are."""
+def test_rows_without_audio_do_not_count_in_the_losses_of_audio(mixed: Config, losses: Callable) -> None:
+    """Whatever stands in their place, and whatever their images are."""
     batch = take(mixed, 1, 1)[0]
     absent = batch["presence"][:, AUDIO] == 0
     assert 0 < absent.sum() < 8
@@ -281,10 +281,10 @@ def test_rows_without_sound_do_not_count_in_the_losses_of_sound(mixed: Config, l
     assert found["contrastive"] != pytest.approx(expected["contrastive"], rel=1e-6)
 
 
-def test_a_mixture_trains_and_silence_leaves_the_sound_alone(mixed: Config, silent: Path, tmp_path: Path) -> None:
+def test_a_mixture_trains_and_silence_leaves_the_audio_alone(mixed: Config, silent: Path, tmp_path: Path) -> None:
     objectives = ObjectivesConfig(contrastive=1.0, mam_feature=0.5, mask_ratio=0.4)
     run = replace(mixed, objectives=objectives, train=TrainConfig(output=str(tmp_path / "run"), steps=3))
-    run = with_data(run, augment=VIEWS, unique_pictures=True)
+    run = with_data(run, augment=VIEWS, unique_images=True)
     trainer = Trainer(run)
 
     def reached(batch: Batch) -> dict[str, bool]:

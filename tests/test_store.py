@@ -20,9 +20,9 @@ AUDIO_CONFIG = AudioEncoderConfig(max_frames=16, mels=8)
 
 
 def same(left: Record, right: Record) -> bool:
-    sounds = left.sounds or (None,) * len(left.captions)
+    clips = left.audio or (None,) * len(left.captions)
     return (left.key, left.image, left.captions) == (right.key, right.image, right.captions) and all(
-        (a is None and b is None) or np.array_equal(a, b) for a, b in zip(sounds, right.sounds, strict=True)
+        (a is None and b is None) or np.array_equal(a, b) for a, b in zip(clips, right.audio, strict=True)
     )
 
 
@@ -35,7 +35,7 @@ def copy(tiny: Config, tmp_path: Path) -> Path:
 def test_round_trip_in_any_order(tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
     records = [tiny_record(rng, index, AUDIO_CONFIG, 8) for index in range(50)]
-    records.append(Record("empty sounds", b"\0picture\0\0", ("a", "“引号”\n"), ()))
+    records.append(Record("empty audio clips", b"\0picture\0\0", ("a", "“引号”\n"), ()))
     with DatasetWriter(tmp_path, AUDIO_CONFIG, {"from": "试验"}, shard_records=20) as writer:
         for record in records:
             writer.add("train", record)
@@ -49,12 +49,12 @@ def test_round_trip_in_any_order(tmp_path: Path) -> None:
 
 
 def test_index_and_counts(tmp_path: Path) -> None:
-    sound = np.ones((3, 8), np.uint8)
+    clip = np.ones((3, 8), np.uint8)
     records = [
-        Record("two", b"p", ("a", "b"), (sound, None)),
+        Record("two", b"p", ("a", "b"), (clip, None)),
         Record("silent", b"q", (), ()),
-        Record("sound", None, (), (sound,)),
-        Record("same picture", b"p", ("c",), ()),
+        Record("audio", None, (), (clip,)),
+        Record("same image", b"p", ("c",), ()),
     ]
     with DatasetWriter(tmp_path, AUDIO_CONFIG, {}) as writer:
         for record in records:
@@ -62,20 +62,20 @@ def test_index_and_counts(tmp_path: Path) -> None:
     dataset = Dataset(tmp_path, "dev")
     assert dataset.samples.tolist() == [[0, 0, 0], [0, 1, 0], [1, -1, 1], [2, -1, 2], [3, 0, 0]]
     assert [dataset.count(modality) for modality in (TEXT, IMAGE, AUDIO)] == [3, 4, 2]
-    assert len(dataset) == 5 and dataset.info["splits"]["dev"]["pictures"] == 2
+    assert len(dataset) == 5 and dataset.info["splits"]["dev"]["images"] == 2
     assert [records[0].presence(0), records[0].presence(1)] == [[1, 1, 1], [1, 1, 0]]
     assert records[2].presence(-1) == [0, 0, 1]
     with pytest.raises(DataError, match="no record 4"):
         next(dataset.read([4]))
 
 
-@pytest.mark.parametrize(
+@pytest.fingerprint.parametrize(
     ("record", "message"),
     [
-        (Record("r", None, (), (None,)), "neither picture nor caption nor sound"),
-        (Record("r", b"p", ("a", "b"), (None,)), "2 captions but 1 sounds"),
+        (Record("r", None, (), (None,)), "neither image nor caption nor audio"),
+        (Record("r", b"p", ("a", "b"), (None,)), "2 captions but 1 audio clips"),
         (Record("r", None, ("a",), (np.ones((3, 9), np.uint8),)), r"uint8\[3, 9\], not uint8 \[frames, 8\]"),
-        (Record("r", None, ("a",), (np.ones((3, 8)),)), "a sound is float64"),
+        (Record("r", None, ("a",), (np.ones((3, 8)),)), "an audio clip is float64"),
         (Record("r", bytes(PAGE_BYTES), (), ()), "larger than 4 MB"),
     ],
 )
@@ -136,7 +136,7 @@ def test_folder_errors(copy: Path, tmp_path: Path) -> None:
         read_info(copy)
 
 
-@pytest.mark.parametrize("name", ["train-00001.mindrecord", "train-00001.mindrecord.db", "index-train.npy"])
+@pytest.fingerprint.parametrize("name", ["train-00001.mindrecord", "train-00001.mindrecord.db", "index-train.npy"])
 def test_missing_or_short_file_is_named(copy: Path, name: str) -> None:
     (copy / name).write_bytes((copy / name).read_bytes()[:-1])
     with pytest.raises(DataError, match=f"{name} has .* bytes, dataset.json says"):
@@ -155,13 +155,15 @@ def test_damaged_shard_is_named(copy: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("key", "value"), [("mels", 80), ("hop_ms", 10), ("sample_rate", 8000), ("max_frames", 400)])
-def test_other_sound_settings(tiny: Config, key: str, value: int) -> None:
+@pytest.fingerprint.parametrize(
+    ("key", "value"), [("mels", 80), ("hop_ms", 10), ("sample_rate", 8000), ("max_frames", 400)]
+)
+def test_other_audio_settings(tiny: Config, key: str, value: int) -> None:
     with pytest.raises(DataError, match=rf"{key}=\d+, model.audio.{key} is {value}"):
         Dataset(tiny.data.path, "train", replace(tiny.model.audio, **{key: value}))
 
 
-def test_shorter_sound_is_fine(tiny: Config) -> None:
+def test_shorter_audio_is_fine(tiny: Config) -> None:
     shorter = Dataset(tiny.data.path, "train", replace(tiny.model.audio, max_frames=64, layers=1))
     assert len(shorter) == len(Dataset(tiny.data.path, "train"))
 
@@ -179,15 +181,15 @@ SOUNDS = {
 }
 
 
-@pytest.mark.parametrize("kind", SOUNDS)
-def test_regions_and_other_kinds_of_sound_are_read_back(tmp_path: Path, kind: str) -> None:
+@pytest.fingerprint.parametrize("kind", SOUNDS)
+def test_regions_and_other_kinds_of_audio_are_read_back(tmp_path: Path, kind: str) -> None:
     audio, dtype, shape = SOUNDS[kind]
-    sounds = [(np.random.default_rng(seed).standard_normal(shape) * 100).astype(dtype) for seed in range(3)]
+    clips = [(np.random.default_rng(seed).standard_normal(shape) * 100).astype(dtype) for seed in range(3)]
     records = [
-        Record("both", b"p", ("a", "b"), (sounds[0], None), found(4, 1)),
-        Record("regions", None, ("c",), (sounds[1],), found(1, 2)),
+        Record("both", b"p", ("a", "b"), (clips[0], None), found(4, 1)),
+        Record("regions", None, ("c",), (clips[1],), found(1, 2)),
         Record("same regions", None, ("d",), (), found(1, 2)),
-        Record("sound", None, (), (sounds[2],)),
+        Record("audio", None, (), (clips[2],)),
     ]
     with DatasetWriter(tmp_path, audio, {}) as writer:
         for record in records:
@@ -199,20 +201,20 @@ def test_regions_and_other_kinds_of_sound_are_read_back(tmp_path: Path, kind: st
             ours, stored = getattr(record.regions, name), getattr(read.regions, name)
             assert np.array_equal(ours, stored) and np.asarray(ours).dtype == np.asarray(stored).dtype
     assert dataset.info["splits"]["train"]["regions"] == 4 and dataset.count(IMAGE) == 2
-    assert dataset.samples[:, 2].tolist() == [0, 0, 1, 1, 3], "equal regions are the same picture"
+    assert dataset.samples[:, 2].tolist() == [0, 0, 1, 1, 3], "equal regions are the same image"
     assert records[1].presence(0) == [1, 0, 1] and records[1].presence(0, "region") == [1, 1, 1]
-    with pytest.raises(DataError, match=f"sound made with input={kind}, model.audio.input is fbank"):
+    with pytest.raises(DataError, match=f"audio made with input={kind}, model.audio.input is fbank"):
         Dataset(tmp_path, "train", AUDIO_CONFIG)
     with pytest.raises(DataError, match="max_frames=16, model.audio.max_frames is 20"):
         Dataset(tmp_path, "train", replace(audio, max_frames=20))
 
 
-def test_a_sound_of_another_kind_is_not_stored(tmp_path: Path) -> None:
+def test_a_audio_of_another_kind_is_not_stored(tmp_path: Path) -> None:
     writer = DatasetWriter(tmp_path, SOUNDS["feature"][0], {})
-    with pytest.raises(DataError, match=r"a sound is uint8\[3, 8\], not float16 \[frames, 5\]"):
+    with pytest.raises(DataError, match=r"an audio clip is uint8\[3, 8\], not float16 \[frames, 5\]"):
         writer.add("train", Record("r", None, (), (np.ones((3, 8), np.uint8),)))
     writer = DatasetWriter(tmp_path / "x", SOUNDS["wav2vec2"][0], {})
-    with pytest.raises(DataError, match=r"a sound is uint8\[3, 8\], not int16 \[frames\]"):
+    with pytest.raises(DataError, match=r"an audio clip is uint8\[3, 8\], not int16 \[frames\]"):
         writer.add("train", Record("r", None, (), (np.ones((3, 8), np.uint8),)))
 
 
@@ -222,7 +224,7 @@ def test_datasets_of_the_first_version_are_refused(copy: Path) -> None:
         Dataset(copy, "train")
 
 
-def test_pictures_in_another_form_than_the_model_reads(tiny: Config, tmp_path: Path) -> None:
+def test_images_in_another_form_than_the_model_reads(tiny: Config, tmp_path: Path) -> None:
     image = replace(tiny.model.image, input="region")
     with pytest.raises(DataError, match="has image but no regions, which model.image.input=region reads: change the"):
         Dataset(tiny.data.path, "train", tiny.model.audio, image)

@@ -22,14 +22,14 @@ def twins() -> tuple[OPT, torch_network.OPT]:
     return ours, theirs
 
 
-@pytest.mark.parametrize(
+@pytest.fingerprint.parametrize(
     ("name", "silent"), [*((name, False) for name in ("all", *OBJECTIVES)), ("all", True), ("contrastive", True)]
 )
 def test_losses_are_equal(twins: tuple[OPT, torch_network.OPT], name: str, silent: bool) -> None:
-    """Each alone and all together, on samples that lack something, and on a corpus without sound."""
+    """Each alone and all together, on samples that lack something, and on a corpus without audio."""
     batch = batch_with_repeats()
     if silent:
-        for field in ("presence", "match_presence", "denoise_presence", "draw_presence", "mam_weights"):
+        for field in ("presence", "match_presence", "denoise_text_presence", "denoise_image_presence", "mam_weights"):
             column = slice(None) if field == "mam_weights" else AUDIO
             batch[field][:, column] = 0
     objectives = ALL if name == "all" else only(name)

@@ -1,4 +1,4 @@
-"""Waveforms from the stored sample to the trained step and to features, with a picture's [CLS] on the way."""
+"""Waveforms from the stored sample to the trained step and to features, with an image's [CLS] on the way."""
 
 import json
 import sys
@@ -41,7 +41,7 @@ def test_silence_is_no_danger() -> None:
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
-    """A corpus of waveforms and a model that reads them; its pictures have a [CLS]."""
+    """A corpus of waveforms and a model that reads them; its images have a [CLS]."""
     folder = tmp_path_factory.mktemp("waves")
     (folder / "vocab.txt").write_text("\n".join([*SPECIALS, *CHARACTERS]), encoding="utf-8")
     model = tiny_model()
@@ -50,10 +50,10 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
     rng = np.random.default_rng(0)
     with DatasetWriter(folder / "data", AUDIO, {}) as writer:
         for index in range(16):
-            picture = png(rng.integers(0, 256, (8, 8, 3), np.uint8))
+            pixels = png(rng.integers(0, 256, (8, 8, 3), np.uint8))
             caption = "".join(rng.choice(list(CHARACTERS), 3))
-            sound = wave(index, int(rng.integers(400, AUDIO.length))) if index % 4 else None
-            writer.add("train", Record(str(index), picture, (caption,), (sound,)))
+            clip = wave(index, int(rng.integers(400, AUDIO.length))) if index % 4 else None
+            writer.add("train", Record(str(index), pixels, (caption,), (clip,)))
     objectives = ObjectivesConfig(mam_feature=1.0, mam_contrastive=1.0, mvm_feature=1.0, denoise_text=1.0)
     return Config(
         model=model,

@@ -15,12 +15,12 @@ from src.demo.world import ASSETS, all_things
 
 
 def art_path(folder: Path, emoji: str) -> Path:
-    """The picture of an emoji in the unpacked package; some names carry the variation selector."""
+    """The image of an emoji in the unpacked package; some names carry the variation selector."""
     stem = "-".join(f"{ord(char):x}" for char in emoji)
     for name in (f"{stem}.webp", f"{stem}-fe0f.webp"):
         if (folder / "assets" / name).is_file():
             return folder / "assets" / name
-    raise DataError(f"{folder}: no picture of {emoji} ({stem}.webp): give the unpacked npm package")
+    raise DataError(f"{folder}: no image of {emoji} ({stem}.webp): give the unpacked npm package")
 
 
 def make_sheet(folder: Path) -> Image.Image:

@@ -20,10 +20,10 @@ register("demo", "emoji scenes, captions and speech, drawn from a seed")
 register("manifest", "your own rows of a manifest.jsonl")
 register("coco", "MS COCO captions, the official annotations")
 register("karpathy", "MS COCO or Flickr30k in Karpathy's splits")
-register("coco-cn", "COCO-CN: Chinese captions of MS COCO pictures")
+register("coco-cn", "COCO-CN: Chinese captions of MS COCO images")
 register("flickr30k-cn", "Flickr30k-CN: Chinese captions of Flickr30k")
 register("aic", "AI Challenger's Chinese captions")
-register("cc3m", "Conceptual Captions: a TSV and downloaded pictures")
+register("cc3m", "Conceptual Captions: a TSV and downloaded images")
 register("localized-narratives", "Localized Narratives: spoken captions, with recordings")
 
 

@@ -9,16 +9,16 @@ COLOURS = ("brightness", "contrast", "saturation")  # strengths of AugmentConfig
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """Random views of pictures and sounds in training, never in evaluation; everything is off by default."""
+    """Random views of images and audio clips in training, never in evaluation; everything is off by default."""
 
-    crop_scale: tuple[float, ...] = ()  # [least, most] share of a picture that a random crop keeps; empty: its centre
+    crop_scale: tuple[float, ...] = ()  # [least, most] share of an image that a random crop keeps; empty: its centre
     crop_aspect: float = 1.3333  # a crop's longer side over its shorter one, at most
-    flip: float = 0.0  # chance of a mirrored picture, only where no caption says left or right
+    flip: float = 0.0  # chance of a mirrored image, only where no caption says left or right
     brightness: float = 0.0  # x: the factor is drawn from [1 − x, 1 + x]
     contrast: float = 0.0  # ... likewise
     saturation: float = 0.0  # ... likewise; there is no hue, as captions name colours
     time_masks: int = 0  # stretches of a log-mel's frames that are hidden (SpecAugment)
-    time_share: float = 0.1  # each of them, at most, as a share of the sound's frames
+    time_share: float = 0.1  # each of them, at most, as a share of the audio's frames
     frequency_masks: int = 0  # groups of neighbouring mel bands that are hidden
     frequency_share: float = 0.25  # each of them, at most, as a share of the bands
 
@@ -36,13 +36,13 @@ class AugmentConfig:
             require(0 < getattr(self, name) <= 1, name, "must be in (0, 1]")
 
     @property
-    def of_pictures(self) -> bool:
-        """Whether pictures are changed."""
+    def augments_images(self) -> bool:
+        """Whether images are changed."""
         return bool(self.crop_scale) or self.flip > 0 or any(getattr(self, name) > 0 for name in COLOURS)
 
     @property
-    def of_sounds(self) -> bool:
-        """Whether sounds are changed."""
+    def augments_audio(self) -> bool:
+        """Whether audio clips are changed."""
         return self.time_masks > 0 or self.frequency_masks > 0
 
 
@@ -67,7 +67,7 @@ class DataConfig:
     train_split: str = "train"
     eval_split: str = "dev"
     batch_size: int = 128  # B: samples a step and rank
-    unique_pictures: bool = False  # no step holds two samples of one picture, whatever its captions
+    unique_images: bool = False  # no step holds two samples of one image, whatever its captions
     workers: int = 1  # threads that decode samples
     prefetch: int = 4  # batches made ahead of the step
     augment: AugmentConfig = field(default_factory=AugmentConfig)

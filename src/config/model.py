@@ -28,9 +28,9 @@ class TextEncoderConfig:
 @dataclass(frozen=True)
 class ImageEncoderConfig:
     input: Literal["patch", "region"] = "patch"  # what is read: pixels, or features of a detector's regions
-    size: int = 64  # side of the square picture in pixels
+    size: int = 64  # side of the square image in pixels
     patch: int = 8  # side of a patch in pixels; P = (size / patch)²
-    regions: int = 36  # P with input=region: the most regions of a picture; of more, the best are read
+    regions: int = 36  # P with input=region: the most regions of an image; of more, the best are read
     region_dim: int = 2048  # width of a region's feature
     region_classes: int = 1601  # classes of the detector
     width: int = 128
@@ -53,7 +53,7 @@ class ImageEncoderConfig:
 
     @property
     def tokens(self) -> int:
-        """P: patches of a picture, or the most regions."""
+        """P: patches of an image, or the most regions."""
         return self.regions if self.input == "region" else (self.size // self.patch) ** 2
 
 
@@ -65,7 +65,7 @@ class AudioEncoderConfig:
     hop_ms: int = 20  # distance of two frames
     window_ms: int = 25  # length of the analysis window
     feature_dim: int = 1024  # with input=feature: width of a frame
-    max_frames: int = 192  # longer sound is cut; a waveform behind max_frames · hop_ms
+    max_frames: int = 192  # longer audio is cut; a waveform behind max_frames · hop_ms
     stride: int = 4  # frames joined into one token; F = max_frames / stride; not for input=wav2vec2
     conv_width: int = 512  # with input=wav2vec2: width of the convolutions over the waveform
     position_kernel: int = 128  # ... tokens that the convolution for positions spans
@@ -131,7 +131,7 @@ class TextDecoderConfig(TransformerConfig):
 
 @dataclass(frozen=True)
 class ImageTokenizerConfig:
-    size: int = 64  # side of the square picture in pixels
+    size: int = 64  # side of the square image in pixels
     side: int = 8  # codes along a side; C = side²
     codes: int = 512  # K: entries of the codebook
     code_dim: int = 32  # width of a codebook vector
@@ -170,7 +170,7 @@ class ModelConfig:
     cross: CrossEncoderConfig = field(default_factory=CrossEncoderConfig)
     text_decoder: TextDecoderConfig = field(default_factory=TextDecoderConfig)
     image_decoder: ImageDecoderConfig = field(default_factory=ImageDecoderConfig)  # built with image_codes
-    tokenizer: ImageTokenizerConfig = field(default_factory=ImageTokenizerConfig)  # of pictures, a model of its own
+    tokenizer: ImageTokenizerConfig = field(default_factory=ImageTokenizerConfig)  # of images, a model of its own
 
     def __post_init__(self) -> None:
         require(self.embed_dim > 0, "embed_dim", "must be positive")

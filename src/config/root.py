@@ -56,7 +56,7 @@ class Config:
             wanted = self.task != task or getattr(weights, name) > 0
             require(wanted, f"objectives.{name}", f"task={task} needs it")
         hears = self.task != "speech_to_text" or "image" not in weights.denoise_given
-        require(hears, "objectives.denoise_given", "task=speech_to_text writes down sounds: audio, image+audio")
+        require(hears, "objectives.denoise_given", "task=speech_to_text writes down audio clips: audio, image+audio")
         if weights.self_critical:
             self._check_self_critical()
 
@@ -84,23 +84,23 @@ class Config:
         require(
             weights.mvm_code == 0 or patches == side,
             "objectives.mvm_code",
-            f"needs as many codes as patches: model.tokenizer.side={side}, a picture has {patches} patches on a side",
+            f"needs as many codes as patches: model.tokenizer.side={side}, an image has {patches} patches on a side",
         )
         require(
-            weights.mvm_code == 0 or not self.data.augment.of_pictures,
+            weights.mvm_code == 0 or not self.data.augment.augments_images,
             "objectives.mvm_code",
-            "the codes are those of whole pictures: leave data.augment's crop_scale, flip and colours off",
+            "the codes are those of whole images: leave data.augment's crop_scale, flip and colours off",
         )
 
     def _check_inputs(self) -> None:
         """Only pixels and log-mel frames can be varied."""
         require(
-            self.model.image.input == "patch" or not self.data.augment.of_pictures,
+            self.model.image.input == "patch" or not self.data.augment.augments_images,
             "model.image.input",
             "regions cannot be varied: leave data.augment's crop_scale, flip and colours off",
         )
         require(
-            self.model.audio.input == "fbank" or not self.data.augment.of_sounds,
+            self.model.audio.input == "fbank" or not self.data.augment.augments_audio,
             "model.audio.input",
             "SpecAugment is for log-mel frames: leave data.augment's time_masks and frequency_masks 0",
         )

@@ -32,17 +32,17 @@ class ObjectivesConfig:
     denoise_text: float = 0.0
     denoise_image: float = 0.0  # needs data.codes
     mask_ratio: float = 0.15  # share of the words, patches and frames that the token level hides
-    mam_span: int = 3  # sound tokens hidden in a row
+    mam_span: int = 3  # audio tokens hidden in a row
     mam_temperature: float = 0.1  # of the cosines that tell frames apart
     token_fraction: float = 1.0  # share of the batch that the token level reads
     modality_fraction: float = 1.0  # ... the half of the modality level that writes
     draw_fraction: float = 1.0  # ... the half that draws
     sample_fraction: float = 1.0  # ... the sample level (matching)
     denoise_given: tuple[str, ...] = ("image+audio", "image", "audio")  # what is left when the text is absent
-    draw_given: tuple[str, ...] = ("text+audio", "text", "audio")  # ... when the picture is absent
+    sample_given: tuple[str, ...] = ("text+audio", "text", "audio")  # ... when the image is absent
     draw_drop: float = 0.1  # share of the drawing rows that are given nothing, for classifier-free guidance
     label_smoothing: float = 0.0  # of the denoised text
-    self_critical: int = 0  # captions sampled of each picture and rewarded by CIDEr-D, in place of all losses; 0: none
+    self_critical: int = 0  # captions sampled of each image and rewarded by CIDEr-D, in place of all losses; 0: none
 
     def __post_init__(self) -> None:
         for name in OBJECTIVES:
@@ -110,17 +110,17 @@ class TrainConfig:
 class EvalConfig:
     split: str = "test"
     batch_size: int = 100  # samples that are read, written about or drawn at once
-    gallery: int = 1000  # pictures of the retrieval gallery, the first of the split; 0: the whole split
-    folds: int = 1  # above 1: also the mean over so many galleries of consecutive pictures (COCO's 1K: 5 of the 5K)
-    captions: int = 1000  # pictures to caption, and whose sounds are written down; 0: none
+    gallery: int = 1000  # images of the retrieval gallery, the first of the split; 0: the whole split
+    folds: int = 1  # above 1: also the mean over so many galleries of consecutive images (COCO's 1K: 5 of the 5K)
+    captions: int = 1000  # images to caption, and whose audio clips are written down; 0: none
     beam: int = 1  # texts kept in the search for the likeliest; 1: greedy
     length_penalty: float = 0.0  # α: texts compare by log p / ((5 + tokens) / 6)^α; 0: the shorter tend to win
     no_repeat_ngram: int = 0  # no run of so many tokens twice in a text; 0: no matter
     min_length: int = 0  # tokens written at least, the end of the text included
     max_length: int = 0  # ... at most; 0: model.text.max_len - 1
     probe: int = 1000  # samples on which masked modelling and matching are measured; 0: all
-    draw: int = 0  # texts and sounds to draw pictures of; 0: none
-    draw_samples: int = 1  # pictures for each, of which the one that suits it best is kept
+    draw: int = 0  # texts and audio clips to draw images of; 0: none
+    draw_samples: int = 1  # images for each, of which the one that suits it best is kept
     draw_rank: Literal["embedding", "matching"] = "embedding"  # what says which suits best: cosine, or matching head
     draw_temperature: float = 0.7  # 0: always the likeliest code
     draw_top_k: int = 0  # only the k likeliest codes are drawn; 0: all

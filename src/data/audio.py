@@ -1,4 +1,4 @@
-"""Sound files to what is stored of them: log-mel frames, a waveform, or features that another network made.
+"""Audio files to what is stored of them: log-mel frames, a waveform, or features that another network made.
 
 Letters: ``n`` samples, ``M`` frames, ``N`` mel bands, ``W`` samples of a window, ``R`` frequency bins.
 """
@@ -19,8 +19,8 @@ DECADES = 8.0  # dynamic range that a byte spans, below the loudest band of the 
 MOST_SAMPLES = 1 << 24  # a second, all channels together
 
 
-def read_sound(path: Path, config: AudioEncoderConfig, start: float = 0.0, seconds: float | None = None) -> np.ndarray:
-    """A file as ``config.input`` stores it (``schema.sound_layout``), cut to ``config.length``.
+def read_audio(path: Path, config: AudioEncoderConfig, start: float = 0.0, seconds: float | None = None) -> np.ndarray:
+    """A file as ``config.input`` stores it (``schema.audio_layout``), cut to ``config.length``.
 
     ``start`` and ``seconds`` choose a stretch of a recording.
     """
@@ -28,40 +28,40 @@ def read_sound(path: Path, config: AudioEncoderConfig, start: float = 0.0, secon
     if config.input == "feature":
         return load_features(path, config.feature_dim)[: config.length]
     wanted = longest(config) if seconds is None else min(longest(config), seconds)
-    return KINDS[config.input](*load_sound(path, wanted, start), config)
+    return KINDS[config.input](*load_audio(path, wanted, start), config)
 
 
 def check_kind(path: Path, config: AudioEncoderConfig) -> None:
-    """Raises DataError for a sound where features are read, and for features where sound is."""
+    """Raises DataError for an audio clip where features are read, and for features where audio is."""
     if (path.suffix.lower() in FEATURE_ENDINGS) != (config.input == "feature"):
-        wanted = "features (.npy, .npz)" if config.input == "feature" else "a sound file"
+        wanted = "features (.npy, .npz)" if config.input == "feature" else "an audio clip file"
         raise DataError(f"{path}: model.audio.input={config.input} needs {wanted}")
 
 
-def load_sound(path: str | Path, seconds: float | None = None, start: float = 0.0) -> tuple[np.ndarray, int]:
-    """Reads a sound file of any format that libsndfile knows: mono float32 [n] (channels averaged) and its rate.
+def load_audio(path: str | Path, seconds: float | None = None, start: float = 0.0) -> tuple[np.ndarray, int]:
+    """Reads an audio clip file of any format that libsndfile knows: mono float32 [n] (channels averaged) and its rate.
 
     ``seconds`` is how much of it is needed, from ``start`` on; what follows is not decoded.
     """
-    import soundfile  # only where sound is read: a run without sound does without libsndfile
+    import soundfile  # only where audio is read: a run without audio does without libsndfile
 
     try:
         with soundfile.SoundFile(str(path)) as file:
             rate = file.samplerate
             if rate * file.channels > MOST_SAMPLES:  # a damaged header must not ask for all memory
-                raise DataError(f"{path}: not a readable sound file ({rate} Hz, {file.channels} channels)")
+                raise DataError(f"{path}: not a readable audio file ({rate} Hz, {file.channels} channels)")
             samples = -1 if seconds is None else int(np.ceil(seconds * rate)) + 1
             if start:
                 file.seek(min(round(start * rate), file.frames))
             wave = file.read(samples, dtype="float32", always_2d=True)
     except (OSError, RuntimeError) as error:  # LibsndfileError is a RuntimeError
         if not Path(path).is_file():
-            raise DataError(f"{path}: no such sound file") from None
-        raise DataError(f"{path}: not a readable sound file ({str(error).rsplit(': ', 1)[-1]})") from None
+            raise DataError(f"{path}: no such audio file") from None
+        raise DataError(f"{path}: not a readable audio file ({str(error).rsplit(': ', 1)[-1]})") from None
     if not len(wave):
-        raise DataError(f"{path}: the sound is empty" + (f" behind {start:.1f} s" if start else ""))
+        raise DataError(f"{path}: the audio is empty" + (f" behind {start:.1f} s" if start else ""))
     if not np.isfinite(wave).all():
-        raise DataError(f"{path}: the sound holds values that are not finite")
+        raise DataError(f"{path}: the audio holds values that are not finite")
     return wave.mean(axis=1), rate
 
 
@@ -115,11 +115,11 @@ def waveform(wave: np.ndarray, rate: int, config: AudioEncoderConfig) -> np.ndar
 KINDS = {"fbank": log_mel, "wav2vec2": waveform}  # what a wave is stored as, by model.audio.input
 
 
-def spectrogram(sound: np.ndarray, config: AudioEncoderConfig) -> np.ndarray | None:
+def spectrogram(clip: np.ndarray, config: AudioEncoderConfig) -> np.ndarray | None:
     """Log-mel of what is stored, uint8 [M, N], for the eye; None of features, which show nothing."""
     if config.input == "wav2vec2":
-        return log_mel(sound / np.float32(32767), config.sample_rate, config)
-    return sound if config.input == "fbank" else None
+        return log_mel(clip / np.float32(32767), config.sample_rate, config)
+    return clip if config.input == "fbank" else None
 
 
 def frame_lengths(config: AudioEncoderConfig) -> tuple[int, int]:
@@ -128,7 +128,7 @@ def frame_lengths(config: AudioEncoderConfig) -> tuple[int, int]:
 
 
 def longest(config: AudioEncoderConfig) -> float:
-    """Seconds of sound that fill ``config.length``."""
+    """Seconds of audio that fill ``config.length``."""
     if config.input == "wav2vec2":
         return config.length / config.sample_rate
     window, hop = frame_lengths(config)

@@ -1,4 +1,4 @@
-"""Random views of a picture and of a sound, for training alone.
+"""Random views of an image and of an audio clip, for training alone.
 
 What is drawn depends on (seed, epoch, sample), and how much is drawn on nothing: switching one variation on or off
 leaves the others as they are.
@@ -14,24 +14,24 @@ from src.config import COLOURS, AugmentConfig
 from src.data.image import Box, centre, open_rgb, resize
 from src.data.record import Record
 
-# Words that a mirrored picture would make wrong; whatever begins with them counts («leftmost»), what they end does not.
+# Words that a mirrored image would make wrong; whatever begins with them counts («leftmost»), what they end does not.
 SIDES = re.compile(r"[左右]|(?<![a-z])(left|right)", re.IGNORECASE)
 GREY = np.array([0.299, 0.587, 0.114])  # red, green, blue in the luma of ITU-R BT.601, which Pillow takes for grey
 
 
 def may_mirror(record: Record) -> bool:
-    """Whether nothing that is said of a picture tells left from right. What is only spoken might."""
-    spoken = not record.captions and any(sound is not None for sound in record.sounds)
+    """Whether nothing that is said of an image tells left from right. What is only spoken might."""
+    spoken = not record.captions and any(clip is not None for clip in record.audio)
     return not spoken and not any(SIDES.search(caption) for caption in record.captions)
 
 
-def vary_picture(record: Record, size: int, name: str, config: AugmentConfig, rng: np.random.Generator) -> np.ndarray:
-    """A record's picture, cropped, mirrored and coloured at random: uint8 [S, S, 3].
+def augment_image(record: Record, size: int, name: str, config: AugmentConfig, rng: np.random.Generator) -> np.ndarray:
+    """A record's image, cropped, mirrored and coloured at random: uint8 [S, S, 3].
 
     Args:
-        record: one with a picture.
+        record: one with an image.
         size: S.
-        name: what an error calls the picture.
+        name: what an error calls the image.
     """
     share, aspect, left, top, mirror, *factors = rng.random(5 + len(COLOURS))
     least, most = config.crop_scale or (1.0, 1.0)
@@ -50,10 +50,10 @@ def vary_picture(record: Record, size: int, name: str, config: AugmentConfig, rn
 
 
 def crop_box(width: int, height: int, share: float, aspect: float, left: float, top: float) -> Box:
-    """A part of a picture, whole within it.
+    """A part of an image, whole within it.
 
     Args:
-        share: of the picture's area; less where so long a side does not fit.
+        share: of the image's area; less where so long a side does not fit.
         aspect: width over height.
         left, top: in [0, 1): where in the room that is left.
     """
@@ -74,20 +74,20 @@ def colour(image: Image.Image, brightness: float, contrast: float, saturation: f
     return image.convert("RGB", tuple(np.column_stack((mixed, np.full(3, mean))).reshape(-1).tolist()))
 
 
-def vary_sound(sound: np.ndarray, config: AugmentConfig, rng: np.random.Generator) -> np.ndarray:
+def augment_audio(clip: np.ndarray, config: AugmentConfig, rng: np.random.Generator) -> np.ndarray:
     """SpecAugment (Park et al. 2019) without its warping: stretches of frames and groups of bands are hidden.
 
-    They become the sound's mean, as in the paper, where log-mels have mean 0: a byte of 0 would be silence, eight
+    They become the audio's mean, as in the paper, where log-mels have mean 0: a byte of 0 would be silence, eight
     decades down, which is a thing to be heard.
 
     Args:
-        sound: uint8 [M, N] log-mel.
+        audio: uint8 [M, N] log-mel.
     """
     spans = rng.random((config.time_masks + config.frequency_masks, 2))
-    varied, mean = sound.copy(), round(float(sound.mean()))
-    for start, stop in _stretches(len(sound), config.time_share, spans[: config.time_masks]):
+    varied, mean = clip.copy(), round(float(clip.mean()))
+    for start, stop in _stretches(len(clip), config.time_share, spans[: config.time_masks]):
         varied[start:stop] = mean
-    for start, stop in _stretches(sound.shape[1], config.frequency_share, spans[config.time_masks :]):
+    for start, stop in _stretches(clip.shape[1], config.frequency_share, spans[config.time_masks :]):
         varied[:, start:stop] = mean
     return varied
 

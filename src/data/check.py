@@ -149,7 +149,7 @@ def _problem(row: tuple[list[np.ndarray] | str, int, int], layout: tuple[type, t
     try:
         record = unpack(columns, *layout)
         if record.image is not None:
-            open_rgb(record.image, "its picture")
+            open_rgb(record.image, "its image")
     except (DataError, *READ_ERRORS) as error:
         return f"({key!r}) cannot be decoded ({error})"
     if max(len(record.captions), 1) != samples:

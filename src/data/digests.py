@@ -1,4 +1,4 @@
-"""What has been seen before, of millions of names and pictures, in few bytes each."""
+"""What has been seen before, of millions of names and images, in few bytes each."""
 
 import hashlib
 from array import array

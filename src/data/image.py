@@ -1,4 +1,4 @@
-"""Picture files of any mode and size to square RGB arrays."""
+"""Image files of any mode and size to square RGB arrays."""
 
 import io
 import struct
@@ -17,38 +17,38 @@ ORIENTATION = 0x0112  # EXIF tag
 Box = tuple[float, float, float, float]  # left, top, right, bottom
 
 
-def decode(data: bytes, size: int, name: str) -> np.ndarray:
-    """An encoded picture as uint8 [S, S, 3]: the shorter side resized to S (bicubic, antialiased), the centre kept.
+def decode_image(data: bytes, size: int, name: str) -> np.ndarray:
+    """An encoded image as uint8 [S, S, 3]: the shorter side resized to S (bicubic, antialiased), the centre kept.
 
     Args:
         data: a file of any format that Pillow reads.
         size: S.
-        name: what an error calls the picture.
+        name: what an error calls the image.
     """
-    return square(open_rgb(data, name, size), size)
+    return crop_square(open_rgb(data, name, size), size)
 
 
-def square(image: Image.Image, size: int) -> np.ndarray:
-    """A picture's centred square as uint8 [S, S, 3]."""
+def crop_square(image: Image.Image, size: int) -> np.ndarray:
+    """An image's centred square as uint8 [S, S, 3]."""
     return np.asarray(resize(image, size, centre(*image.size)))
 
 
 def centre(width: int, height: int) -> Box:
-    """The largest square in the middle of a picture."""
+    """The largest square in the middle of an image."""
     side = min(width, height)
     left, top = (width - side) / 2, (height - side) / 2
     return left, top, left + side, top + side
 
 
 def resize(image: Image.Image, size: int, box: Box) -> Image.Image:
-    """A part of a picture as a square of ``size`` pixels a side, bicubic and antialiased."""
+    """A part of an image as a square of ``size`` pixels a side, bicubic and antialiased."""
     if image.size == (size, size) and box == (0, 0, size, size):
         return image
     return image.resize((size, size), Image.Resampling.BICUBIC, box=box)
 
 
 def open_rgb(data: bytes, name: str, size: int = 0) -> Image.Image:
-    """A fully decoded, upright RGB picture: transparency on white, 16 bits cut to 8, EXIF rotation applied.
+    """A fully decoded, upright RGB image: transparency on white, 16 bits cut to 8, EXIF rotation applied.
 
     ``size`` lets a JPEG be decoded at a smaller scale, at least twice that size.
     """
@@ -61,8 +61,8 @@ def open_rgb(data: bytes, name: str, size: int = 0) -> Image.Image:
             image = ImageOps.exif_transpose(image)
         return _to_rgb(image)
     except BROKEN as error:
-        reason = "no known picture format" if isinstance(error, Image.UnidentifiedImageError) else str(error)
-        raise DataError(f"{name}: not a readable picture ({reason})") from None
+        reason = "no known image format" if isinstance(error, Image.UnidentifiedImageError) else str(error)
+        raise DataError(f"{name}: not a readable image ({reason})") from None
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

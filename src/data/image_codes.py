@@ -1,6 +1,6 @@
-"""Codes of a dataset's pictures, made once and kept beside its shards.
+"""Codes of a dataset's images, made once and kept beside its shards.
 
-    codes-train.npy     int16 or int32 [records, C]: a picture's codes, −1 where a record has no picture
+    codes-train.npy     int16 or int32 [records, C]: an image's codes, −1 where a record has no image
     codes.json          which tokenizer made them, its grid, and of which shards; written last
 
 Codes are of use only to who decodes them with the tokenizer that made them: another tokenizer's are refused, and so are
@@ -26,7 +26,7 @@ ABOUT = "codes.json"
 GRID = ("size", "side", "codes")  # settings of the tokenizer that readers must share
 
 
-def fingerprint(path: str | Path) -> str:
+def tokenizer_fingerprint(path: str | Path) -> str:
     """What tells a tokenizer from all others: the sha256 of its weights and its settings.
 
     Args:
@@ -53,7 +53,11 @@ def code_type(codes: int) -> type:
 
 
 def write_codes(
-    folder: Path, tokenizer: ImageTokenizerConfig, mark: str, datasets: Mapping[str, Dataset], codes: Mapping[str, Any]
+    folder: Path,
+    tokenizer: ImageTokenizerConfig,
+    fingerprint: str,
+    datasets: Mapping[str, Dataset],
+    codes: Mapping[str, Any],
 ) -> None:
     """Puts the codes of all splits beside the shards, in place of earlier ones.
 
@@ -74,7 +78,7 @@ def write_codes(
         beside.rename(place)
         splits[name] = {**describe(place), "shards": datasets[name].digest()}
     grid = {key: getattr(tokenizer, key) for key in GRID}
-    about = {"tokenizer": mark, **grid, "splits": splits}
+    about = {"tokenizer": fingerprint, **grid, "splits": splits}
     write_text(folder / ABOUT, json.dumps(about, ensure_ascii=False, indent=1))
 
 
@@ -91,27 +95,27 @@ def open_codes(dataset: Dataset, config: Config) -> np.ndarray:
     Raises:
         DataError: there are none, or they are another tokenizer's or of other shards.
     """
-    mend = f"run python -m src.inference.image_codes --data {dataset.folder} --checkpoint {config.data.codes}"
+    hint = f"run python -m src.inference.image_codes --data {dataset.folder} --checkpoint {config.data.codes}"
     path = dataset.folder / ABOUT
     if not path.is_file():
-        raise DataError(f"{dataset.folder} holds no codes of pictures (data.codes): {mend}")
+        raise DataError(f"{dataset.folder} holds no codes of images (data.codes): {hint}")
     try:
         about = json.loads(path.read_text(encoding="utf-8"))
         made, splits = about["tokenizer"], about["splits"]
         grid = {key: about[key] for key in GRID}
     except (ValueError, KeyError, TypeError):
-        raise DataError(f"{path} does not describe codes of pictures: {mend}") from None
-    wanted = fingerprint(config.data.codes)
+        raise DataError(f"{path} does not describe codes of images: {hint}") from None
+    wanted = tokenizer_fingerprint(config.data.codes)
     if made != wanted:
-        raise DataError(f"{path}: tokenizer {made[:12]} made the codes, data.codes is {wanted[:12]}: {mend}")
+        raise DataError(f"{path}: tokenizer {made[:12]} made the codes, data.codes is {wanted[:12]}: {hint}")
     for key, value in grid.items():
         ours = getattr(config.model.tokenizer, key)
         if ours != value:
             raise DataError(f"{path}: the codes have {key}={value}, model.tokenizer.{key} is {ours}: change the config")
     entry = splits.get(dataset.split)
     if entry is None or entry["shards"] != dataset.digest():
-        raise DataError(f"{path}: split {dataset.split!r} was made again since its codes were: {mend}")
+        raise DataError(f"{path}: split {dataset.split!r} was made again since its codes were: {hint}")
     file = dataset.folder / entry["name"]
     if not file.is_file() or file.stat().st_size != entry["bytes"]:
-        raise DataError(f"{file} is not the file that {ABOUT} describes: {mend}")
+        raise DataError(f"{file} is not the file that {ABOUT} describes: {hint}")
     return np.load(file, mmap_mode="r")

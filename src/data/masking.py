@@ -11,7 +11,7 @@ import numpy as np
 from src.data.schema import MATCH_CASES, MODALITIES
 from src.data.tokenizer import Tokenizer
 
-ORDER, SAMPLE, PICTURE, SOUND = range(4)  # purposes, so that the streams of one epoch never meet
+ORDER, SAMPLE, IMAGE, SOUND = range(4)  # purposes, so that the streams of one epoch never meet
 
 
 def order_rng(seed: int, epoch: int, source: int = 0) -> np.random.Generator:
@@ -68,7 +68,9 @@ def _hidden_tokens(words: np.ndarray, slots: int, ratio: float, rng: np.random.G
     return np.array(sorted(chosen), np.int64)
 
 
-def mask_places(length: int, slots: int, ratio: float, span: int, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
+def mask_positions(
+    length: int, slots: int, ratio: float, span: int, rng: np.random.Generator
+) -> tuple[np.ndarray, ...]:
     """Hides about ``ratio`` of ``length`` places, in runs of ``span``, but at least one where there is any.
 
     Returns:
@@ -86,7 +88,7 @@ def mask_places(length: int, slots: int, ratio: float, span: int, rng: np.random
     return positions, weights
 
 
-def draw_given(
+def sample_given(
     choices: tuple[str, ...], presence: np.ndarray, absent: int, drop: float, rng: np.random.Generator
 ) -> np.ndarray:
     """What denoising may see, int32 [3]: one of the choices that the sample has, never the modality ``absent``.
@@ -116,7 +118,7 @@ def _given_table(choices: tuple[str, ...]) -> np.ndarray:
     return table
 
 
-def draw_match(presence: np.ndarray, rng: np.random.Generator) -> tuple[int, np.ndarray]:
+def sample_match(presence: np.ndarray, rng: np.random.Generator) -> tuple[int, np.ndarray]:
     """The matching row: column of MATCH_CASES and the modalities that it shows, int32 [3].
 
     A sample with all three shows them half of the time (each case equally likely), otherwise a random pair of them.

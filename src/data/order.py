@@ -1,4 +1,4 @@
-"""Which samples a step takes: every source shuffled, several mixed by weight, no picture twice if so wished.
+"""Which samples a step takes: every source shuffled, several mixed by weight, no image twice if so wished.
 
 A *pass* takes each sample of a source once, in an order of its own. With one source an epoch is a pass, cut to full
 steps: what is left over is left out, others in each epoch. With several an epoch takes as many samples as they hold
@@ -26,7 +26,7 @@ class Order:
         sources: each source's sample numbers, int [n].
         weights: theirs, positive.
         step_size: samples a step takes, those of all ranks together.
-        pictures: a picture's number for every sample number, if no step may hold a picture twice; otherwise None.
+        images: an image's number for every sample number, if no step may hold an image twice; otherwise None.
 
     Attributes:
         steps: of an epoch; 0 if the sources do not fill one.
@@ -39,9 +39,9 @@ class Order:
         sources: Sequence[np.ndarray],
         weights: Sequence[float],
         step_size: int,
-        pictures: np.ndarray | None = None,
+        images: np.ndarray | None = None,
     ) -> None:
-        self.seed, self.sources, self.step_size, self.pictures = seed, sources, step_size, pictures
+        self.seed, self.sources, self.step_size, self.images = seed, sources, step_size, images
         self.steps = sum(map(len, sources)) // step_size
         self.shares = apportion(self.steps * step_size, weights)
         if self.steps and 0 in self.shares:
@@ -57,10 +57,10 @@ class Order:
         """The sample numbers of an epoch's steps and the pass that each is of, both int32 [steps, step_size]."""
         samples, passes, origins = self._mixed([self._draw(source, number) for source in range(len(self.sources))])
         shape = self.steps, self.step_size
-        if self.pictures is not None:
-            # a generator of its own: where no picture repeats, the order is the one that it would be without
+        if self.images is not None:
+            # a generator of its own: where no image repeats, the order is the one that it would be without
             rng = order_rng(self.seed, number, len(self.sources))
-            places = spread(self.pictures[samples].reshape(shape), origins.reshape(shape), rng).reshape(-1)
+            places = spread(self.images[samples].reshape(shape), origins.reshape(shape), rng).reshape(-1)
             samples, passes = samples[places], passes[places]
         return samples.reshape(shape), passes.reshape(shape)
 
@@ -93,16 +93,16 @@ def apportion(total: int, weights: Sequence[float]) -> list[int]:
     return parts.tolist()
 
 
-def spread(pictures: np.ndarray, groups: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Moves as few samples as needed for no step to hold a picture twice.
+def spread(images: np.ndarray, groups: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Moves as few samples as needed for no step to hold an image twice.
 
-    A sample whose picture its step holds already changes places with one of its group, in a step without that
-    picture, that its own step can take or that is itself one too many there. Each exchange adds to the sum over the
-    steps of their different pictures; one is always to be found as long as no picture has more samples than there
+    A sample whose image its step holds already changes places with one of its group, in a step without that
+    image, that its own step can take or that is itself one too many there. Each exchange adds to the sum over the
+    steps of their different images; one is always to be found as long as no image has more samples than there
     are steps and every step holds as many of a group.
 
     Args:
-        pictures: int [steps, size], the picture of each place's sample.
+        images: int [steps, size], the image of each place's sample.
         groups: int [steps, size]; samples change places within a group.
         rng: chooses whom to change places with.
 
@@ -110,41 +110,39 @@ def spread(pictures: np.ndarray, groups: np.ndarray, rng: np.random.Generator) -
         int64 [steps, size]: the old place, counted over all steps, of the sample at each new place.
 
     Raises:
-        DataError: a picture has too many samples.
+        DataError: an image has too many samples.
     """
-    pictures, places = pictures.copy(), np.arange(pictures.size).reshape(pictures.shape)
-    for step, slot in _repeated(pictures):
-        while np.count_nonzero(pictures[step] == pictures[step, slot]) > 1:
-            other = _partner(pictures, groups, step, slot, rng)
-            for table in (pictures, places):
+    images, places = images.copy(), np.arange(images.size).reshape(images.shape)
+    for step, slot in _repeated(images):
+        while np.count_nonzero(images[step] == images[step, slot]) > 1:
+            other = _partner(images, groups, step, slot, rng)
+            for table in (images, places):
                 table[step, slot], table[other] = table[other], table[step, slot]
     return places
 
 
-def _repeated(pictures: np.ndarray) -> np.ndarray:
-    """(step, slot) of every sample whose picture stands in its step before it, int64 [n, 2]."""
-    order = np.argsort(pictures, axis=1, kind="stable")
-    ordered = np.take_along_axis(pictures, order, 1)
+def _repeated(images: np.ndarray) -> np.ndarray:
+    """(step, slot) of every sample whose image stands in its step before it, int64 [n, 2]."""
+    order = np.argsort(images, axis=1, kind="stable")
+    ordered = np.take_along_axis(images, order, 1)
     steps, ranks = np.nonzero(ordered[:, 1:] == ordered[:, :-1])
     return np.stack((steps, order[steps, ranks + 1]), 1)
 
 
-def _partner(
-    pictures: np.ndarray, groups: np.ndarray, step: int, slot: int, rng: np.random.Generator
-) -> tuple[int, int]:
+def _partner(images: np.ndarray, groups: np.ndarray, step: int, slot: int, rng: np.random.Generator) -> tuple[int, int]:
     """Step and slot of whom the sample changes places with."""
-    steps, picture = len(pictures), pictures[step, slot]
+    steps, image = len(images), images[step, slot]
     begin = rng.integers(steps)
     for other in range(begin, begin + steps):
-        row = pictures[other % steps]
-        if picture in row:
+        row = images[other % steps]
+        if image in row:
             continue
         _, inverse, counts = np.unique(row, return_inverse=True, return_counts=True)
-        fits = ~np.isin(row, pictures[step]) | (counts[inverse] > 1)
+        fits = ~np.isin(row, images[step]) | (counts[inverse] > 1)
         found = np.flatnonzero(fits & (groups[other % steps] == groups[step, slot]))
         if len(found):
             return other % steps, int(rng.choice(found))
     raise DataError(
-        f"data.unique_pictures: a picture has {np.count_nonzero(pictures == picture)} samples in an epoch of {steps} "
+        f"data.unique_images: an image has {np.count_nonzero(images == image)} samples in an epoch of {steps} "
         "steps: lower data.batch_size, or allow repeats"
     )

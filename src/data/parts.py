@@ -48,7 +48,7 @@ def write_part(path: Path, shard: dict[str, Any], entries: list[tuple[int, Packe
             samples=np.array([len(packed.presence) for _, packed in entries], np.int32),
             presence=np.array([presence for _, packed in entries for presence in packed.presence], np.uint8),
             regions=np.array([packed.regions for _, packed in entries], bool),
-            pictures=np.array([packed.picture for _, packed in entries], np.uint64),
+            images=np.array([packed.image for _, packed in entries], np.uint64),
             checksums=np.array([packed.checksum for _, packed in entries], np.uint32),
         )
         file.flush()
@@ -69,9 +69,9 @@ def read_entries(path: Path) -> Iterator[Packed]:
     """A part's records, without their content."""
     with np.load(path) as part:
         presence = np.split(part["presence"], np.cumsum(part["samples"])[:-1])
-        columns = [part[name].tolist() for name in ("regions", "pictures", "checksums")]
-    for present, regions, picture, crc in zip(presence, *columns, strict=True):
-        yield Packed({}, tuple(map(tuple, present.tolist())), regions, picture, crc)
+        columns = [part[name].tolist() for name in ("regions", "images", "checksums")]
+    for present, regions, image, crc in zip(presence, *columns, strict=True):
+        yield Packed({}, tuple(map(tuple, present.tolist())), regions, image, crc)
 
 
 def sync(path: Path) -> None:

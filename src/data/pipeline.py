@@ -13,14 +13,15 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from src.config import Config
-from src.data import image, masking
-from src.data.augment import vary_picture, vary_sound
+from src.data import masking
+from src.data.augment import augment_audio, augment_image
 from src.data.errors import DataError
+from src.data.image import decode_image
 from src.data.order import Order
-from src.data.prefetch import ahead
+from src.data.prefetch import prefetch
 from src.data.record import Record
 from src.data.regions import fill_regions
-from src.data.schema import AUDIO, IMAGE, TEXT, batch_fields, sound_tokens
+from src.data.schema import AUDIO, IMAGE, TEXT, audio_tokens, batch_fields
 from src.data.sources import Sources
 from src.data.store import Dataset
 from src.data.tokenizer import Tokenizer
@@ -44,9 +45,9 @@ class Sample:
         return self.record.captions[self.caption] if self.caption >= 0 else ""
 
     @property
-    def sound(self) -> np.ndarray | None:
+    def audio(self) -> np.ndarray | None:
         """Log-mel, features or waveform [frames, …]."""
-        return self.record.sounds[max(self.caption, 0)] if self.record.sounds else None
+        return self.record.audio[max(self.caption, 0)] if self.record.audio else None
 
 
 class Loader:
@@ -60,7 +61,7 @@ class Loader:
         stored_codes: False: no codes are read even where data.codes names a tokenizer.
 
     Words are hidden (mlm_*) only where config.objectives.mlm is not 0: it is what needs jieba's dictionary. Codes of
-    pictures are those that src.inference.image_codes has left beside the shards, if config.data.codes names their tokenizer.
+    images are those that src.inference.image_codes has left beside the shards, if config.data.codes names their tokenizer.
     """
 
     def __init__(self, config: Config, split: str, rank: int = 0, ranks: int = 1, *, stored_codes: bool = True) -> None:
@@ -85,8 +86,8 @@ class Loader:
     def order(self) -> Order:
         """Of training."""
         config, wanted = self.config, self.config.data.batch_size * self.ranks
-        pictures = self.sources.samples[:, 2] if config.data.unique_pictures else None
-        order = Order(config.seed, self.sources.split(self.ids), self.sources.weights, wanted, pictures)
+        images = self.sources.samples[:, 2] if config.data.unique_images else None
+        order = Order(config.seed, self.sources.split(self.ids), self.sources.weights, wanted, images)
         if not order.steps:
             folders = ", ".join(str(dataset.folder) for dataset in self.sources.datasets)
             raise DataError(
@@ -102,7 +103,7 @@ class Loader:
 
     def batches(self, first_step: int = 0) -> Iterator[Batch]:
         """Endless batches from a global step on, made ahead by a thread; closing the iterator ends it."""
-        return ahead(self._training_batches(self.order, first_step), self.config.data.prefetch)
+        return prefetch(self._training_batches(self.order, first_step), self.config.data.prefetch)
 
     def evaluation(self, batch_size: int, limit: int = 0, order: np.ndarray | None = None) -> Iterator[Evaluated]:
         """The split in its own order or another, drawing as epoch 0 does but never varying a view: figures repeat.
@@ -116,7 +117,7 @@ class Loader:
             (batch, n, samples): n rows count, samples are their (key, caption), the caption "" where there is none.
         """
         ids = self.ids[: limit or None] if order is None else order
-        return ahead(self._evaluation_batches(batch_size, ids), self.config.data.prefetch)
+        return prefetch(self._evaluation_batches(batch_size, ids), self.config.data.prefetch)
 
     def _training_batches(self, order: Order, first_step: int) -> Generator[Batch, None, None]:
         size, (epoch, step) = self.config.data.batch_size, divmod(first_step, order.steps)
@@ -152,8 +153,8 @@ class Loader:
         size = len(ids)
         fields = batch_fields(self.config.model, size, self.config.objectives.mask_ratio)
         batch = {name: np.zeros((size, *spec.shape), spec.dtype) for name, spec in fields.items()}
-        records, _, pictures = self.sources.samples[ids].T
-        batch["sample_id"][:], batch["image_id"][:] = ids, pictures
+        records, _, images = self.sources.samples[ids].T
+        batch["sample_id"][:], batch["image_id"][:] = ids, images
         batch["image_codes"][:] = self.sources.codes(records, batch["image_codes"].shape[1])
         run = map if self.config.data.workers <= 1 else workers.map  # which fills rows while others are read
         names = run(functools.partial(self._fill, batch, varied), range(size), self._samples(ids, epochs))
@@ -166,46 +167,46 @@ class Loader:
         if presence[IMAGE] and model.image.input == "region":
             fill_regions(batch, row, sample.record.regions, model.image, sample.name)
         elif presence[IMAGE]:
-            batch["image"][row] = self._picture(sample, model.image.size, varied)
+            batch["image"][row] = self._image(sample, model.image.size, varied)
         if presence[AUDIO]:
-            sound = self._sound(sample, varied)
-            batch["audio"][row, : len(sound)] = sound
-            batch["audio_frames"][row] = len(sound)
+            clip = self._audio(sample, varied)
+            batch["audio"][row, : len(clip)] = clip
+            batch["audio_frames"][row] = len(clip)
         if presence[TEXT]:
             ids, mask = self.tokenizer.encode(sample.text, model.text.max_len)
             batch["text_ids"][row], batch["text_mask"][row] = ids, mask
         self._draw(batch, row, sample)
         return sample.record.key, sample.text
 
-    def _picture(self, sample: Sample, size: int, varied: bool) -> np.ndarray:
-        """Its picture, uint8 [S, S, 3]."""
+    def _image(self, sample: Sample, size: int, varied: bool) -> np.ndarray:
+        """Its image, uint8 [S, S, 3]."""
         config = self.config.data.augment
-        if not varied or not config.of_pictures:
-            return image.decode(sample.record.image, size, sample.name)
-        rng = masking.sample_rng(self.config.seed, sample.epoch, sample.number, masking.PICTURE)
-        return vary_picture(sample.record, size, sample.name, config, rng)
+        if not varied or not config.augments_images:
+            return decode_image(sample.record.image, size, sample.name)
+        rng = masking.sample_rng(self.config.seed, sample.epoch, sample.number, masking.IMAGE)
+        return augment_image(sample.record, size, sample.name, config, rng)
 
-    def _sound(self, sample: Sample, varied: bool) -> np.ndarray:
-        """Its sound [frames, …]."""
-        sound, config = sample.sound[: self.config.model.audio.length], self.config.data.augment
-        if not varied or not config.of_sounds:
-            return sound
+    def _audio(self, sample: Sample, varied: bool) -> np.ndarray:
+        """Its audio [frames, …]."""
+        clip, config = sample.audio[: self.config.model.audio.length], self.config.data.augment
+        if not varied or not config.augments_audio:
+            return clip
         rng = masking.sample_rng(self.config.seed, sample.epoch, sample.number, masking.SOUND)
-        return vary_sound(sound, config, rng)
+        return augment_audio(clip, config, rng)
 
     def _draw(self, batch: Batch, row: int, sample: Sample) -> None:
         """The row's random part. The masks come last: they draw a varying number of times."""
         objectives, presence = self.config.objectives, batch["presence"][row]
         rng = masking.sample_rng(self.config.seed, sample.epoch, sample.number)
         batch["match_noise"][row] = rng.gumbel(size=len(batch["match_noise"]))
-        batch["match_case"][row], batch["match_presence"][row] = masking.draw_match(presence, rng)
-        batch["denoise_presence"][row] = masking.draw_given(objectives.denoise_given, presence, TEXT, 0.0, rng)
+        batch["match_case"][row], batch["match_presence"][row] = masking.sample_match(presence, rng)
+        batch["denoise_text_presence"][row] = masking.draw_given(objectives.denoise_given, presence, TEXT, 0.0, rng)
         shown = masking.draw_given(objectives.draw_given, presence, IMAGE, objectives.draw_drop, rng)
-        batch["draw_presence"][row] = shown
+        batch["denoise_image_presence"][row] = shown
         places = self._places(batch, row)
         for name, span in (("mvm", 1), ("mam", objectives.mam_span)):
             slots = batch[f"{name}_positions"].shape[1]
-            drawn = masking.mask_places(places[name], slots, objectives.mask_ratio, span, rng)
+            drawn = masking.mask_positions(places[name], slots, objectives.mask_ratio, span, rng)
             batch[f"{name}_positions"][row], batch[f"{name}_weights"][row] = drawn
         batch["mlm_ids"][row] = batch["text_ids"][row]
         if objectives.mlm and presence[TEXT]:
@@ -216,10 +217,10 @@ class Loader:
                 batch[name][row] = value
 
     def _places(self, batch: Batch, row: int) -> dict[str, int]:
-        """How many patches (or regions) and sound tokens the row has."""
+        """How many patches (or regions) and audio tokens the row has."""
         model = self.config.model
         if model.image.input == "region":
             patches = int(batch["region_mask"][row].sum())
         else:
             patches = model.image.tokens * int(batch["presence"][row, IMAGE])
-        return {"mvm": patches, "mam": sound_tokens(model.audio, int(batch["audio_frames"][row]))}
+        return {"mvm": patches, "mam": audio_tokens(model.audio, int(batch["audio_frames"][row]))}

@@ -5,7 +5,7 @@ import threading
 from collections.abc import Generator, Iterator
 
 
-def ahead(source: Generator, depth: int) -> Iterator:
+def prefetch(source: Generator, depth: int) -> Iterator:
     """The items of an iterator, up to ``depth`` of them made ahead by a thread; its errors are raised here.
 
     The thread starts at the first item asked for and ends when the returned generator is exhausted, closed or dropped.

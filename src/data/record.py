@@ -1,4 +1,4 @@
-"""A record: a picture, its captions and their sounds, and how MindRecord keeps it as one row."""
+"""A record: an image, its captions and their audio clips, and how MindRecord keeps it as one row."""
 
 import hashlib
 import json
@@ -13,10 +13,10 @@ import numpy as np
 from src.config import AudioEncoderConfig
 from src.data.errors import DataError
 from src.data.regions import Regions
-from src.data.schema import sound_layout
+from src.data.schema import audio_layout
 
-BYTES = ("image", "regions", "sounds")
-COLUMNS = ("key", "image", "regions", "captions", "sounds", "sizes")
+BYTES = ("image", "regions", "audio clips")
+COLUMNS = ("key", "image", "regions", "captions", "audio clips", "sizes")
 SCHEMA = {name: {"type": "bytes" if name in BYTES else "string"} for name in COLUMNS}
 REGION_TYPES = (np.float32, np.int32, np.float32, np.float16)  # boxes, classes, scores, features: in this order
 PAGE_BYTES = 1 << 22  # MindRecord's unit of writing, which a record must fit into
@@ -24,23 +24,23 @@ PAGE_BYTES = 1 << 22  # MindRecord's unit of writing, which a record must fit in
 
 @dataclass(frozen=True)
 class Record:
-    """A picture, its captions and their sounds; what is absent is None or empty."""
+    """An image, its captions and their audio clips; what is absent is None or empty."""
 
     key: str  # name in its corpus: for messages and results
     image: bytes | None  # encoded file (PNG, JPEG, WebP)
     captions: tuple[str, ...]
-    # a caption's sound, as schema.sound_layout says for its kind: uint8 [frames, mels]; a lone one without captions
-    sounds: tuple[np.ndarray | None, ...]
-    regions: Regions | None = None  # what a detector found in the picture
+    # a caption's audio, as schema.audio_layout says for its kind: uint8 [frames, mels]; a lone one without captions
+    audio: tuple[np.ndarray | None, ...]
+    regions: Regions | None = None  # what a detector found in the image
 
     def presence(self, caption: int, image_input: str = "patch") -> list[int]:
         """1 where the sample of this caption (−1: without one) has text, image (or regions), audio."""
-        sound = self.sounds[max(caption, 0)] if self.sounds else None
-        picture = self.regions if image_input == "region" else self.image
-        return [int(caption >= 0), int(picture is not None), int(sound is not None)]
+        clip = self.audio[max(caption, 0)] if self.audio else None
+        image = self.regions if image_input == "region" else self.image
+        return [int(caption >= 0), int(image is not None), int(clip is not None)]
 
-    def picture_digest(self) -> bytes | None:
-        """Equal for records of the same picture; None without one."""
+    def image_digest(self) -> bytes | None:
+        """Equal for records of the same image; None without one."""
         if self.image is None and self.regions is None:
             return None
         content = self.image if self.image is not None else self.regions.features.tobytes()
@@ -49,33 +49,35 @@ class Record:
 
 def pack(record: Record, audio: AudioEncoderConfig) -> dict[str, Any]:
     """A record as a MindRecord row. Empty bytes come back as one zero byte, hence the sizes."""
-    pictured = record.image is not None or record.regions is not None
-    if not pictured and not record.captions and not any(sound is not None for sound in record.sounds):
-        raise DataError(f"record {record.key!r} has neither picture nor caption nor sound")
-    if len(record.sounds) not in (0, len(record.captions) or 1):
-        raise DataError(f"record {record.key!r} has {len(record.captions)} captions but {len(record.sounds)} sounds")
-    dtype, frame = sound_layout(audio.input, audio.mels, audio.feature_dim)
-    for sound in record.sounds:
-        if sound is not None and (sound.dtype != dtype or sound.shape[1:] != frame or not len(sound)):
+    imaged = record.image is not None or record.regions is not None
+    if not imaged and not record.captions and not any(clip is not None for clip in record.audio):
+        raise DataError(f"record {record.key!r} has neither image nor caption nor audio")
+    if len(record.audio) not in (0, len(record.captions) or 1):
+        raise DataError(
+            f"record {record.key!r} has {len(record.captions)} captions but {len(record.audio)} audio clips"
+        )
+    dtype, frame = audio_layout(audio.input, audio.mels, audio.feature_dim)
+    for clip in record.audio:
+        if clip is not None and (clip.dtype != dtype or clip.shape[1:] != frame or not len(clip)):
             wanted = f"{np.dtype(dtype)} [{', '.join(map(str, ('frames', *frame)))}]"
-            raise DataError(f"record {record.key!r}: a sound is {sound.dtype}{list(sound.shape)}, not {wanted}")
-    sounds = b"".join(sound.tobytes() for sound in record.sounds if sound is not None)
+            raise DataError(f"record {record.key!r}: an audio clip is {clip.dtype}{list(clip.shape)}, not {wanted}")
+    clips = b"".join(clip.tobytes() for clip in record.audio if clip is not None)
     sizes = {
         "image": None if record.image is None else len(record.image),
         "regions": _region_sizes(record.regions),
-        "frames": [None if sound is None else len(sound) for sound in record.sounds],
+        "frames": [None if clip is None else len(clip) for clip in record.audio],
     }
     row = {
         "key": record.key,
         "image": record.image or b"",
         "regions": b"" if record.regions is None else _pack_regions(record.regions),
         "captions": json.dumps(record.captions),
-        "sounds": sounds,
+        "audio clips": clips,
         "sizes": json.dumps(sizes),
     }
     if sum(len(row[name]) for name in (*BYTES, "captions")) > PAGE_BYTES - 4096:
-        mend = "make its picture smaller or its sounds shorter"
-        raise DataError(f"record {record.key!r} is larger than {PAGE_BYTES >> 20} MB: {mend}")
+        hint = "make its image smaller or its audio clips shorter"
+        raise DataError(f"record {record.key!r} is larger than {PAGE_BYTES >> 20} MB: {hint}")
     return row
 
 
@@ -99,19 +101,19 @@ def _unpack_regions(data: bytes, count: int, dim: int, width: int, height: int) 
 
 
 def unpack(columns: list[np.ndarray], dtype: type, frame: tuple[int, ...]) -> Record:
-    """The record of a row; type and frame shape of its sounds are those of ``schema.sound_layout``."""
-    key, image, regions, captions, sounds, sizes = columns
+    """The record of a row; type and frame shape of its audio clips are those of ``schema.audio_layout``."""
+    key, image, regions, captions, clips, sizes = columns
     size = json.loads(sizes.item())
     texts = tuple(json.loads(captions.item()))
-    data, start, waves = sounds.tobytes(), 0, []
+    data, start, waves = clips.tobytes(), 0, []
     for frames in size["frames"]:
         shape = (frames or 0, *frame)
         values = np.frombuffer(data, dtype, math.prod(shape), start) if frames else None
         waves.append(None if values is None else values.reshape(shape))
         start += 0 if values is None else values.nbytes
-    picture = None if size["image"] is None else image.tobytes()
+    encoded = None if size["image"] is None else image.tobytes()
     found = None if size["regions"] is None else _unpack_regions(regions.tobytes(), *size["regions"])
-    return Record(key.item(), picture, texts, tuple(waves) or (None,) * len(texts), found)
+    return Record(key.item(), encoded, texts, tuple(waves) or (None,) * len(texts), found)
 
 
 def checksum(columns: Sequence[Any]) -> int:
@@ -131,7 +133,7 @@ class Packed:
     row: dict[str, Any]  # MindRecord's columns
     presence: tuple[tuple[int, ...], ...]  # of each sample: 1 where it has text, image, audio
     regions: bool
-    picture: int  # digest; 0 without a picture
+    image: int  # digest; 0 without an image
     checksum: int
 
 
@@ -139,6 +141,6 @@ def pack_record(record: Record, audio: AudioEncoderConfig) -> Packed:
     """Checks a record and brings it into its stored form; needs no MindSpore."""
     row = pack(record, audio)
     presence = tuple(tuple(record.presence(caption)) for caption in range(len(record.captions)) or (-1,))
-    found = record.picture_digest()
-    picture = 0 if found is None else int.from_bytes(found[:8], "big") or 1
-    return Packed(row, presence, record.regions is not None, picture, checksum([row[name] for name in COLUMNS]))
+    found = record.image_digest()
+    image = 0 if found is None else int.from_bytes(found[:8], "big") or 1
+    return Packed(row, presence, record.regions is not None, image, checksum([row[name] for name in COLUMNS]))

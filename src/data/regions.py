@@ -1,9 +1,9 @@
-"""Features that other networks have written to files: regions of a detector, frames of a sound.
+"""Features that other networks have written to files: regions of a detector, frames of an audio clip.
 
 Letters: ``n`` regions or frames, ``D`` width of a feature.
 
     a1.npz    features [n, 2048], boxes [n, 4], classes [n], scores [n], width, height
-    a1.npy    [n, 1024], frames of a sound; in an .npz: features
+    a1.npy    [n, 1024], frames of an audio clip; in an .npz: features
 
 The names that the usual bottom-up-attention extractors give to the arrays are understood, too.
 """
@@ -37,20 +37,20 @@ BROKEN = (OSError, ValueError, EOFError, KeyError, NotImplementedError, zipfile.
 
 @dataclass(frozen=True)
 class Regions:
-    """What a detector found in a picture, the surest first."""
+    """What a detector found in an image, the surest first."""
 
     features: np.ndarray  # float16 [n, D]
     boxes: np.ndarray  # float32 [n, 4]: x1, y1, x2, y2 in pixels
     classes: np.ndarray  # int32 [n]; −1: unknown
     scores: np.ndarray  # float32 [n]; 0 where the file has none
-    width: int  # of the picture in pixels
+    width: int  # of the image in pixels
     height: int
 
     def __len__(self) -> int:
         return len(self.boxes)
 
     def box_vectors(self) -> np.ndarray:
-        """float32 [n, 7]: x1, y1, x2, y2, width, height, area, as shares of the picture's."""
+        """float32 [n, 7]: x1, y1, x2, y2, width, height, area, as shares of the image's."""
         corners = np.clip(self.boxes / np.array([self.width, self.height] * 2, np.float32), 0, 1)
         sides = corners[:, 2:] - corners[:, :2]
         return np.concatenate([corners, sides, sides.prod(1, keepdims=True)], 1).astype(np.float32)
@@ -77,13 +77,13 @@ def load_regions(path: Path, dim: int) -> Regions:
     classes = _classes(path, found["classes"], count, len(features))
     scores = _vector(path, "scores", found["scores"], count, len(features), np.float32, 0)
     if boxes.max() <= 1 and width > 1:
-        boxes = boxes * np.array([width, height] * 2, np.float32)  # shares of the picture
+        boxes = boxes * np.array([width, height] * 2, np.float32)  # shares of the image
     order = np.argsort(-scores, kind="stable")
     return Regions(features[order], boxes[order], classes[order], scores[order], width, height)
 
 
 def load_features(path: Path, dim: int) -> np.ndarray:
-    """Reads frames of a sound, float16 [n, D], from an .npy or the array ``features`` of an .npz."""
+    """Reads frames of an audio clip, float16 [n, D], from an .npy or the array ``features`` of an .npz."""
     arrays = _read(path, "features")
     features = _pick(arrays, NAMES["features"]) if isinstance(arrays, Mapping) else arrays
     return half(_matrix(path, "features", features, dim), path, "features")
@@ -101,7 +101,7 @@ def half(values: np.ndarray, path: Path, name: str) -> np.ndarray:
 def fill_regions(
     batch: dict[str, np.ndarray], row: int, regions: Regions, config: ImageEncoderConfig, name: str
 ) -> None:
-    """Writes the surest regions of a picture into a row; ``name`` is what an error calls it."""
+    """Writes the surest regions of an image into a row; ``name`` is what an error calls it."""
     if regions.features.shape[1] != config.region_dim:
         found, key = regions.features.shape[1], "model.image.region_dim"
         raise DataError(f"{name}: features of {found} numbers, {key} is {config.region_dim}: change the config")
@@ -170,7 +170,7 @@ def _boxes(path: Path, values: np.ndarray | None, count: int | None, rows: int) 
 
 
 def _size(path: Path, found: Mapping[str, np.ndarray | None], boxes: np.ndarray) -> tuple[int, int]:
-    """Width and height of the picture; 1 × 1 where the boxes are shares of it."""
+    """Width and height of the image; 1 × 1 where the boxes are shares of it."""
     if found["width"] is None or found["height"] is None:
         if boxes.max() <= 1:
             return 1, 1

@@ -1,7 +1,7 @@
 """The batch contract: the names, types and shapes of what the data path hands to the model.
 
-Letters: ``B`` batch, ``T`` text tokens, ``S`` picture side in pixels, ``P`` patches or regions, ``M`` sound frames,
-``N`` mel bands, ``D`` width of a feature, ``F`` sound tokens, ``K`` masked tokens, ``C`` codes of a picture.
+Letters: ``B`` batch, ``T`` text tokens, ``S`` image side in pixels, ``P`` patches or regions, ``M`` audio frames,
+``N`` mel bands, ``D`` width of a feature, ``F`` audio tokens, ``K`` masked tokens, ``C`` codes of an image.
 
 A batch is a plain ``dict[str, numpy.ndarray]`` with exactly the fields of :func:`batch_fields`.
 """
@@ -35,8 +35,8 @@ def masked_slots(max_len: int, mask_ratio: float) -> int:
     return max(1, round(max_len * mask_ratio))
 
 
-def sound_layout(kind: str, mels: int, feature_dim: int) -> tuple[type, tuple[int, ...]]:
-    """Type of a stored sound and shape of one of its frames, by model.audio.input."""
+def audio_layout(kind: str, mels: int, feature_dim: int) -> tuple[type, tuple[int, ...]]:
+    """Type of a stored audio and shape of one of its frames, by model.audio.input."""
     layouts = {
         "fbank": (np.uint8, (mels,)),
         "feature": (np.float16, (feature_dim,)),
@@ -45,8 +45,8 @@ def sound_layout(kind: str, mels: int, feature_dim: int) -> tuple[type, tuple[in
     return layouts[kind]
 
 
-def sound_tokens(audio: AudioEncoderConfig, length: int) -> int:
-    """How many tokens a sound of so many frames (or samples of a waveform) gives."""
+def audio_tokens(audio: AudioEncoderConfig, length: int) -> int:
+    """How many tokens an audio clip of so many frames (or samples of a waveform) gives."""
     if audio.input != "wav2vec2":
         return -(-length // audio.stride)
     for kernel, stride in WAVE_CONVOLUTIONS:
@@ -55,7 +55,7 @@ def sound_tokens(audio: AudioEncoderConfig, length: int) -> int:
 
 
 def image_fields(model: ModelConfig) -> dict[str, Field]:
-    """What there is of a picture: pixels, or what a detector found."""
+    """What there is of an image: pixels, or what a detector found."""
     image = model.image
     if image.input == "patch":
         return {"image": Field(np.uint8, (image.size, image.size, 3), "RGB, normalised on the device")}
@@ -79,16 +79,16 @@ def batch_fields(model: ModelConfig, batch_size: int, mask_ratio: float) -> dict
     text, audio = model.text, model.audio
     slots = masked_slots(text.max_len, mask_ratio)
     patches = masked_slots(model.image.tokens, mask_ratio)
-    frames = masked_slots(sound_tokens(audio, audio.length), mask_ratio)
-    dtype, frame = sound_layout(audio.input, audio.mels, audio.feature_dim)
+    frames = masked_slots(audio_tokens(audio, audio.length), mask_ratio)
+    dtype, frame = audio_layout(audio.input, audio.mels, audio.feature_dim)
     return {
         "sample_id": Field(np.int32, (), "position of the sample in its split"),
-        "image_id": Field(np.int32, (), "equal for samples of the same picture, which are never negatives"),
+        "image_id": Field(np.int32, (), "equal for samples of the same image, which are never negatives"),
         "presence": Field(np.int32, (3,), "1 where the sample has text, image, audio"),
         "text_ids": Field(np.int32, (text.max_len,), "[CLS] … [SEP] [PAD] …"),
         "text_mask": Field(np.int32, (text.max_len,), "1 on tokens, 0 on padding"),
         **image_fields(model),
-        "image_codes": Field(np.int32, (model.tokenizer.side**2,), "the tokenizer's; −1: no picture, or no data.codes"),
+        "image_codes": Field(np.int32, (model.tokenizer.side**2,), "the tokenizer's; −1: no image, or no data.codes"),
         "audio": Field(dtype, (audio.length, *frame), SOUNDS[audio.input]),
         "audio_frames": Field(np.int32, (), "frames (of a waveform: samples) before the padding"),
         "mlm_ids": Field(np.int32, (text.max_len,), "text_ids with whole words hidden"),
@@ -97,10 +97,10 @@ def batch_fields(model: ModelConfig, batch_size: int, mask_ratio: float) -> dict
         "mlm_weights": Field(np.float32, (slots,), "1 for a used slot, 0 for an unused one"),
         "mvm_positions": Field(np.int32, (patches,), "hidden patches or regions; 0 in unused slots"),
         "mvm_weights": Field(np.float32, (patches,), "1 for a used slot, 0 for an unused one"),
-        "mam_positions": Field(np.int32, (frames,), "hidden sound tokens; 0 in unused slots"),
+        "mam_positions": Field(np.int32, (frames,), "hidden audio tokens; 0 in unused slots"),
         "mam_weights": Field(np.float32, (frames,), "1 for a used slot, 0 for an unused one"),
-        "denoise_presence": Field(np.int32, (3,), "what the row that writes is given; the text never"),
-        "draw_presence": Field(np.int32, (3,), "what the row that draws is given; the picture never"),
+        "denoise_text_presence": Field(np.int32, (3,), "what the row that writes is given; the text never"),
+        "denoise_image_presence": Field(np.int32, (3,), "what the row that draws is given; the image never"),
         "match_case": Field(np.int32, (), "column of MATCH_CASES"),
         "match_presence": Field(np.int32, (3,), "modalities of the matching row: two or three"),
         "match_noise": Field(np.float32, (batch_size,), "Gumbel noise that samples the hard negatives"),

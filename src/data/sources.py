@@ -1,4 +1,4 @@
-"""Several datasets under one numbering: the records, pictures and samples of each follow those of the one before."""
+"""Several datasets under one numbering: the records, images and samples of each follow those of the one before."""
 
 from collections.abc import Iterator
 
@@ -18,7 +18,7 @@ class Sources:
     Args:
         config: data and model.
         split: one that all of them have.
-        whole: False: only their pictures are read, so that config.model.audio and image need not fit.
+        whole: False: only their images are read, so that config.model.audio and image need not fit.
         codes: False: no codes are read even where data.codes names a tokenizer.
 
     Attributes:
@@ -55,7 +55,7 @@ class Sources:
             yield f"{dataset.folder}: split {dataset.split!r}, record {record.key!r}", record
 
     def codes(self, records: np.ndarray, count: int) -> np.ndarray:
-        """The codes of records' pictures, int32 [n, count]; −1 where there are none."""
+        """The codes of records' images, int32 [n, count]; −1 where there are none."""
         found = np.full((len(records), count), -1, np.int32)
         for row, (source, index) in zip(found, self._locate(records), strict=True):
             if source in self._codes:
@@ -74,15 +74,15 @@ class Sources:
         return zip(sources.tolist(), (records - self.first_records[sources]).tolist(), strict=True)
 
     def _open_codes(self, config: Config) -> dict[int, np.ndarray]:
-        """By source; one without a picture needs none."""
-        pictured = {source: dataset for source, dataset in enumerate(self.datasets) if dataset.count(IMAGE)}
-        return {source: open_codes(dataset, config) for source, dataset in pictured.items()}
+        """By source; one without an image needs none."""
+        imaged = {source: dataset for source, dataset in enumerate(self.datasets) if dataset.count(IMAGE)}
+        return {source: open_codes(dataset, config) for source, dataset in imaged.items()}
 
-    def require_pictures(self) -> None:
+    def require_images(self) -> None:
         """Raises DataError if a source has none."""
         for dataset in self.datasets:
             if not dataset.count(IMAGE):
-                raise DataError(f"{dataset.folder}: split {dataset.split!r} has no picture")
+                raise DataError(f"{dataset.folder}: split {dataset.split!r} has no image")
 
 
 def _starts(lengths: list[int]) -> np.ndarray:

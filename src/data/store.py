@@ -1,7 +1,7 @@
 """A dataset is a folder: ``dataset.json``, one sample index a split and MindRecord shards.
 
-A *record* is a picture with its captions and the sound of each caption; a *sample* is one caption of a record with
-the picture and that caption's sound. ``dataset.json`` is written last, so that a folder without it is unfinished.
+A *record* is an image with its captions and the audio of each caption; a *sample* is one caption of a record with
+the image and that caption's audio. ``dataset.json`` is written last, so that a folder without it is unfinished.
 """
 
 import hashlib
@@ -15,11 +15,11 @@ import numpy as np
 from src.config import AudioEncoderConfig, ImageEncoderConfig
 from src.data.errors import DataError
 from src.data.record import COLUMNS, Record, unpack
-from src.data.schema import MODALITIES, sound_layout
+from src.data.schema import MODALITIES, audio_layout
 from src.files import digest
 
 FORMAT, VERSION = "opt-dataset", 2
-# settings that shape the stored sound, by its kind (model.audio.input)
+# settings that shape the stored audio, by its kind (model.audio.input)
 AUDIO_KEYS = {
     "fbank": ("sample_rate", "mels", "hop_ms", "window_ms", "max_frames"),
     "feature": ("feature_dim", "max_frames"),
@@ -33,8 +33,8 @@ class Dataset:
     Args:
         folder: the dataset folder.
         split: one of its splits.
-        audio: the model's sound settings, which must be those of the stored sounds; None skips this check.
-        image: the model's picture settings: what its encoder reads must be there if there are pictures.
+        audio: the model's audio settings, which must be those of the stored audio clips; None skips this check.
+        image: the model's image settings: what its encoder reads must be there if there are images.
 
     Attributes:
         info: the content of dataset.json.
@@ -121,10 +121,10 @@ class Dataset:
     def _check_audio(self, audio: AudioEncoderConfig) -> None:
         for key in ("input", *AUDIO_KEYS[self.info["audio"]["input"]]):
             stored, wanted = self.info["audio"][key], getattr(audio, key)
-            # Sound that was cut later than the model wants is cut again; other settings cannot be undone.
+            # Audio that was cut later than the model wants is cut again; other settings cannot be undone.
             if wanted > stored if key == "max_frames" else wanted != stored:
                 raise DataError(
-                    f"{self.folder} holds sound made with {key}={stored}, model.audio.{key} is {wanted}: "
+                    f"{self.folder} holds audio made with {key}={stored}, model.audio.{key} is {wanted}: "
                     "change the config or prepare the dataset again"
                 )
 
@@ -165,9 +165,9 @@ def open_shards(paths: list[Path]) -> Any:
 
 
 def stored_layout(info: dict[str, Any]) -> tuple[type, tuple[int, ...]]:
-    """Type and frame shape of a dataset's sounds."""
+    """Type and frame shape of a dataset's audio clips."""
     audio = info["audio"]
-    return sound_layout(audio["input"], audio.get("mels", 0), audio.get("feature_dim", 0))
+    return audio_layout(audio["input"], audio.get("mels", 0), audio.get("feature_dim", 0))
 
 
 def describe(path: Path) -> dict[str, Any]:

@@ -34,11 +34,11 @@ class _Split:
     """What the writer keeps of one split: some thirty bytes a sample."""
 
     shards: list[dict[str, Any]] = field(default_factory=list)
-    samples: array = field(default_factory=lambda: array("i"))  # record, caption, picture of each
+    samples: array = field(default_factory=lambda: array("i"))  # record, caption, image of each
     counts: np.ndarray = field(default_factory=lambda: np.zeros(3, np.int64))  # samples with text, image, audio
     regions: int = 0  # samples with regions
     checksums: array = field(default_factory=lambda: array("I"))
-    pictures: DigestTable = field(default_factory=DigestTable)  # digest → first record with that picture
+    images: DigestTable = field(default_factory=DigestTable)  # digest → first record with that image
     writer: Any = None
     in_shard: list[tuple[int, Packed]] = field(default_factory=list)  # its rows are emptied when they are written
     unwritten: list[dict[str, Any]] = field(default_factory=list)
@@ -46,9 +46,9 @@ class _Split:
 
     def index(self, packed: Packed) -> None:
         record = len(self.checksums)
-        picture = self.pictures.setdefault(packed.picture, record) if packed.picture else record
+        image = self.images.setdefault(packed.image, record) if packed.image else record
         for caption, presence in enumerate(packed.presence):
-            self.samples.extend((record, caption if presence[TEXT] else -1, picture))
+            self.samples.extend((record, caption if presence[TEXT] else -1, image))
             self.counts += presence
             self.regions += packed.regions
         self.checksums.append(packed.checksum)
@@ -59,7 +59,7 @@ class DatasetWriter:
 
     Args:
         folder: made if need be; an unfinished dataset in it is replaced, a finished one refused.
-        audio: the settings that the stored sounds were made with.
+        audio: the settings that the stored audio clips were made with.
         about: anything JSON that says where the data came from; what is added to it before the end is kept, too.
         shard_records: records a shard file.
         resume: keep the finished shards of an unfinished dataset made with the same settings and ``about``.
@@ -117,21 +117,21 @@ class DatasetWriter:
         elif len(state.unwritten) == WRITE_ROWS:
             self._flush(split, state)
 
-    def split_of(self, picture: int) -> str | None:
-        """The split that holds a picture (by its digest) already."""
-        return next((name for name, state in self._splits.items() if state.pictures.get(picture) is not None), None)
+    def split_of(self, image: int) -> str | None:
+        """The split that holds an image (by its digest) already."""
+        return next((name for name, state in self._splits.items() if state.images.get(image) is not None), None)
 
     def is_finished(self, row: int) -> bool:
         """True for a row of the input that is in a finished shard of an earlier writer."""
         return row < len(self._finished) and self._finished[row] >= 0
 
     def take_finished(self, row: int) -> tuple[str, int]:
-        """Counts in a finished row, in its turn; returns its split and the digest of its picture."""
+        """Counts in a finished row, in its turn; returns its split and the digest of its image."""
         split = self._names[self._finished[row]]
         state = self._splits[split]
         packed = next(state.finished)
         state.index(packed)
-        return split, packed.picture
+        return split, packed.image
 
     def _flush(self, split: str, state: _Split) -> None:
         path = self._shard_path(split, state)
@@ -227,7 +227,7 @@ class DatasetWriter:
         return {
             "records": len(state.checksums),
             "samples": len(samples),
-            "pictures": len(state.pictures),
+            "images": len(state.images),
             **{modality: int(count) for modality, count in zip(MODALITIES, state.counts, strict=True)},
             "regions": state.regions,
             "index": describe(index),

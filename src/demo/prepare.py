@@ -14,7 +14,7 @@ from src.data.writer import DatasetWriter
 from src.demo import speech
 from src.demo.captions import write
 from src.demo.render import render_png
-from src.demo.world import SPLITS, draw_scenes
+from src.demo.world import SPLITS, sample_scenes
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,8 +26,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dev", type=int, default=500, help="scenes of held-out pairs, to choose settings by")
     parser.add_argument("--test", type=int, default=1000, help="scenes of other held-out pairs, to report")
     parser.add_argument("--seed", type=int, default=1, help="what all is drawn from")
-    parser.add_argument("--no-speech", action="store_true", help="pictures and captions only")
-    parser.add_argument("--config", type=Path, help="YAML file whose model.audio says how sound is stored")
+    parser.add_argument("--no-speech", action="store_true", help="images and captions only")
+    parser.add_argument("--config", type=Path, help="YAML file whose model.audio says how audio is stored")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -62,15 +62,15 @@ def _write_split(
     writer: DatasetWriter, args: argparse.Namespace, split: str, count: int, audio: AudioEncoderConfig | None
 ) -> tuple[str, int, int, int, int, float]:
     """Returns the split's row of the summary: its name, scenes, spoken, silent and cut captions, mean duration."""
-    scenes = draw_scenes(args.world, split, count, args.seed)
+    scenes = sample_scenes(args.world, split, count, args.seed)
     captions = [write(scene) for scene in scenes]
     frames = []
-    sounds = _sounds(captions, audio, (args.seed, SPLITS.index(split)))
-    progress = tqdm(zip(scenes, captions, sounds, strict=True), split, len(scenes), unit="scene")
-    for number, (scene, caption, sound) in enumerate(progress):
-        writer.add(split, Record(f"{split}-{number:06d}", render_png(scene), (caption,), (sound,)))
-        if sound is not None:
-            frames.append(len(sound))
+    clips = _audio(captions, audio, (args.seed, SPLITS.index(split)))
+    progress = tqdm(zip(scenes, captions, clips, strict=True), split, len(scenes), unit="scene")
+    for number, (scene, caption, clip) in enumerate(progress):
+        writer.add(split, Record(f"{split}-{number:06d}", render_png(scene), (caption,), (clip,)))
+        if clip is not None:
+            frames.append(len(clip))
     if audio is None or not frames:
         return split, count, 0, count, 0, 0.0
     hops = audio.length / audio.max_frames  # frames, or samples of a waveform, in a hop
@@ -78,15 +78,13 @@ def _write_split(
     return split, count, len(frames), count - len(frames), frames.count(audio.length), seconds
 
 
-def _sounds(
-    captions: list[str], audio: AudioEncoderConfig | None, seed: tuple[int, ...]
-) -> Iterator[np.ndarray | None]:
-    """The sound of each caption, None where speech is off or failed."""
+def _audio(captions: list[str], audio: AudioEncoderConfig | None, seed: tuple[int, ...]) -> Iterator[np.ndarray | None]:
+    """The audio of each caption, None where speech is off or failed."""
     if audio is None:
         yield from [None] * len(captions)
         return
     for chunk in speech.speak(captions, audio, seed):
         if chunk.trouble:
-            silent = sum(sound is None for sound in chunk.sounds)
+            silent = sum(clip is None for clip in chunk.audio)
             tqdm.write(f"speech: {chunk.trouble}; {f'{silent} captions stay silent' if silent else 'spoken again'}")
-        yield from chunk.sounds
+        yield from chunk.audio

@@ -12,7 +12,7 @@ CELL = 48  # pixels of a cell of the sprite sheet; the largest object of a scene
 COLUMNS = 10  # cells a row
 SIDE = 64  # pixels of a scene
 PIXELS = {SMALL: 15, NORMAL: 22, BIG: 31}  # the longer side of an object
-LONE_PIXELS = {SMALL: 16, NORMAL: 25, BIG: 42}  # of one that has the picture for itself
+LONE_PIXELS = {SMALL: 16, NORMAL: 25, BIG: 42}  # of one that has the image for itself
 STRAY = 5  # how far an object strays from the middle of its box
 
 
@@ -43,28 +43,28 @@ def boxes(places: tuple[str, ...], item: Item) -> list[tuple[float, float, float
 
 
 def render(scene: Scene) -> np.ndarray:
-    """The picture of a scene, uint8 [64, 64, 3]; the same for the same scene."""
+    """The image of a scene, uint8 [64, 64, 3]; the same for the same scene."""
     rng = np.random.default_rng(scene.seed)
     ground = np.clip(np.array(COLOURS[scene.facts.colour]) + rng.integers(-12, 13, 3), 0, 255)
-    picture = np.full((SIDE, SIDE, 3), ground, np.float32)
+    image = np.full((SIDE, SIDE, 3), ground, np.float32)
     places = tuple(item.place for item in scene.facts.items)
     for item in scene.facts.items:
-        lone = len(places) == 1 and item.count == 1
-        base = (LONE_PIXELS if lone else PIXELS)[item.size] * rng.uniform(0.94, 1.06)
+        single_modality = len(places) == 1 and item.count == 1
+        base = (LONE_PIXELS if single_modality else PIXELS)[item.size] * rng.uniform(0.94, 1.06)
         light = rng.uniform(0.88, 1.0)
         for box in boxes(places, item):
-            _draw(picture, item.name, box, base * rng.uniform(0.98, 1.02), light, rng)
-    return picture.round().astype(np.uint8)
+            _draw(image, item.name, box, base * rng.uniform(0.98, 1.02), light, rng)
+    return image.round().astype(np.uint8)
 
 
-def _draw(picture: np.ndarray, name: str, box: tuple, size: float, light: float, rng: np.random.Generator) -> None:
+def _draw(image: np.ndarray, name: str, box: tuple, size: float, light: float, rng: np.random.Generator) -> None:
     left, top, width, height = box
     pixels = min(round(size), int(min(width, height)) - 1)
     colour, through = sprite(all_things()[name].cell, pixels)
     rows, columns = colour.shape[:2]
     y = _stray(top, height, rows, rng)
     x = _stray(left, width, columns, rng)
-    part = picture[y : y + rows, x : x + columns]
+    part = image[y : y + rows, x : x + columns]
     part *= through
     part += light * colour
 
@@ -75,7 +75,7 @@ def _stray(start: float, room: float, length: int, rng: np.random.Generator) -> 
 
 
 def render_png(scene: Scene) -> bytes:
-    """The picture of a scene as a PNG file."""
+    """The image of a scene as a PNG file."""
     buffer = io.BytesIO()
     # level 1: a fifth of the time for a few per cent of size
     Image.fromarray(render(scene)).save(buffer, "PNG", compress_level=1)

@@ -19,7 +19,7 @@ import numpy as np
 from src.config import AudioEncoderConfig
 
 ROOT = Path(__file__).resolve().parents[3]
-HINT = "no speech: pip install espeakng-loader==0.2.4 gives the demo its voice; going on with pictures and text"
+HINT = "no speech: pip install espeakng-loader==0.2.4 gives the demo its voice; going on with images and text"
 # f2, f3 and f5 are missing on purpose: their breath is noise that no seed repeats
 VOICES = ("cmn", "cmn+f1", "cmn+m3", "cmn+f4", "cmn+m1", "cmn+linda", "cmn+m7")
 RATES = (290, 330)  # eSpeak's words a minute: the longest caption of the quick world stays below 3.2 s
@@ -38,9 +38,9 @@ class Voice:
 
 @dataclass(frozen=True)
 class Spoken:
-    """A chunk's sounds in the order of its captions (uint8 [frames, mels], None where it failed) and what failed."""
+    """A chunk's audio clips in the order of its captions (uint8 [frames, mels], None where it failed) and what failed."""
 
-    sounds: list[np.ndarray | None]
+    audio: list[np.ndarray | None]
     trouble: str = ""
 
 
@@ -49,7 +49,7 @@ def available() -> bool:
     return importlib.util.find_spec("espeakng_loader") is not None
 
 
-def draw_voice(seed: Sequence[int], chunk: int, attempt: int) -> Voice:
+def sample_voice(seed: Sequence[int], chunk: int, attempt: int) -> Voice:
     """The voice of a chunk: the names take turns, speed and pitch are drawn."""
     rng = np.random.default_rng([*seed, chunk, attempt])
     name = VOICES[(chunk + attempt) % len(VOICES)]
@@ -57,7 +57,7 @@ def draw_voice(seed: Sequence[int], chunk: int, attempt: int) -> Voice:
 
 
 def speak(captions: Sequence[str], audio: AudioEncoderConfig, seed: Sequence[int]) -> Iterator[Spoken]:
-    """The sounds of the captions, chunk by chunk in their order; the same for the same seed."""
+    """The audio clips of the captions, chunk by chunk in their order; the same for the same seed."""
     chunks = [captions[start : start + CHUNK] for start in range(0, len(captions), CHUNK)]
     pool = ThreadPoolExecutor(PROCESSES)  # each thread waits for a process
     try:
@@ -69,7 +69,7 @@ def speak(captions: Sequence[str], audio: AudioEncoderConfig, seed: Sequence[int
 def _speak_chunk(captions: Sequence[str], audio: AudioEncoderConfig, seed: Sequence[int], chunk: int) -> Spoken:
     troubles = []
     for attempt in range(2):
-        voice = draw_voice(seed, chunk, attempt)
+        voice = sample_voice(seed, chunk, attempt)
         try:
             return Spoken(run_worker(captions, audio, voice), "; ".join(troubles))
         except subprocess.TimeoutExpired:
@@ -86,7 +86,7 @@ def run_worker(captions: Sequence[str], audio: AudioEncoderConfig, voice: Voice)
     # one thread each: the processes share the cores
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "sounds.npz"
+        out = Path(folder) / "audio clips.npz"
         command = [sys.executable, "-m", "src.demo.speech_worker", str(out)]
         subprocess.run(
             command, input=job.encode(), env=environment, cwd=ROOT, capture_output=True, check=True, timeout=TIMEOUT

@@ -45,7 +45,7 @@ class Synthesizer:
         return 0
 
     def say(self, text: str) -> np.ndarray:
-        """The sound of a text, float32 [n] in −1 … 1 at ``sample_rate``."""
+        """The audio of a text, float32 [n] in −1 … 1 at ``sample_rate``."""
         self._waves.clear()
         data = "".join(RESPELL.get(char, char) for char in text).encode() + b"\0"
         flags = CHARS_UTF8 | PHONEMES
@@ -53,7 +53,7 @@ class Synthesizer:
         self._lib.espeak_Synchronize()
         wave = np.frombuffer(b"".join(self._waves), np.int16)
         if not wave.any():
-            raise RuntimeError(f"eSpeak NG gave no sound for {text}")
+            raise RuntimeError(f"eSpeak NG gave no audio for {text}")
         return wave.astype(np.float32) / 32768
 
 
@@ -63,8 +63,8 @@ def main() -> None:
     voice = job["voice"]
     synthesizer = Synthesizer(voice["name"], voice["rate"], voice["pitch"])
     encode = KINDS[audio.input]
-    sounds = [encode(synthesizer.say(text), synthesizer.sample_rate, audio) for text in job["captions"]]
-    np.savez(sys.argv[1], frames=np.concatenate(sounds), lengths=[len(sound) for sound in sounds])
+    clips = [encode(synthesizer.say(text), synthesizer.sample_rate, audio) for text in job["captions"]]
+    np.savez(sys.argv[1], frames=np.concatenate(clips), lengths=[len(clip) for clip in clips])
 
 
 if __name__ == "__main__":

@@ -197,13 +197,13 @@ def summarise(folder: Path, world: str, minutes: Mapping[str, float]) -> dict[st
 
 
 def gather_figures(folder: Path) -> list[Path]:
-    """Puts the pictures of the evaluations and the loss curves of the trainings into ``figures``; returns paths."""
+    """Puts the images of the evaluations and the loss curves of the trainings into ``figures``; returns paths."""
     figures = folder / "figures"
     figures.mkdir(exist_ok=True)
     loss_curves([folder / task / "metrics.jsonl" for task in TRAININGS], figures / "loss_curves.png")
-    for task in EVALUATED:  # a later stage's pictures take the place of an earlier one's of the same name
-        for picture in (folder / "evaluation" / task / "figures").glob("*.png"):
-            shutil.copy(picture, figures)
+    for task in EVALUATED:  # a later stage's images take the place of an earlier one's of the same name
+        for image in (folder / "evaluation" / task / "figures").glob("*.png"):
+            shutil.copy(image, figures)
     return sorted(figures.iterdir())
 
 

@@ -36,7 +36,7 @@ COLOURS = {
     "紫": (142, 98, 184),
     "灰": (146, 148, 152),
 }
-# Far apart in looks and in sound, so that a ten-minute run can tell them apart.
+# Far apart in looks and in audio, so that a ten-minute run can tell them apart.
 QUICK_NAMES = (
     *("猫", "狗", "青蛙", "企鹅", "鲸鱼", "螃蟹", "蝴蝶", "斑马", "玫瑰", "向日葵"),
     *("松树", "蘑菇", "苹果", "香蕉", "西瓜", "葡萄", "胡萝卜", "汽车", "自行车", "帆船"),
@@ -141,18 +141,18 @@ def held_out_pairs(world: str) -> dict[str, tuple[tuple[str, str], ...]]:
     return {split: pairs(world, split) for split in ("dev", "test")}
 
 
-def draw_scenes(world: str, split: str, count: int, seed: int) -> list[Scene]:
+def sample_scenes(world: str, split: str, count: int, seed: int) -> list[Scene]:
     """``count`` scenes of a split, the same for the same seed.
 
     Training scenes hold no held-out pair. In dev and test scenes neighbours are held-out pairs of that split, and no
-    two scenes of a split state the same facts, so that every caption has one right picture.
+    two scenes of a split state the same facts, so that every caption has one right image.
     """
     rng = np.random.default_rng([seed, SPLITS.index(split)])
     scenes: list[Scene] = []
     seen: set[Facts] = set()
     repeats = 0
     while len(scenes) < count:
-        scene = _draw_scene(get_world(world), split, rng)
+        scene = _sample_scene(get_world(world), split, rng)
         if split == "train" or scene.facts not in seen:
             seen.add(scene.facts)
             scenes.append(scene)
@@ -170,12 +170,12 @@ def _pick(rng: np.random.Generator, table: dict):
     return keys[int(np.searchsorted(weights, rng.random() * weights[-1], side="right"))]
 
 
-def _draw_scene(world: World, split: str, rng: np.random.Generator) -> Scene:
+def _sample_scene(world: World, split: str, rng: np.random.Generator) -> Scene:
     # a lone object is no held-out pair
     layouts = {name: share for name, share in world.layouts.items() if split == "train" or name != "single"}
     layout = _pick(rng, layouts)
     items = []
-    for place, name in zip(LAYOUTS[layout], _draw_names(world, split, len(LAYOUTS[layout]), rng), strict=True):
+    for place, name in zip(LAYOUTS[layout], _sample_names(world, split, len(LAYOUTS[layout]), rng), strict=True):
         number = _pick(rng, world.counts)
         # big ones would not fit in threes
         roomy = number < 3 and layout != "row"
@@ -187,7 +187,7 @@ def _draw_scene(world: World, split: str, rng: np.random.Generator) -> Scene:
     return Scene(Facts(colour, tuple(items)), int(rng.integers(wordings)), int(rng.integers(2**31)))
 
 
-def _draw_names(world: World, split: str, number: int, rng: np.random.Generator) -> list[str]:
+def _sample_names(world: World, split: str, number: int, rng: np.random.Generator) -> list[str]:
     """Names of ``number`` different objects whose neighbours are pairs of ``split`` and that no other split tests."""
     if number == 1:
         return [world.names[rng.integers(len(world.names))]]

@@ -24,27 +24,29 @@ PROBED = ("mlm", "mvm_code", "mvm_feature", "mvm_class", "mam_feature", "mam_con
 class _Predictions(nn.Cell):
     """The token and the sample level on a whole batch: the tensors that :func:`_figures` counts, in ``names``' order.
 
-    Args: painter: makes the codes of the batch's pictures; None: they are in the batch.
+    Args: painter: makes the codes of the batch's images; None: they are in the batch.
 
     Inputs: the tensors that ``fields`` names.
     """
 
-    def __init__(self, model: OPT, config: Config, batch_size: int, painter: ImageTokenizer | None) -> None:
+    def __init__(self, model: OPT, config: Config, batch_size: int, image_tokenizer: ImageTokenizer | None) -> None:
         super().__init__(auto_prefix=False)
         kept = {name: getattr(config.objectives, name) for name in PROBED}
         others = {"contrastive": 0.0, "denoise_text": 0.0, "denoise_image": 0.0}
         settings = replace(config.objectives, token_fraction=1.0, sample_fraction=1.0, **others, **kept)
         self.objectives = Objectives(model, settings, batch_size)
         self.fields, self.active = self.objectives.fields, self.objectives.names
-        self.painter = painter if "mvm_code" in self.active else None
+        self.image_tokenizer = image_tokenizer if "mvm_code" in self.active else None
 
     def construct(self, *tensors):
         batch = {}
         for i in range(len(self.fields)):
             batch[self.fields[i]] = tensors[i]
-        if self.painter is not None:
+        if self.image_tokenizer is not None:
             here = batch["presence"][:, IMAGE : IMAGE + 1]
-            batch["image_codes"] = (self.painter.encode(batch["image"]) + 1) * here - 1  # −1 where there is no picture
+            batch["image_codes"] = (
+                self.image_tokenizer.encode(batch["image"]) + 1
+            ) * here - 1  # −1 where there is no image
         views = self.objectives.views(batch)
         clean = views[0]
         embeddings = None
@@ -73,20 +75,20 @@ class _Predictions(nn.Cell):
         return found
 
 
-class Probe:
+class MaskedEvaluator:
     """Measures masked modelling and matching of a model.
 
     Args:
         config: which of the objectives are probed: those that it trains.
         model: the network.
-        painter: makes the pictures' codes; None: those beside the shards are read.
+        painter: makes the images' codes; None: those beside the shards are read.
     """
 
-    def __init__(self, config: Config, model: OPT, painter: ImageTokenizer | None = None) -> None:
+    def __init__(self, config: Config, model: OPT, image_tokenizer: ImageTokenizer | None = None) -> None:
         self.batch_size = config.eval.batch_size
-        self.cell = _Predictions(model, config, self.batch_size, painter)
+        self.cell = _Predictions(model, config, self.batch_size, image_tokenizer)
         self.active = self.cell.active
-        self.reads_codes = "mvm_code" in self.active and painter is None
+        self.reads_codes = "mvm_code" in self.active and image_tokenizer is None
 
     def run(self, loader: Loader, samples: int = 0) -> dict[str, Any]:
         """Figures of a split's first samples (0: all), and the ``confusion`` of the five cases [truth][answer]."""

@@ -1,4 +1,4 @@
-"""What an image tokenizer keeps of a picture: peak signal-to-noise ratio, and how much of the codebook is in use."""
+"""What an image tokenizer keeps of an image: peak signal-to-noise ratio, and how much of the codebook is in use."""
 
 import time
 from pathlib import Path
@@ -8,7 +8,7 @@ import numpy as np
 from mindspore import Tensor, nn
 
 from src.config import Config
-from src.data.pictures import PictureLoader
+from src.data.images import ImageLoader
 from src.files import write_json
 from src.models.batches import progress
 from src.models.image_tokenizer import ImageTokenizer
@@ -16,8 +16,8 @@ from src.models.opt import count_parameters
 from src.report.sheets import reconstruction_sheet
 from src.report.tables import versions
 
-SHEET, TITLE = "reconstruction.png", "Pictures, and what their codes keep"
-SHOWN = 24  # pictures of the sheet: the first of the split, not the best
+SHEET, TITLE = "reconstruction.png", "Images, and what their codes keep"
+SHOWN = 24  # images of the sheet: the first of the split, not the best
 EXACT = 1e-2  # mean squared error that counts as none: 68 dB
 
 
@@ -43,26 +43,26 @@ class ReconstructionEvaluator:
 
     def __init__(self, config: Config, model: ImageTokenizer) -> None:
         self.config, self.model, self.reconstruct = config, model, Reconstruct(model)
-        self._loaders: dict[str, PictureLoader] = {}
+        self._loaders: dict[str, ImageLoader] = {}
 
-    def run(self, split: str = "", output: Path | None = None, pictures: int = 0) -> dict[str, Any]:
+    def run(self, split: str = "", output: Path | None = None, images: int = 0) -> dict[str, Any]:
         """Evaluates a split.
 
         Args:
             split: by default that of the configuration.
             output: folder for metrics.json and figures; None: nothing is written.
-            pictures: only the first so many; 0: all.
+            images: only the first so many; 0: all.
 
         Returns:
-            task, split, pictures, reconstruction (psnr, perplexity, usage), seconds, parameters and versions.
+            task, split, images, reconstruction (psnr, perplexity, usage), seconds, parameters and versions.
         """
         split = split or self.config.eval.split
         began = time.monotonic()
-        figures, shown = self.measure(split, pictures)
+        figures, shown = self.measure(split, images)
         metrics = {
             "task": self.config.task,
             "split": split,
-            "pictures": figures.pop("pictures"),
+            "images": figures.pop("images"),
             "reconstruction": figures,
             "seconds": {"reconstruction": time.monotonic() - began},
             "parameters": count_parameters(self.model),
@@ -73,26 +73,26 @@ class ReconstructionEvaluator:
             write_json(output / "metrics.json", metrics)
         return metrics
 
-    def measure(self, split: str, pictures: int = 0) -> tuple[dict[str, Any], list[tuple[np.ndarray, np.ndarray]]]:
-        """pictures, psnr, perplexity and usage; the first pictures, each with what was drawn from its codes."""
+    def measure(self, split: str, images: int = 0) -> tuple[dict[str, Any], list[tuple[np.ndarray, np.ndarray]]]:
+        """images, psnr, perplexity and usage; the first images, each with what was drawn from its codes."""
         if split not in self._loaders:
-            self._loaders[split] = PictureLoader.held_out(self.config, split)
+            self._loaders[split] = ImageLoader.held_out(self.config, split)
         trained = self.model.training
         self.reconstruct.set_train(False)
         try:
-            errors, counts, shown = self._measure(self._loaders[split], pictures)
+            errors, counts, shown = self._measure(self._loaders[split], images)
         finally:
             self.reconstruct.set_train(trained)
         usage = float((counts > 0).mean())
-        figures = {"pictures": len(errors), "psnr": psnr(errors), "perplexity": perplexity(counts), "usage": usage}
+        figures = {"images": len(errors), "psnr": psnr(errors), "perplexity": perplexity(counts), "usage": usage}
         return figures, shown
 
-    def _measure(self, loader: PictureLoader, pictures: int) -> tuple[np.ndarray, np.ndarray, list[Any]]:
-        """Mean squared error of each picture, how often each code occurs, and the first pictures in pairs."""
+    def _measure(self, loader: ImageLoader, images: int) -> tuple[np.ndarray, np.ndarray, list[Any]]:
+        """Mean squared error of each image, how often each code occurs, and the first images in pairs."""
         size = self.config.eval.batch_size
         errors, counts, shown = [], np.zeros(self.config.model.tokenizer.codes, np.int64), []
-        batches = -(-min(pictures or len(loader.ids), len(loader.ids)) // size)
-        for batch, n, _ in progress(loader.evaluation(size, pictures), "reconstructing", batches):
+        batches = -(-min(images or len(loader.ids), len(loader.ids)) // size)
+        for batch, n, _ in progress(loader.evaluation(size, images), "reconstructing", batches):
             image = batch["image"][:n]
             drawn, codes = (part.asnumpy()[:n] for part in self.reconstruct(Tensor(batch["image"])))
             errors.append(((drawn.astype(np.float32) - image) ** 2).mean((1, 2, 3)))
@@ -102,7 +102,7 @@ class ReconstructionEvaluator:
 
 
 def psnr(errors: np.ndarray) -> float:
-    """Mean over pictures of 10·log₁₀(255² / error), in dB; the errors are mean squares of byte differences."""
+    """Mean over images of 10·log₁₀(255² / error), in dB; the errors are mean squares of byte differences."""
     return float((10 * np.log10(255**2 / np.maximum(errors, EXACT))).mean())
 
 

@@ -1,12 +1,12 @@
-"""Retrieval between text, picture, sound, and text with sound: by embeddings, then the best ``k`` by a second score.
+"""Retrieval between text, image, audio, and text with audio: by embeddings, then the best ``k`` by a second score.
 
 ``x2y`` is query x, gallery y; ``ta`` is a text and its speech as one. The second score of a pair is, in nats,
 
     w_e · scale · cosine + w_m · log p(the pair matches) + w_l · log p(text | the other)
 
-A picture and a sound have no text between them: the likelihood is then that of what the model itself writes down from
-the sound. A text with its sound matches a picture when all three do, and the likelihood is that of the text given the
-picture. A term of weight 0 is not computed, and a direction without any but the first is not ranked again.
+An image and an audio clip have no text between them: the likelihood is then that of what the model itself writes down from
+the audio. A text with its audio matches an image when all three do, and the likelihood is that of the text given the
+image. A term of weight 0 is not computed, and a direction without any but the first is not ranked again.
 """
 
 from collections import defaultdict
@@ -65,7 +65,7 @@ class Direction:
     def reranked(self, items: dict[int, Items], scores: np.ndarray) -> tuple[np.ndarray, Ranking]:
         """Final ranks [Q] and ranking by the second scores [Q, k] of the candidates."""
         ranking = _rank(self, scores)
-        asked, offered = items[self.query].pictures[self.queries], items[self.gallery].pictures
+        asked, offered = items[self.query].images[self.queries], items[self.gallery].images
         return recall.reranked_ranks(ranking.indices, self.ranks, asked, offered), ranking
 
 
@@ -86,9 +86,9 @@ class Proposal:
         """The items without joint ones, and a pair's place in each: int64 [n, 2 or 3], text, image, audio in turn."""
         if JOINT not in self.items:
             return self.items, self.pairs
-        texts, sounds = self.items[JOINT].parts[self.pairs[:, 1]].T
+        texts, clips = self.items[JOINT].parts[self.pairs[:, 1]].T
         parts = {which: self.items[which] for which in (TEXT, IMAGE, AUDIO)}
-        return parts, np.stack([texts, self.pairs[:, 0], sounds], 1)
+        return parts, np.stack([texts, self.pairs[:, 0], clips], 1)
 
 
 Proposed = tuple[dict[int, Items], list[Direction]]  # the items of a couple, and the first stage of its directions
@@ -102,8 +102,8 @@ class Retriever:
         model: the network.
         tokenizer: its vocabulary.
         config: the weights of the second score.
-        encoder: joins texts and sounds.
-        decoder: writes sounds down.
+        encoder: joins texts and audio clips.
+        decoder: writes audio clips down.
     """
 
     def __init__(
@@ -156,7 +156,7 @@ class Retriever:
         return self.matching.score(*proposal.parts(), f"matching {proposal.label}")
 
     def _log_likelihoods(self, proposals: Sequence[Proposal]) -> list[np.ndarray]:
-        """A text and a picture that come with and without the text's speech are scored once."""
+        """A text and an image that come with and without the text's speech are scored once."""
         asked = [self._likelihood_of(proposal) for proposal in proposals]
         alike = defaultdict(list)
         for at, (given, texts, _) in enumerate(asked):
@@ -207,13 +207,13 @@ class Retriever:
         return first, second, rankings
 
     def evaluate_folds(self, items: dict[int, Items], depth: int, folds: int) -> tuple[Figures, Figures]:
-        """The mean of :meth:`evaluate`'s figures over ``folds`` galleries of consecutive pictures."""
-        pictures = np.unique(np.concatenate([group.pictures for group in items.values()]))
-        if len(pictures) < folds:
-            raise DataError(f"eval.folds={folds}: the gallery has only {len(pictures)} pictures")
+        """The mean of :meth:`evaluate`'s figures over ``folds`` galleries of consecutive images."""
+        images = np.unique(np.concatenate([group.images for group in items.values()]))
+        if len(images) < folds:
+            raise DataError(f"eval.folds={folds}: the gallery has only {len(images)} images")
         found = []
-        for part in np.array_split(pictures, folds):
-            chosen = {which: group.take(np.isin(group.pictures, part)) for which, group in items.items()}
+        for part in np.array_split(images, folds):
+            chosen = {which: group.take(np.isin(group.images, part)) for which, group in items.items()}
             found.append(self.evaluate({which: group for which, group in chosen.items() if len(group)}, depth)[:2])
         first, second = zip(*found, strict=True)
         return _mean(first), _mean(second)
@@ -235,12 +235,12 @@ class Retriever:
 
     def _rank_all(self, items: dict[int, Items], query: int, gallery: int, depth: int) -> Direction:
         asked, offered = items[query], items[gallery]
-        queries = np.flatnonzero(np.isin(asked.pictures, offered.pictures))
+        queries = np.flatnonzero(np.isin(asked.images, offered.images))
         if not len(queries):
             empty = np.zeros((0, 1), np.int64)
             return Direction(query, gallery, queries, queries, empty, empty.astype(np.float64))
         vectors = asked.embeddings[queries]
-        ranks = recall.ranks(vectors, offered.embeddings, asked.pictures[queries], offered.pictures)
+        ranks = recall.ranks(vectors, offered.embeddings, asked.images[queries], offered.images)
         candidates, cosines = top_k(vectors, offered.embeddings, min(depth or SHOWN, len(offered)))
         return Direction(query, gallery, queries, ranks, candidates, cosines)
 

@@ -11,15 +11,15 @@ from src.data.errors import DataError
 from src.data.pipeline import Loader
 from src.data.schema import AUDIO, IMAGE, TEXT
 from src.data.tokenizer import Tokenizer
-from src.evaluation.masked import Probe
+from src.evaluation.masked import MaskedEvaluator
 from src.evaluation.reconstruction import ReconstructionEvaluator
 from src.evaluation.retrieval import Retriever
 from src.evaluation.sheets import Sheets
 from src.evaluation.text_generation import Writer
 from src.files import write_json
 from src.generation.beam import BeamSearch, BeamSettings
-from src.inference.encode import Encoder, Items, encode_split, first_pictures
-from src.inference.images import Artist, load_tokenizer
+from src.inference.encode import Encoder, Items, encode_split, first_images
+from src.inference.images import ImageGenerator, load_tokenizer
 from src.models.image_tokenizer import ImageTokenizer
 from src.models.opt import OPT, count_parameters
 from src.report.tables import versions
@@ -48,12 +48,12 @@ class Evaluator:
         self.probe = self._build_probe() if config.task == "pretrain" else None
         self._loaders: dict[str, Loader] = {}
 
-    def _build_probe(self) -> Probe:
-        """Codes are made of the pictures of a batch, where these have the size that the image tokenizer reads."""
+    def _build_probe(self) -> MaskedEvaluator:
+        """Codes are made of the images of a batch, where these have the size that the image tokenizer reads."""
         config = self.config
         same_size = config.model.tokenizer.size == config.model.image.size
         reads = same_size and config.data.codes and config.model.image_codes
-        return Probe(config, self.model, self.painter if reads else None)
+        return MaskedEvaluator(config, self.model, self.image_tokenizer if reads else None)
 
     def run(
         self,
@@ -74,7 +74,7 @@ class Evaluator:
 
         Returns:
             task, split, gallery, retrieval, reranked, folds, caption, examples, transcription,
-            transcription_with_picture, reconstruction, drawing, probe, fused_passes, seconds, parameters, versions;
+            transcription_with_image, reconstruction, drawing, probe, fused_passes, seconds, parameters, versions;
             parts that the task or the data leave out are missing.
         """
         settings = self.config.eval
@@ -107,7 +107,7 @@ class Evaluator:
         sheets = Sheets(loader, output / "figures") if output else None
 
         began = time.monotonic()
-        items = encode_split(self.encoder, loader, plan.pictures, *self._read(plan))
+        items = encode_split(self.encoder, loader, plan.images, *self._read(plan))
         if len(items) < 2:
             raise DataError(f"{loader.dataset.folder}: split {split!r} has only one modality: nothing to compare")
         seconds["encode"] = time.monotonic() - began
@@ -115,7 +115,7 @@ class Evaluator:
             began, fused = time.monotonic(), self.retriever.fused
             if plan.rerank and self.config.eval.rerank_likelihood:
                 items = self.for_retrieval(items)
-            compared = first_pictures(items, plan.gallery)
+            compared = first_images(items, plan.gallery)
             metrics["gallery"] = len(compared.get(IMAGE, compared.get(TEXT, ())))
             first, second, rankings = self.retriever.evaluate(compared, plan.rerank)
             metrics.update(retrieval=first, reranked=second, fused_passes=self.retriever.fused - fused)
@@ -126,11 +126,11 @@ class Evaluator:
                 sheets.retrieval(compared, rankings)
         if plan.captions:
             began = time.monotonic()
-            metrics.update(self.writer.run(loader, first_pictures(items, plan.captions), sheets))
+            metrics.update(self.writer.run(loader, first_images(items, plan.captions), sheets))
             seconds["captions"] = time.monotonic() - began
         if plan.draw:
             began = time.monotonic()
-            metrics.update(self._draw(split, first_pictures(items, plan.draw), plan.draw, sheets))
+            metrics.update(self._draw(split, first_images(items, plan.draw), plan.draw, sheets))
             seconds["drawing"] = time.monotonic() - began
         if self.probe is not None and self.probe.active:
             began = time.monotonic()
@@ -147,13 +147,13 @@ class Evaluator:
         """Retrieval as the mean over smaller galleries."""
         count = self.config.eval.folds
         first, second = self.retriever.evaluate_folds(items, rerank, count)
-        pictures = len(items.get(IMAGE, items.get(TEXT, ()))) // count
-        return {"count": count, "gallery": pictures, "retrieval": first, "reranked": second}
+        images = len(items.get(IMAGE, items.get(TEXT, ()))) // count
+        return {"count": count, "gallery": images, "retrieval": first, "reranked": second}
 
-    def _draw(self, split: str, subjects: dict[int, Items], pictures: int, sheets: Sheets | None) -> dict[str, Any]:
-        """What the tokenizer keeps of pictures, and what is recognised in those that are drawn."""
-        reconstruction, pairs = self.reconstruction.measure(split, pictures)
-        drawing, drawn = self.artist.measure(subjects)
+    def _draw(self, split: str, subjects: dict[int, Items], images: int, sheets: Sheets | None) -> dict[str, Any]:
+        """What the tokenizer keeps of images, and what is recognised in those that are drawn."""
+        reconstruction, pairs = self.reconstruction.measure(split, images)
+        drawing, drawn = self.image_generator.measure(subjects)
         if sheets:
             sheets.reconstructions(pairs)
             if TEXT in drawn:
@@ -161,23 +161,23 @@ class Evaluator:
         return {"reconstruction": reconstruction, "drawing": drawing}
 
     def for_retrieval(self, items: dict[int, Items]) -> dict[int, Items]:
-        """With what is heard in the sounds, where pictures are compared with them by likelihood."""
+        """With what is heard in the audio clips, where images are compared with them by likelihood."""
         if not {IMAGE, AUDIO} <= items.keys():
             return items
-        return items | {AUDIO: self.writer.write_down(items[AUDIO])}
+        return items | {AUDIO: self.writer.transcribe(items[AUDIO])}
 
     @functools.cached_property
-    def painter(self) -> ImageTokenizer:
+    def image_tokenizer(self) -> ImageTokenizer:
         """Whose codes the model draws."""
         return load_tokenizer(self.config)
 
     @functools.cached_property
-    def artist(self) -> Artist:
-        return Artist(self.config, self.model, self.painter, self.encoder)
+    def image_generator(self) -> ImageGenerator:
+        return ImageGenerator(self.config, self.model, self.image_tokenizer, self.encoder)
 
     @functools.cached_property
     def reconstruction(self) -> ReconstructionEvaluator:
-        return ReconstructionEvaluator(self.config, self.painter)
+        return ReconstructionEvaluator(self.config, self.image_tokenizer)
 
     def _read(self, plan: "_Plan") -> tuple[set[int], set[int]]:
         """The modalities that are encoded, and those of which more than the embeddings is read."""
@@ -206,12 +206,12 @@ class Evaluator:
 class _Plan:
     """What an evaluation does."""
 
-    gallery: int | None  # pictures to retrieve among, 0: all; None: nothing is retrieved
+    gallery: int | None  # images to retrieve among, 0: all; None: nothing is retrieved
     rerank: int
-    captions: int  # pictures to write about, 0: none
+    captions: int  # images to write about, 0: none
     draw: int  # ... to draw, 0: none
 
     @property
-    def pictures(self) -> int:
+    def images(self) -> int:
         """How many are encoded; 0: all."""
         return 0 if self.gallery == 0 else max(self.gallery or 0, self.captions, self.draw)

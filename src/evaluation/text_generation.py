@@ -1,4 +1,4 @@
-"""Captions of a split's pictures and transcripts of its sounds, with their figures."""
+"""Captions of a split's images and transcripts of its audio clips, with their figures."""
 
 from dataclasses import replace
 from typing import Any
@@ -8,13 +8,12 @@ import numpy as np
 from src.config import Config
 from src.data.pipeline import Loader
 from src.data.schema import AUDIO, IMAGE, TEXT
+from src.demo.facts import FactMetric
 from src.evaluation.sheets import Sheets
-from src.evaluation.text_generation import caption_figures, transcript_figures
 from src.generation.beam import BeamSearch
+from src.inference.encode import Items
 from src.metrics import captions
 from src.metrics.errors import error_rates
-from src.demo.facts import FactMetric
-from src.inference.encode import Items
 
 EXAMPLES = 12  # captions that metrics.json shows
 
@@ -30,18 +29,18 @@ class Writer:
     def __init__(self, config: Config, decoder: BeamSearch) -> None:
         given = config.objectives.denoise_given
         self.decoder = decoder
-        self.captions = config.task != "speech_to_text"  # from pictures alone
-        self.transcribes = "audio" in given  # from sounds alone
-        self.looks = config.task == "speech_to_text" and "image+audio" in given  # from sounds with their pictures
+        self.captions = config.task != "speech_to_text"  # from images alone
+        self.transcribes = "audio" in given  # from audio clips alone
+        self.looks = config.task == "speech_to_text" and "image+audio" in given  # from audio clips with their images
 
     @property
     def wanted(self) -> set[int]:
         """The modalities that are read."""
-        pictures = {IMAGE} if self.captions or self.looks else set()
-        return pictures | ({AUDIO} if self.transcribes or self.looks else set())
+        images = {IMAGE} if self.captions or self.looks else set()
+        return images | ({AUDIO} if self.transcribes or self.looks else set())
 
     def run(self, loader: Loader, items: dict[int, Items], sheets: Sheets | None) -> dict[str, Any]:
-        """``caption`` with ``examples``, ``transcription`` and ``transcription_with_picture``, as far as there are any.
+        """``caption`` with ``examples``, ``transcription`` and ``transcription_with_image``, as far as there are any.
 
         Args:
             items: with the tokens of what is written from.
@@ -50,56 +49,57 @@ class Writer:
         metrics: dict[str, Any] = {}
         if TEXT not in items:
             return metrics
-        about = loader.dataset.info["about"]
-        world = about.get("world") if about.get("source") == "demo" else None
+        world = FactMetric.of(loader.dataset.info["about"])
         texts = references(loader, items[TEXT])
         if IMAGE in items and self.captions:
             metrics.update(self._caption(items, texts, sheets, world))
         if AUDIO in items:
             said = dict(zip(items[TEXT].samples.tolist(), texts, strict=True))
-            sounds = items[AUDIO].take(np.isin(items[AUDIO].samples, items[TEXT].samples))
-            if len(sounds) and self.transcribes:
-                ids = self.write_down(sounds).ids
-                metrics["transcription"] = self._transcript(ids, sounds, said, world)
+            clips = items[AUDIO].take(np.isin(items[AUDIO].samples, items[TEXT].samples))
+            if len(clips) and self.transcribes:
+                ids = self.transcribe(clips).ids
+                metrics["transcription"] = self._transcript(ids, clips, said, world)
             if IMAGE in items and self.looks:
-                seen = sounds.take(np.isin(sounds.pictures, items[IMAGE].pictures))
+                seen = clips.take(np.isin(clips.images, items[IMAGE].images))
                 if len(seen):
                     ids = self._write_down_with(items[IMAGE], seen)
-                    metrics["transcription_with_picture"] = self._transcript(ids, seen, said, world)
+                    metrics["transcription_with_image"] = self._transcript(ids, seen, said, world)
         return metrics
 
-    def write_down(self, sounds: Items) -> Items:
-        """The sounds with what the model hears in them, written once."""
-        if sounds.ids is not None:
-            return sounds
-        return replace(sounds, ids=self.decoder.write({AUDIO: (sounds.tokens, sounds.mask)}, "transcripts"))
+    def transcribe(self, clips: Items) -> Items:
+        """The audio clips with what the model hears in them, written once."""
+        if clips.ids is not None:
+            return clips
+        return replace(clips, ids=self.decoder.write({AUDIO: (clips.tokens, clips.mask)}, "transcripts"))
 
-    def _write_down_with(self, pictures: Items, sounds: Items) -> np.ndarray:
-        """int32 [n, T] from the sounds and each one's picture."""
-        row_of = {number: row for row, number in enumerate(pictures.pictures.tolist())}
-        pictures = pictures.take(np.array([row_of[number] for number in sounds.pictures.tolist()]))
-        given = {IMAGE: (pictures.tokens, pictures.mask), AUDIO: (sounds.tokens, sounds.mask)}
-        return self.decoder.write(given, "transcripts with pictures")
+    def _write_down_with(self, images: Items, clips: Items) -> np.ndarray:
+        """int32 [n, T] from the audio clips and each one's image."""
+        row_of = {number: row for row, number in enumerate(images.images.tolist())}
+        images = images.take(np.array([row_of[number] for number in clips.images.tolist()]))
+        given = {IMAGE: (images.tokens, images.mask), AUDIO: (clips.tokens, clips.mask)}
+        return self.decoder.write(given, "transcripts with images")
 
     def _caption(
-        self, items: dict[int, Items], texts: list[str], sheets: Sheets | None, world: str | None
+        self, items: dict[int, Items], texts: list[str], sheets: Sheets | None, world: FactMetric | None
     ) -> dict[str, Any]:
-        groups = _group(items[TEXT].pictures, texts)
-        pictures = items[IMAGE].take(np.isin(items[IMAGE].pictures, list(groups)))
-        if not len(pictures):
+        groups = _group(items[TEXT].images, texts)
+        images = items[IMAGE].take(np.isin(items[IMAGE].images, list(groups)))
+        if not len(images):
             return {}
-        written = self.decoder.texts(self.decoder.write({IMAGE: (pictures.tokens, pictures.mask)}, "captions"))
-        owned = [groups[number] for number in pictures.pictures]
+        written = self.decoder.texts(self.decoder.write({IMAGE: (images.tokens, images.mask)}, "captions"))
+        owned = [groups[number] for number in images.images]
         if sheets:
-            sheets.captions(pictures, written, owned, world)
+            sheets.captions(images, written, owned, world)
         examples = list(zip(written, owned, strict=True))[:EXAMPLES]
         return {
             "caption": caption_figures(written, owned, world),
             "examples": [{"caption": caption, "references": group} for caption, group in examples],
         }
 
-    def _transcript(self, ids: np.ndarray, sounds: Items, said: dict[int, str], world: str | None) -> dict[str, Any]:
-        spoken = [said[sample] for sample in sounds.samples.tolist()]
+    def _transcript(
+        self, ids: np.ndarray, clips: Items, said: dict[int, str], world: FactMetric | None
+    ) -> dict[str, Any]:
+        spoken = [said[sample] for sample in clips.samples.tolist()]
         return transcript_figures(self.decoder.texts(ids), spoken, world)
 
 
@@ -115,3 +115,22 @@ def _group(numbers: np.ndarray, texts: list[str]) -> dict[int, list[str]]:
     for number, text in zip(numbers.tolist(), texts, strict=True):
         groups.setdefault(number, []).append(text)
     return groups
+
+
+def caption_figures(predictions: list[str], references: list[list[str]], world: FactMetric | None) -> dict[str, Any]:
+    """Metrics on words with those on characters inside, and the share of facts right where a demo world was drawn.
+
+    Args:
+        predictions: one an image.
+        references: the captions of each image.
+        world: of the demo, or None.
+    """
+    scored = captions.score(predictions, references)
+    facts = world.score(predictions, references) if world else {}
+    return {**facts, **scored["words"], "characters": scored["characters"], "images": len(predictions)}
+
+
+def transcript_figures(predictions: list[str], references: list[str], world: FactMetric | None) -> dict[str, Any]:
+    """Error rates, and the share of facts right where a demo world was drawn."""
+    facts = world.score(predictions, [[text] for text in references]) if world else {}
+    return {**error_rates(predictions, references), **facts, "clips": len(predictions)}

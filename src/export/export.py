@@ -193,7 +193,7 @@ def compare(graph: Graph, path: Path, rows: int | str, limits: Limits) -> dict[s
     loaded = nn.GraphCell(ms.load(str(path)))
     rng = np.random.default_rng(0)
     count = CHECKED_ROWS if rows == ANY else int(rows)
-    inputs = [draw_input(name, field, count, rng, limits) for name, field in graph.inputs.items()]
+    inputs = [random_input(name, field, count, rng, limits) for name, field in graph.inputs.items()]
     wanted = _run(graph.cell, inputs)
     pairs = [(wanted, _run(loaded, inputs))]
     if rows == ANY:
@@ -221,7 +221,7 @@ def _difference(name: str, wanted: np.ndarray, got: np.ndarray) -> float:
     return float(np.abs(wanted.astype(np.float64) - got).max())
 
 
-def draw_input(name: str, field: Field, rows: int, rng: np.random.Generator, limits: Limits) -> np.ndarray:
+def random_input(name: str, field: Field, rows: int, rng: np.random.Generator, limits: Limits) -> np.ndarray:
     """A random valid input of a graph: every mask leaves something, no row lacks all modalities."""
     shape = (rows, *field.shape)
     if name.endswith("_mask"):
@@ -242,7 +242,7 @@ def describe_preprocessing(config: ModelConfig, tokenizer: Tokenizer) -> dict[st
             "layout": "[CLS] lower-cased WordPieces, every Han character alone [SEP] [PAD] …",
             "ids": {token: tokenizer.vocab.index(token) for token in SPECIALS},
         },
-        "image": PICTURES[config.image.input](config.image),
+        "image": IMAGES[config.image.input](config.image),
         "audio": SOUNDS[config.audio.input](config.audio),
     }
 
@@ -260,7 +260,7 @@ def _describe_regions(image: ImageEncoderConfig) -> dict[str, Any]:
     return {
         "regions": image.regions,
         "layout": "a detector's features, float16, the surest first, 0 behind the last; mask 1 on regions",
-        "boxes": "x1, y1, x2, y2, width, height and area, as shares of the picture's width, height and area",
+        "boxes": "x1, y1, x2, y2, width, height and area, as shares of the image's width, height and area",
     }
 
 
@@ -269,7 +269,7 @@ def _describe_fbank(audio: AudioEncoderConfig) -> dict[str, Any]:
         **{key: getattr(audio, key) for key in AUDIO_KEYS["fbank"]},
         "layout": "frames × mels, uint8, 0 behind audio_frames",
         "window": "Hann, power spectrum, Slaney mel bands of unit area",
-        "scale": f"log10; 255 is the loudest band of the sound, 0 is 10^-{DECADES:g} of it or less",
+        "scale": f"log10; 255 is the loudest band of the audio, 0 is 10^-{DECADES:g} of it or less",
         "normalisation": "inside the graph",
     }
 
@@ -284,5 +284,5 @@ def _describe_waveform(audio: AudioEncoderConfig) -> dict[str, Any]:
     return {"sample_rate": audio.sample_rate, "samples": audio.length, "layout": layout}
 
 
-PICTURES = {"patch": _describe_patches, "region": _describe_regions}
+IMAGES = {"patch": _describe_patches, "region": _describe_regions}
 SOUNDS = {"fbank": _describe_fbank, "feature": _describe_features, "wav2vec2": _describe_waveform}

@@ -6,7 +6,7 @@
     cross_encoder    tokens, masks and presence         → fused, fused_mask, match_logits
     text_decoder     text_ids, fused, fused_mask        → text_logits
 
-Equal names fit together: the encoders feed the cross-modal encoder, which feeds the decoder. Pictures and log-mel
+Equal names fit together: the encoders feed the cross-modal encoder, which feeds the decoder. Images and log-mel
 frames enter as bytes and are scaled inside the graph.
 """
 
@@ -138,7 +138,7 @@ def _handed_fields(model: OPT, config: ModelConfig) -> dict[str, Field]:
     }
     return tokens | {
         "image_mask": Field(np.int32, model.image_shape[:1], "1 on patches or regions"),
-        "audio_mask": Field(np.int32, model.audio_shape[:1], "1 on tokens that hold sound"),
+        "audio_mask": Field(np.int32, model.audio_shape[:1], "1 on tokens that hold audio"),
         "fused": Field(np.float32, (length, config.cross.width), "[CLS], text, image and audio, fused"),
         "fused_mask": Field(np.int32, (length,), "1 where fused may be attended"),
     }

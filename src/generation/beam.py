@@ -1,4 +1,4 @@
-"""Writing text from a picture, a sound or both: beam search over a key/value cache; greedy decoding is a beam of one.
+"""Writing text from an image, an audio clip or both: beam search over a key/value cache; greedy decoding is a beam of one.
 
 Letters: ``B`` inputs, ``K`` beams of each, ``N`` = B·K rows, ``T`` positions, ``V`` vocabulary, ``L`` tokens of one.
 """
@@ -183,7 +183,7 @@ class BeamSearch:
         """A text for every row.
 
         Args:
-            given: encoded pictures, sounds or both, by modality, n rows of each; the others are absent.
+            given: encoded images, audio clips or both, by modality, n rows of each; the others are absent.
             label: of the progress bar.
 
         Returns:
@@ -195,7 +195,7 @@ class BeamSearch:
         graphs = self._graphs.setdefault((*present, self.settings.no_repeat_ngram > 0), {})
         size = fitting_size(count, self.batch_size, graphs)
         if size not in graphs:
-            places = self.model.cross_encoder.places_alone(*present)
+            places = self.model.cross_encoder.single_modality_positions(*present)
             graphs[size] = _Fuse(self.model, present), *self.build(size, places)
         fuse, read, step = graphs[size]
         texts = np.empty((count, self.model.text_len), np.int32)

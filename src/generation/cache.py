@@ -98,7 +98,7 @@ class CachedDecoder(nn.Cell):
     Dropout is off, whatever mode the decoder is in.
 
     Args:
-        decoder: of texts or of pictures.
+        decoder: of texts or of images.
         memories: B.
         places: int32 [Lm], the fused tokens that a memory is made of.
         beams: K.

@@ -1,7 +1,7 @@
-"""Drawing pictures from a text, a sound or both: sampling of image codes, with a key/value cache.
+"""Drawing images from a text, an audio clip or both: sampling of image codes, with a key/value cache.
 
 Letters: ``n`` rows to draw for, ``N`` samples of each, ``B`` samples drawn at once, ``L`` fused length, ``D`` width,
-``K`` codes, ``P'`` codes of a picture.
+``K`` codes, ``P'`` codes of an image.
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ Encoded = tuple[np.ndarray, np.ndarray]  # tokens float32 [n, length, width] and
 class Sampling:
     """How codes are drawn; the order is guidance, top-k, temperature."""
 
-    samples: int = 1  # N: pictures for each row
+    samples: int = 1  # N: images for each row
     temperature: float = 1.0  # 0: always the likeliest code
     top_k: int = 0  # only the k likeliest codes are drawn; 0: all
     guidance: float = 0.0  # w: logits are (1 + w) · given − w · given nothing (Ho and Salimans 2022)
@@ -65,7 +65,7 @@ class _Step(nn.Cell):
         return both[:rows] + guidance * (both[:rows] - both[rows:])
 
 
-def draw_codes(logits: np.ndarray, noise: np.ndarray, top_k: int) -> np.ndarray:
+def sample_codes(logits: np.ndarray, noise: np.ndarray, top_k: int) -> np.ndarray:
     """One code a row by the Gumbel-max trick.
 
     On the host: no slower than in the graph, and one graph serves every ``top_k``.
@@ -87,7 +87,7 @@ def draw_codes(logits: np.ndarray, noise: np.ndarray, top_k: int) -> np.ndarray:
 
 
 class CodeSampler:
-    """Draws code sequences; the same seed gives the same pictures whatever the batch and the order of rows.
+    """Draws code sequences; the same seed gives the same images whatever the batch and the order of rows.
 
     Args:
         cross_encoder: fuses what is given.
@@ -107,7 +107,7 @@ class CodeSampler:
         rows: Sequence[int] | None = None,
         label: str = "drawing",
     ) -> np.ndarray:
-        """Draws N pictures for every row.
+        """Draws N images for every row.
 
         Args:
             sampling: how.
@@ -121,7 +121,7 @@ class CodeSampler:
         count = len((text or audio)[0])
         rows = range(count) if rows is None else rows
         given = [which for which, encoded in ((TEXT, text), (AUDIO, audio)) if encoded is not None]
-        places = self.cross_encoder.places_alone(*given)
+        places = self.cross_encoder.single_modality_positions(*given)
         memory, mask = (part[:, places] for part in self._fuse(text, audio, label))
         nothing = None
         if sampling.guidance:
@@ -183,5 +183,5 @@ class CodeSampler:
             if sampling.temperature:
                 for row, stream in zip(noise, streams, strict=False):
                     row[:] = sampling.temperature * stream.gumbel(size=len(row))
-            last = codes[:, position] = draw_codes(logits, noise, sampling.top_k)
+            last = codes[:, position] = sample_codes(logits, noise, sampling.top_k)
         return codes

@@ -21,7 +21,7 @@ def never_written(tokenizer: Tokenizer) -> np.ndarray:
     return never
 
 
-class _Draw(nn.Cell):
+class _SampleStep(nn.Cell):
     """One token further, by inverting the distribution function.
 
     Inputs:
@@ -52,7 +52,7 @@ class TextSampler:
 
     def __init__(self, cached: CachedDecoder, tokenizer: Tokenizer) -> None:
         self.cached, self.tokenizer = cached, tokenizer
-        self.step = called_often(_Draw(cached, never_written(tokenizer)))
+        self.step = called_often(_SampleStep(cached, never_written(tokenizer)))
 
     def draw(self, inputs: int, random: Callable[[int], np.ndarray]) -> np.ndarray:
         """Texts of what the cache has read.

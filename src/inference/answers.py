@@ -32,7 +32,7 @@ class Search:
 
     query: Medium | None
     plan: Plan
-    mark: str  # of the checkpoint
+    fingerprint: str  # of the checkpoint
 
     @property
     def few(self) -> bool:
@@ -43,7 +43,7 @@ class Search:
         """Answers the query and keeps the gallery in an index, or does one of both."""
         found = gallery.embed(self.plan, evaluator.encoder, evaluator.tokenizer, evaluator.config.model)
         if index is not None:
-            gallery.keep(index, found, self.mark)
+            gallery.keep(index, found, self.fingerprint)
             print(f"{index} holds {len(found.names)} files of {found.folder}", end="\n\n")
         if self.query is not None:
             answer(evaluator, self.query, found, top, output)
@@ -61,12 +61,12 @@ def prepare(
         return None
     _check_task(config)
     asked = media.read_query(query, config.model) if query is not None else None
-    mark = gallery.mark_of(checkpoint, config.model)
-    return Search(asked, gallery.plan(folder, index, mark), mark)
+    fingerprint = gallery.fingerprint_of(checkpoint, config.model)
+    return Search(asked, gallery.plan(folder, index, fingerprint), fingerprint)
 
 
 def read_things(path: Path, config: Config) -> list[Medium]:
-    """The pictures and sounds that are to be described; what of them the model does not read is said.
+    """The images and audio clips that are to be described; what of them the model does not read is said.
 
     Raises:
         DataError: there are none, or none can be read.
@@ -85,11 +85,11 @@ def _check_task(config: Config) -> None:
 
 
 def read_subject(subject: str, config: Config) -> Medium:
-    """The text or the sound to draw.
+    """The text or the audio to draw.
 
     Raises:
         ConfigError: the model draws nothing, or nothing says whose codes it draws.
-        DataError: the subject is empty, cannot be read, or is a picture.
+        DataError: the subject is empty, cannot be read, or is an image.
     """
     _check_task(config)
     if not config.model.image_codes:
@@ -98,21 +98,21 @@ def read_subject(subject: str, config: Config) -> Medium:
         raise ConfigError("--draw: data.codes is empty: name the run folder of the image tokenizer")
     medium = media.read_query(subject, config.model, "--draw")
     if medium.modality == IMAGE:
-        raise DataError(f"--draw {subject}: a picture is drawn already; expected a text or a sound")
+        raise DataError(f"--draw {subject}: an image is drawn already; expected a text or an audio clip")
     return medium
 
 
-def read_seen(picture: Path, things: list[Medium], config: Config) -> Medium:
-    """The picture that belongs to the sounds.
+def read_seen(image: Path, things: list[Medium], config: Config) -> Medium:
+    """The image that belongs to the audio clips.
 
     Raises:
-        DataError: it cannot be read, or there is no sound that it could belong to.
+        DataError: it cannot be read, or there is no audio that it could belong to.
     """
     if all(medium.modality != AUDIO for medium in things):
-        raise DataError(f"--seen {picture}: --input holds no sound that it could belong to")
-    if picture.is_dir():
-        raise DataError(f"--seen {picture} is a folder: expected a picture")
-    (file,) = media.find_files(picture, (IMAGE,))
+        raise DataError(f"--seen {image}: --input holds no audio that it could belong to")
+    if image.is_dir():
+        raise DataError(f"--seen {image} is a folder: expected an image")
+    (file,) = media.find_files(image, (IMAGE,))
     return media.read_file(file, config.model)
 
 
@@ -182,10 +182,10 @@ def answer(evaluator: Evaluator, query: Medium, offered: Gallery, top: int, outp
 
 
 def describe(evaluator: Evaluator, things: list[Medium], output: Path | None, seen: Medium | None = None) -> list[str]:
-    """Prints what the model writes about pictures and hears in sounds; saves it in COCO's result format.
+    """Prints what the model writes about images and hears in audio clips; saves it in COCO's result format.
 
     Args:
-        seen: a picture that belongs to every sound.
+        seen: an image that belongs to every audio.
     """
     names, texts = [], []
     for modality, members in media.group(things).items():
@@ -201,23 +201,23 @@ def describe(evaluator: Evaluator, things: list[Medium], output: Path | None, se
 
 
 def draw(evaluator: Evaluator, subject: Medium, output: Path) -> list[float]:
-    """Draws a text or a sound ``eval.draw_samples`` times; writes the pictures, the best first, a sheet and a table.
+    """Draws a text or an audio clip ``eval.draw_samples`` times; writes the images, the best first, a sheet and a table.
 
     Returns:
         how well each suits the subject (``eval.draw_rank``), the best first.
     """
     items = media.encode(evaluator.encoder, evaluator.tokenizer, [subject], evaluator.config.model)
-    (pictures,), (scores,) = evaluator.artist.draw_all(subject.modality, items)
+    (images,), (scores,) = evaluator.image_generator.draw_all(subject.modality, items)
     order = np.argsort(-scores, kind="stable")
     output.mkdir(parents=True, exist_ok=True)
     files = [output / f"drawing-{rank}.png" for rank in range(1, len(order) + 1)]
-    for file, picture in zip(files, pictures[order], strict=True):
-        Image.fromarray(picture).save(file)
+    for file, image in zip(files, images[order], strict=True):
+        Image.fromarray(image).save(file)
     found = scores[order].tolist()
     rows = [[rank, str(file), score] for rank, (file, score) in enumerate(zip(files, found, strict=True), 1)]
     print(table(rows, ["", f"drawn of {subject.name}", evaluator.config.eval.draw_rank]))
     shown = [f"{rank}  {score:.3f}" for rank, score in enumerate(found, 1)]
-    album_sheet(output / "drawing.png", subject.name, list(zip(pictures[order], shown, strict=True)))
+    album_sheet(output / "drawing.png", subject.name, list(zip(images[order], shown, strict=True)))
     entries = [{"file": file.name, "score": score} for file, score in zip(files, found, strict=True)]
     write_json(output / "drawing.json", {"subject": subject.name, "drawings": entries})
     return found

@@ -1,4 +1,4 @@
-"""Encodes what is compared: every text, picture and sound once.
+"""Encodes what is compared: every text, image and audio once.
 
 Kernels round a row otherwise at another batch size or in another place of the batch. So a split is encoded in the
 order of its records' keys, a fixed number of rows at a time: figures are the same whatever the batch size and the order
@@ -74,7 +74,7 @@ class _Join(nn.Cell):
 class Items:
     """Encoded items of one modality.
 
-    ``pictures`` says what belongs together: items of the same number are of the same picture. ``samples`` says where
+    ``images`` says what belongs together: items of the same number are of the same image. ``samples`` says where
     an item stands in its split. A joint item, a text with its speech, has no tokens of its own: ``parts`` says where
     its two are.
     """
@@ -82,17 +82,17 @@ class Items:
     tokens: np.ndarray  # float32 [n, L, D]
     mask: np.ndarray  # int32 [n, L], 1 on tokens
     embeddings: np.ndarray  # float32 [n, E]
-    pictures: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # int64 [n]
+    images: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # int64 [n]
     samples: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # int64 [n]
-    ids: np.ndarray | None = None  # int32 [n, T]: of texts; of sounds what the model wrote down, where it did
-    parts: np.ndarray | None = None  # int64 [n, 2]: of joint items, the places of their text and sound
+    ids: np.ndarray | None = None  # int32 [n, T]: of texts; of audio clips what the model wrote down, where it did
+    parts: np.ndarray | None = None  # int64 [n, 2]: of joint items, the places of their text and audio
 
     def __len__(self) -> int:
         return len(self.embeddings)
 
     def take(self, rows: np.ndarray | slice) -> "Items":
         """Some of the items: an index, a mask or a slice."""
-        arrays = (self.tokens, self.mask, self.embeddings, self.pictures, self.samples, self.ids, self.parts)
+        arrays = (self.tokens, self.mask, self.embeddings, self.images, self.samples, self.ids, self.parts)
         return Items(*(None if array is None else array[rows] for array in arrays))
 
 
@@ -111,19 +111,19 @@ class Encoder:
         """pixels uint8 [n, S, S, 3], or of regions the fields that ``schema.IMAGE_FIELDS`` names."""
         return Items(*self._run(self._image, inputs))
 
-    def audio(self, sounds: np.ndarray, frames: np.ndarray) -> Items:
-        """sounds [n, M, …] as ``schema.sound_layout`` says, frames int32 [n]."""
-        return Items(*self._run(self._audio, (sounds, frames)))
+    def audio(self, clips: np.ndarray, frames: np.ndarray) -> Items:
+        """audio clips [n, M, …] as ``schema.audio_layout`` says, frames int32 [n]."""
+        return Items(*self._run(self._audio, (clips, frames)))
 
-    def joint(self, texts: Items, sounds: Items) -> Items | None:
-        """The texts whose sample has a sound, each with it, or None where there are none."""
-        place = {sample: at for at, sample in enumerate(sounds.samples.tolist())}
+    def joint(self, texts: Items, clips: Items) -> Items | None:
+        """The texts whose sample has an audio clip, each with it, or None where there are none."""
+        place = {sample: at for at, sample in enumerate(clips.samples.tolist())}
         parts = [(at, place[sample]) for at, sample in enumerate(texts.samples.tolist()) if sample in place]
         if not parts:
             return None
         rows = np.array(parts, np.int64)
         chosen = texts.take(rows[:, 0])
-        (embeddings,) = run_batched(self._join, ROWS, (chosen.embeddings, sounds.embeddings[rows[:, 1]]))
+        (embeddings,) = run_batched(self._join, ROWS, (chosen.embeddings, clips.embeddings[rows[:, 1]]))
         return replace(chosen, tokens=chosen.tokens[:, :0], embeddings=embeddings, parts=rows)
 
     def _run(self, cell: nn.Cell, arrays: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
@@ -138,7 +138,7 @@ class _Stream:
 
     def __init__(self, encode: Callable[..., Items], keeps_tokens: bool) -> None:
         self.encode, self.keeps_tokens = encode, keeps_tokens
-        self.waiting: list[tuple[np.ndarray, ...]] = []  # pictures, samples, what the encoder reads
+        self.waiting: list[tuple[np.ndarray, ...]] = []  # images, samples, what the encoder reads
         self.count = 0
         self.done: list[Items] = []
 
@@ -155,16 +155,16 @@ class _Stream:
             self._encode(self.count)
         if not self.done:
             return None
-        names = ("tokens", "mask", "embeddings", "pictures", "samples")
+        names = ("tokens", "mask", "embeddings", "images", "samples")
         joined = Items(*(np.concatenate([getattr(part, name) for part in self.done]) for name in names))
         ids = [part.ids for part in self.done if part.ids is not None]
         return replace(joined, ids=np.concatenate(ids)) if ids else joined
 
     def _encode(self, count: int) -> None:
         columns = [np.concatenate(parts) for parts in zip(*self.waiting, strict=True)]
-        pictures, samples, *inputs = [column[:count] for column in columns]
+        images, samples, *inputs = [column[:count] for column in columns]
         items = self.encode(*(pad_rows(column, ROWS) for column in inputs)).take(slice(count))
-        items = replace(items, pictures=pictures, samples=samples)
+        items = replace(items, images=images, samples=samples)
         self.done.append(items if self.keeps_tokens else replace(items, tokens=items.tokens[:, :0].copy()))
         self.count -= count
         self.waiting = [tuple(column[count:] for column in columns)] if self.count else []
@@ -173,20 +173,20 @@ class _Stream:
 def encode_split(
     encoder: Encoder,
     loader: Loader,
-    pictures: int = 0,
+    images: int = 0,
     wanted: Collection[int] = (TEXT, IMAGE, AUDIO),
     keep_tokens: Collection[int] = (TEXT, IMAGE, AUDIO),
 ) -> dict[int, Items]:
-    """The items of a split's first pictures by modality, in the order of :func:`by_key`; empty modalities are left out.
+    """The items of a split's first images by modality, in the order of :func:`by_key`; empty modalities are left out.
 
-    A picture is an item once, however many captions it has.
+    An image is an item once, however many captions it has.
 
     Args:
-        pictures: how many; 0: all.
+        images: how many; 0: all.
         wanted: the modalities that are encoded. Of texts the ids are there in any case.
         keep_tokens: the modalities whose tokens are kept beside the embeddings: they take a hundred times the memory.
     """
-    numbers, count = number_pictures(loader.dataset.samples[:, 2], pictures)
+    numbers, count = number_images(loader.dataset.samples[:, 2], images)
     order = by_key(loader.dataset, count)
     encoders = {TEXT: encoder.text if TEXT in wanted else _only_ids, IMAGE: encoder.image, AUDIO: encoder.audio}
     streams = {
@@ -227,19 +227,19 @@ def _only_ids(ids: np.ndarray, mask: np.ndarray) -> Items:
     return Items(np.zeros((len(ids), 0, 0), np.float32), mask, np.zeros((len(ids), 0), np.float32), ids=ids)
 
 
-def number_pictures(image_ids: np.ndarray, pictures: int) -> tuple[np.ndarray, int]:
-    """Pictures numbered as they first appear, int64 [n], and how many samples the first ``pictures`` (0: all) take."""
+def number_images(image_ids: np.ndarray, images: int) -> tuple[np.ndarray, int]:
+    """Images numbered as they first appear, int64 [n], and how many samples the first ``images`` (0: all) take."""
     _, first, inverse = np.unique(image_ids, return_index=True, return_inverse=True)
     order = np.empty(len(first), np.int64)
     order[np.argsort(first)] = np.arange(len(first))
     numbers = order[inverse]
-    beyond = np.flatnonzero(numbers >= pictures) if pictures else []
+    beyond = np.flatnonzero(numbers >= images) if images else []
     return numbers, int(beyond[0]) if len(beyond) else len(numbers)
 
 
-def first_pictures(items: dict[int, Items], pictures: int) -> dict[int, Items]:
-    """Only the items of the first pictures (0: all)."""
-    if not pictures:
+def first_images(items: dict[int, Items], images: int) -> dict[int, Items]:
+    """Only the items of the first images (0: all)."""
+    if not images:
         return items
-    kept = {modality: group.take(group.pictures < pictures) for modality, group in items.items()}
+    kept = {modality: group.take(group.images < images) for modality, group in items.items()}
     return {modality: group for modality, group in kept.items() if len(group)}

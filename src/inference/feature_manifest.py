@@ -45,9 +45,9 @@ def safe_name(name: str) -> str:
 
 
 def write_manifest(output: Path, entries: Sequence[Entry], media: Path, names: dict[str, dict[str, Path]]) -> None:
-    """The manifest with features in place of sounds and beside pictures; paths start from its own folder.
+    """The manifest with features in place of audio clips and beside images; paths start from its own folder.
 
-    A picture or sound without features loses only them: its row stays.
+    An image or audio without features loses only them: its row stays.
     """
     lines: list[bytes] = []
     for entry in entries:
@@ -59,7 +59,7 @@ def write_manifest(output: Path, entries: Sequence[Entry], media: Path, names: d
             if isinstance(entry.get("image"), str):
                 entry["image"] = os.path.relpath(media / entry["image"], output)
             if "audio" in entry:
-                entry["audio"] = _sounds(entry["audio"], output, media, names.get("audio"))
+                entry["audio"] = _audio(entry["audio"], output, media, names.get("audio"))
         lines.append(entry if isinstance(entry, bytes) else _encode(entry))
     write_bytes(output / MANIFEST, b"\n".join(lines) + b"\n")
 
@@ -71,10 +71,10 @@ def _encode(entry: dict[str, Any]) -> bytes:
         return json.dumps(entry).encode()
 
 
-def _sounds(value: Any, output: Path, media: Path, features: dict[str, Path] | None) -> Any:
-    """A row's sounds as its features, null where there are none; without features the sounds themselves."""
+def _audio(value: Any, output: Path, media: Path, features: dict[str, Path] | None) -> Any:
+    """A row's audio clips as its features, null where there are none; without features the audio clips themselves."""
     if isinstance(value, list):
-        return [_sounds(name, output, media, features) for name in value]
+        return [_audio(name, output, media, features) for name in value]
     if not isinstance(value, str):
         return value
     if features is None:

@@ -1,9 +1,9 @@
-"""Writes features of a manifest's pictures and sounds with trained encoders, for models that read features instead.
+"""Writes features of a manifest's images and audio clips with trained encoders, for models that read features instead.
 
 python -m src.inference.features --input manifest.jsonl --checkpoint runs/mine --output data/features
 python -m src.inference.features --input manifest.jsonl --config mine.yaml --output data/features     with its init_from
 
-The folder gets a picture's patches as regions in regions/….npz, a sound's tokens in audio/….npy, and manifest.jsonl,
+The folder gets an image's patches as regions in regions/….npz, an audio clip's tokens in audio/….npy, and manifest.jsonl,
 which names them. What is there already is not made again: repeat an interrupted call.
 """
 
@@ -24,10 +24,11 @@ from src.checkpoints.checkpoint import load_checkpoint_config
 from src.checkpoints.files import locate
 from src.checkpoints.pretrained import init_encoders
 from src.config import Config, ModelConfig, load_config
-from src.data import audio, image
+from src.data.audio import read_audio
 from src.data.errors import DataError
+from src.data.image import crop_square, open_rgb
 from src.data.regions import half
-from src.data.schema import sound_layout
+from src.data.schema import audio_layout
 from src.files import write_text
 from src.inference.feature_manifest import MANIFEST, Entry, named_files, read_manifest, safe_name, write_manifest
 from src.inference.load import load_model
@@ -41,8 +42,8 @@ KINDS = ("image", "audio")
 Arrays = dict[str, np.ndarray]
 
 
-class PictureFeatures(nn.Cell):
-    """A picture's patches, as if a detector had found them.
+class ImageFeatures(nn.Cell):
+    """An image's patches, as if a detector had found them.
 
     Inputs:
         image (B, S, S, 3) uint8.
@@ -63,19 +64,19 @@ class PictureFeatures(nn.Cell):
     def read(self, path: Path) -> tuple[tuple[np.ndarray, ...], Arrays]:
         """What the graph reads of a file, and what is written beside the features: where the patches are."""
         try:
-            picture = image.open_rgb(path.read_bytes(), str(path), self.size)
+            image = open_rgb(path.read_bytes(), str(path), self.size)
         except (OSError, ValueError):  # ValueError: a zero byte in the name
-            raise DataError(f"{path}: no such picture file") from None
-        width, height = picture.size
+            raise DataError(f"{path}: no such image file") from None
+        width, height = image.size
         beside = {"boxes": patch_boxes(width, height, self.side), "width": np.array(width), "height": np.array(height)}
-        return (image.square(picture, self.size),), beside
+        return (crop_square(image, self.size),), beside
 
     def write(self, path: Path, features: np.ndarray, beside: Arrays) -> None:
         np.savez(path, features=features, **beside)
 
 
-class SoundFeatures(nn.Cell):
-    """A sound's tokens.
+class AudioFeatures(nn.Cell):
+    """An audio clip's tokens.
 
     Inputs:
         audio (B, M, …), frames (B,) int32.
@@ -90,22 +91,22 @@ class SoundFeatures(nn.Cell):
         super().__init__(auto_prefix=False)
         self.model, self.config = model, config.audio
 
-    def construct(self, sounds, frames):
-        return self.model.audio_encoder(sounds, frames)
+    def construct(self, clips, frames):
+        return self.model.audio_encoder(clips, frames)
 
     def read(self, path: Path) -> tuple[tuple[np.ndarray, ...], Arrays]:
         """What the graph reads of a file; nothing is written beside the features."""
-        sound, config = audio.read_sound(path, self.config), self.config
-        dtype, frame = sound_layout(config.input, config.mels, config.feature_dim)
+        clip, config = read_audio(path, self.config), self.config
+        dtype, frame = audio_layout(config.input, config.mels, config.feature_dim)
         room = np.zeros((config.length, *frame), dtype)
-        room[: len(sound)] = sound
-        return (room, np.array(len(sound), np.int32)), {}
+        room[: len(clip)] = clip
+        return (room, np.array(len(clip), np.int32)), {}
 
     def write(self, path: Path, features: np.ndarray, beside: Arrays) -> None:
         np.save(path, features)
 
 
-Extractor = PictureFeatures | SoundFeatures
+Extractor = ImageFeatures | AudioFeatures
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ class Job:
 
 
 def patch_boxes(width: int, height: int, side: int) -> np.ndarray:
-    """float32 [side², 4]: the patches of the centred square of a picture, x1, y1, x2, y2 in its pixels, row by row."""
+    """float32 [side², 4]: the patches of the centred square of an image, x1, y1, x2, y2 in its pixels, row by row."""
     square = min(width, height)
     edges = np.arange(side + 1) * (square / side)
     x, y = edges + (width - square) / 2, edges + (height - square) / 2
@@ -135,7 +136,7 @@ def parse() -> argparse.Namespace:
     encoders = parser.add_mutually_exclusive_group(required=True)
     encoders.add_argument("--checkpoint", metavar="DIR", help="run or checkpoint folder of the encoders")
     encoders.add_argument("--config", metavar="FILE", help="configuration with init_from of ViT, wav2vec 2.0")
-    parser.add_argument("--only", choices=KINDS, help="pictures or sounds alone (default: what the encoders read)")
+    parser.add_argument("--only", choices=KINDS, help="images or audio clips alone (default: what the encoders read)")
     parser.add_argument("settings", nargs="*", metavar="key=value", help="changes of the configuration")
     return parser.parse_intermixed_args()
 
@@ -157,7 +158,7 @@ def main() -> None:
     claim(args.output, model, config.model, kinds)
     names, failed = {}, 0
     for kind in kinds:
-        extractor = (PictureFeatures if kind == "image" else SoundFeatures)(model, config.model)
+        extractor = (ImageFeatures if kind == "image" else AudioFeatures)(model, config.model)
         jobs = plan(entries, kind, media, args.output, extractor)
         bad = extract(extractor, list(jobs.values()), config.eval.batch_size)
         names[kind] = {name: job.target for name, job in jobs.items() if job not in bad}
@@ -187,7 +188,7 @@ def usable(config: ModelConfig, only: str | None) -> list[str]:
     found = [kind for kind in wanted if reads[kind]]
     if not found:
         what = " and ".join(f"model.{kind}.input={getattr(config, kind).input}" for kind in wanted)
-        raise DataError(f"{what}: features are made of pixels and sound by an encoder that reads them")
+        raise DataError(f"{what}: features are made of pixels and audio by an encoder that reads them")
     return found
 
 
@@ -282,10 +283,10 @@ def _write(extractor: Extractor, job: Job, features: np.ndarray, beside: Arrays)
 
 def settings(model: OPT, kinds: Sequence[str]) -> list[str]:
     """The settings of a model that reads these features."""
-    (patches, width), (frames, sound_width) = model.image_shape, model.audio_shape
+    (patches, width), (frames, audio_width) = model.image_shape, model.audio_shape
     found = {
         "image": [f"model.image.{key}" for key in ("input=region", f"regions={patches}", f"region_dim={width}")],
-        "audio": ["input=feature", f"feature_dim={sound_width}", f"max_frames={frames}", "stride=1"],
+        "audio": ["input=feature", f"feature_dim={audio_width}", f"max_frames={frames}", "stride=1"],
     }
     found["audio"] = [f"model.audio.{key}" for key in found["audio"]]
     return [setting for kind in kinds for setting in found[kind]]

@@ -62,7 +62,7 @@ class Plan:
         return int((self.known < 0).sum())
 
 
-def mark_of(checkpoint: Path, model: ModelConfig) -> str:
+def fingerprint_of(checkpoint: Path, model: ModelConfig) -> str:
     """What tells a model from all others: the sha256 of its weights, its vocabulary and its settings."""
     settings = asdict(model)
     settings["text"].pop("vocab")  # a path
@@ -70,13 +70,13 @@ def mark_of(checkpoint: Path, model: ModelConfig) -> str:
     return hashlib.sha256(whole.encode()).hexdigest()
 
 
-def plan(folder: Path | None, index: Path | None, mark: str) -> Plan:
+def plan(folder: Path | None, index: Path | None, fingerprint: str) -> Plan:
     """Looks at the folder and at the index, or at one of them; the folder is by default the index's.
 
     Raises:
         DataError: a folder or an index that is missing, empty, or of another checkpoint.
     """
-    known = load(index, mark) if index is not None else None
+    known = load(index, fingerprint) if index is not None else None
     if folder is None and known is not None:
         folder = known.folder
         if not folder.is_dir():
@@ -130,14 +130,14 @@ def embed(plan: Plan, encoder: Encoder, tokenizer: Tokenizer, model: ModelConfig
     return Gallery(plan.folder, names, plan.stamps[places], np.stack([found[at] for at in places]))
 
 
-def keep(path: Path, gallery: Gallery, mark: str) -> None:
+def keep(path: Path, gallery: Gallery, fingerprint: str) -> None:
     """Writes an index whole or not at all."""
-    about = {"format": FORMAT, "checkpoint": mark, "folder": str(gallery.folder.resolve())}
+    about = {"format": FORMAT, "checkpoint": fingerprint, "folder": str(gallery.folder.resolve())}
     about["names"] = json.dumps(gallery.names, ensure_ascii=False)
     write_bytes(path, save({"embeddings": gallery.embeddings, "stamps": gallery.stamps}, about))
 
 
-def load(path: Path, mark: str) -> Gallery:
+def load(path: Path, fingerprint: str) -> Gallery:
     """Reads an index.
 
     Raises:
@@ -155,9 +155,9 @@ def load(path: Path, mark: str) -> Gallery:
         whole = False
     if not whole:
         raise DataError(f"--index {path} is no index of a gallery: make one with --gallery FOLDER --save-index {path}")
-    if made != mark:
+    if made != fingerprint:
         raise DataError(
-            f"--index {path}: checkpoint {made[:12]} made it, this one is {mark[:12]}: "
+            f"--index {path}: checkpoint {made[:12]} made it, this one is {fingerprint[:12]}: "
             f"make it again with --gallery {folder} --save-index {path}"
         )
     return Gallery(folder, names, arrays["stamps"], arrays["embeddings"])

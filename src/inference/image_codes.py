@@ -1,4 +1,4 @@
-"""Computes the codes of every picture of a dataset once, and keeps them beside its shards.
+"""Computes the codes of every image of a dataset once, and keeps them beside its shards.
 
 python -m src.inference.image_codes --data runs/demo/data --checkpoint runs/demo/image_tokenizer
 
@@ -18,16 +18,16 @@ from src import cli
 from src.checkpoints.checkpoint import load_checkpoint_config
 from src.checkpoints.files import locate
 from src.config import ImageTokenizerConfig
-from src.data import image
-from src.data.image_codes import code_type, fingerprint, write_codes
-from src.data.prefetch import ahead
+from src.data.image import decode_image
+from src.data.image_codes import code_type, tokenizer_fingerprint, write_codes
+from src.data.prefetch import prefetch
 from src.data.store import Dataset, read_info
 from src.inference.load import load_model
 from src.models.batches import pad_rows
 from src.models.image_tokenizer import ImageTokenizer
 from src.runtime import setup
 
-READ_AHEAD = 2  # batches of pictures decoded while one is encoded
+PREFETCH = 2  # batches of images decoded while one is encoded
 
 
 class Encode(nn.Cell):
@@ -54,7 +54,7 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     args = parse()
     folder = locate(args.checkpoint)
-    mark = fingerprint(folder)
+    fingerprint = tokenizer_fingerprint(folder)
     splits = read_info(args.data)["splits"]
     config = load_checkpoint_config(folder, args.settings)
     setup(replace(config.runtime, distributed=False), config.seed)
@@ -65,40 +65,40 @@ def main() -> None:
     codes = {
         name: encode_split(encode, dataset, tokenizer, config.eval.batch_size) for name, dataset in datasets.items()
     }
-    write_codes(args.data, tokenizer, mark, datasets, codes)
+    write_codes(args.data, tokenizer, fingerprint, datasets, codes)
     used = len(np.unique(np.concatenate([np.unique(array) for array in codes.values()])))
     print(
-        f"{args.data}: codes by tokenizer {mark[:12]}, {tokenizer.side}×{tokenizer.side} of {tokenizer.codes} ({used})"
+        f"{args.data}: codes by tokenizer {fingerprint[:12]}, {tokenizer.side}×{tokenizer.side} of {tokenizer.codes} ({used})"
     )
 
 
 def encode_split(encode: nn.Cell, dataset: Dataset, tokenizer: ImageTokenizerConfig, batch_size: int) -> np.ndarray:
-    """The codes of a split's records [records, C], −1 where a record has no picture."""
+    """The codes of a split's records [records, C], −1 where a record has no image."""
     codes = np.full((dataset.records, tokenizer.side**2), -1, code_type(tokenizer.codes))
     with tqdm(total=dataset.records, desc=dataset.split, unit="record", dynamic_ncols=True) as bar:
-        for rows, pictures in ahead(_pictures(dataset, tokenizer.size, batch_size, bar), READ_AHEAD):
-            found = encode(Tensor(pad_rows(pictures, batch_size))).asnumpy()
+        for rows, images in prefetch(_images(dataset, tokenizer.size, batch_size, bar), PREFETCH):
+            found = encode(Tensor(pad_rows(images, batch_size))).asnumpy()
             codes[rows] = found[: len(rows)]
     return codes
 
 
-def _pictures(
+def _images(
     dataset: Dataset, size: int, batch_size: int, bar: tqdm
 ) -> Generator[tuple[list[int], np.ndarray], None, None]:
-    """Batches of (record numbers, uint8 [n, S, S, 3]); records without a picture are passed over."""
+    """Batches of (record numbers, uint8 [n, S, S, 3]); records without an image are passed over."""
     rows: list[int] = []
-    pictures: list[np.ndarray] = []
+    images: list[np.ndarray] = []
     for index, record in enumerate(dataset.read(range(dataset.records))):
         bar.update()
         if record.image is not None:
             name = f"{dataset.folder}: split {dataset.split!r}, record {record.key!r}"
             rows.append(index)
-            pictures.append(image.decode(record.image, size, name))
+            images.append(decode_image(record.image, size, name))
         if len(rows) == batch_size:
-            yield rows, np.stack(pictures)
-            rows, pictures = [], []
+            yield rows, np.stack(images)
+            rows, images = [], []
     if rows:
-        yield rows, np.stack(pictures)
+        yield rows, np.stack(images)
 
 
 if __name__ == "__main__":

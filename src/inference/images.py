@@ -1,4 +1,4 @@
-"""Pictures drawn from words and from speech: does the model recognise in them what it was told to draw?"""
+"""Images drawn from words and from speech: does the model recognise in them what it was told to draw?"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -40,8 +40,8 @@ def load_tokenizer(config: Config) -> ImageTokenizer:
     return tokenizer
 
 
-class _Paint(nn.Cell):
-    """codes (B, P') int32 → pictures (B, S, S, 3) uint8."""
+class _DecodeCodes(nn.Cell):
+    """codes (B, P') int32 → images (B, S, S, 3) uint8."""
 
     def __init__(self, tokenizer: ImageTokenizer) -> None:
         super().__init__(auto_prefix=False)
@@ -51,8 +51,8 @@ class _Paint(nn.Cell):
         return (self.tokenizer.decode(codes),)
 
 
-class Artist:
-    """Draws pictures and measures them.
+class ImageGenerator:
+    """Draws images and measures them.
 
     Args:
         config: eval.draw_* say how codes are drawn.
@@ -69,10 +69,10 @@ class Artist:
         self.batch_size, self.encoder, self.rank = settings.batch_size, encoder, settings.draw_rank
         self.matching = Matching(model)
         self.sampler = CodeSampler(model.cross_encoder, model.image_decoder, settings.batch_size)
-        self.paint = _Paint(tokenizer)
+        self.paint = _DecodeCodes(tokenizer)
 
     def draw(self, which: int, given: Items) -> np.ndarray:
-        """The best of ``draw_samples`` pictures for each text or sound.
+        """The best of ``draw_samples`` images for each text or audio.
 
         Args:
             which: TEXT or AUDIO.
@@ -81,11 +81,11 @@ class Artist:
         Returns:
             uint8 [n, S, S, 3].
         """
-        pictures, scores = self.draw_all(which, given)
-        return pictures[np.arange(len(scores)), scores.argmax(1)]
+        images, scores = self.draw_all(which, given)
+        return images[np.arange(len(scores)), scores.argmax(1)]
 
     def draw_all(self, which: int, given: Items) -> tuple[np.ndarray, np.ndarray]:
-        """All N pictures for each text or sound, uint8 [n, N, S, S, 3], and how well each suits it, float64 [n, N].
+        """All N images for each text or audio, uint8 [n, N, S, S, 3], and how well each suits it, float64 [n, N].
 
         By ``eval.draw_rank`` that is the cosine of the embeddings, or the matching head's log p; of a lone one nothing.
         """
@@ -93,35 +93,35 @@ class Artist:
         codes = self.sampler.draw(self.sampling, **{ARGUMENTS[which]: (given.tokens, given.mask)}, rows=rows)
         flat = codes.reshape(-1, codes.shape[-1])
         size = fitting_size(len(flat), self.batch_size)
-        pictures = run_batched(self.paint, size, (flat,), "painting")[0]
+        images = run_batched(self.paint, size, (flat,), "painting")[0]
         shape = codes.shape[:2]
         if shape[1] == 1:
             scores = np.zeros(shape)
         else:
-            drawn = self.encoder.image(pictures)
+            drawn = self.encoder.image(images)
             owners = np.repeat(np.arange(shape[0]), shape[1])
             scores = RANKINGS[self.rank](self, which, given, drawn, owners).reshape(shape)
-        return pictures.reshape(*shape, *pictures.shape[1:]), scores
+        return images.reshape(*shape, *images.shape[1:]), scores
 
     def cosines(self, which: int, given: Items, drawn: Items, owners: np.ndarray) -> np.ndarray:
-        """float64 [n·N] of drawn pictures and what they were drawn from."""
+        """float64 [n·N] of drawn images and what they were drawn from."""
         return np.einsum("pe,pe->p", drawn.embeddings.astype(np.float64), given.embeddings[owners])
 
     def matches(self, which: int, given: Items, drawn: Items, owners: np.ndarray) -> np.ndarray:
         """float64 [n·N]: log p that they belong together."""
-        pairs = np.stack([owners, np.arange(len(owners))], 1)  # text, picture
+        pairs = np.stack([owners, np.arange(len(owners))], 1)  # text, image
         pairs = pairs if which < IMAGE else pairs[:, ::-1]
         return self.matching.score({which: given, IMAGE: drawn}, pairs, "matching")
 
     def measure(self, items: Mapping[int, Items]) -> tuple[dict[str, Any], dict[int, np.ndarray]]:
-        """Draws every text and every sound, and looks for each one's text by what was drawn of it.
+        """Draws every text and every audio, and looks for each one's text by what was drawn of it.
 
         Args:
-            items: with the tokens of texts and sounds.
+            items: with the tokens of texts and audio clips.
 
         Returns:
-            by source, "text" and "speech": r1, r5, r10 and median_rank of the text among all texts; the pictures.
-            Without texts nothing is drawn; a sound without one is drawn and does not count.
+            by source, "text" and "speech": r1, r5, r10 and median_rank of the text among all texts; the images.
+            Without texts nothing is drawn; an audio clip without one is drawn and does not count.
         """
         figures, drawn = {}, {}
         texts = items.get(TEXT)
@@ -129,11 +129,11 @@ class Artist:
             if texts is None or which not in items:
                 continue
             drawn[which] = self.draw(which, items[which])
-            told = np.isin(items[which].pictures, texts.pictures)
+            told = np.isin(items[which].images, texts.images)
             if told.any():
-                embeddings, pictures = self.encoder.image(drawn[which]).embeddings[told], items[which].pictures[told]
-                figures[name] = recall(ranks(embeddings, texts.embeddings, pictures, texts.pictures))
+                embeddings, images = self.encoder.image(drawn[which]).embeddings[told], items[which].images[told]
+                figures[name] = recall(ranks(embeddings, texts.embeddings, images, texts.images))
         return figures, drawn
 
 
-RANKINGS = {"embedding": Artist.cosines, "matching": Artist.matches}
+RANKINGS = {"embedding": ImageGenerator.cosines, "matching": ImageGenerator.matches}

@@ -1,4 +1,4 @@
-"""The user's own pictures, sounds and texts: found, read, and what cannot be read named."""
+"""The user's own images, audio clips and texts: found, read, and what cannot be read named."""
 
 import os
 import sys
@@ -9,17 +9,18 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from src.config import AudioEncoderConfig, ModelConfig
-from src.data import audio, image
+from src.data.audio import KINDS, check_kind, load_audio, spectrogram
 from src.data.errors import DataError
+from src.data.image import decode_image
 from src.data.regions import Regions, fill_regions, load_features, load_regions
-from src.data.schema import AUDIO, IMAGE, IMAGE_FIELDS, MODALITIES, TEXT, image_fields, sound_layout
+from src.data.schema import AUDIO, IMAGE, IMAGE_FIELDS, MODALITIES, TEXT, audio_layout, image_fields
 from src.data.tokenizer import Tokenizer
 from src.inference.encode import Encoder, Items
 
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-REGIONS = ".npz"  # of a picture, for a model that reads them
+IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+REGIONS = ".npz"  # of an image, for a model that reads them
 ENDINGS = {
-    IMAGE: (*PICTURES, REGIONS),
+    IMAGE: (*IMAGES, REGIONS),
     AUDIO: (".wav", ".flac", ".ogg", ".mp3", ".npy"),  # the last: features, for a model that reads them
     TEXT: (".txt",),
 }
@@ -28,7 +29,7 @@ MODALITY = {ending: modality for modality, endings in ENDINGS.items() for ending
 
 @dataclass(frozen=True)
 class Medium:
-    """One picture uint8 [S, S, 3] or its regions, sound [M, …] as ``schema.sound_layout`` says, or text."""
+    """One image uint8 [S, S, 3] or its regions, audio [M, …] as ``schema.audio_layout`` says, or text."""
 
     name: str  # file, or the text itself
     modality: int
@@ -100,14 +101,14 @@ def read_file(file: Path, model: ModelConfig) -> Medium:
     modality = MODALITY[file.suffix.lower()]
     try:
         if modality == IMAGE and (model.image.input == "region") != (file.suffix.lower() == REGIONS):
-            wanted = f"regions ({REGIONS})" if model.image.input == "region" else "pictures"
+            wanted = f"regions ({REGIONS})" if model.image.input == "region" else "images"
             raise DataError(f"{file}: model.image.input={model.image.input} reads {wanted}")
         if modality == IMAGE and model.image.input == "region":
             return Medium(str(file), IMAGE, load_regions(file, model.image.region_dim))
         if modality == IMAGE:
-            return Medium(str(file), IMAGE, image.decode(file.read_bytes(), model.image.size, str(file)))
+            return Medium(str(file), IMAGE, decode_image(file.read_bytes(), model.image.size, str(file)))
         if modality == AUDIO:
-            return _read_sound(file, model.audio)
+            return _read_audio(file, model.audio)
         text = file.read_text(encoding="utf-8").strip()
     except UnicodeDecodeError:
         raise DataError(f"{file}: not UTF-8 text") from None
@@ -119,15 +120,15 @@ def read_file(file: Path, model: ModelConfig) -> Medium:
 
 
 def read_query(query: str, model: ModelConfig, option: str = "--query") -> Medium:
-    """A picture or sound where the query ends like a file of one, otherwise text."""
+    """An image or audio where the query ends like a file of one, otherwise text."""
     ending = Path(query).suffix.lower()
     if ending in MODALITY:
         (file,) = find_files(Path(query), (IMAGE, AUDIO, TEXT))
         return read_file(file, model)
     if os.path.isdir(query):  # unlike Path's it takes a text that is too long for a name
-        raise DataError(f"{option} {query} is a folder: expected a text, a picture or a sound")
+        raise DataError(f"{option} {query} is a folder: expected a text, an image or an audio clip")
     if not query.strip():
-        raise DataError(f"{option} is empty: expected a text, a picture or a sound")
+        raise DataError(f"{option} is empty: expected a text, an image or an audio clip")
     return Medium(query, TEXT, query)
 
 
@@ -136,32 +137,32 @@ def encode(encoder: Encoder, tokenizer: Tokenizer, media: list[Medium], model: M
     modality = media[0].modality
     contents = [medium.content for medium in media]
     if modality == IMAGE:
-        return encoder.image(*_pictures(media, model))
+        return encoder.image(*_images(media, model))
     if modality == AUDIO:
-        dtype, frame = sound_layout(model.audio.input, model.audio.mels, model.audio.feature_dim)
-        sounds = np.zeros((len(media), model.audio.length, *frame), dtype)
-        for row, sound in zip(sounds, contents, strict=True):
-            row[: len(sound)] = sound
-        return encoder.audio(sounds, np.array([len(sound) for sound in contents], np.int32))
+        dtype, frame = audio_layout(model.audio.input, model.audio.mels, model.audio.feature_dim)
+        clips = np.zeros((len(media), model.audio.length, *frame), dtype)
+        for row, clip in zip(clips, contents, strict=True):
+            row[: len(clip)] = clip
+        return encoder.audio(clips, np.array([len(clip) for clip in contents], np.int32))
     rows = [tokenizer.encode(text, model.text.max_len) for text in contents]
     return encoder.text(np.stack([ids for ids, _ in rows]), np.stack([mask for _, mask in rows]))
 
 
-def _read_sound(file: Path, config: AudioEncoderConfig) -> Medium:
-    """A sound as the model reads it, and how much of it that is."""
-    audio.check_kind(file, config)
+def _read_audio(file: Path, config: AudioEncoderConfig) -> Medium:
+    """An audio clip as the model reads it, and how much of it that is."""
+    check_kind(file, config)
     if config.input == "feature":
         frames = load_features(file, config.feature_dim)
         cut = f"is cut to its first {config.length} frames (model.audio.max_frames)"
         return Medium(str(file), AUDIO, frames[: config.length], cut if len(frames) > config.length else "")
-    wave, rate = audio.load_sound(file)
+    wave, rate = load_audio(file)
     limit = config.max_frames * config.hop_ms / 1000
     cut = f"is cut to its first {limit:.1f} s (model.audio.max_frames)" if len(wave) / rate > limit else ""
-    return Medium(str(file), AUDIO, audio.KINDS[config.input](wave, rate, config), cut)
+    return Medium(str(file), AUDIO, KINDS[config.input](wave, rate, config), cut)
 
 
-def _pictures(media: list[Medium], model: ModelConfig) -> list[np.ndarray]:
-    """What the image encoder reads of pictures, or of their regions."""
+def _images(media: list[Medium], model: ModelConfig) -> list[np.ndarray]:
+    """What the image encoder reads of images, or of their regions."""
     if model.image.input == "patch":
         return [np.stack([medium.content for medium in media])]
     batch = {name: np.zeros((len(media), *spec.shape), spec.dtype) for name, spec in image_fields(model).items()}
@@ -171,7 +172,7 @@ def _pictures(media: list[Medium], model: ModelConfig) -> list[np.ndarray]:
 
 
 def sketch(regions: Regions, size: int) -> np.ndarray:
-    """Where the regions of a picture are, uint8 [S, S, 3]: for the eye, where the picture itself is not at hand."""
+    """Where the regions of an image are, uint8 [S, S, 3]: for the eye, where the image itself is not at hand."""
     canvas = Image.new("RGB", (size, size), "white")
     pen = ImageDraw.Draw(canvas)
     for x1, y1, x2, y2 in (regions.box_vectors()[:, :4] * (size - 1)).tolist():
@@ -180,9 +181,9 @@ def sketch(regions: Regions, size: int) -> np.ndarray:
 
 
 def shown(medium: Medium, model: ModelConfig) -> np.ndarray | None:
-    """What a figure shows of a picture [S, S, 3] or a sound [M, N]; None where there is nothing to see."""
+    """What a figure shows of an image [S, S, 3] or an audio clip [M, N]; None where there is nothing to see."""
     if medium.modality == AUDIO:
-        return audio.spectrogram(medium.content, model.audio)
+        return spectrogram(medium.content, model.audio)
     if isinstance(medium.content, Regions):
         return sketch(medium.content, model.image.size)
     return medium.content if medium.modality == IMAGE else None
@@ -207,7 +208,7 @@ def losses(medium: Medium, tokenizer: Tokenizer, model: ModelConfig) -> list[str
 
 def plural(modality: int) -> str:
     """What a list of them is called."""
-    return {TEXT: "texts", IMAGE: "pictures", AUDIO: "sounds"}[modality]
+    return {TEXT: "texts", IMAGE: "images", AUDIO: "audio clips"}[modality]
 
 
 def group(media: list[Medium]) -> dict[int, list[Medium]]:

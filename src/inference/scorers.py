@@ -40,10 +40,10 @@ class _TextLikelihood(nn.Cell):
     def __init__(self, model: OPT, given: int, pad_id: int) -> None:
         super().__init__(auto_prefix=False)
         self.model, self.given, self.pad_id = model, given, pad_id
-        self.places = Tensor(model.cross_encoder.places_alone(given))
+        self.places = Tensor(model.cross_encoder.single_modality_positions(given))
 
     def construct(self, tokens, mask, owner, ids):
-        fused, fused_mask = self.model.cross_encoder.fuse_alone(tokens, mask, self.given)
+        fused, fused_mask = self.model.cross_encoder.fuse_single_modality(tokens, mask, self.given)
         memory = ()
         for keys, values in self.model.text_decoder.read(fused, self.places):
             memory = (*memory, (ops.gather(keys, owner, 0), ops.gather(values, owner, 0)))
@@ -55,7 +55,7 @@ class _TextLikelihood(nn.Cell):
 
 
 class TextLikelihood:
-    """log p(text | picture alone) or log p(text | sound alone) of pairs, in nats, under the text decoder."""
+    """log p(text | image alone) or log p(text | audio alone) of pairs, in nats, under the text decoder."""
 
     def __init__(self, model: OPT, pad_id: int) -> None:
         self.model, self.pad_id = model, pad_id

@@ -26,13 +26,13 @@ def cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor, smoothing: fl
 
 
 def code_loss(logits: Tensor, codes: Tensor) -> Tensor:
-    """Mean cross-entropy of the codes of rows that have a picture.
+    """Mean cross-entropy of the codes of rows that have an image.
 
     Rows that were given nothing count too: they teach the unconditional branch of classifier-free guidance.
 
     Args:
         logits: (R·P', K) float.
-        codes: (R, P') int32; −1 where there is no picture.
+        codes: (R, P') int32; −1 where there is no image.
 
     Returns:
         () float32; 0 when no row counts.

@@ -17,7 +17,7 @@ def contrastive_loss(
 ) -> Tensor:
     """InfoNCE from queries to gallery with several positives.
 
-    With p the uniform distribution over the gallery items of the query's picture,
+    With p the uniform distribution over the gallery items of the query's image,
     loss = −mean over queries of Σ_j p_j · log softmax_j(scale · q·g_j). Absent items are neither query nor candidate.
 
     Args:

@@ -1,4 +1,4 @@
-"""Losses of masked picture and sound tokens: regression to the clean features, and telling frames apart."""
+"""Losses of masked image and audio tokens: regression to the clean features, and telling frames apart."""
 
 import mindspore as ms
 from mindspore import Tensor, ops

@@ -32,15 +32,15 @@ class Weighted(NamedTuple):
 
 
 def score(predictions: list[str], references: list[list[str]]) -> dict[str, dict[str, float]]:
-    """All metrics of predictions, each against the references of its picture.
+    """All metrics of predictions, each against the references of its image.
 
     Returns: {"words": {"bleu1": …, "bleu4": …, "rouge_l": …, "cider_d": …}, "characters": {…}}. CIDEr-D weighs n-grams
-    by how few pictures have them, so it is 0 for a single picture and comparable only on the same set of pictures.
+    by how few images have them, so it is 0 for a single image and comparable only on the same set of images.
     """
     if not predictions:
         raise ValueError("no captions to score")
     if len(predictions) != len(references):
-        raise ValueError(f"{len(predictions)} captions but references of {len(references)} pictures")
+        raise ValueError(f"{len(predictions)} captions but references of {len(references)} images")
     return {
         "words": _score_tokens(predictions, references, words),
         "characters": _score_tokens(predictions, references, characters),
@@ -97,22 +97,22 @@ class CiderD:
     """CIDEr-D (Vedantam et al. 2015), times 10 as usual.
 
     Args:
-        references: the captions of every picture, as tokens; how few pictures have an n-gram is its weight.
+        references: the captions of every image, as tokens; how few images have an n-gram is its weight.
     """
 
     def __init__(self, references: Iterable[Sequence[Tokens]]) -> None:
         self.documents: NGrams = Counter()
-        pictures = 0
+        images = 0
         for group in references:
             self.documents.update(set().union(*map(_ngrams, group)))
-            pictures += 1
-        self.log_pictures = math.log(max(1, pictures))
+            images += 1
+        self.log_images = math.log(max(1, images))
 
     def weigh(self, tokens: Tokens) -> Weighted:
-        return _weigh(_ngrams(tokens), self.documents, self.log_pictures)
+        return _weigh(_ngrams(tokens), self.documents, self.log_images)
 
     def score(self, prediction: Weighted, group: Sequence[Weighted]) -> float:
-        """Of a caption against the references of its picture."""
+        """Of a caption against the references of its image."""
         return 10 * sum(_similarity(prediction, reference) for reference in group) / len(group)
 
 
@@ -132,9 +132,9 @@ def _score_tokens(
     groups = [[tokenise(text) for text in texts] for texts in references]
     for row, (texts, group) in enumerate(zip(references, groups, strict=True)):
         if not group:
-            raise ValueError(f"picture {row} has no reference caption")
+            raise ValueError(f"image {row} has no reference caption")
         if not all(group):
-            raise ValueError(f"picture {row}: reference caption {texts[group.index([])]!r} has no words")
+            raise ValueError(f"image {row}: reference caption {texts[group.index([])]!r} has no words")
     figures = {f"bleu{n}": value for n, value in enumerate(bleu(hypotheses, groups), 1)}
     return {**figures, "rouge_l": rouge_l(hypotheses, groups), "cider_d": cider_d(hypotheses, groups)}
 
@@ -170,10 +170,10 @@ def _common_subsequence(first: Tokens, second: Tokens) -> int:
     return len(first) - row.bit_count()
 
 
-def _weigh(counts: NGrams, documents: NGrams, log_pictures: float) -> Weighted:
+def _weigh(counts: NGrams, documents: NGrams, log_images: float) -> Weighted:
     weights: list[dict[tuple[str, ...], float]] = [{} for _ in range(MAX_N)]
     for ngram, count in counts.items():
-        weights[len(ngram) - 1][ngram] = count * (log_pictures - math.log(max(1, documents[ngram])))
+        weights[len(ngram) - 1][ngram] = count * (log_images - math.log(max(1, documents[ngram])))
     norms = [math.sqrt(sum(weight * weight for weight in group.values())) for group in weights]
     return Weighted(weights, norms, sum(count for ngram, count in counts.items() if len(ngram) == 2))
 

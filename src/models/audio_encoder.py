@@ -1,4 +1,4 @@
-"""Audio encoders: of log-mel frames, or of frames that another network has made of the sound."""
+"""Audio encoders: of log-mel frames, or of frames that another network has made of the audio."""
 
 import mindspore as ms
 import numpy as np
@@ -6,7 +6,7 @@ from mindspore import Parameter, Tensor, nn
 from mindspore.common.initializer import Normal, initializer
 
 from src.config import AudioEncoderConfig
-from src.models.layers import POSITION_STD, LayerNorm, Linear, Transformer, hide, padding_bias
+from src.models.layers import POSITION_STD, LayerNorm, Linear, Transformer, apply_mask_token, padding_bias
 from src.models.wav2vec2 import Wav2Vec2Encoder
 
 
@@ -14,11 +14,11 @@ class AudioEncoder(nn.Cell):
     """A convolution whose kernel is as long as its stride (a linear map of joined frames), positions, Transformer.
 
     Inputs:
-        audio (B, M, N) uint8 log-mel; frames (B,) int32, how many of the M are sound; to hide tokens also
-        hidden (B, F) float32, 1 where one is hidden, and the vector (1, 1, D) that stands in its place.
+        audio (B, M, N) uint8 log-mel; frames (B,) int32, how many of the M are audio; to mask tokens also
+        masked (B, F) float32, 1 where one is masked, and the mask_token (1, 1, D) that stands in its place.
 
     Outputs:
-        tokens (B, F, D) float with F = M / stride; mask (B, F) int32, 1 where a token holds any sound.
+        tokens (B, F, D) float with F = M / stride; mask (B, F) int32, 1 where a token holds any audio.
     """
 
     def __init__(self, config: AudioEncoderConfig) -> None:
@@ -30,12 +30,12 @@ class AudioEncoder(nn.Cell):
         self.transformer = Transformer(config, epsilon=config.eps)
         self.starts = Tensor(np.arange(self.tokens, dtype=np.int32)[None] * config.stride)  # (1, F)
 
-    def construct(self, audio, frames, hidden=None, vector=None):
+    def construct(self, audio, frames, masked=None, mask_token=None):
         mask = (self.starts < frames.reshape(-1, 1)).astype(ms.int32)  # (B, F)
         x = audio.astype(ms.float32) / 127.5 - 1.0
         x = self.project(x.reshape(-1, self.tokens, self.joined))  # (B, F, D)
-        if hidden is not None:
-            x = hide(x, hidden, vector)
+        if masked is not None:
+            x = apply_mask_token(x, masked, mask_token)
         return self.transformer(x + self.positions, padding_bias(mask)), mask
 
 
@@ -60,11 +60,11 @@ class FeatureEncoder(nn.Cell):
         """(B, M, N) → (B, F, stride·N) float32."""
         return audio.astype(ms.float32).reshape(-1, self.tokens, self.joined)  # (B, F, stride·N)
 
-    def construct(self, audio, frames, hidden=None, vector=None):
+    def construct(self, audio, frames, masked=None, mask_token=None):
         mask = (self.starts < frames.reshape(-1, 1)).astype(ms.int32)  # (B, F)
         x = self.project(self.join(audio))  # (B, F, D)
-        if hidden is not None:
-            x = hide(x, hidden, vector)
+        if masked is not None:
+            x = apply_mask_token(x, masked, mask_token)
         x = self.norm(x + self.positions)
         return (x if self.transformer is None else self.transformer(x, padding_bias(mask))), mask
 

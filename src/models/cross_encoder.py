@@ -62,7 +62,7 @@ class CrossEncoder(nn.Cell):
         mask = ops.concat((ops.ones((rows, 1), ms.int32), text_mask, image_mask, audio_mask), 1)  # (B, L)
         return self.transformer(tokens, padding_bias(mask)), mask
 
-    def fuse_alone(self, tokens, mask, which: int):
+    def fuse_single_modality(self, tokens, mask, which: int):
         """As :meth:`fuse_given` of one modality."""
         return self.fuse_given((tokens,), (mask,), (which,))
 
@@ -75,7 +75,7 @@ class CrossEncoder(nn.Cell):
             given: the modalities, in the order text, image, audio; at least one.
 
         Returns:
-            fused (B, Lm, D) and mask (B, Lm): what :meth:`construct` gives at ``places_alone(*given)``.
+            fused (B, Lm, D) and mask (B, Lm): what :meth:`construct` gives at ``single_modality_positions(*given)``.
         """
         rows = tokens[0].shape[0]
         one = ops.ones((rows, 1), ms.int32)
@@ -92,7 +92,7 @@ class CrossEncoder(nn.Cell):
         mask = ops.concat(fused_masks, 1)
         return self.transformer(ops.concat(parts, 1), padding_bias(mask)), mask
 
-    def places_alone(self, *which: int) -> np.ndarray:
+    def single_modality_positions(self, *which: int) -> np.ndarray:
         """int32 [Lm]: the fused places that may be attended when only these modalities are there."""
         lengths = (self.first_text.shape[1], self.patches, self.first_audio.shape[1])
         starts = (1, 1 + lengths[TEXT], 1 + lengths[TEXT] + lengths[IMAGE])

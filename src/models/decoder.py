@@ -1,4 +1,4 @@
-"""What the decoders of text and of pictures share: causal, reading the fused tokens by cross-attention."""
+"""What the decoders of text and of images share: causal, reading the fused tokens by cross-attention."""
 
 from mindspore import Parameter, nn, ops
 from mindspore.common.initializer import Normal, initializer

@@ -55,7 +55,7 @@ class _Clamp(nn.Cell):
         return (dout * (1.0 - leads_out.astype(dout.dtype)),)
 
 
-class Scale(nn.Cell):
+class LogitScale(nn.Cell):
     """The learned inverse temperature of the contrastive logits, kept within [1, 100]. Output: () float32."""
 
     def __init__(self) -> None:

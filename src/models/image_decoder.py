@@ -16,7 +16,7 @@ class ImageDecoder(Decoder):
     Args:
         config: of the decoder.
         codes: K, entries of the tokenizer's codebook.
-        grid: G, codes on a side; P' = G² codes a picture.
+        grid: G, codes on a side; P' = G² codes an image.
         memory_len, memory_width: L and D of the fused tokens.
     """
 
@@ -32,6 +32,6 @@ class ImageDecoder(Decoder):
         return self.tokens[: self.outputs]  # (K, D)
 
     def shift(self, codes):
-        """The input that predicts ``codes`` (B, P') int32: BOS and all but the last; −1, no picture, becomes 0."""
+        """The input that predicts ``codes`` (B, P') int32: BOS and all but the last; −1, no image, becomes 0."""
         begin = ops.full((codes.shape[0], 1), self.bos, dtype=codes.dtype)
         return ops.concat((begin, ops.maximum(codes[:, :-1], 0)), 1)  # (B, P')

@@ -5,7 +5,7 @@ from mindspore import Parameter, nn, ops
 from mindspore.common.initializer import Normal, initializer
 
 from src.config import ImageEncoderConfig
-from src.models.layers import POSITION_STD, TOKEN_STD, LayerNorm, Linear, Transformer, hide, padding_bias
+from src.models.layers import POSITION_STD, TOKEN_STD, LayerNorm, Linear, Transformer, apply_mask_token, padding_bias
 
 BOX_WIDTH = 7  # corners, sides and area
 
@@ -14,7 +14,7 @@ class ImageEncoder(nn.Cell):
     """Patches, a linear projection, positions, Transformer; a [CLS] is attended to like a patch and then left out.
 
     Inputs:
-        image (B, S, S, 3) uint8; to hide patches also hidden (B, P) float32, 1 where one is hidden, and the vector
+        image (B, S, S, 3) uint8; to mask patches also masked (B, P) float32, 1 where one is masked, and the mask_token
         (1, 1, D) that stands in its place.
 
     Outputs:
@@ -38,10 +38,10 @@ class ImageEncoder(nn.Cell):
         x = x.reshape(-1, self.side, self.patch, self.side, self.patch, 3).transpose(0, 1, 3, 2, 4, 5)
         return x.reshape(-1, self.patches, self.patch**2 * 3)  # (B, P, patch·patch·3)
 
-    def construct(self, image, hidden=None, vector=None):
+    def construct(self, image, masked=None, mask_token=None):
         x = self.project(self.split_patches(image))
-        if hidden is not None:
-            x = hide(x, hidden, vector)
+        if masked is not None:
+            x = apply_mask_token(x, masked, mask_token)
         x = x + self.positions
         if self.cls is None:
             return self.transformer(x, None)
@@ -56,8 +56,8 @@ class RegionEncoder(nn.Cell):
     region loses its feature and keeps its box.
 
     Inputs:
-        regions (B, P, Dr) float16; boxes (B, P, 7) float32; mask (B, P) int32, 1 on regions; to hide regions also
-        hidden (B, P) float32, 1 where one is hidden, and the vector (1, 1, D) that stands in its feature's place.
+        regions (B, P, Dr) float16; boxes (B, P, 7) float32; mask (B, P) int32, 1 on regions; to mask regions also
+        masked (B, P) float32, 1 where one is masked, and the mask_token (1, 1, D) that stands in its feature's place.
 
     Outputs:
         (B, P, D) float.
@@ -70,10 +70,10 @@ class RegionEncoder(nn.Cell):
         self.norm = LayerNorm(config.width, config.eps)
         self.transformer = Transformer(config, epsilon=config.eps) if config.layers else None
 
-    def construct(self, regions, boxes, mask, hidden=None, vector=None):
+    def construct(self, regions, boxes, mask, masked=None, mask_token=None):
         x = self.feature_project(regions.astype(ms.float32))
-        if hidden is not None:
-            x = hide(x, hidden, vector)
+        if masked is not None:
+            x = apply_mask_token(x, masked, mask_token)
         x = self.norm(x + self.box_project(boxes))  # (B, P, D)
         return x if self.transformer is None else self.transformer(x, padding_bias(mask))
 

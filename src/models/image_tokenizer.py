@@ -1,6 +1,6 @@
-"""Image tokenizer: pictures to a grid of codes and back (VQ-VAE, van den Oord et al. 2017).
+"""Image tokenizer: images to a grid of codes and back (VQ-VAE, van den Oord et al. 2017).
 
-Letters: ``B`` batch, ``S`` picture side in pixels, ``C`` codes of a picture (side²), ``K`` entries of the codebook,
+Letters: ``B`` batch, ``S`` image side in pixels, ``C`` codes of an image (side²), ``K`` entries of the codebook,
 ``d`` their width, ``N`` rows (B·C).
 """
 
@@ -74,7 +74,7 @@ class Codebook(nn.Cell):
 
 
 class ImageTokenizer(nn.Cell):
-    """Encoder, codebook, decoder. Pictures are cut into side² squares of pixels, one code each.
+    """Encoder, codebook, decoder. Images are cut into side² squares of pixels, one code each.
 
     Inputs:
         image (B, S, S, 3) uint8.

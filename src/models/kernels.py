@@ -98,7 +98,7 @@ class GeluKernel(nn.Cell):
         return (mul(dout[0], add(out[1], mul(x, density))),)
 
 
-class MixKernel(nn.Cell):
+class AttentionKernel(nn.Cell):
     """Scores (B, H, Lq, Lk), values (B, H, Lk, D/H) → softmax(scores)·values (B, H, Lq, D/H).
 
     The weights are a further output, for the backward. A query's Σ weights·dweights is taken from the much narrower
@@ -126,5 +126,5 @@ class MixKernel(nn.Cell):
 
 
 # One of each for all layers: the compiler reads and types a Cell once, however often it is called.
-linear, gelu, mix = LinearKernel(), GeluKernel(), MixKernel()
+linear, gelu, mix = LinearKernel(), GeluKernel(), AttentionKernel()
 layer_norm = functools.cache(LayerNormKernel)  # one an epsilon

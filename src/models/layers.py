@@ -102,13 +102,13 @@ def causal_bias(length: int) -> Tensor:
     return reshape((1.0 - ops.tril(ones)) * MASKED, (1, 1, length, length))  # (1, 1, L, L)
 
 
-def hide(tokens: Tensor, hidden: Tensor, vector: Tensor) -> Tensor:
-    """Tokens (B, L, D) with ``vector`` (1, 1, D) where ``hidden`` (B, L) float is 1."""
-    hidden = cast(reshape(hidden, (tokens.shape[0], tokens.shape[1], 1)), tokens.dtype)
-    return tokens * (1.0 - hidden) + cast(vector, tokens.dtype) * hidden
+def apply_mask_token(tokens: Tensor, masked: Tensor, mask_token: Tensor) -> Tensor:
+    """Tokens (B, L, D) with ``mask_token`` (1, 1, D) where ``masked`` (B, L) float is 1."""
+    masked = cast(reshape(masked, (tokens.shape[0], tokens.shape[1], 1)), tokens.dtype)
+    return tokens * (1.0 - masked) + cast(mask_token, tokens.dtype) * masked
 
 
-def at(tokens: Tensor, positions: Tensor) -> Tensor:
+def gather_positions(tokens: Tensor, positions: Tensor) -> Tensor:
     """Tokens (B, L, D) at positions (B, K) int32 → (B, K, D)."""
     rows, slots = positions.shape
     first = ops.arange(rows).reshape(rows, 1) * tokens.shape[1]  # of each row in the flat table

@@ -8,19 +8,19 @@ import mindspore as ms
 from mindspore import nn, ops
 
 from src.config import ModelConfig
-from src.data.schema import IMAGE_FIELDS, MATCH_CASES, sound_tokens
+from src.data.schema import IMAGE_FIELDS, MATCH_CASES, audio_tokens
 from src.models.audio_encoder import AUDIO_ENCODERS
 from src.models.cross_encoder import CrossEncoder
-from src.models.heads import EmbeddingHead, MaskedCodeHead, MaskedFeatureHead, MaskedTextHead, MatchingHead, Scale
+from src.models.heads import EmbeddingHead, LogitScale, MaskedCodeHead, MaskedFeatureHead, MaskedTextHead, MatchingHead
 from src.models.image_decoder import ImageDecoder
 from src.models.image_encoder import IMAGE_ENCODERS
-from src.models.layers import at
+from src.models.layers import gather_positions
 from src.models.text_decoder import TextDecoder
 from src.models.text_encoder import TextEncoder
 
 
 class OPT(nn.Cell):
-    """Three encoders with embedding heads, a cross-modal encoder with its heads, decoders of text and of pictures.
+    """Three encoders with embedding heads, a cross-modal encoder with its heads, decoders of text and of images.
 
     Args:
         config: sizes of the parts.
@@ -32,17 +32,17 @@ class OPT(nn.Cell):
         width, image, audio = config.cross.width, config.image, config.audio
         self.text_len, self.vocab_size = config.text.max_len, vocab_size
         self.image_input, self.image_fields = image.input, IMAGE_FIELDS[image.input]  # of a batch
-        self.regional = image.input == "region"
-        self.framed = audio.input == "feature"
+        self.region_features = image.input == "region"
+        self.audio_features = audio.input == "feature"
         self.image_shape = (image.tokens, image.width)  # (P, D) of the encoder's tokens
-        self.audio_shape = (sound_tokens(audio, audio.length), audio.width)  # (F, D)
+        self.audio_shape = (audio_tokens(audio, audio.length), audio.width)  # (F, D)
         self.text_encoder = TextEncoder(config.text, vocab_size)
         self.image_encoder = IMAGE_ENCODERS[image.input](image)
         self.audio_encoder = AUDIO_ENCODERS[audio.input](audio)
         self.text_head = EmbeddingHead(config.text.width, config.embed_dim)
         self.image_head = EmbeddingHead(image.width, config.embed_dim)
         self.audio_head = EmbeddingHead(audio.width, config.embed_dim)
-        self.scale = Scale()
+        self.scale = LogitScale()
         self.cross_encoder = CrossEncoder(config, self.text_len, self.image_shape[0], self.audio_shape[0])
         # where each modality begins in the fused tokens, behind the [CLS]
         self.first_text = 1
@@ -50,15 +50,15 @@ class OPT(nn.Cell):
         self.first_audio = self.first_image + self.image_shape[0]
         self.masked_text_head = MaskedTextHead(width, config.text.width, vocab_size)
         if config.masked_features:
-            features = image.region_dim if self.regional else image.width
+            features = image.region_dim if self.region_features else image.width
             self.masked_image_head = MaskedFeatureHead(width, image.width, features)
-            features = audio.stride * audio.feature_dim if self.framed else audio.width
+            features = audio.stride * audio.feature_dim if self.audio_features else audio.width
             self.masked_audio_head = MaskedFeatureHead(width, audio.width, features)
-            if self.regional:
+            if self.region_features:
                 self.masked_class_head = MaskedCodeHead(width, image.region_classes)
         if config.image_codes:
             codes, side = config.tokenizer.codes, config.tokenizer.side
-            if not self.regional:
+            if not self.region_features:
                 self.masked_code_head = MaskedCodeHead(width, codes)
             self.image_decoder = ImageDecoder(config.image_decoder, codes, side, self.cross_encoder.length, width)
         self.matching_head = MatchingHead(width, config.embed_dim, len(MATCH_CASES))
@@ -70,13 +70,13 @@ class OPT(nn.Cell):
         """(B, T, D), (B, T) → (B, E)."""
         return self.text_head(tokens, mask)
 
-    def encode_image(self, inputs, hidden=None, vector=None):
+    def encode_image(self, inputs, masked=None, mask_token=None):
         """The tensors that ``image_fields`` names → tokens (B, P, D), mask (B, P) int32, 1 on patches or regions."""
-        return self.image_encoder(*inputs, hidden, vector), self.image_mask(inputs)
+        return self.image_encoder(*inputs, masked, mask_token), self.image_mask(inputs)
 
     def image_mask(self, inputs):
-        """Mask (B, P) int32 of what ``image_fields`` names: a picture has all its patches, but fewer regions."""
-        if self.regional:
+        """Mask (B, P) int32 of what ``image_fields`` names: an image has all its patches, but fewer regions."""
+        if self.region_features:
             return inputs[2]
         return ops.ones((inputs[0].shape[0], self.image_shape[0]), ms.int32)
 
@@ -95,16 +95,16 @@ class OPT(nn.Cell):
 
     def masked_text_logits(self, fused, positions):
         """Logits (B·K, V) of the tokens at ``positions`` (B, K) of the text in ``fused`` (B, L, D)."""
-        hidden = at(fused, positions + self.first_text)
+        hidden = gather_positions(fused, positions + self.first_text)
         return self.masked_text_head(hidden.reshape(-1, fused.shape[2]), self.text_encoder.tokens)
 
     def fused_image(self, fused, positions):
-        """Fused patches or regions (B, K, D) at ``positions`` (B, K) of the picture."""
-        return at(fused, positions + self.first_image)
+        """Fused patches or regions (B, K, D) at ``positions`` (B, K) of the image."""
+        return gather_positions(fused, positions + self.first_image)
 
     def fused_audio(self, fused, positions):
-        """Fused sound tokens (B, K, D) at ``positions`` (B, K) of the sound."""
-        return at(fused, positions + self.first_audio)
+        """Fused audio tokens (B, K, D) at ``positions`` (B, K) of the audio."""
+        return gather_positions(fused, positions + self.first_audio)
 
 
 def count_parameters(model: nn.Cell) -> dict[str, int]:

@@ -9,7 +9,7 @@ from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import Normal, initializer
 
 from src.config import AudioEncoderConfig
-from src.data.schema import WAVE_CONVOLUTIONS, sound_tokens
+from src.data.schema import WAVE_CONVOLUTIONS, audio_tokens
 from src.models.kernels import row_mean
 from src.models.layers import (
     EPSILON,
@@ -17,8 +17,8 @@ from src.models.layers import (
     LayerNorm,
     Linear,
     Transformer,
+    apply_mask_token,
     cast,
-    hide,
     padding_bias,
     reshape,
     transpose,
@@ -29,10 +29,10 @@ SILENCE = 1e-7  # added to the variance of a waveform
 
 
 def standardise(waveform: Tensor, samples: Tensor) -> Tensor:
-    """int16 (B, S) of which ``samples`` (B,) are sound → float32 of mean 0 and variance 1 over these, 0 behind them."""
+    """int16 (B, S) of which ``samples`` (B,) are audio → float32 of mean 0 and variance 1 over these, 0 behind them."""
     places = Tensor(np.arange(waveform.shape[1], dtype=np.int32)[None])
     heard = cast(places < reshape(samples, (-1, 1)), ms.float32)  # (B, S)
-    share = row_mean(heard, 1) + 1e-12  # of S; a row without sound stays zero
+    share = row_mean(heard, 1) + 1e-12  # of S; a row without audio stays zero
     x = cast(waveform, ms.float32) / FULL_SCALE
     centred = (x - row_mean(x * heard, 1) / share) * heard
     return centred * ops.rsqrt(row_mean(centred * centred, 1) / share + SILENCE)
@@ -120,20 +120,20 @@ class PositionConvolution(nn.Cell):
 
 
 class Wav2Vec2Encoder(nn.Cell):
-    """Seven convolutions (one token is 25 ms of sound, 20 ms apart at 16 kHz), a projection, positions, Transformer.
+    """Seven convolutions (one token is 25 ms of audio, 20 ms apart at 16 kHz), a projection, positions, Transformer.
 
     Inputs:
-        waveform (B, S) int16; samples (B,) int32, how many of the S are sound; to hide tokens also hidden (B, F)
-        float32, 1 where one is hidden, and the vector (1, 1, D) that stands in its place.
+        waveform (B, S) int16; samples (B,) int32, how many of the S are audio; to mask tokens also masked (B, F)
+        float32, 1 where one is masked, and the mask_token (1, 1, D) that stands in its place.
 
     Outputs:
-        tokens (B, F, D) float; mask (B, F) int32, 1 on the tokens whose samples are all sound, and on the first of a
-        sound that is too short for one.
+        tokens (B, F, D) float; mask (B, F) int32, 1 on the tokens whose samples are all audio, and on the first of a
+        audio that is too short for one.
     """
 
     def __init__(self, config: AudioEncoderConfig) -> None:
         super().__init__()
-        self.tokens = sound_tokens(config, config.length)
+        self.tokens = audio_tokens(config, config.length)
         inputs = [1] + [config.conv_width] * (len(WAVE_CONVOLUTIONS) - 1)
         self.convolutions = nn.CellList(
             [
@@ -161,18 +161,18 @@ class Wav2Vec2Encoder(nn.Cell):
             x = self.gelu(x)  # (B, C, 1, N)
         return transpose(x[:, :, 0], (0, 2, 1))  # (B, F, C)
 
-    def construct(self, waveform, samples, hidden=None, vector=None):
+    def construct(self, waveform, samples, masked=None, mask_token=None):
         mask = cast(self.ends <= reshape(samples, (-1, 1)), ms.int32)  # (B, F)
         x = self.project(self.feature_norm(self.features(waveform, samples)))
-        if hidden is not None:
-            x = hide(x, hidden, vector)
+        if masked is not None:
+            x = apply_mask_token(x, masked, mask_token)
         x = x * cast(ops.expand_dims(mask, 2), x.dtype)  # the positions would read the padding
         x = self.norm(x + self.positions(x))
         return self.transformer(x, padding_bias(mask)), mask
 
 
 def _token_ends(tokens: int) -> np.ndarray:
-    """int32 (1, F): how many samples a sound needs for each token to be heard whole; any at all for the first."""
+    """int32 (1, F): how many samples an audio clip needs for each token to be heard whole; any at all for the first."""
     window, hop = 1, 1
     for kernel, stride in WAVE_CONVOLUTIONS:
         window, hop = window + (kernel - 1) * hop, hop * stride

@@ -9,7 +9,7 @@ FORBIDDEN = -1e9  # added to the score of a candidate that must not be drawn
 CASE = {name: number for number, name in enumerate(MATCH_CASES)}
 
 
-def draw_negative(similarity: Tensor, allowed: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+def sample_negative(similarity: Tensor, allowed: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
     """Draws one candidate a row with probability ∝ exp(similarity) among the allowed (the Gumbel-max trick).
 
     Args:
@@ -35,16 +35,16 @@ def build_rows(
     scale: Tensor,
     noise: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Which text, picture and sound each sample-level row is made of.
+    """Which text, image and audio each sample-level row is made of.
 
     A row starts from its own triplet; what its case says does not belong is replaced by a hard negative: a text
-    that resembles the row's picture, a picture or a sound that resembles its text. Samples of the same
-    picture are never drawn. In the case ``none`` the three come from three pictures.
+    that resembles the row's image, an image or an audio clip that resembles its text. Samples of the same
+    image are never drawn. In the case ``none`` the three come from three images.
 
     Args:
         case: (R,) int32, a column of ``schema.MATCH_CASES``.
         row_presence: (R, 3) int32: the modalities that the row shows.
-        ids: (B,) int32 picture ids; the rows are the first R samples of the batch.
+        ids: (B,) int32 image ids; the rows are the first R samples of the batch.
         presence: (B, 3) int32: what the samples have, so that absent content is never drawn.
         text, image, audio: (B, E) embeddings.
         scale: () inverse temperature.
@@ -62,13 +62,13 @@ def build_rows(
     to_text = ops.matmul(image[:rows], text.T)  # (R, B)
     to_image = ops.matmul(text[:rows], image.T)
     to_audio = ops.matmul(text[:rows], audio.T)
-    other_text, text_valid = draw_negative(to_text, other * have[:, TEXT].reshape(1, -1), noise)
-    other_image, image_valid = draw_negative(to_image, other * have[:, IMAGE].reshape(1, -1), noise)
-    # the sound of a row without any match differs from the replaced picture as well
+    other_text, text_valid = sample_negative(to_text, other * have[:, TEXT].reshape(1, -1), noise)
+    other_image, image_valid = sample_negative(to_image, other * have[:, IMAGE].reshape(1, -1), noise)
+    # the audio of a row without any match differs from the replaced image as well
     apart = ops.not_equal(ops.gather(ids, other_image, 0).reshape(-1, 1), ids.reshape(1, -1)).astype(ms.float32)
     none = ops.equal(case, CASE["none"]).astype(ms.float32)
     third = apart * none.reshape(-1, 1) + (1.0 - none.reshape(-1, 1))
-    other_audio, audio_valid = draw_negative(to_audio, other * third * have[:, AUDIO].reshape(1, -1), noise)
+    other_audio, audio_valid = sample_negative(to_audio, other * third * have[:, AUDIO].reshape(1, -1), noise)
 
     all_apart = none.astype(ms.int32)
     swap_text = ops.equal(case, CASE["image+audio"]).astype(ms.int32) * row_presence[:, TEXT]

@@ -1,4 +1,4 @@
-"""Training of the image tokenizer: what is lost between a picture and its codes."""
+"""Training of the image tokenizer: what is lost between an image and its codes."""
 
 from mindspore import nn, ops
 

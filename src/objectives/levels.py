@@ -14,7 +14,7 @@ from src.config import ObjectivesConfig
 from src.data.schema import AUDIO, IMAGE, MODALITIES, TEXT
 from src.losses.classification import code_loss, cross_entropy
 from src.losses.masked import feature_regression, frame_contrastive, normalised
-from src.models.layers import at
+from src.models.layers import gather_positions
 from src.models.opt import OPT
 from src.objectives.hard_negatives import build_rows
 
@@ -36,7 +36,7 @@ class TokenLevel(nn.Cell):
     """Masked language, image and audio modelling, on rows whose words, patches and frames are hidden together.
 
     What is hidden is hidden before the encoders; what a modality's losses leave alone keeps its clean tokens. The
-    targets of the regression are the clean view's tokens, without gradient; of regions and of a sound's frames that
+    targets of the regression are the clean view's tokens, without gradient; of regions and of an audio clip's frames that
     another network has made, those features themselves.
 
     Args:
@@ -54,11 +54,11 @@ class TokenLevel(nn.Cell):
         self.hides_image = any(name.startswith("mvm") for name in self.names)
         self.hides_audio = "mam_feature" in self.names or "mam_contrastive" in self.names
         # what is hidden is read clean only as a target
-        image_target = "mvm_feature" in self.names and not model.regional
+        image_target = "mvm_feature" in self.names and not model.region_features
         context = {
             TEXT: not self.hides_text,
             IMAGE: not self.hides_image or image_target,
-            AUDIO: not self.hides_audio or not model.framed,
+            AUDIO: not self.hides_audio or not model.audio_features,
         }
         self.reads = frozenset(which for which, read in context.items() if read)
 
@@ -95,7 +95,7 @@ class TokenLevel(nn.Cell):
         return self.model.masked_text_logits(fused, batch["mlm_positions"][: self.count])
 
     def codes(self, batch, fused):
-        """Logits (n·K, codes) of the hidden patches and their codes (n·K,), −1 where there is no picture."""
+        """Logits (n·K, codes) of the hidden patches and their codes (n·K,), −1 where there is no image."""
         positions = batch["mvm_positions"][: self.count]
         hidden = self.model.fused_image(fused, positions)
         codes = ops.gather_elements(batch["image_codes"][: self.count], 1, positions).reshape(-1)
@@ -112,17 +112,17 @@ class TokenLevel(nn.Cell):
         """Predicted and true features (n, K, D) of the hidden patches or regions."""
         positions = batch["mvm_positions"][: self.count]
         predicted = self.model.masked_image_head(self.model.fused_image(fused, positions))
-        truth = batch["regions"] if self.model.regional else clean[IMAGE]
-        return predicted, normalised(at(truth[: self.count], positions))
+        truth = batch["regions"] if self.model.region_features else clean[IMAGE]
+        return predicted, normalised(gather_positions(truth[: self.count], positions))
 
     def frames(self, batch, clean, fused):
-        """Predicted and true features (n, K, D) of the hidden sound tokens."""
+        """Predicted and true features (n, K, D) of the hidden audio tokens."""
         positions = batch["mam_positions"][: self.count]
         predicted = self.model.masked_audio_head(self.model.fused_audio(fused, positions))
         truth = clean[AUDIO]
-        if self.model.framed:
+        if self.model.audio_features:
             truth = self.model.audio_encoder.join(batch["audio"])
-        return predicted, normalised(at(truth[: self.count], positions))
+        return predicted, normalised(gather_positions(truth[: self.count], positions))
 
 
 class SampleLevel(nn.Cell):
@@ -178,7 +178,7 @@ class SampleLevel(nn.Cell):
 
 
 class ModalityLevel(nn.Cell):
-    """Denoising: rows whose text is absent write it, rows whose picture is absent draw it, code by code.
+    """Denoising: rows whose text is absent write it, rows whose image is absent draw it, code by code.
 
     Writing reads ``modality_fraction`` of the batch, its last rows, drawing ``draw_fraction``, the rows before them,
     whether the other is switched on or not. Arguments: as :class:`TokenLevel`.
@@ -204,9 +204,11 @@ class ModalityLevel(nn.Cell):
             both = ()
             for tokens in views[0]:
                 both = (*both, ops.concat((tokens[w:], tokens[d : d + self.drawn]), 0))
-            presence = ops.concat((batch["denoise_presence"][w:], batch["draw_presence"][d : d + self.drawn]), 0)
+            presence = ops.concat(
+                (batch["denoise_text_presence"][w:], batch["denoise_image_presence"][d : d + self.drawn]), 0
+            )
             return (*both, presence), ()
-        first, name = (w, "denoise_presence") if self.writes else (d, "draw_presence")
+        first, name = (w, "denoise_text_presence") if self.writes else (d, "denoise_image_presence")
         last = first + self.count
         part = ()
         for tokens in views[0]:
@@ -221,7 +223,7 @@ class ModalityLevel(nn.Cell):
             found = (*found, self.text_loss(batch, logits))
         if self.draws:
             n = self.drawn
-            codes = batch["image_codes"][self.draw_from : self.draw_from + n]  # (R', P'); −1 where there is no picture
+            codes = batch["image_codes"][self.draw_from : self.draw_from + n]  # (R', P'); −1 where there is no image
             decoder = self.model.image_decoder
             logits = decoder(decoder.shift(codes), fused[-n:], mask[-n:])  # (R'·P', K)
             found = (*found, code_loss(logits, codes))
@@ -232,6 +234,6 @@ class ModalityLevel(nn.Cell):
 
     def text_loss(self, batch, logits):
         w = self.write_from
-        given = (batch["denoise_presence"][w:].sum(1) > 0).astype(ms.float32).reshape(-1, 1)
+        given = (batch["denoise_text_presence"][w:].sum(1) > 0).astype(ms.float32).reshape(-1, 1)
         weights = batch["text_mask"][w:, 1:].astype(ms.float32) * given
         return cross_entropy(logits, batch["text_ids"][w:, 1:].reshape(-1), weights.reshape(-1), self.smoothing)

@@ -26,8 +26,8 @@ LEVEL_FIELDS = {
     "mam_feature": ("mam_positions", "mam_weights"),
     "mam_contrastive": ("mam_positions", "mam_weights"),
     "matching": ("match_case", "match_presence", "match_noise"),
-    "denoise_text": ("denoise_presence",),
-    "denoise_image": ("draw_presence", "image_codes"),
+    "denoise_text": ("denoise_text_presence",),
+    "denoise_image": ("denoise_image_presence", "image_codes"),
 }
 # what the contrastive loss compares, each both ways
 COUPLES = ((TEXT, IMAGE), (TEXT, AUDIO), (IMAGE, AUDIO), (JOINT, IMAGE))
@@ -85,14 +85,14 @@ class Objectives(nn.Cell):
         # in the order of their losses
         levels = [kind(model, config, batch_size) for kind in (TokenLevel, SampleLevel, ModalityLevel)]
         self.levels = nn.CellList([level for level in levels if level.names], auto_prefix=False)
-        self.lone = self._find_lone(config)
-        if self.lone is not None:
-            self.lone_places = Tensor(model.cross_encoder.places_alone(self.lone))
+        self.single_modality = self._find_single_modality(config)
+        if self.single_modality is not None:
+            self.single_modality_positions = Tensor(model.cross_encoder.single_modality_positions(self.single_modality))
         read = {TEXT, IMAGE, AUDIO} if self.embeds else set()
         self.reads = read.union(*(level.reads for level in self.levels))  # what no active loss reads is not encoded
         self.views = Views(model, batch_size, self.reads, levels[0] if levels[0].names else None)
 
-    def _find_lone(self, config: ObjectivesConfig) -> int | None:
+    def _find_single_modality(self, config: ObjectivesConfig) -> int | None:
         """The modality that every fused row shows alone, if the losses leave it at that."""
         if [level.names for level in self.levels] != [("denoise_text",)] or len(set(config.denoise_given)) > 1:
             return None
@@ -112,8 +112,8 @@ class Objectives(nn.Cell):
         losses = ()
         if self.contrasts:
             losses = (*losses, self.contrastive(batch, embeddings))
-        if self.lone is not None:
-            losses = (*losses, self.write_alone(batch, views[0]))
+        if self.single_modality is not None:
+            losses = (*losses, self.single_modality_loss(batch, views[0]))
         elif len(self.levels) > 0:
             losses = (*losses, *self.level_losses(batch, views, embeddings))
         total = losses[0] * self.weights[0]
@@ -145,18 +145,20 @@ class Objectives(nn.Cell):
             first = last
         return losses
 
-    def write_alone(self, batch, clean):
+    def single_modality_loss(self, batch, clean):
         """The modality level when its rows show one modality: fused at its own length, for the same numbers."""
         level = self.levels[0]
         _, image, audio, _, image_mask, audio_mask = clean
         n = level.write_from
-        if self.lone == IMAGE:
+        if self.single_modality == IMAGE:
             tokens, mask = image[n:], image_mask[n:]
         else:
             tokens, mask = audio[n:], audio_mask[n:]
-        fused, mask = self.model.cross_encoder.fuse_alone(tokens, mask, self.lone)
+        fused, mask = self.model.cross_encoder.fuse_single_modality(tokens, mask, self.single_modality)
         decoder = self.model.text_decoder
-        logits = decoder.score(level.input_ids(batch), decoder.read(fused, self.lone_places), padding_bias(mask))
+        logits = decoder.score(
+            level.input_ids(batch), decoder.read(fused, self.single_modality_positions), padding_bias(mask)
+        )
         return level.text_loss(batch, logits)
 
     def contrastive(self, batch, embeddings):

@@ -1,6 +1,6 @@
 """Self-critical training (Rennie et al. 2017): captions that the model samples are rewarded by their CIDEr-D.
 
-Letters: ``B`` pictures, ``S`` captions sampled of each, ``T`` text tokens, ``P`` patches, ``V`` vocabulary.
+Letters: ``B`` images, ``S`` captions sampled of each, ``T`` text tokens, ``P`` patches, ``V`` vocabulary.
 """
 
 from collections.abc import Mapping
@@ -21,15 +21,15 @@ from src.metrics.captions import CiderD, Weighted, words
 from src.models.batches import progress
 from src.models.layers import padding_bias
 from src.models.opt import OPT
-from src.objectives.views import picture_inputs
+from src.objectives.views import image_inputs
 
 
 @dataclass(frozen=True)
 class References:
-    """What the training split says of its pictures, weighed by how few of them share a run of words."""
+    """What the training split says of its images, weighed by how few of them share a run of words."""
 
     cider: CiderD
-    by_picture: dict[int, list[Weighted]]  # by image_id; pictures without a caption are left out
+    by_image: dict[int, list[Weighted]]  # by image_id; images without a caption are left out
 
     @classmethod
     def read(cls, sources: Sources, image_input: str = "patch") -> "References":
@@ -40,47 +40,47 @@ class References:
             image_input: model.image.input.
 
         Raises:
-            DataError: no picture has a caption.
+            DataError: no image has a caption.
         """
-        pictures = dict(sources.samples[:, [0, 2]].tolist())  # image_id of every record
+        images = dict(sources.samples[:, [0, 2]].tolist())  # image_id of every record
         groups: dict[int, list[list[str]]] = {}
-        with progress(None, "references", len(pictures)) as bar:
+        with progress(None, "references", len(images)) as bar:
             for dataset, first in zip(sources.datasets, sources.first_records, strict=True):
                 for number, record in enumerate(dataset.read(range(dataset.records)), int(first)):
                     texts = [tokens for tokens in map(words, record.captions) if tokens]
                     if texts and record.presence(0, image_input)[IMAGE]:
-                        groups.setdefault(pictures[number], []).extend(texts)
+                        groups.setdefault(images[number], []).extend(texts)
                     bar.update()
         if not groups:
-            raise DataError("objectives.self_critical: the training split has no captions of pictures to reward by")
+            raise DataError("objectives.self_critical: the training split has no captions of images to reward by")
         cider = CiderD(groups.values())
         return cls(cider, {number: list(map(cider.weigh, group)) for number, group in groups.items()})
 
-    def reward(self, text: str, picture: int) -> float:
-        return self.cider.score(self.cider.weigh(words(text)), self.by_picture[picture])
+    def reward(self, text: str, image: int) -> float:
+        return self.cider.score(self.cider.weigh(words(text)), self.by_image[image])
 
 
-def fuse_pictures(model: OPT, inputs):
-    """Pictures, as model.image_fields names what the encoder reads, alone: fused (B, Lm, D) and mask (B, Lm)."""
+def fuse_images(model: OPT, inputs):
+    """Images, as model.image_fields names what the encoder reads, alone: fused (B, Lm, D) and mask (B, Lm)."""
     tokens, mask = model.encode_image(inputs)
-    return model.cross_encoder.fuse_alone(tokens, mask, IMAGE)
+    return model.cross_encoder.fuse_single_modality(tokens, mask, IMAGE)
 
 
 class _Look(nn.Cell):
-    """Begins a cache with pictures."""
+    """Begins a cache with images."""
 
     def __init__(self, model: OPT, cached: CachedDecoder) -> None:
         super().__init__(auto_prefix=False)
         self.model, self.cached = model, cached
 
     def construct(self, *inputs):
-        fused, mask = fuse_pictures(self.model, inputs)
+        fused, mask = fuse_images(self.model, inputs)
         self.cached.read(fused, mask)
         return mask
 
 
-class Critic:
-    """Samples captions of a batch's pictures and says how much better each is than the others of its picture.
+class CaptionSampler:
+    """Samples captions of a batch's images and says how much better each is than the others of its image.
 
     The other samples are the baseline: it is as unbiased as the greedy caption of the paper, and is there already.
 
@@ -93,7 +93,7 @@ class Critic:
     def __init__(self, model: OPT, config: Config, references: References) -> None:
         self.references, self.size, self.fields = references, config.data.batch_size, model.image_fields
         self.tokenizer = Tokenizer(config.model.text.vocab)
-        places = model.cross_encoder.places_alone(IMAGE)
+        places = model.cross_encoder.single_modality_positions(IMAGE)
         cached = CachedDecoder(model.text_decoder, self.size, places, config.objectives.self_critical)
         self.look = _Look(model, cached).set_train(False)
         self.sampler = TextSampler(cached, self.tokenizer)
@@ -104,12 +104,12 @@ class Critic:
         # the batch's noise was drawn from (seed, epoch, sample): a resumed run samples what it would have sampled
         rng = np.random.default_rng(batch["match_noise"][:, 0].view(np.uint32))
         ids = self.sampler.draw(self.size, rng.random)
-        rewarded = np.array([number in self.references.by_picture for number in batch["image_id"].tolist()])
+        rewarded = np.array([number in self.references.by_image for number in batch["image_id"].tolist()])
         rewarded &= batch["presence"][:, IMAGE] == 1
         reward = np.zeros(ids.shape[:2], np.float32)
         for row in np.flatnonzero(rewarded):
-            picture = int(batch["image_id"][row])
-            reward[row] = [self.references.reward(self.tokenizer.decode(text), picture) for text in ids[row]]
+            image = int(batch["image_id"][row])
+            reward[row] = [self.references.reward(self.tokenizer.decode(text), image) for text in ids[row]]
         samples = ids.shape[1]
         others = (reward.sum(1, keepdims=True) - reward) / (samples - 1)
         return {
@@ -137,11 +137,11 @@ class SelfCriticalObjectives(nn.Cell):
 
     names, figures = ("self_critical",), ("reward",)
 
-    def __init__(self, model: OPT, config: Config, critic: Critic) -> None:
+    def __init__(self, model: OPT, config: Config, critic: CaptionSampler) -> None:
         super().__init__(auto_prefix=False)  # the parameters keep the names that they have in the model
         self.model, self.before_step = model, critic
         self.fields = (*model.image_fields, "sampled_ids", "advantage", "reward", "rewarded")
-        self.places = Tensor(model.cross_encoder.places_alone(IMAGE))
+        self.places = Tensor(model.cross_encoder.single_modality_positions(IMAGE))
         owner = np.repeat(np.arange(config.data.batch_size), config.objectives.self_critical)
         self.owner = Tensor(owner.astype(np.int32))  # (B·S,)
         self.pad_id, self.never = critic.tokenizer.pad_id, Tensor(never_written(critic.tokenizer))
@@ -156,16 +156,16 @@ class SelfCriticalObjectives(nn.Cell):
         weights = (labels != self.pad_id).astype(ms.float32) * ops.gather(batch["rewarded"], self.owner, 0).expand_dims(
             1
         )
-        logs = self.log_probabilities(picture_inputs(batch, self.model.image_fields), ids[:, :-1], labels)
+        logs = self.log_probabilities(image_inputs(batch, self.model.image_fields), ids[:, :-1], labels)
         gain = (logs * weights * batch["advantage"].reshape(-1, 1)).sum()
         loss = -gain / ops.maximum(weights.sum(), Tensor(1.0, ms.float32))
-        pictures = ops.maximum(batch["rewarded"].sum(), Tensor(1.0, ms.float32))
-        return loss, loss, batch["reward"].mean(1).sum() / pictures
+        images = ops.maximum(batch["rewarded"].sum(), Tensor(1.0, ms.float32))
+        return loss, loss, batch["reward"].mean(1).sum() / images
 
     def log_probabilities(self, inputs, ids, labels):
         """(B·S, T − 1): of the labels, in the distribution that they were sampled from."""
         model = self.model
-        fused, mask = fuse_pictures(model, inputs)
+        fused, mask = fuse_images(model, inputs)
         memory = ()
         for keys, values in model.text_decoder.read(fused, self.places):
             memory = (*memory, (ops.gather(keys, self.owner, 0), ops.gather(values, self.owner, 0)))
@@ -177,4 +177,4 @@ class SelfCriticalObjectives(nn.Cell):
 
 def build_self_critical(model: OPT, config: Config) -> SelfCriticalObjectives:
     references = References.read(Sources(config, config.data.train_split, codes=False), config.model.image.input)
-    return SelfCriticalObjectives(model, config, Critic(model, config, references))
+    return SelfCriticalObjectives(model, config, CaptionSampler(model, config, references))

@@ -41,14 +41,14 @@ class Views(nn.Cell):
         shapes = (text_shape, model.image_shape, model.audio_shape)
         nothing = [Tensor(np.zeros((batch_size, *shape), np.float32)) for shape in shapes]
         self.no_text, self.no_image, self.no_audio = nothing  # (B, length, D) in place of an encoder's tokens
-        self.no_sound = Tensor(np.zeros(self.no_audio.shape[:2], np.int32))
+        self.no_audio = Tensor(np.zeros(self.no_audio.shape[:2], np.int32))
         # (B, length): in the clean view nothing is hidden
         self.all_shown = tuple(Tensor(np.zeros((batch_size, shape[0]), np.float32)) for shape in shapes)
 
     def construct(self, batch):
         text, text_mask, masked_text, masked_text_mask = self.texts(batch)
         image, image_mask, masked_image, masked_image_mask = self.images(batch)
-        audio, audio_mask, masked_audio, masked_audio_mask = self.sounds(batch)
+        audio, audio_mask, masked_audio, masked_audio_mask = self.audio(batch)
         clean = (text, image, audio, text_mask, image_mask, audio_mask)
         if self.hidden == 0:
             return clean, ()
@@ -70,13 +70,13 @@ class Views(nn.Cell):
     def images(self, batch):
         """Tokens (B, P, D) and mask (B, P) of the clean view, then of the masked one."""
         model, n = self.model, self.hidden
-        inputs = picture_inputs(batch, model.image_fields)
+        inputs = image_inputs(batch, model.image_fields)
         tokens, mask = self.no_image, model.image_mask(inputs)
         if not self.hides_image:
             if IMAGE in self.reads:
                 tokens, mask = model.encode_image(inputs)
             return tokens, mask, tokens[:n], mask[:n]
-        some, vector = picture_inputs(batch, model.image_fields, n), model.masked_image_head.vector
+        some, vector = image_inputs(batch, model.image_fields, n), model.masked_image_head.vector
         hidden = slots_to_mask(batch["mvm_positions"][:n], batch["mvm_weights"][:n], mask.shape[1])
         if IMAGE not in self.reads:
             return tokens, mask, *model.encode_image(some, hidden, vector)
@@ -86,25 +86,25 @@ class Views(nn.Cell):
         tokens, _ = model.encode_image(both, ops.concat((self.all_shown[IMAGE], hidden), 0), vector)
         return tokens[: self.rows], mask, tokens[self.rows :], mask[:n]
 
-    def sounds(self, batch):
+    def audio(self, batch):
         """Tokens (B, F, D) and mask (B, F) of the clean view, then of the masked one."""
         n, encode = self.hidden, self.model.audio_encoder
-        sound, frames = batch["audio"], batch["audio_frames"]
-        tokens, mask = self.no_audio, self.no_sound
+        clip, frames = batch["audio"], batch["audio_frames"]
+        tokens, mask = self.no_audio, self.no_audio
         if not self.hides_audio:
             if AUDIO in self.reads:
-                tokens, mask = encode(sound, frames)
+                tokens, mask = encode(clip, frames)
             return tokens, mask, tokens[:n], mask[:n]
         vector = self.model.masked_audio_head.vector
         hidden = slots_to_mask(batch["mam_positions"][:n], batch["mam_weights"][:n], mask.shape[1])
         if AUDIO not in self.reads:
-            return tokens, mask, *encode(sound[:n], frames[:n], hidden, vector)
-        sound, frames = ops.concat((sound, sound[:n]), 0), ops.concat((frames, frames[:n]), 0)
-        tokens, mask = encode(sound, frames, ops.concat((self.all_shown[AUDIO], hidden), 0), vector)
+            return tokens, mask, *encode(clip[:n], frames[:n], hidden, vector)
+        clip, frames = ops.concat((clip, clip[:n]), 0), ops.concat((frames, frames[:n]), 0)
+        tokens, mask = encode(clip, frames, ops.concat((self.all_shown[AUDIO], hidden), 0), vector)
         return tokens[: self.rows], mask[: self.rows], tokens[self.rows :], mask[self.rows :]
 
 
-def picture_inputs(batch, fields, rows=None):
+def image_inputs(batch, fields, rows=None):
     """What the image encoder reads of the batch's first rows, of all by default."""
     inputs = ()
     for name in fields:

@@ -66,7 +66,7 @@ def save(figure: Any, path: str | Path) -> None:
 
 
 class Page:
-    """Draws text, panels and pictures; places and sizes are inches, ``y`` grows downwards."""
+    """Draws text, panels and images; places and sizes are inches, ``y`` grows downwards."""
 
     def __init__(self, width: float, height: float):
         self.width, self.height = width, height
@@ -101,8 +101,8 @@ class Page:
         )
         self.figure.add_artist(patch)
 
-    def picture(self, x: float, y: float, width: float, height: float, pixels: np.ndarray) -> None:
-        """A picture uint8 [h, w, 3] enlarged smoothly to whole pixels of the page, then drawn without resampling."""
+    def image(self, x: float, y: float, width: float, height: float, pixels: np.ndarray) -> None:
+        """An image uint8 [h, w, 3] enlarged smoothly to whole pixels of the page, then drawn without resampling."""
         from PIL import Image
 
         size = (round(width * DPI), round(height * DPI))

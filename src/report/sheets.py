@@ -8,18 +8,18 @@ import numpy as np
 from src.report.page import GREY, INK, LINE, PANEL, Page, save, style, text_height, wrap
 
 RIGHT, WRONG = "#23924f", "#c8452f"
-SOUND_COLOURS = (PANEL, "#c3d0ea", "#3566b8", INK)  # from silence to the loudest
+AUDIO_COLOURS = (PANEL, "#c3d0ea", "#3566b8", INK)  # from silence to the loudest
 MARGIN = 0.45
 SHOWN_HITS = 5
 
-Query = str | np.ndarray | tuple[np.ndarray, str]  # text, a picture [S, S, 3] or a sound [M, N]; with its caption
-Hit = tuple[str, np.ndarray | None, float, bool]  # label, picture, score, relevant
+Query = str | np.ndarray | tuple[np.ndarray, str]  # text, an image [S, S, 3] or an audio clip [M, N]; with its caption
+Hit = tuple[str, np.ndarray | None, float, bool]  # label, image, score, relevant
 
 
 def retrieval_sheet(out_png: str | Path, title: str, rows: Sequence[tuple[Query, Sequence[Hit]]]) -> None:
     """Each row a query at the left and its best five hits, the relevant ones framed green.
 
-    Args: rows: (query, hits) with pictures uint8 [S, S, 3] and sounds uint8 [M, N]; a hit without picture is its label.
+    Args: rows: (query, hits) with images uint8 [S, S, 3] and audio clips uint8 [M, N]; a hit without image is its label.
     """
     if not rows:
         raise ValueError("retrieval sheet: no queries to draw")
@@ -42,9 +42,9 @@ def retrieval_sheet(out_png: str | Path, title: str, rows: Sequence[tuple[Query,
 
 
 def caption_sheet(out_png: str | Path, title: str, items: Sequence[tuple[np.ndarray, str, str, bool]]) -> None:
-    """A grid of pictures with the caption written for each, green if right and red if wrong, and the reference in grey.
+    """A grid of images with the caption written for each, green if right and red if wrong, and the reference in grey.
 
-    Args: items: (picture uint8 [S, S, 3], prediction, reference, right).
+    Args: items: (image uint8 [S, S, 3], prediction, reference, right).
     """
     if not items:
         raise ValueError("caption sheet: no captions to draw")
@@ -56,12 +56,12 @@ def caption_sheet(out_png: str | Path, title: str, items: Sequence[tuple[np.ndar
     with style():
         page = Page(width, head + lines * (side + below + 0.12) + 0.2)
         page.text(MARGIN, 0.32, title, 16)
-        for at, (picture, prediction, reference, right) in enumerate(items):
+        for at, (image, prediction, reference, right) in enumerate(items):
             left = MARGIN + at % columns * (side + gap)
             top = head + at // columns * (side + below + 0.12)
             colour = RIGHT if right else WRONG
             page.panel(left, top, side, side, "white", colour, 2)
-            page.picture(left, top, side, side, picture)
+            page.image(left, top, side, side, image)
             text = wrap(prediction, side, 9.5, 3) or ["–"]
             page.text(left, top + side + 0.12, "\n".join(text), 9.5, colour)
             under = top + side + 0.16 + text_height(len(text), 9.5)
@@ -69,10 +69,10 @@ def caption_sheet(out_png: str | Path, title: str, items: Sequence[tuple[np.ndar
         save(page.figure, out_png)
 
 
-def drawing_sheet(
+def generation_sheet(
     out_png: str | Path, title: str, names: Sequence[str], rows: Sequence[tuple[str, Sequence[np.ndarray | None]]]
 ) -> None:
-    """Each row a caption at the left and, under their names, the pictures uint8 [S, S, 3] that go with it."""
+    """Each row a caption at the left and, under their names, the images uint8 [S, S, 3] that go with it."""
     side, gap, head, wide = 1.4, 0.25, 1.1, 2.7
     with style():
         width = 2 * MARGIN + wide + len(names) * (side + gap)
@@ -80,39 +80,39 @@ def drawing_sheet(
         page.text(MARGIN, 0.32, title, 16)
         for place, name in enumerate(names):
             page.text(MARGIN + wide + place * (side + gap), 0.84, name, 8.5, GREY)
-        for at, (caption, pictures) in enumerate(rows):
+        for at, (caption, images) in enumerate(rows):
             top = head + at * (side + gap)
             page.text(MARGIN, top + 0.1, "\n".join(wrap(caption, wide - 0.3, 11, 5)), 11)
-            for place, picture in enumerate(pictures):
-                if picture is not None:
-                    page.picture(MARGIN + wide + place * (side + gap), top, side, side, picture)
+            for place, image in enumerate(images):
+                if image is not None:
+                    page.image(MARGIN + wide + place * (side + gap), top, side, side, image)
         save(page.figure, out_png)
 
 
 def album_sheet(out_png: str | Path, title: str, items: Sequence[tuple[np.ndarray, str]]) -> None:
-    """Pictures uint8 [S, S, 3] in rows of eight, each above its text."""
+    """Images uint8 [S, S, 3] in rows of eight, each above its text."""
     if not items:
-        raise ValueError("album sheet: no pictures to draw")
+        raise ValueError("album sheet: no images to draw")
     columns, side, gap, head = min(8, len(items)), 1.4, 0.22, 0.95
     height = side + 0.14 + text_height(3, 8) + 0.12
     width = max(2 * MARGIN + columns * (side + gap) - gap, 5.0)
     with style():
         page = Page(width, head + -(-len(items) // columns) * height + 0.2)
         page.text(MARGIN, 0.32, title, 16)
-        for at, (picture, text) in enumerate(items):
+        for at, (image, text) in enumerate(items):
             left, top = MARGIN + at % columns * (side + gap), head + at // columns * height
-            page.picture(left, top, side, side, picture)
+            page.image(left, top, side, side, image)
             page.text(left, top + side + 0.1, "\n".join(wrap(text, side, 8, 3)), 8)
         save(page.figure, out_png)
 
 
 def reconstruction_sheet(out_png: str | Path, title: str, pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> None:
-    """Pictures in rows, each row above what was drawn from its codes.
+    """Images in rows, each row above what was drawn from its codes.
 
     Args: pairs: (original, reconstruction), both uint8 [S, S, 3].
     """
     if not pairs:
-        raise ValueError("reconstruction sheet: no pictures to draw")
+        raise ValueError("reconstruction sheet: no images to draw")
     columns = min(8, len(pairs))
     side, gap, head = 1.2, 0.1, 0.95
     pair = 2 * side + gap + 0.3
@@ -120,21 +120,21 @@ def reconstruction_sheet(out_png: str | Path, title: str, pairs: Sequence[tuple[
         width = max(2 * MARGIN + columns * (side + gap) - gap, 5.0)
         page = Page(width, head + -(-len(pairs) // columns) * pair + 0.15)
         page.text(MARGIN, 0.32, title, 16)
-        for at, pictures in enumerate(pairs):
+        for at, images in enumerate(pairs):
             left, top = MARGIN + at % columns * (side + gap), head + at // columns * pair
-            for place, picture in enumerate(pictures):
-                page.picture(left, top + place * (side + gap), side, side, picture)
+            for place, image in enumerate(images):
+                page.image(left, top + place * (side + gap), side, side, image)
         save(page.figure, out_png)
 
 
 def _hit_height(hits: Sequence[Hit]) -> float:
-    """Inches of a hit's frame: a square for pictures, a card for text."""
+    """Inches of a hit's frame: a square for images, a card for text."""
     return 1.5 if any(hit[1] is not None for hit in hits[:SHOWN_HITS]) else 1.2
 
 
 def _row_height(hits: Sequence[Hit]) -> float:
-    pictures = any(hit[1] is not None for hit in hits[:SHOWN_HITS])
-    return _hit_height(hits) + (0.3 + text_height(3, 8) if pictures else 0.2 + text_height(1, 8)) + 0.22
+    images = any(hit[1] is not None for hit in hits[:SHOWN_HITS])
+    return _hit_height(hits) + (0.3 + text_height(3, 8) if images else 0.2 + text_height(1, 8)) + 0.22
 
 
 def _draw_query(page: Page, left: float, top: float, width: float, height: float, query: Query) -> None:
@@ -145,28 +145,28 @@ def _draw_query(page: Page, left: float, top: float, width: float, height: float
         page.text(left + 0.2, top + (height - text_height(len(lines), 12)) / 2, "\n".join(lines), 12)
         return
     if media.ndim == 2:
-        page.picture(left, top, width, height, _spectrogram(media))
+        page.image(left, top, width, height, _spectrogram(media))
     else:
         page.panel(left, top, height, height, "white", LINE, 1)
-        page.picture(left, top, height, height, media)
+        page.image(left, top, height, height, media)
     page.text(left, top + height + 0.1, "\n".join(wrap(caption, width, 8.5, 3)), 8.5)
 
 
 def _draw_hit(page: Page, left: float, top: float, width: float, height: float, hit: Hit) -> None:
-    label, picture, score, relevant = hit
+    label, image, score, relevant = hit
     page.panel(left, top, width, height, "white", RIGHT if relevant else LINE, 2.5 if relevant else 1)
     page.text(left, top + height + 0.1, f"{score:.2f}", 8, RIGHT if relevant else GREY)
-    if picture is None:
+    if image is None:
         page.text(left + 0.12, top + 0.12, "\n".join(wrap(label, width - 0.24, 9.5, 5)), 9.5)
         return
-    page.picture(left, top, width, height, picture)
+    page.image(left, top, width, height, image)
     page.text(left, top + height + 0.12 + text_height(1, 8), "\n".join(wrap(label, width, 8, 2)), 8, INK)
 
 
-def _spectrogram(sound: np.ndarray) -> np.ndarray:
-    """A log-mel uint8 [M, N] as a picture [N, M, 3]: time to the right, pitch upwards, padding cut off."""
+def _spectrogram(clip: np.ndarray) -> np.ndarray:
+    """A log-mel uint8 [M, N] as an image [N, M, 3]: time to the right, pitch upwards, padding cut off."""
     from matplotlib.colors import LinearSegmentedColormap
 
-    spoken = np.flatnonzero(sound.any(axis=1))
-    sound = sound[: spoken[-1] + 1] if len(spoken) else sound
-    return LinearSegmentedColormap.from_list("sound", SOUND_COLOURS)(sound.T[::-1], bytes=True)[..., :3]
+    spoken = np.flatnonzero(clip.any(axis=1))
+    clip = clip[: spoken[-1] + 1] if len(spoken) else clip
+    return LinearSegmentedColormap.from_list("audio", AUDIO_COLOURS)(clip.T[::-1], bytes=True)[..., :3]

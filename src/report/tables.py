@@ -21,7 +21,7 @@ DIRECTIONS = {
     "ta2i": "text + speech → image",
 }
 RECONSTRUCTION = {
-    "psnr": "PSNR in dB, mean of the pictures",
+    "psnr": "PSNR in dB, mean of the images",
     "perplexity": "perplexity of the codes",
     "usage": "share of the codebook in use",
 }
@@ -44,7 +44,7 @@ PROBES = {
     "mvm_code_accuracy": "codes of hidden patches right",
     "mvm_class_accuracy": "classes of hidden regions right",
     "patch_cosine": "cosine of hidden patches",
-    "frame_cosine": "cosine of hidden sound",
+    "frame_cosine": "cosine of hidden audio",
     "matching_accuracy": "matching, five cases",
 }
 
@@ -114,7 +114,7 @@ def confusion_table(counts: Sequence[Sequence[int]]) -> str:
 
 def summary(metrics: Mapping[str, Any]) -> str:
     """What an evaluation found, as text: ``retrieval`` with ``gallery``, ``reranked`` and ``folds``,
-    ``reconstruction``, ``caption``, ``transcription``, ``transcription_with_picture``, ``drawing``, ``probe``,
+    ``reconstruction``, ``caption``, ``transcription``, ``transcription_with_image``, ``drawing``, ``probe``,
     ``parameters``.
 
     What is absent is left out.
@@ -135,8 +135,8 @@ def summary(metrics: Mapping[str, Any]) -> str:
         parts.append(caption_table(metrics["caption"]))
     if metrics.get("transcription"):
         parts.append(caption_table(metrics["transcription"], "transcripts of speech"))
-    if metrics.get("transcription_with_picture"):
-        parts.append(caption_table(metrics["transcription_with_picture"], "transcripts of speech with its picture"))
+    if metrics.get("transcription_with_image"):
+        parts.append(caption_table(metrics["transcription_with_image"], "transcripts of speech with its image"))
     if metrics.get("drawing"):
         rows = [[name, *(figures[key] for key in ("r1", "r5", "r10"))] for name, figures in metrics["drawing"].items()]
         parts.append(table(rows, ["text found by what was drawn from", "R@1", "R@5", "R@10"]))

@@ -13,7 +13,7 @@ from mindspore import nn
 
 from src.config import TASKS, Config
 from src.data.errors import DataError
-from src.data.pictures import PictureLoader
+from src.data.images import ImageLoader
 from src.data.pipeline import Loader
 from src.evaluation.reconstruction import ReconstructionEvaluator
 from src.evaluation.run import Evaluator
@@ -87,16 +87,16 @@ def caption_figures(evaluator: Evaluator, config: Config) -> dict[str, float]:
 
 
 def transcript_figures(evaluator: Evaluator, config: Config) -> dict[str, float]:
-    """1 − error rate of characters and of words; the first, over sounds with and without picture, marks the best."""
+    """1 − error rate of characters and of words; the first, over audio clips with and without image, marks the best."""
     metrics = _measure(evaluator, config)
     figures = {}
-    for name in ("transcription", "transcription_with_picture"):
+    for name in ("transcription", "transcription_with_image"):
         for unit in ("character", "word"):
             if name in metrics:
                 figures[f"{name}_{unit}s_right"] = 1 - metrics[name][f"{unit}_error_rate"]
     rates = [value for name, value in figures.items() if name.endswith("characters_right")]
     if not rates:
-        raise DataError(f"{config.data.path}: split {config.data.eval_split!r} has no sounds with their texts")
+        raise DataError(f"{config.data.path}: split {config.data.eval_split!r} has no audio with their texts")
     return figures | {"characters_right": sum(rates) / len(rates)}
 
 
@@ -116,7 +116,7 @@ def tokenizer_objectives(
 
 
 def tokenizer_figures(evaluator: ReconstructionEvaluator, config: Config) -> dict[str, float]:
-    return evaluator.run(config.data.eval_split, pictures=HELD_OUT)["reconstruction"]
+    return evaluator.run(config.data.eval_split, images=HELD_OUT)["reconstruction"]
 
 
 REGISTRY = {
@@ -125,9 +125,7 @@ REGISTRY = {
     "caption": Task(caption_figures, "cider_d", objectives=caption_objectives),
     "speech_to_text": Task(transcript_figures, "characters_right"),
     "text_to_image": Task(drawing_figures, "mean_r1"),
-    "image_tokenizer": Task(
-        tokenizer_figures, "psnr", tokenizer_objectives, PictureLoader, ReconstructionEvaluator
-    ),
+    "image_tokenizer": Task(tokenizer_figures, "psnr", tokenizer_objectives, ImageLoader, ReconstructionEvaluator),
 }
 if REGISTRY.keys() != set(TASKS):
     raise RuntimeError("src.config.TASKS and the registry name different tasks")

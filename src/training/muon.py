@@ -97,10 +97,10 @@ class Muon(nn.Cell):
         scaled = gradient * factor  # (n, R, C)
         advanced = momentum * self.momentum + scaled * (1.0 - self.momentum)
         ops.assign(momentum, advanced)
-        ahead = scaled * (1.0 - self.momentum) + advanced * self.momentum
+        prefetch = scaled * (1.0 - self.momentum) + advanced * self.momentum
         if shape[0] <= shape[1]:
-            return self.orthogonalise(ahead)
-        return ops.transpose(self.orthogonalise(ops.transpose(ahead, (0, 2, 1))), (0, 2, 1))
+            return self.orthogonalise(prefetch)
+        return ops.transpose(self.orthogonalise(ops.transpose(prefetch, (0, 2, 1))), (0, 2, 1))
 
 
 def build_optimizer(parameters: Sequence[Parameter], config: OptimizerConfig, rates: np.ndarray) -> AdamW | Muon:

@@ -1,4 +1,4 @@
-"""The caption set of AI Challenger 2017: 210,000 pictures with five Chinese captions each.
+"""The caption set of AI Challenger 2017: 210,000 images with five Chinese captions each.
 
     aic --annotations caption_train_annotations_20170902.json --images caption_train_images_20170902 --split train \\
         --annotations caption_validation_annotations_20170910.json --images caption_validation_images_20170910 \\
@@ -32,9 +32,9 @@ def run(args: argparse.Namespace) -> None:
     write_dataset(Corpus(chain.from_iterable(rows), sum(map(len, contents)), about), args)
 
 
-def _rows(pictures: list[Any], path: Path, images: Path, split: str | None) -> Iterator[Row]:
-    """A row for each picture, and a rejected one for each bad caption."""
-    for number, entry in enumerate(pictures, 1):
+def _rows(entries: list[Any], path: Path, images: Path, split: str | None) -> Iterator[Row]:
+    """A row for each image, and a rejected one for each bad caption."""
+    for number, entry in enumerate(entries, 1):
         try:
             if not isinstance(entry, dict):
                 raise DataError("the entry is not a JSON object")

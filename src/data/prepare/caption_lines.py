@@ -1,4 +1,4 @@
-"""Text files of captions, a line each: the picture's name, perhaps #number, white space, the caption."""
+"""Text files of captions, a line each: the image's name, perhaps #number, white space, the caption."""
 
 import re
 from collections.abc import Iterator
@@ -11,21 +11,21 @@ WORD_CLASS = re.compile(r":[A-Za-z]+$")
 
 
 def read_captions(path: Path, segmented: bool = False) -> Iterator[tuple[int, str, str] | Row]:
-    """Line number, picture and caption of each line; a rejected row for a line that is no caption.
+    """Line number, image and caption of each line; a rejected row for a line that is no caption.
 
-    ``#zhm#0`` and the like behind the picture's name are left out, and so is ``.jpg``.
+    ``#zhm#0`` and the like behind the image's name are left out, and so is ``.jpg``.
     """
     for number, line in read_lines(path):
         if isinstance(line, Row):
             yield line
             continue
         name, *rest = line.split(None, 1)
-        picture = name.split("#")[0].removesuffix(".jpg")
+        image = name.split("#")[0].removesuffix(".jpg")
         try:
-            if not picture:
-                raise DataError("the line does not begin with the name of a picture")
+            if not image:
+                raise DataError("the line does not begin with the name of an image")
             caption = check_caption(rest[0] if rest else "")
-            yield number, picture, check_caption(join_words(caption)) if segmented else caption
+            yield number, image, check_caption(join_words(caption)) if segmented else caption
         except DataError as error:
             yield Row(path.name, number, name, reason=str(error))
 

@@ -1,8 +1,8 @@
-"""Conceptual Captions: a TSV of caption and URL, and the pictures that somebody has downloaded.
+"""Conceptual Captions: a TSV of caption and URL, and the images that somebody has downloaded.
 
     cc3m --annotations Train_GCC-training.tsv --images cc3m/train --name "{row}.jpg" --split train --output data/cc3m
 
-Pictures are named by row (--name, as in "{row:09d}.jpg"), or by a mapping file of lines row<TAB>path or URL<TAB>path.
+Images are named by row (--name, as in "{row:09d}.jpg"), or by a mapping file of lines row<TAB>path or URL<TAB>path.
 """
 
 import argparse
@@ -19,13 +19,13 @@ from src.data.prepare.translations import Translations
 
 HEADER = "caption\turl"  # some downloaders want one
 
-Finder = Callable[[int, str], str]  # row and URL to the picture's path
+Finder = Callable[[int, str], str]  # row and URL to the image's path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_file_arguments(parser, "TSV of caption and URL")
-    parser.add_argument("--name", default="{row}.jpg", help="a picture's path by its row (default: %(default)s)")
-    parser.add_argument("--first-row", type=int, default=0, help="what the pictures call the first row")
+    parser.add_argument("--name", default="{row}.jpg", help="an image's path by its row (default: %(default)s)")
+    parser.add_argument("--first-row", type=int, default=0, help="what the images call the first row")
     parser.add_argument(
         "--mapping", type=Path, action="append", help="TSV of row or URL and path, in place of --name; one a TSV"
     )
@@ -75,7 +75,7 @@ def _mapping(path: Path, rejected: list[Row]) -> Finder:
     def find(row: int, url: str) -> str:
         place = places.get(str(row)) or places.get(url)
         if place is None:
-            raise DataError(f"the picture is not in the mapping ({path.name})")
+            raise DataError(f"the image is not in the mapping ({path.name})")
         return place
 
     return find

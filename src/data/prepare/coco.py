@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 class _Captions:
-    """The rows of one file: one for each picture with all its captions, and a rejected one for each bad caption."""
+    """The rows of one file: one for each image with all its captions, and a rejected one for each bad caption."""
 
     def __init__(self, path: Path, images: Path, split: str | None, chinese: Translations) -> None:
         self.file, self.images, self.split, self.chinese = path.name, images, split, chinese
@@ -42,26 +42,26 @@ class _Captions:
         for name in ("images", "annotations"):
             if not isinstance(content, dict) or not isinstance(content.get(name), list):
                 raise DataError(f"{path} is not in COCO's caption format: it has no list of {name}")
-        self.pictures = content["images"]
-        self.captions: dict[Any, list[tuple[Any, str]]] = {_get(entry, "id"): [] for entry in self.pictures}
+        self.images = content["images"]
+        self.captions: dict[Any, list[tuple[Any, str]]] = {_get(entry, "id"): [] for entry in self.images}
         self.rejected = [
             row for row in map(self._take, range(len(content["annotations"])), content["annotations"]) if row
         ]
 
     def __len__(self) -> int:
-        return len(self.rejected) + len(self.pictures)
+        return len(self.rejected) + len(self.images)
 
     def __iter__(self) -> Iterator[Row]:
         yield from self.rejected
-        for number, entry in enumerate(self.pictures, 1):
+        for number, entry in enumerate(self.images, 1):
             yield guard(functools.partial(self._row, number, entry), self.file, number)
 
     def _take(self, index: int, entry: Any) -> Row | None:
-        """Puts a caption to its picture, or returns why not."""
+        """Puts a caption to its image, or returns why not."""
         key, owner = _get(entry, "id"), _get(entry, "image_id")
         try:
             if owner is None or owner not in self.captions:
-                raise DataError(f"annotation {key} belongs to picture {owner}, which is not in the list of images")
+                raise DataError(f"annotation {key} belongs to image {owner}, which is not in the list of images")
             self.captions[owner].append((key, check_caption(_get(entry, "caption"))))
         except DataError as error:
             return Row(self.file, index + 1, str(key), reason=str(error))
@@ -70,7 +70,7 @@ class _Captions:
     def _row(self, number: int, entry: Any) -> Row:
         key = _get(entry, "id")
         if key is None:
-            raise DataError("the picture has no id")
+            raise DataError("the image has no id")
         image = self.images / check_name(_get(entry, "file_name"))
         captions, translated = self.chinese.apply(self.captions[key])
         key = f"{self.split}/{key}" if self.split else str(key)  # COCO's ids repeat in other collections

@@ -24,25 +24,25 @@ from src.data.writer import DatasetWriter
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, required=True, help="dataset folder to write")
-    parser.add_argument("--dev-share", type=float, default=0.05, help="share of the pictures without a split for dev")
+    parser.add_argument("--dev-share", type=float, default=0.05, help="share of the images without a split for dev")
     parser.add_argument("--test-share", type=float, default=0.05, help="... for test; the rest is train")
-    parser.add_argument("--max-side", type=int, default=512, help="larger pictures are stored smaller, in pixels")
+    parser.add_argument("--max-side", type=int, default=512, help="larger images are stored smaller, in pixels")
     parser.add_argument("--max-bad", type=float, default=0.01, help="share of bad rows that fails the whole")
-    parser.add_argument("--config", type=Path, help="YAML file whose model says how sound and regions are stored")
+    parser.add_argument("--config", type=Path, help="YAML file whose model says how audio and regions are stored")
     parser.add_argument("--shard-records", type=int, default=10000, help="records of a shard file")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes that read media")
     parser.add_argument("--resume", action="store_true", help="keep the finished shards of a run that was cut short")
 
 
 def add_file_arguments(parser: argparse.ArgumentParser, annotations: str) -> None:
-    """Options of corpora that come as annotation files with a folder of pictures each."""
+    """Options of corpora that come as annotation files with a folder of images each."""
     parser.add_argument("--annotations", type=Path, action="append", required=True, help=f"{annotations}; repeatable")
-    parser.add_argument("--images", type=Path, action="append", required=True, help="its folder of pictures")
-    parser.add_argument("--split", action="append", help="its split (default: by hash of the picture)")
+    parser.add_argument("--images", type=Path, action="append", required=True, help="its folder of images")
+    parser.add_argument("--split", action="append", help="its split (default: by hash of the image)")
 
 
 def file_groups(args: argparse.Namespace) -> list[tuple[Path, Path, str | None]]:
-    """Annotation files, each with its pictures and its split."""
+    """Annotation files, each with its images and its split."""
     count = len(args.annotations)
     splits = args.split or [None] * count
     if len(args.images) != count or len(splits) != count:
@@ -128,14 +128,14 @@ def _store(
 ) -> tuple[str, str]:
     """Adds the record, or counts in one that is finished; returns the split that was wanted and the split it is in.
 
-    A picture is in one split only: a row whose picture is in another split already goes there, too.
+    An image is in one split only: a row whose image is in another split already goes there, too.
     """
     finished = writer.take_finished(number) if packed is None else None
-    picture = finished[1] if finished else packed.picture
-    wanted = row.split or split_by_digest(picture or _key_digest(row), args.dev_share, args.test_share)
+    image = finished[1] if finished else packed.image
+    wanted = row.split or split_by_digest(image or _key_digest(row), args.dev_share, args.test_share)
     if finished:
         return wanted, finished[0]
-    split = (writer.split_of(picture) if picture else None) or wanted
+    split = (writer.split_of(image) if image else None) or wanted
     writer.add_packed(split, packed, number)
     return wanted, split
 

@@ -3,7 +3,7 @@
     flickr30k-cn --annotations flickr30k_cn_train.txt --images flickr30k-images --split train \\
                  --annotations flickr30k_cn_test.txt --images flickr30k-images --split test --output data/flickr30k-cn
 
-A line is the picture's name (with or without .jpg and #number), white space, the caption. The first distribution's
+A line is the image's name (with or without .jpg and #number), white space, the caption. The first distribution's
 files, seg.flickr30kzhbbosontrain.caption.txt and the like, hold words with spaces between and want --segmented.
 """
 
@@ -32,22 +32,22 @@ def run(args: argparse.Namespace) -> None:
 
 
 class _Captions:
-    """The rows of one file: one for each picture with all its captions, and a rejected one for each bad line."""
+    """The rows of one file: one for each image with all its captions, and a rejected one for each bad line."""
 
     def __init__(self, path: Path, images: Path, split: str | None, segmented: bool) -> None:
         self.file, self.images, self.split = path.name, images, split
         self.rejected: list[Row] = []
-        self.pictures: dict[str, tuple[int, list[str]]] = {}
+        self.images: dict[str, tuple[int, list[str]]] = {}
         for line in read_captions(path, segmented):
             if isinstance(line, Row):
                 self.rejected.append(line)
             else:
-                self.pictures.setdefault(line[1], (line[0], []))[1].append(line[2])
+                self.images.setdefault(line[1], (line[0], []))[1].append(line[2])
 
     def __len__(self) -> int:
-        return len(self.rejected) + len(self.pictures)
+        return len(self.rejected) + len(self.images)
 
     def __iter__(self) -> Iterator[Row]:
         yield from self.rejected
-        for name, (number, captions) in self.pictures.items():
+        for name, (number, captions) in self.images.items():
             yield Row(self.file, number, name, self.images / f"{name}.jpg", tuple(captions), (), self.split)

@@ -2,7 +2,7 @@
 
     karpathy --input dataset_coco.json --images coco2014 --output data/coco
 
-COCO's pictures lie in the folders train2014 and val2014 of --images, Flickr's in --images itself. The split restval is
+COCO's images lie in the folders train2014 and val2014 of --images, Flickr's in --images itself. The split restval is
 training data, val becomes dev.
 """
 
@@ -23,7 +23,7 @@ SPLITS = {"train": "train", "restval": "train", "val": "dev", "test": "test"}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--input", type=Path, required=True, help="the split's JSON file")
-    parser.add_argument("--images", type=Path, required=True, help="folder of pictures (of COCO: that of train2014)")
+    parser.add_argument("--images", type=Path, required=True, help="folder of images (of COCO: that of train2014)")
     translations.add_argument(parser, "its sentid")
     add_common_arguments(parser)
 
@@ -39,14 +39,14 @@ def run(args: argparse.Namespace) -> None:
     write_dataset(Corpus(rows, len(chinese.rejected) + len(content["images"]), about, english=True), args)
 
 
-def _rows(pictures: list[Any], file: str, images: Path, chinese: Translations) -> Iterator[Row]:
-    """A row for each picture, and a rejected one for each bad sentence."""
-    for number, entry in enumerate(pictures, 1):
+def _rows(entries: list[Any], file: str, images: Path, chinese: Translations) -> Iterator[Row]:
+    """A row for each image, and a rejected one for each bad sentence."""
+    for number, entry in enumerate(entries, 1):
         try:
-            key, image, split = _picture(entry)
+            key, image, split = _image(entry)
             sentences = entry.get("sentences")
             if not isinstance(sentences, list):
-                raise DataError("the picture has no list of sentences")
+                raise DataError("the image has no list of sentences")
         except DataError as error:
             yield Row(file, number, reason=str(error))
             continue
@@ -61,7 +61,7 @@ def _rows(pictures: list[Any], file: str, images: Path, chinese: Translations) -
         yield Row(file, number, key, images / image, texts, (), split, translated)
 
 
-def _picture(entry: Any) -> tuple[str, Path, str]:
+def _image(entry: Any) -> tuple[str, Path, str]:
     """Its key, its file and its split."""
     if not isinstance(entry, dict):
         raise DataError("the entry is not a JSON object")

@@ -1,12 +1,12 @@
-"""Localized Narratives: spoken descriptions of pictures, with their transcripts (JSONL) and recordings (.ogg).
+"""Localized Narratives: spoken descriptions of images, with their transcripts (JSONL) and recordings (.ogg).
 
     localized-narratives --annotations open_images_train_v6_localized_narratives-00000-of-00010.jsonl \\
                          --images open-images/train --split train --recordings voice-recordings --output data/narratives
 
 Recordings are looked for at --recordings/voice_recording, the field's path, and then by its file name alone. Without
 --recordings the narratives are text. A narrative takes half a minute to speak, of which a model hears the beginning:
---pieces SECONDS cuts it, where utterances of its timed_caption end, into captions with their own sound. Other sets than
-Open Images name pictures otherwise: MS COCO's are --name "{image_id:0>12}.jpg".
+--pieces SECONDS cuts it, where utterances of its timed_caption end, into captions with their own audio. Other sets than
+Open Images name images otherwise: MS COCO's are --name "{image_id:0>12}.jpg".
 """
 
 import argparse
@@ -39,7 +39,7 @@ TIMED = ("utterance", "start_time", "end_time")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_file_arguments(parser, "narratives, JSONL")
     parser.add_argument(
-        "--name", default="{image_id}.jpg", help="a picture's path by its image_id (default: %(default)s)"
+        "--name", default="{image_id}.jpg", help="an image's path by its image_id (default: %(default)s)"
     )
     parser.add_argument("--recordings", type=Path, help="folder of recordings (default: none are read)")
     parser.add_argument(
@@ -90,13 +90,13 @@ class _Narratives:
         recording = None if self.recordings is None else self._recording(entry.get("voice_recording"))
         if self.pieces is None:
             text, translated = self.chinese(_key(entry), check_caption(entry.get("caption")))
-            captions, sounds = (text,), (recording,)
+            captions, clips = (text,), (recording,)
         else:
             pieces = cut(entry.get("timed_caption"), self.pieces)
             texts = [(f"{_key(entry)}/{number}", text) for number, (text, _, _) in enumerate(pieces)]
             captions, translated = self.chinese.apply(texts)
-            sounds = tuple(recording and Stretch(recording, start, end - start) for _, start, end in pieces)
-        return Row(self.path.name, number, _key(entry), image, captions, sounds, self.split, translated)
+            clips = tuple(recording and Stretch(recording, start, end - start) for _, start, end in pieces)
+        return Row(self.path.name, number, _key(entry), image, captions, clips, self.split, translated)
 
     def _recording(self, path: Any) -> Path:
         if not isinstance(path, str) or not path:

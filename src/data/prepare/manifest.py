@@ -1,10 +1,10 @@
-"""manifest.jsonl: one picture a line, with captions and sounds, any of which may be missing.
+"""manifest.jsonl: one image a line, with captions and audio clips, any of which may be missing.
 
     {"id": "42", "image": "42.jpg", "captions": ["一只猫", "猫在睡觉"], "audio": ["42a.wav", null], "split": "train"}
     {"id": "43", "regions": "43.npz", "caption": "一只狗", "audio": "43.npy"}
 
-``regions`` is a file of a detector's features (:mod:`src.data.regions`), beside the picture or in place of it. With a
---config whose model.audio.input is feature, ``audio`` names files of features instead of sounds.
+``regions`` is a file of a detector's features (:mod:`src.data.regions`), beside the image or in place of it. With a
+--config whose model.audio.input is feature, ``audio`` names files of features instead of audio clips.
 """
 
 import argparse
@@ -64,8 +64,8 @@ def _parse(entry: dict[str, Any], key: str, file: str, number: int, media: Path)
     captions = check_captions(entry.get("captions", entry.get("caption", [])))
     image, regions = (_path(entry, name, media) for name in ("image", "regions"))
     split = check_split(entry["split"]) if "split" in entry else None
-    sounds = _sounds(entry.get("audio"), len(captions), media)
-    return Row(file, number, key, image, captions, sounds, split, regions=regions)
+    clips = _audio(entry.get("audio"), len(captions), media)
+    return Row(file, number, key, image, captions, clips, split, regions=regions)
 
 
 def _path(entry: dict[str, Any], name: str, media: Path) -> Path | None:
@@ -75,13 +75,13 @@ def _path(entry: dict[str, Any], name: str, media: Path) -> Path | None:
     return None if path is None else media / path
 
 
-def _sounds(audio: Any, captions: int, media: Path) -> tuple[Path | None, ...]:
-    """The sound of each caption; a lone one without captions."""
+def _audio(audio: Any, captions: int, media: Path) -> tuple[Path | None, ...]:
+    """The audio of each caption; a lone one without captions."""
     if audio is None:
         return ()
     listed = [audio] if isinstance(audio, str) else audio
     if not isinstance(listed, list) or not all(path is None or (isinstance(path, str) and path) for path in listed):
         raise DataError("the audio is neither a path nor a list of paths and nulls")
     if listed and len(listed) != max(captions, 1):
-        raise DataError(f"there are {captions} captions but {len(listed)} sounds: one (or null) for each caption")
+        raise DataError(f"there are {captions} captions but {len(listed)} audio clips: one (or null) for each caption")
     return tuple(None if path is None else media / path for path in listed)

@@ -1,4 +1,4 @@
-"""Rows to records: pictures and sounds are read, checked and brought into their stored form. Runs in workers."""
+"""Rows to records: images and audio clips are read, checked and brought into their stored form. Runs in workers."""
 
 import io
 import warnings
@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from src.config import AudioEncoderConfig, ModelConfig
-from src.data.audio import read_sound
+from src.data.audio import read_audio
 from src.data.errors import DataError
 from src.data.image import open_rgb
 from src.data.prepare.rows import Row, Stretch
@@ -24,7 +24,7 @@ class Media:
     """How media are stored."""
 
     model: ModelConfig  # which form its encoders read
-    max_side: int  # larger pictures are stored smaller, in pixels
+    max_side: int  # larger images are stored smaller, in pixels
 
     def read_all(self, rows: list[Row | None]) -> list[Packed | str | None]:
         """A record for each row, or the reason why there is none; None for None."""
@@ -46,24 +46,24 @@ def read_row(row: Row, model: ModelConfig, max_side: int) -> Record:
     """The row's media as a record, in the form in which the model's encoders read them."""
     image = None if row.image is None else pack_image(row.image, max_side)
     regions = None if row.regions is None else load_regions(row.regions, model.image.region_dim)
-    sounds = tuple(None if sound is None else _sound(sound, model.audio) for sound in row.sounds)
-    return Record(row.key, image, row.captions, sounds, regions)
+    clips = tuple(None if clip is None else _audio(clip, model.audio) for clip in row.audio)
+    return Record(row.key, image, row.captions, clips, regions)
 
 
-def _sound(sound: Path | Stretch, audio: AudioEncoderConfig) -> np.ndarray:
-    if isinstance(sound, Stretch):
-        return read_sound(sound.path, audio, sound.start, sound.seconds)
-    return read_sound(sound, audio)
+def _audio(clip: Path | Stretch, audio: AudioEncoderConfig) -> np.ndarray:
+    if isinstance(clip, Stretch):
+        return read_audio(clip.path, audio, clip.start, clip.seconds)
+    return read_audio(clip, audio)
 
 
 def pack_image(path: Path, max_side: int) -> bytes:
-    """A picture file's bytes once it is known to decode; a larger one is re-encoded, as JPEG if it was one, or PNG."""
+    """An image file's bytes once it is known to decode; a larger one is re-encoded, as JPEG if it was one, or PNG."""
     try:
         data = path.read_bytes()
     except (OSError, ValueError):  # ValueError: a zero byte in the name
-        raise DataError(f"{path}: no such picture file") from None
+        raise DataError(f"{path}: no such image file") from None
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # remarks on odd tags of pictures that are fine
+        warnings.simplefilter("ignore")  # remarks on odd tags of images that are fine
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         image = open_rgb(data, str(path))
     if max(image.size) <= max_side:

@@ -63,14 +63,14 @@ class Tally(contextlib.AbstractContextManager):
         return counts
 
     def print(self, folder: Path) -> None:
-        columns = ("records", "samples", "pictures", *MODALITIES, "regions")
+        columns = ("records", "samples", "images", *MODALITIES, "regions")
         print(f"{'split':12}" + "".join(f"{name:>10}" for name in columns))
         for split, entry in read_info(folder)["splits"].items():
             print(f"{split:12}" + "".join(f"{entry[name]:10}" for name in columns))
         if self.english:
             print(f"captions: {self.translated} translated, {self.captions - self.translated} kept in English")
         if self.moved:
-            print(f"rows moved to the split that has their picture already: {self.moved}")
+            print(f"rows moved to the split that has their image already: {self.moved}")
         print(f"rejected rows: {self.bad}" + (f" of {self.rows}, listed in {self.path}" if self.bad else ""))
         for reason, count in self._reasons.most_common():
             print(f"{count:10}  {reason}")

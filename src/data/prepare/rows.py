@@ -20,18 +20,18 @@ class Stretch:
 
 @dataclass(frozen=True)
 class Row:
-    """One picture with captions and sounds, not yet read; or the reason why there is none."""
+    """One image with captions and audio clips, not yet read; or the reason why there is none."""
 
     file: str
     line: int  # of a text file; position in the list of a JSON file, from 1
     key: str = ""
     image: Path | None = None
     captions: tuple[str, ...] = ()
-    sounds: tuple[Path | Stretch | None, ...] = ()
-    split: str | None = None  # None: by hash of the picture
+    audio: tuple[Path | Stretch | None, ...] = ()
+    split: str | None = None  # None: by hash of the image
     translated: int = 0  # captions that come from a translation file
     reason: str = ""
-    regions: Path | None = None  # what a detector found in the picture
+    regions: Path | None = None  # what a detector found in the image
 
 
 @dataclass(frozen=True)
@@ -77,9 +77,9 @@ def check_caption(caption: Any) -> str:
 
 
 def check_name(name: Any) -> str:
-    """The file name of a picture; raises DataError for anything else."""
+    """The file name of an image; raises DataError for anything else."""
     if not isinstance(name, str) or not name.strip():
-        raise DataError("the picture has no file name")
+        raise DataError("the image has no file name")
     return name
 
 

@@ -57,7 +57,7 @@ class Translations:
         return (english, 0) if found is None else (found, 1)
 
     def apply(self, captions: list[tuple[Any, str]]) -> tuple[tuple[str, ...], int]:
-        """Ids and captions of a picture to its captions and how many of them are translated."""
+        """Ids and captions of an image to its captions and how many of them are translated."""
         pairs = [self(key, english) for key, english in captions]
         return tuple(text for text, _ in pairs), sum(found for _, found in pairs)
 

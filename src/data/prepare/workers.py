@@ -34,14 +34,14 @@ def ordered_map(function: Callable[[list], list], items: Iterable, workers: int)
     # Spawned, never forked: a forked child inherits the locks of whatever threads this process runs.
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, context, initializer=_start)
-    ahead: deque[Future] = deque()
+    prefetch: deque[Future] = deque()
     try:
         for chunk in chunks:
-            ahead.append(pool.submit(function, chunk))
-            if len(ahead) > workers * CHUNKS_AHEAD:
-                yield from ahead.popleft().result()
-        while ahead:
-            yield from ahead.popleft().result()
+            prefetch.append(pool.submit(function, chunk))
+            if len(prefetch) > workers * CHUNKS_AHEAD:
+                yield from prefetch.popleft().result()
+        while prefetch:
+            yield from prefetch.popleft().result()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 

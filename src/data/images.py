@@ -1,4 +1,4 @@
-"""Batches of pictures alone, each picture once an epoch: neither text nor sound is decoded."""
+"""Batches of images alone, each image once an epoch: neither text nor audio is decoded."""
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -10,17 +10,17 @@ from src.data.pipeline import Batch, Loader, Sample
 from src.data.sources import Sources
 
 
-class PictureLoader(Loader):
+class ImageLoader(Loader):
     """Batches of ``sample_id`` (B,) int32 and ``image`` (B, S, S, 3) uint8, S being model.tokenizer.size.
 
-    Order and resumption are those of :class:`Loader`. Of several captions of a picture the first one's sample stands
-    for it; in place of a record without a picture comes the next one of its source that has one.
+    Order and resumption are those of :class:`Loader`. Of several captions of an image the first one's sample stands
+    for it; in place of a record without an image comes the next one of its source that has one.
     """
 
     def __init__(self, config: Config, split: str, rank: int = 0, ranks: int = 1) -> None:
         self.config, self.split, self.rank, self.ranks = config, split, rank, ranks
         self.sources = Sources(config, split, whole=False, codes=False)
-        self.sources.require_pictures()
+        self.sources.require_images()
         self.ids = np.unique(self.sources.samples[:, 2], return_index=True)[1]
 
     def _make(
@@ -28,19 +28,19 @@ class PictureLoader(Loader):
     ) -> tuple[Batch, list[tuple[str, str]]]:
         run = map if self.config.data.workers <= 1 else workers.map
         samples = (
-            sample if sample.record.image is not None else self._next_picture(sample)
+            sample if sample.record.image is not None else self._next_image(sample)
             for sample in self._samples(ids, epochs)
         )
         size = self.config.model.tokenizer.size
 
         def decode(sample: Sample) -> tuple[np.ndarray, str]:
-            return self._picture(sample, size, varied), sample.record.key
+            return self._image(sample, size, varied), sample.record.key
 
-        pictures, keys = zip(*run(decode, samples), strict=True)
-        batch = {"sample_id": ids.astype(np.int32), "image": np.stack(pictures)}
+        images, keys = zip(*run(decode, samples), strict=True)
+        batch = {"sample_id": ids.astype(np.int32), "image": np.stack(images)}
         return batch, [(key, "") for key in keys]
 
-    def _next_picture(self, sample: Sample) -> Sample:
+    def _next_image(self, sample: Sample) -> Sample:
         found = self.sources.read(self.sources.others(int(self.sources.samples[sample.number, 0])))
         name, record = next((name, record) for name, record in found if record.image is not None)
         return replace(sample, record=record, name=name)
