@@ -49,14 +49,14 @@ def test_log_mel_is_its_definition() -> None:
     assert found.max() == 255
 
 
-@pytest.fingerprint.parametrize(("bins", "mels"), [(257, 40), (257, 64), (1025, 128)])
+@pytest.mark.parametrize(("bins", "mels"), [(257, 40), (257, 64), (1025, 128)])
 def test_bands_are_slaneys(bins: int, mels: int) -> None:
     utils = pytest.importorskip("transformers.audio_utils")
     wanted = utils.mel_filter_bank(bins, mels, 0.0, 8000.0, 16000, norm="slaney", mel_scale="slaney")
     assert np.allclose(mel_bands(16000, bins, mels), wanted, atol=1e-6)
 
 
-@pytest.fingerprint.parametrize("hz", [250, 1000, 3000, 6000])
+@pytest.mark.parametrize("hz", [250, 1000, 3000, 6000])
 def test_tone_lands_in_its_band(hz: int) -> None:
     bands = mel_bands(16000, 257, CONFIG.mels)
     band = log_mel(tone(hz, 0.5, 16000), 16000, CONFIG).astype(int).mean(axis=0).argmax()
@@ -85,7 +85,7 @@ def test_loudness_does_not_matter() -> None:
     assert np.abs(difference).max() <= 1
 
 
-@pytest.fingerprint.parametrize("rate", [8000, 11025, 22050, 44100, 48000])
+@pytest.mark.parametrize("rate", [8000, 11025, 22050, 44100, 48000])
 def test_resample_keeps_a_tone(rate: int, target: int = 16000) -> None:
     found = resample(tone(440, 1.03, rate), rate, target)
     wanted = tone(440, 1.03, target)
@@ -100,7 +100,7 @@ def test_resample_removes_what_the_new_rate_cannot_hold() -> None:
     assert np.abs(found[1600:-1600]).max() < 0.01
 
 
-@pytest.fingerprint.parametrize(
+@pytest.mark.parametrize(
     ("name", "subtype"), [("a.wav", "PCM_16"), ("a.flac", "PCM_24"), ("a.ogg", "VORBIS"), ("a.wav", "FLOAT")]
 )
 def test_load_audio(tmp_path: Path, name: str, subtype: str) -> None:

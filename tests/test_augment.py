@@ -41,7 +41,7 @@ def test_a_crop_is_a_part_of_the_stated_size_stretched_to_the_square() -> None:
     assert len({vary(CROP, seed).tobytes() for seed in range(20)}) == 20
 
 
-@pytest.fingerprint.parametrize("width,height", [(200, 200), (640, 80), (3, 500), (1, 1)])
+@pytest.mark.parametrize("width,height", [(200, 200), (640, 80), (3, 500), (1, 1)])
 def test_a_crop_stays_within_any_image(width: int, height: int) -> None:
     for numbers in (*np.random.default_rng(0).random((200, 4)), (0, 0, 0, 0), (1, 1, 1, 1)):
         share, aspect, left, top = map(float, numbers)
@@ -71,7 +71,7 @@ def test_a_small_crop_of_a_jpeg_is_not_decoded_too_small() -> None:
         assert np.abs(found.astype(int) - np.asarray(expected)).max() <= 2
 
 
-@pytest.fingerprint.parametrize(
+@pytest.mark.parametrize(
     ("captions", "mirrored"),
     [
         (("一只猫",), True),
@@ -119,7 +119,7 @@ def test_colours_vary_within_their_strength() -> None:
     assert abs(flat.std() / RAMP.std() - 1) > 0.02
 
 
-@pytest.fingerprint.parametrize(
+@pytest.mark.parametrize(
     ("factors", "kind"),
     [
         ((0.6, 1.0, 1.0), ImageEnhance.Brightness),

@@ -124,7 +124,7 @@ def written(row: np.ndarray) -> tuple[int, ...]:
     return tuple(text)
 
 
-@pytest.fingerprint.parametrize(
+@pytest.mark.parametrize(
     "settings",
     [
         BeamSettings(EVERY),

@@ -36,8 +36,8 @@ def corpus(seed: int, images: int) -> tuple[list[list[str]], list[list[list[str]
     return predictions, references
 
 
-@pytest.fingerprint.parametrize("images", [1, 2, 60])
-@pytest.fingerprint.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("images", [1, 2, 60])
+@pytest.mark.parametrize("seed", [1, 2])
 def test_equal_to_the_reference_implementation(seed, images):
     pytest.importorskip("pycocoevalcap")
     from pycocoevalcap.bleu.bleu import Bleu
@@ -101,7 +101,7 @@ def test_a_thousand_captions_take_seconds_at_most():
     assert time.process_time() - start < 4  # about one second; slack for a busy machine
 
 
-@pytest.fingerprint.parametrize(
+@pytest.mark.parametrize(
     ("predictions", "references", "message"),
     [
         ([], [], "no captions to score"),

@@ -60,7 +60,7 @@ def test_a_good_folder(whole: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyt
     assert capsys.readouterr().out == f"{whole}: all 13 records are good\n"
 
 
-@pytest.fingerprint.parametrize("part", ["image", "audio clips", "captions", "key"])
+@pytest.mark.parametrize("part", ["image", "audio clips", "captions", "key"])
 def test_a_byte_of_a_record(
     part: str, copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -84,7 +84,7 @@ def test_a_byte_of_a_record(
         assert (found.key, found.image, found.captions) == (f"r{other}", record(other).image, record(other).captions)
 
 
-@pytest.fingerprint.parametrize(
+@pytest.mark.parametrize(
     ("name", "damage", "good", "problems"),
     [
         ("train-00001.mindrecord", lambda path: spoil(path, 20), 9, ["the file is damaged", *["cannot be read"] * 4]),

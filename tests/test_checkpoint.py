@@ -138,9 +138,7 @@ def test_another_configuration_says_what_is_done_but_not_what_the_network_is(
     assert load_checkpoint_config(locate(saved), ["model.embed_dim=20"], path).model.embed_dim == 20
 
 
-@pytest.fingerprint.parametrize(
-    "make", [lambda path: None, lambda path: path.mkdir(), lambda path: path.write_text("x")]
-)
+@pytest.mark.parametrize("make", [lambda path: None, lambda path: path.mkdir(), lambda path: path.write_text("x")])
 def test_a_place_without_a_checkpoint(tmp_path: Path, make: Callable[[Path], object]) -> None:
     place = tmp_path / "run"
     make(place)
@@ -163,7 +161,7 @@ def change(folder: Path, edit: Callable[[dict[str, np.ndarray]], object]) -> Pat
     return path
 
 
-@pytest.fingerprint.parametrize(
+@pytest.mark.parametrize(
     ("edit", "says"),
     [
         (lambda arrays: arrays.pop("cross_encoder.cls"), "tensor cross_encoder.cls is not in"),
@@ -214,7 +212,7 @@ def test_the_wrong_shape_is_told_from_the_right_one(saved: Path) -> None:
     assert "[12" in message and "[16" in message and "model.safetensors" in message
 
 
-@pytest.fingerprint.parametrize("keep", [0, 5, 100, -10])
+@pytest.mark.parametrize("keep", [0, 5, 100, -10])
 def test_a_truncated_file(saved: Path, config: Config, keep: int) -> None:
     path = locate(saved) / "model.safetensors"
     path.write_bytes(path.read_bytes()[:keep])
@@ -275,7 +273,7 @@ def break_at(step: str, error: BaseException, monkeypatch: pytest.MonkeyPatch) -
             wrap(checkpoint, "write_text", lambda path, _: path.stem == step)
 
 
-@pytest.fingerprint.parametrize("step", STEPS)
+@pytest.mark.parametrize("step", STEPS)
 def test_a_kill_leaves_what_was_there(
     saved: Path, config: Config, model: OPT, step: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -294,7 +292,7 @@ def test_a_kill_leaves_what_was_there(
     assert sorted(os.listdir(checkpoints)) == ["latest", "step-00000050"]
 
 
-@pytest.fingerprint.parametrize("step", STEPS)
+@pytest.mark.parametrize("step", STEPS)
 def test_a_full_disk_is_one_line_and_leaves_what_was_there(
     saved: Path, config: Config, model: OPT, step: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -316,7 +314,7 @@ def steps(folder: Path) -> list[int]:
     return sorted(int(path.name.removeprefix("step-")) for path in folder.glob("step-*"))
 
 
-@pytest.fingerprint.parametrize(("keep", "left"), [(0, [1, 2, 3, 10]), (1, [10]), (2, [3, 10]), (9, [1, 2, 3, 10])])
+@pytest.mark.parametrize(("keep", "left"), [(0, [1, 2, 3, 10]), (1, [10]), (2, [3, 10]), (9, [1, 2, 3, 10])])
 def test_the_newest_stay(tmp_path: Path, config: Config, model: OPT, keep: int, left: list[int]) -> None:
     for step in (1, 2, 3, 10):
         place = save_checkpoint(tmp_path / "checkpoints", step, config, model, keep=keep)
@@ -368,8 +366,8 @@ def kill_at_call(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
         wrap(owner, name)
 
 
-@pytest.fingerprint.parametrize("step", [5, 6, 7])
-@pytest.fingerprint.parametrize("keep", [0, 1])
+@pytest.mark.parametrize("step", [5, 6, 7])
+@pytest.mark.parametrize("keep", [0, 1])
 def test_a_kill_at_any_renaming_or_removal_leaves_a_latest_that_loads(
     tmp_path: Path, config: Config, model: OPT, step: int, keep: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,7 +11,7 @@ from src.runtime import RuntimeSetupError
 from src.training.step import NonFiniteError
 
 
-@pytest.fingerprint.parametrize(
+@pytest.mark.parametrize(
     "kind", [ConfigError, DataError, CheckpointError, RuntimeSetupError, ExportError, NonFiniteError]
 )
 def test_user_error_is_one_line(kind: type[Exception], capsys: pytest.CaptureFixture) -> None:
@@ -24,7 +24,7 @@ def test_user_error_is_one_line(kind: type[Exception], capsys: pytest.CaptureFix
     assert capsys.readouterr().err == "error: data.path=nowhere: no such folder\n"
 
 
-@pytest.fingerprint.parametrize(
+@pytest.mark.parametrize(
     ("error", "line"),
     [
         (FileExistsError(17, "File exists", "out"), "out: File exists (name another place, or move it away)"),
@@ -42,7 +42,7 @@ def test_what_the_system_refuses_is_one_line(error: OSError, line: str, capsys: 
     assert caught.value.code == 2 and printed.startswith(f"error: {line}") and printed.count("\n") == 1
 
 
-@pytest.fingerprint.parametrize(
+@pytest.mark.parametrize(
     ("hint", "line"), [((), "interrupted"), (("--resume goes on",), "interrupted: --resume goes on")]
 )
 def test_interruption(hint: tuple[str, ...], line: str, capsys: pytest.CaptureFixture) -> None:

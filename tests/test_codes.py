@@ -146,7 +146,7 @@ def test_a_grid_that_is_not_the_models_is_refused(made):
     assert "codes=12, model.tokenizer.codes is 99" in refused(replace(made, model=model))
 
 
-@pytest.fingerprint.parametrize("damage", ["cut", "gone", "no json", "half a json"])
+@pytest.mark.parametrize("damage", ["cut", "gone", "no json", "half a json"])
 def test_damage_is_named(copied, damage):
     folder = Path(copied.data.path)
     path = folder / ("codes.json" if "json" in damage else "codes-train.npy")
@@ -177,7 +177,7 @@ def test_the_type_holds_every_code():
     assert np.array([(1 << 15) - 1]).astype(code_type(1 << 15))[0] == (1 << 15) - 1
 
 
-@pytest.fingerprint.e2e
+@pytest.mark.e2e
 def test_the_command_writes_what_the_loader_reads(copied):
     folder = Path(copied.data.path)
     before = np.load(folder / "codes-train.npy")

@@ -32,7 +32,7 @@ def refused(path: Path, *overrides: str) -> str:
     return message
 
 
-@pytest.fingerprint.parametrize("path", SHIPPED, ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_shipped_file_loads_and_survives_being_written(path: Path, tmp_path: Path) -> None:
     config = load_config(path)
     assert load_config(write(tmp_path, to_yaml(config))) == config
@@ -92,7 +92,7 @@ def test_missing_and_unreadable_files(tmp_path: Path) -> None:
     assert "binary.yaml" in refused(tmp_path / "binary.yaml")
 
 
-@pytest.fingerprint.parametrize(
+@pytest.mark.parametrize(
     ("wrong", "near"),
     [
         ("data.batchsize", "data.batch_size"),
@@ -115,12 +115,12 @@ def test_an_unknown_key_names_the_nearest(tmp_path: Path, wrong: str, near: str)
     assert f"unknown key {wrong}=1 in command line" in refused(write(tmp_path, ""), f"{wrong}=1")
 
 
-@pytest.fingerprint.parametrize("wrong", ["model=demo", "data={}", "objectives=1"])
+@pytest.mark.parametrize("wrong", ["model=demo", "data={}", "objectives=1"])
 def test_a_section_is_not_a_key(tmp_path: Path, wrong: str) -> None:
     assert "unknown key" in refused(write(tmp_path, ""), wrong)
 
 
-@pytest.fingerprint.parametrize(
+@pytest.mark.parametrize(
     ("override", "says"),
     [
         ("seed=true", "a whole number, not bool"),
@@ -153,7 +153,7 @@ def test_a_wrong_type_in_a_parent_names_the_parent(tmp_path: Path) -> None:
     assert "train.steps='many'" in message and str(parent) in message
 
 
-@pytest.fingerprint.parametrize(
+@pytest.mark.parametrize(
     ("text", "value"), [("0", 0.0), ("1", 1.0), ("1e-3", 1e-3), ("1.5e-3", 1.5e-3), ("'2'", 2.0), (".5", 0.5)]
 )
 def test_numbers_that_pass_as_floats(tmp_path: Path, text: str, value: float) -> None:
@@ -168,7 +168,7 @@ def test_booleans_are_booleans(tmp_path: Path) -> None:
         assert load_config(write(tmp_path, ""), [f"runtime.distributed={text}"]).runtime.distributed is value
 
 
-@pytest.fingerprint.parametrize(
+@pytest.mark.parametrize(
     ("override", "key", "says"),
     [
         ("model.text.heads=3", "model.text.heads=3", "must divide width=128"),
@@ -230,7 +230,7 @@ def test_an_impossible_value_names_key_value_and_reason(tmp_path: Path, override
     assert key in message and says in message, message
 
 
-@pytest.fingerprint.parametrize(
+@pytest.mark.parametrize(
     ("text", "key", "says"),
     [
         ("objectives: {mvm_class: 1}", "objectives.mvm_class", "needs model.image.input=region"),
@@ -263,7 +263,7 @@ def test_a_list_of_mappings_is_a_list_of_sources(tmp_path: Path) -> None:
     assert load_config(path, ["data.sources=[]", "data.path=four"]).data.mixture == (("four", 1.0),)
 
 
-@pytest.fingerprint.parametrize(
+@pytest.mark.parametrize(
     ("value", "says"),
     [
         ("one", "data.sources='one' in command line: must be a list"),
@@ -300,7 +300,7 @@ objectives: {mvm_code: 1, denoise_image: 1}
 """
 
 
-@pytest.fingerprint.parametrize("setting", ["crop_scale=[0.5, 1]", "flip=0.5", "saturation=0.2"])
+@pytest.mark.parametrize("setting", ["crop_scale=[0.5, 1]", "flip=0.5", "saturation=0.2"])
 def test_codes_of_whole_images_do_not_fit_varied_ones(tmp_path: Path, setting: str) -> None:
     """Hidden patches' codes do not; what is drawn is given no image, and varied audio clips leave images alone."""
     path, override = write(tmp_path, COMPLETE), f"data.augment.{setting}"
@@ -309,7 +309,7 @@ def test_codes_of_whole_images_do_not_fit_varied_ones(tmp_path: Path, setting: s
     assert load_config(path, ["data.augment.time_masks=2"]).data.augment.augments_audio
 
 
-@pytest.fingerprint.parametrize(
+@pytest.mark.parametrize(
     ("given", "override", "says"),
     [
         ("model.image.input=region", "data.augment.flip=0.5", "regions cannot be varied"),
@@ -324,7 +324,7 @@ def test_only_pixels_and_log_mels_are_varied(tmp_path: Path, given: str, overrid
     load_config(path, [given])
 
 
-@pytest.fingerprint.parametrize("override", ["seed", "--seed 3", ""])
+@pytest.mark.parametrize("override", ["seed", "--seed 3", ""])
 def test_an_override_is_key_and_value(tmp_path: Path, override: str) -> None:
     assert "is not key=value" in refused(write(tmp_path, ""), override)
 
@@ -370,7 +370,7 @@ def _is_load(node: ast.Attribute) -> bool:
     return isinstance(node.ctx, ast.Load) and not own
 
 
-@pytest.fingerprint.parametrize(("section", "key"), sorted(set(leaves(Config))))
+@pytest.mark.parametrize(("section", "key"), sorted(set(leaves(Config))))
 def test_every_key_is_read(section: str, key: str) -> None:
     # read with getattr, one after the other
     by_list = {"ObjectivesConfig": OBJECTIVES, "AugmentConfig": COLOURS, "EvalConfig": ("rerank_embedding",)}

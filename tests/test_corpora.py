@@ -62,7 +62,7 @@ def step(config: Config) -> Iterator[TrainStep]:
     ms.set_context(mode=mode)
 
 
-@pytest.fingerprint.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize("name", LAYOUTS)
 def test_from_download_to_a_trained_step(name: str, tmp_path: Path, config: Config, step: TrainStep) -> None:
     layout: Layout = LAYOUTS[name](tmp_path / "download")
     settings, output = tmp_path / "config.yaml", tmp_path / "out"
@@ -260,7 +260,7 @@ def test_digest_table_is_a_dict() -> None:
     assert len(table) == len(plain) and all(table.get(key) == value for key, value in plain.items())
 
 
-@pytest.fingerprint.parametrize(
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("coco", "--annotations", "a", "--images", ".", "--split", "a/b"), "the split is not a name"),

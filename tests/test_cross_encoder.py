@@ -51,7 +51,7 @@ def test_mask_shows_what_is_present_and_one_place_of_what_is_not(encoder: CrossE
             assert mask[row, PARTS[which]].tolist() == expected.tolist(), (presence, which)
 
 
-@pytest.fingerprint.parametrize("mode", ["graph", "pynative"])
+@pytest.mark.parametrize("mode", ["graph", "pynative"])
 def test_absent_content_has_no_influence(encoder: CrossEncoder, mode: str) -> None:
     with run_mode(mode):
         before, mask = fuse(encoder, contents())
@@ -105,7 +105,7 @@ def gradients(encoder: CrossEncoder, presence: tuple[int, int, int]) -> tuple[li
     return [x.asnumpy() for x in inputs], {k: g.asnumpy() for k, g in zip(named, parameters, strict=True)}
 
 
-@pytest.fingerprint.parametrize("which", [TEXT, IMAGE, AUDIO])
+@pytest.mark.parametrize("which", [TEXT, IMAGE, AUDIO])
 def test_gradient_goes_to_the_absent_embedding_and_not_to_the_absent_content(encoder: CrossEncoder, which: int) -> None:
     presence = tuple(int(i != which) for i in range(3))
     inputs, parameters = gradients(encoder, presence)

@@ -136,7 +136,7 @@ def test_an_interrupted_training_with_other_settings_starts_anew(tmp_path: Path,
     assert not (tmp_path / "second" / "of the old run").exists()
 
 
-@pytest.fingerprint.parametrize("name", ["first", "third"])
+@pytest.mark.parametrize("name", ["first", "third"])
 def test_a_folder_that_the_demo_did_not_make_is_left_alone(tmp_path: Path, run: Recorder, name: str):
     """Said before anything has run, whichever stage it would be in the way of."""
     (tmp_path / name).mkdir()
@@ -157,7 +157,7 @@ def test_minutes_are_kept_and_those_of_an_interrupted_training_add_up(
     assert run_stages(chain(tmp_path), tmp_path, run) == expected
 
 
-@pytest.fingerprint.parametrize("fast", [False, True])
+@pytest.mark.parametrize("fast", [False, True])
 def test_stages_name_what_exists_and_each_other(fast: bool):
     """Every configuration loads with the stage's settings, and a stage reads what an earlier one made."""
     stages = build_stages(Path("out"), "demo", fast)
@@ -206,7 +206,7 @@ def test_commands_side_by_side(tmp_path: Path, run: Recorder):
     assert run.calls == [2, 1, 1]
 
 
-@pytest.fingerprint.parametrize("name", ["evaluation", "export"])
+@pytest.mark.parametrize("name", ["evaluation", "export"])
 def test_a_stage_with_a_folder_missing_runs_again_in_empty_folders(tmp_path: Path, run: Recorder, name: str):
     folders = tmp_path / "evaluation", tmp_path / "export"
     stages = [Stage("both", tuple((folder.name, str(folder)) for folder in folders), folders, side_by_side=True)]

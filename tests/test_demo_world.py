@@ -35,7 +35,7 @@ from src.demo.world import (
 ROOT = Path(__file__).resolve().parents[1]
 WORLDS = ("demo", "demo_full")
 CAT_AND_APPLES = Facts("红", (Item("左", 1, "", "猫"), Item("右", 2, "大", "苹果")))
-needs_speech = pytest.fingerprint.skipif(not speech.available(), reason="espeakng-loader is not installed")
+needs_speech = pytest.mark.skipif(not speech.available(), reason="espeakng-loader is not installed")
 
 
 def neighbours(scene: Scene) -> list[tuple[str, str]]:
@@ -46,7 +46,7 @@ def stand_together(scene: Scene) -> set[frozenset[str]]:
     return {frozenset(pair) for pair in itertools.combinations([item.name for item in scene.facts.items], 2)}
 
 
-@pytest.fingerprint.parametrize("world", WORLDS)
+@pytest.mark.parametrize("world", WORLDS)
 def test_worlds_have_their_size(world: str) -> None:
     assert len(objects(world)) == {"demo": 28, "demo_full": 86}[world]
     assert len(get_world(world).colours) == {"demo": 6, "demo_full": 8}[world]
@@ -63,7 +63,7 @@ def test_pair_is_held_out_in_either_world_or_in_neither() -> None:
         assert {frozenset(pair) for pair in quick} <= {frozenset(pair) for pair in held_out_pairs("demo_full")[split]}
 
 
-@pytest.fingerprint.parametrize("world", WORLDS)
+@pytest.mark.parametrize("world", WORLDS)
 def test_no_held_out_pair_in_training(world: str) -> None:
     held_out = {frozenset(pair) for pair in itertools.chain(*held_out_pairs(world).values())}
     scenes = sample_scenes(world, "train", 2000, seed=3)
@@ -75,8 +75,8 @@ def test_no_held_out_pair_in_training(world: str) -> None:
     }
 
 
-@pytest.fingerprint.parametrize("world", WORLDS)
-@pytest.fingerprint.parametrize(("split", "other", "count"), [("dev", "test", 500), ("test", "dev", 1000)])
+@pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize(("split", "other", "count"), [("dev", "test", 500), ("test", "dev", 1000)])
 def test_evaluation_scenes_hold_pairs_of_their_split(world: str, split: str, other: str, count: int) -> None:
     scenes = sample_scenes(world, split, count, seed=1)
     held_out = {name: {frozenset(pair) for pair in some} for name, some in held_out_pairs(world).items()}
@@ -104,7 +104,7 @@ def test_more_scenes_than_the_world_has_is_an_error(monkeypatch: pytest.MonkeyPa
         sample_scenes("demo", "dev", 2, 1)
 
 
-@pytest.fingerprint.parametrize("world", WORLDS)
+@pytest.mark.parametrize("world", WORLDS)
 def test_captions_state_all_facts(world: str) -> None:
     for scene in sample_scenes(world, "train", 600, seed=2):
         for template in range(get_world(world).templates):
@@ -127,7 +127,7 @@ def test_captions_read_well() -> None:
     ]
 
 
-@pytest.fingerprint.parametrize(
+@pytest.mark.parametrize(
     "text",
     [
         "",
@@ -183,7 +183,7 @@ def test_vocabulary_is_the_committed_one() -> None:
     assert said == set(tokens[5:])  # nothing missing, nothing that is never said
 
 
-@pytest.fingerprint.parametrize("world", WORLDS)
+@pytest.mark.parametrize("world", WORLDS)
 def test_boxes_do_not_overlap(world: str) -> None:
     for scene in sample_scenes(world, "train", 300, seed=4):
         places = tuple(item.place for item in scene.facts.items)
@@ -209,7 +209,7 @@ def covered_box(image: np.ndarray) -> tuple[int, int, int, int]:
     return columns.min(), rows.min(), columns.max() + 1, rows.max() + 1
 
 
-@pytest.fingerprint.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(4))
 def test_sizes_are_seen(seed: int) -> None:
     sides = {}
     for size in ("小", "", "大"):

@@ -58,8 +58,8 @@ def train_by_hand(config: Config) -> dict[str, np.ndarray]:
     return {name: parameter.asnumpy() for name, parameter in trainer.model.parameters_and_names()}
 
 
-@pytest.fingerprint.e2e
-@pytest.fingerprint.parametrize("task", ["pretrain", "image_tokenizer"])
+@pytest.mark.e2e
+@pytest.mark.parametrize("task", ["pretrain", "image_tokenizer"])
 def test_two_ranks_train_on_their_mean_gradient(tmp_path, task):
     ms.set_context(mode=ms.GRAPH_MODE)
     tokenizer = ImageTokenizerConfig(size=16, side=4, codes=12, code_dim=6, width=16, layers=1, heads=2, ffn=32)
@@ -150,7 +150,7 @@ def run_rank(folder: Path) -> None:
     np.savez(folder / f"rank-{rank}.npz", **Contrastive(model, ROWS, rank, ranks).measure(mine))
 
 
-@pytest.fingerprint.e2e
+@pytest.mark.e2e
 def test_two_ranks_contrast_as_one_with_all_rows(tmp_path):
     """The mean of the ranks' losses, and each rank's averaged gradients, are those of one process with all rows."""
     ms.set_context(mode=ms.GRAPH_MODE)

@@ -72,7 +72,7 @@ ELSEWHERE = {
 }
 
 
-@pytest.fingerprint.parametrize("mistake", ELSEWHERE)
+@pytest.mark.parametrize("mistake", ELSEWHERE)
 def test_has_its_test(mistake: str) -> None:
     file, _, name = ELSEWHERE[mistake].partition("::")
     tree = ast.parse((ROOT / "tests" / file).read_text(encoding="utf-8"))

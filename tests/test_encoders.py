@@ -29,7 +29,7 @@ MODEL = tiny_model()
 BATCH = tiny_batch(MODEL, 4)
 
 
-@pytest.fingerprint.parametrize("norm", ["pre", "post"])
+@pytest.mark.parametrize("norm", ["pre", "post"])
 def test_text_encoder_is_what_pytorch_computes(norm: str) -> None:
     config = replace(MODEL.text, norm=norm)
     table = torch.nn.Embedding(VOCAB, config.width)
@@ -49,7 +49,7 @@ def test_text_encoder_is_what_pytorch_computes(norm: str) -> None:
     assert_parity(TextEncoder(config, VOCAB), [BATCH["text_ids"], mask], oracle, slots, tolerance=5e-5)
 
 
-@pytest.fingerprint.parametrize("norm", ["pre", "post"])
+@pytest.mark.parametrize("norm", ["pre", "post"])
 def test_text_behind_the_mask_changes_nothing(norm: str) -> None:
     encoder = TextEncoder(replace(MODEL.text, norm=norm), VOCAB)
     randomise(encoder)

@@ -188,7 +188,7 @@ def test_descriptions(run: Run, home: Path) -> None:
     assert len(entries) == 6 and all(entry.keys() == {"image_id", "caption"} for entry in entries)
 
 
-@pytest.fingerprint.parametrize(
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--checkpoint", "nowhere"], "no checkpoint in nowhere"),

@@ -14,6 +14,7 @@ from mindspore import Tensor
 from src.config import Config, ConfigError, EvalConfig, ObjectivesConfig
 from src.data.pipeline import Loader
 from src.data.schema import AUDIO, IMAGE, MATCH_CASES, TEXT
+from src.demo.facts import FactMetric
 from src.evaluation.retrieval import Retriever
 from src.evaluation.run import Evaluator
 from src.evaluation.sheets import save_captions
@@ -21,7 +22,7 @@ from src.evaluation.text_generation import caption_figures, transcript_figures
 from src.inference import scorers as rerank
 from src.inference.encode import Items, encode_split, first_images, number_images
 from src.inference.scorers import Matching, TextLikelihood
-from src.metrics.errors import edit_distance, facts_of
+from src.metrics.errors import edit_distance
 from src.models.build import build_model
 from src.models.opt import OPT
 from tests.conftest import tiny_dataset
@@ -92,7 +93,7 @@ def fuse(model: OPT, items: dict[int, Items], rows: dict[int, int]) -> tuple[Ten
     return *model.cross_encoder(*tokens, *masks, Tensor(presence)), Tensor(presence)
 
 
-@pytest.fingerprint.parametrize(("given", "at_once"), [(IMAGE, 4), (AUDIO, 256)])
+@pytest.mark.parametrize(("given", "at_once"), [(IMAGE, 4), (AUDIO, 256)])
 def test_likelihood_of_pairs(model: OPT, monkeypatch: pytest.MonkeyPatch, given: int, at_once: int) -> None:
     """Σ log p over the tokens behind [CLS], whatever the order of the pairs and however they are cut into chunks."""
     monkeypatch.setattr(rerank, "PAIRS_AT_ONCE", at_once)
@@ -117,7 +118,7 @@ def matching(model: OPT) -> Matching:
     return Matching(model)
 
 
-@pytest.fingerprint.parametrize("couple", COUPLES)
+@pytest.mark.parametrize("couple", COUPLES)
 def test_matching_of_pairs(
     model: OPT, matching: Matching, monkeypatch: pytest.MonkeyPatch, couple: tuple[int, int]
 ) -> None:
@@ -216,12 +217,12 @@ def _slow_distance(first: str, second: str) -> int:
 def test_facts_of_captions() -> None:
     references = [["红底，左边一只大猫，右边两个苹果"], ["红底，左边一只大猫，右边两个苹果"]]
     written = ["左边一只大猫，右边两个苹果，红底", "红底，左边一只小猫，右边两个苹果"]
-    figures = caption_figures(written, references, "demo")
+    figures = caption_figures(written, references, FactMetric("demo"))
     assert figures["facts_right"] == 0.5 and figures["facts"]["sizes"] == 0.5 and figures["facts"]["objects"] == 1.0
     assert {"bleu4", "cider_d", "characters"} <= figures.keys()
     assert "facts_right" not in caption_figures(written, references, None)
-    assert facts_of("红", references[0], "demo") == dict.fromkeys(figures["facts"], False)
-    heard = transcript_figures(written, [references[0][0]] * 2, "demo")
+    assert FactMetric("demo").compare("红", references[0]) == dict.fromkeys(figures["facts"], False)
+    heard = transcript_figures(written, [references[0][0]] * 2, FactMetric("demo"))
     assert heard["facts_right"] == 0.5 and heard["sentences_right"] == 0.0
     assert transcript_figures(["一二三"], ["一，二四"], None)["character_error_rate"] == pytest.approx(1 / 3)
     # by jieba: 左边 有 两个 苹果
@@ -240,7 +241,7 @@ def test_whole_run(config: Config, evaluator: Evaluator, tmp_path: Path) -> None
     directions = {"t2i", "i2t", "t2a", "a2t", "i2a", "a2i", "ta2i", "i2ta"}
     assert metrics["retrieval"].keys() == metrics["reranked"].keys() == directions
     assert metrics["fused_passes"] > 0 and metrics["parameters"]["total"] > 0
-    assert metrics["caption"]["images"] > 0 and metrics["transcription"]["audio clips"] > 0
+    assert metrics["caption"]["images"] > 0 and metrics["transcription"]["clips"] > 0
     assert json.loads((tmp_path / "metrics.json").read_text())["gallery"] == metrics["gallery"]
     files = {path.name for path in (tmp_path / "figures").iterdir()}
     assert files == {"retrieval_text.png", "retrieval_voice.png", "retrieval_image.png", "captions.png"}

@@ -146,7 +146,7 @@ def test_folder_explains_itself(exported: Path) -> None:
     assert not list(exported.parent.glob(".writing*"))
 
 
-@pytest.fingerprint.parametrize("weight", [1.0, 1.01, np.nan])
+@pytest.mark.parametrize("weight", [1.0, 1.01, np.nan])
 def test_a_graph_of_other_weights_is_noticed(
     model: tuple[Config, OPT], tmp_path: Path, scaled: Graph, weight: float
 ) -> None:
@@ -184,7 +184,7 @@ def test_fixed_batch_replaces_an_earlier_export(
     np.testing.assert_array_equal(loaded(Tensor(x)).asnumpy(), x)
 
 
-@pytest.fingerprint.parametrize(
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--format", "AIR"], "--format AIR needs runtime.device=Ascend, not CPU"),

@@ -24,8 +24,8 @@ def test_text_is_written_with_the_folders_above_it(tmp_path: Path) -> None:
         assert path.read_bytes() == text.encode() and os.listdir(path.parent) == ["文.txt"]
 
 
-@pytest.fingerprint.parametrize("call", ["fsync", "replace"])
-@pytest.fingerprint.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
 def test_a_failure_leaves_the_old_file_and_nothing_else(
     tmp_path: Path, call: str, error: BaseException, monkeypatch: pytest.MonkeyPatch
 ) -> None:

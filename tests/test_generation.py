@@ -93,7 +93,7 @@ def decode_slowly(model: OPT, given: dict[int, tuple[np.ndarray, np.ndarray]]) -
     return ids
 
 
-@pytest.fingerprint.parametrize("name", ["image", "audio", "image+audio"])
+@pytest.mark.parametrize("name", ["image", "audio", "image+audio"])
 def test_cached_decoding_is_decoding_without_a_cache(model: OPT, decoder: BeamSearch, name: str) -> None:
     given = given_of(model, name)
     written = decoder.write(given)
@@ -114,8 +114,8 @@ class Cached(nn.Cell):
         return self.cached.step(ids, position, bias)
 
 
-@pytest.fingerprint.parametrize("beams", [1, 3])
-@pytest.fingerprint.parametrize("norm", ["pre", "post"])
+@pytest.mark.parametrize("beams", [1, 3])
+@pytest.mark.parametrize("norm", ["pre", "post"])
 def test_step_gives_the_logits_of_the_whole(norm: str, beams: int) -> None:
     """One position at a time, beams that take over each other's past, over a cache that holds garbage behind it."""
     config, memories, length, fused = tiny_model(layers=2, norm=norm), 2, 5, 6

@@ -100,7 +100,7 @@ def lines(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
-@pytest.fingerprint.e2e
+@pytest.mark.e2e
 def test_speech_is_written_down(
     trained: dict[str, Path], home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
@@ -124,7 +124,7 @@ def test_speech_is_written_down(
         assert "said.wav" in capsys.readouterr().out
 
 
-@pytest.fingerprint.e2e
+@pytest.mark.e2e
 def test_texts_and_audio_are_drawn(
     trained: dict[str, Path], home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:

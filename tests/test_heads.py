@@ -67,7 +67,7 @@ class ScaleGradient(nn.Cell):
         return self.grad(sign)[1][0]
 
 
-@pytest.fingerprint.parametrize("mode", [ms.PYNATIVE_MODE, ms.GRAPH_MODE])
+@pytest.mark.parametrize("mode", [ms.PYNATIVE_MODE, ms.GRAPH_MODE])
 def test_scale_outside_its_bounds_learns_the_way_back_alone(mode: int) -> None:
     before = ms.get_context("mode")
     ms.set_context(mode=mode)

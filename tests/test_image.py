@@ -26,7 +26,7 @@ def test_same_size_is_untouched() -> None:
         assert np.array_equal(decode_image(encode(Image.fromarray(image), kind, **options), 64, "p"), image)
 
 
-@pytest.fingerprint.parametrize("shape", [(64, 128), (128, 64), (300, 200), (10, 10), (640, 480)])
+@pytest.mark.parametrize("shape", [(64, 128), (128, 64), (300, 200), (10, 10), (640, 480)])
 def test_any_size_gives_the_centre(shape: tuple[int, int]) -> None:
     height, width = shape
     side = min(shape)
@@ -92,8 +92,8 @@ def test_a_large_jpeg_is_decoded_smaller_but_alike() -> None:
     assert np.abs(jpeg - decode_image(encode(Image.fromarray(image)), 96, "p")).mean() < 3
 
 
-@pytest.fingerprint.filterwarnings("ignore")  # Pillow's remarks on damaged TIFF tags
-@pytest.fingerprint.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"])
+@pytest.mark.filterwarnings("ignore")  # Pillow's remarks on damaged TIFF tags
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"])
 def test_broken_images_are_named(kind: str) -> None:
     whole = encode(Image.fromarray(pixels(64, 64)), kind)
     for data in (whole[: len(whole) // 2], b"", b"no image", whole[:20]):
@@ -102,7 +102,7 @@ def test_broken_images_are_named(kind: str) -> None:
         assert "\n" not in str(caught.value)
 
 
-@pytest.fingerprint.filterwarnings("ignore")
+@pytest.mark.filterwarnings("ignore")
 def test_noise_never_escapes_as_another_error() -> None:
     rng = np.random.default_rng(0)
     for kind in ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"):

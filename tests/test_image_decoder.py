@@ -49,7 +49,7 @@ def logits(decoder: ImageDecoder, codes: np.ndarray) -> np.ndarray:
     return output.asnumpy().reshape(len(codes), P, K)
 
 
-@pytest.fingerprint.parametrize("mode", ["graph", "pynative"])
+@pytest.mark.parametrize("mode", ["graph", "pynative"])
 def test_is_what_pytorch_computes(mode: str) -> None:
     """Tied tables without BOS among the outputs, positions of rows and columns, and every gradient."""
     table = torch.nn.Parameter(torch.zeros(K + 1, CONFIG.width))

@@ -152,7 +152,7 @@ def test_dead_codes_begin_anew_and_living_ones_do_not(graph):
     assert int(update().asnumpy()) == 0, "a code that has just begun has time to be found"
 
 
-@pytest.fingerprint.parametrize("ranks", [2, 3])
+@pytest.mark.parametrize("ranks", [2, 3])
 def test_ranks_offer_whole_rows_in_turn(pynative, ranks):
     rng = np.random.default_rng(0)
     encoded = [rng.standard_normal((20, 6)).astype(np.float32) for _ in range(ranks)]
@@ -353,7 +353,7 @@ def test_another_image_stands_in_where_there_is_none(config, tmp_path):
         ImageLoader(replace(config, data=replace(config.data, path=str(tmp_path / "silent"))), "train")
 
 
-@pytest.fingerprint.parametrize(
+@pytest.mark.parametrize(
     ("name", "grid", "codes"), [("demo", (64, 8), 512), ("paper", (64, 8), 8192), ("base", (256, 16), 8192)]
 )
 def test_shipped_configurations(name, grid, codes):
@@ -362,7 +362,7 @@ def test_shipped_configurations(name, grid, codes):
     assert config.task == "image_tokenizer" and (tokenizer.size, tokenizer.side) == grid and tokenizer.codes == codes
 
 
-@pytest.fingerprint.parametrize(
+@pytest.mark.parametrize(
     ("key", "value"),
     [("side", 5), ("codes", 1), ("ema_decay", 1.0), ("revive_below", 1.0), ("commitment", -1.0), ("heads", 3)],
 )

@@ -159,7 +159,7 @@ def test_files_that_are_not_there_or_not_such(tmp_path: Path) -> None:
         loaded("text", folder)
 
 
-@pytest.fingerprint.parametrize("kind", ["float16", "bfloat16"])
+@pytest.mark.parametrize("kind", ["float16", "bfloat16"])
 def test_half_precision_is_read(kind: str, tmp_path: Path) -> None:
     theirs = bert().to(getattr(torch, kind))
     theirs.save_pretrained(tmp_path)
@@ -168,7 +168,7 @@ def test_half_precision_is_read(kind: str, tmp_path: Path) -> None:
     np.testing.assert_array_equal(table, theirs.embeddings.word_embeddings.weight.detach().float().numpy())
 
 
-@pytest.fingerprint.parametrize(
+@pytest.mark.parametrize(
     ("settings", "message"),
     [
         (["model.text.init_from=x"], "model.text.norm.*the weights of init_from are for norm: post"),

@@ -90,7 +90,7 @@ def refused(result: subprocess.CompletedProcess, house: House, *words: str) -> N
     assert house.calls() == []
 
 
-@pytest.fingerprint.parametrize("script", LAUNCHERS)
+@pytest.mark.parametrize("script", LAUNCHERS)
 def test_help_names_usage_arguments_and_environment(house: House, script: str):
     result = house.run(script, "--help")
     assert result.returncode == 0
@@ -100,7 +100,7 @@ def test_help_names_usage_arguments_and_environment(house: House, script: str):
     assert house.calls() == []
 
 
-@pytest.fingerprint.parametrize(("script", "task"), TRAINERS.items())
+@pytest.mark.parametrize(("script", "task"), TRAINERS.items())
 def test_training_without_arguments(house: House, script: str, task: str):
     result = house.run(script)
     assert result.returncode == 0, result.stderr
@@ -138,7 +138,7 @@ def test_files_of_the_repository_are_found_from_any_folder(house: House):
     assert house.calls()[0]["arguments"][2] == house.config("pretrain")
 
 
-@pytest.fingerprint.parametrize(("script", "task"), EVALUATORS.items())
+@pytest.mark.parametrize(("script", "task"), EVALUATORS.items())
 def test_evaluation_takes_the_model_in_the_box_until_a_run_is_there(house: House, script: str, task: str):
     result = house.run(script)
     assert "CHECKPOINT is pretrained/opt_demo" in result.stdout
@@ -150,7 +150,7 @@ def test_evaluation_takes_the_model_in_the_box_until_a_run_is_there(house: House
     assert checkpoints == [["--checkpoint", "pretrained/opt_demo"], ["--checkpoint", f"runs/demo/{task}"]]
 
 
-@pytest.fingerprint.parametrize("output", [["--output", "out"], ["--output=out"]])
+@pytest.mark.parametrize("output", [["--output", "out"], ["--output=out"]])
 def test_evaluation_with_all_arguments(house: House, output: list[str]):
     (house.elsewhere / "weights").mkdir()
     house.run("test_caption.sh", "-", *output, "weights", "eval.captions=5")
@@ -165,7 +165,7 @@ def test_evaluation_reports_a_wrong_setting_in_one_line(house: House):
     refused(house.run("test_caption.sh", "train.step=5"), house, "train.step")
 
 
-@pytest.fingerprint.parametrize("script", LAUNCHERS)
+@pytest.mark.parametrize("script", LAUNCHERS)
 def test_wrong_arguments_are_refused(house: House, script: str):
     existing = [] if script == DISTRIBUTED else [house.config("pretrain")]
     refused(house.run(script, *existing, "no/such/place"), house, "'no/such/place' does not exist")
@@ -178,7 +178,7 @@ def test_output_needs_a_folder(house: House):
     refused(house.run("test_caption.sh", "--output"), house, "--output needs a folder")
 
 
-@pytest.fingerprint.parametrize("script", ["run_standalone_ascend.sh", "test_caption.sh", DISTRIBUTED])
+@pytest.mark.parametrize("script", ["run_standalone_ascend.sh", "test_caption.sh", DISTRIBUTED])
 def test_a_failure_names_the_log_and_keeps_the_exit_code(house: House, script: str):
     result = house.run(script, EXIT="37")
     assert result.returncode == 37
@@ -228,7 +228,7 @@ def test_workers_get_the_chosen_python(house: House):
     assert house.calls()[-1]["arguments"] == ["two words"]
 
 
-@pytest.fingerprint.parametrize("name", ["RANK_SIZE", "WORKER_NUM"])
+@pytest.mark.parametrize("name", ["RANK_SIZE", "WORKER_NUM"])
 def test_number_of_ranks(house: House, name: str):
     assert "--worker_num=3" in msrun(house, **{name: "3"})["arguments"]
     assert "--worker_num=8" in msrun(house, DEVICE_TARGET="GPU")["arguments"]

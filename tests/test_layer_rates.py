@@ -49,7 +49,7 @@ def test_every_parameter_of_the_network_has_a_share() -> None:
     assert low == expected and set(shares.values()) == {1.0, 0.5, 0.25, 0.125}
 
 
-@pytest.fingerprint.parametrize("name", ["adamw", "muon"])
+@pytest.mark.parametrize("name", ["adamw", "muon"])
 def test_update_equals_torch(name: str) -> None:
     rng = np.random.default_rng(1)
     arrays = made_up(rng)

@@ -111,7 +111,7 @@ def test_feed_forward(path: None) -> None:
     assert_parity(FeedForward(D, FFN), [random(B, L, D)], oracle, affine_slots("up.", up) | affine_slots("down.", down))
 
 
-@pytest.fingerprint.parametrize("memory_width", [D, DM])
+@pytest.mark.parametrize("memory_width", [D, DM])
 def test_cross_attention(path: None, memory_width: int) -> None:
     oracle = torch.nn.MultiheadAttention(D, H, kdim=memory_width, vdim=memory_width, batch_first=True)
     hidden = torch_padding(torch.from_numpy(MEMORY_MASK))
@@ -123,7 +123,7 @@ def test_cross_attention(path: None, memory_width: int) -> None:
     )
 
 
-@pytest.fingerprint.parametrize("norm", ["pre", "post"])
+@pytest.mark.parametrize("norm", ["pre", "post"])
 def test_block(path: None, norm: str) -> None:
     oracle = torch_block(D, H, FFN, norm)
     hidden = torch_padding(torch.from_numpy(MASK))
@@ -135,7 +135,7 @@ def test_block(path: None, norm: str) -> None:
     )
 
 
-@pytest.fingerprint.parametrize("norm", ["pre", "post"])
+@pytest.mark.parametrize("norm", ["pre", "post"])
 def test_block_that_reads_a_memory(path: None, norm: str) -> None:
     oracle = torch_block(D, H, FFN, norm, DM)
     causal = torch.triu(torch.ones(L, L, dtype=torch.bool), 1)
@@ -148,7 +148,7 @@ def test_block_that_reads_a_memory(path: None, norm: str) -> None:
     )
 
 
-@pytest.fingerprint.parametrize("norm", ["pre", "post"])
+@pytest.mark.parametrize("norm", ["pre", "post"])
 def test_stack_ends_with_a_norm_only_where_norms_come_first(norm: str) -> None:
     """BERT's post-norm layers end normalised; a pre-norm stack needs one more (as PyTorch's ``norm=`` argument)."""
     layer = torch_block(D, H, FFN, norm)
@@ -176,7 +176,7 @@ def test_biases() -> None:
     assert np.isfinite(padding.astype(np.float16)).all()
 
 
-@pytest.fingerprint.parametrize("mode", ["graph", "pynative"])
+@pytest.mark.parametrize("mode", ["graph", "pynative"])
 def test_dropout_acts_in_training_only(mode: str) -> None:
     with run_mode(mode):
         block = Block(D, H, FFN, "pre", 0.5)

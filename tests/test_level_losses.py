@@ -38,7 +38,7 @@ def embed(opt: OPT, clean: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return opt.embed_text(text, mask), opt.embed_image(image, image_mask), opt.embed_audio(audio, audio_mask)
 
 
-@pytest.fingerprint.parametrize(("absent", "directions"), [((), 8), ((AUDIO,), 2), ((IMAGE,), 2)])
+@pytest.mark.parametrize(("absent", "directions"), [((), 8), ((AUDIO,), 2), ((IMAGE,), 2)])
 def test_contrastive_is_the_mean_of_the_directions_that_have_pairs(
     opt: OPT, absent: tuple[int, ...], directions: int
 ) -> None:
@@ -165,7 +165,7 @@ def test_matching_rows_of_one_image_cost_nothing_they_cannot_know(opt: OPT) -> N
     assert losses(opt, only("matching"), batch) == before and before["matching"] > 0
 
 
-@pytest.fingerprint.parametrize(("given", "column"), [("image", IMAGE), ("audio", AUDIO)])
+@pytest.mark.parametrize(("given", "column"), [("image", IMAGE), ("audio", AUDIO)])
 def test_a_lone_modality_is_fused_at_its_own_length_for_the_same_loss(opt: OPT, given: str, column: int) -> None:
     batch = batch_with_repeats()
     batch["denoise_text_presence"][:] = np.eye(3, dtype=np.int32)[column] * batch["presence"][:, column : column + 1]

@@ -49,7 +49,7 @@ def test_other_ranks_write_nothing(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-@pytest.fingerprint.parametrize("which", ["metrics", "events"])
+@pytest.mark.parametrize("which", ["metrics", "events"])
 def test_a_full_disk_is_told(tmp_path: Path, which: str) -> None:
     log = RunLog(tmp_path, 0, 4, True)
     full = open("/dev/full", "w" if which == "metrics" else "wb")  # noqa: SIM115 - closed by the log

@@ -54,9 +54,9 @@ def contrastive(
     return float(contrastive_loss(*map(Tensor, sides), Tensor(scale, ms.float32)))
 
 
-@pytest.fingerprint.parametrize("present", [PRESENT, np.ones(6, np.int32)])
-@pytest.fingerprint.parametrize("gallery_present", [GALLERY_PRESENT, np.ones(8, np.int32)])
-@pytest.fingerprint.parametrize("scale", [1.0, 100.0])
+@pytest.mark.parametrize("present", [PRESENT, np.ones(6, np.int32)])
+@pytest.mark.parametrize("gallery_present", [GALLERY_PRESENT, np.ones(8, np.int32)])
+@pytest.mark.parametrize("scale", [1.0, 100.0])
 def test_contrastive_value(present: np.ndarray, gallery_present: np.ndarray, scale: float) -> None:
     queries, gallery = unit(6, 5), unit(8, 5)
     expected = contrastive_by_loop(queries, gallery, present, gallery_present, scale)
@@ -132,14 +132,14 @@ def cross_entropy_by_loop(weights: np.ndarray, smoothing: float) -> float:
     return total / max(weights.sum(), 1.0)
 
 
-@pytest.fingerprint.parametrize("smoothing", [0.0, 0.1, 0.6])
-@pytest.fingerprint.parametrize("weights", [WEIGHTS, np.ones(N, np.float32), np.eye(1, N, dtype=np.float32)[0]])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.6])
+@pytest.mark.parametrize("weights", [WEIGHTS, np.ones(N, np.float32), np.eye(1, N, dtype=np.float32)[0]])
 def test_cross_entropy_value(weights: np.ndarray, smoothing: float) -> None:
     found = float(cross_entropy(Tensor(LOGITS), Tensor(LABELS), Tensor(weights), smoothing))
     assert found == pytest.approx(cross_entropy_by_loop(weights, smoothing), rel=1e-5)
 
 
-@pytest.fingerprint.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_cross_entropy_gradient(smoothing: float) -> None:
     found = ms.grad(lambda x: cross_entropy(x, Tensor(LABELS), Tensor(WEIGHTS), smoothing))(Tensor(LOGITS)).asnumpy()
     leaf = torch.tensor(LOGITS, requires_grad=True)

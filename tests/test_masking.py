@@ -83,8 +83,8 @@ def test_extremes(tokenizer: Tokenizer) -> None:
     assert weights.sum() == 0 and np.array_equal(masked, ids)
 
 
-@pytest.fingerprint.parametrize("absent", [TEXT, IMAGE])
-@pytest.fingerprint.parametrize("presence", list(product((0, 1), repeat=3)))
+@pytest.mark.parametrize("absent", [TEXT, IMAGE])
+@pytest.mark.parametrize("presence", list(product((0, 1), repeat=3)))
 def test_given(presence: tuple[int, int, int], absent: int) -> None:
     """One of the choices that the sample has, all of them equally often; never what is to be generated."""
     rng = np.random.default_rng(0)
@@ -110,7 +110,7 @@ def test_given_is_dropped_as_often_as_asked() -> None:
     assert np.mean(drawn) == pytest.approx(0.8, abs=0.03)
 
 
-@pytest.fingerprint.parametrize("span", [1, 3])
+@pytest.mark.parametrize("span", [1, 3])
 def test_places_are_hidden_in_runs_of_about_the_ratio(span: int) -> None:
     rng = np.random.default_rng(0)
     hidden, runs = np.zeros(40), 0
@@ -150,7 +150,7 @@ def test_match_of_triplets() -> None:
         assert abs(drawn[key] / 12000 - share) < 0.012, key
 
 
-@pytest.fingerprint.parametrize("presence", list(product((0, 1), repeat=3))[:-1])
+@pytest.mark.parametrize("presence", list(product((0, 1), repeat=3))[:-1])
 def test_match_of_less(presence: tuple[int, int, int]) -> None:
     rng = np.random.default_rng(0)
     draws = [sample_match(np.array(presence, np.int32), rng) for _ in range(400)]

@@ -89,8 +89,8 @@ def assert_rows_are_what_their_cases_say(batch: Rows, indices: np.ndarray, weigh
                 assert images[a] != images[b], (MATCH_CASES[batch.case[row]], shown)
 
 
-@pytest.fingerprint.parametrize("seed", range(3))
-@pytest.fingerprint.parametrize("rows", [B, 20])
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("rows", [B, 20])
 def test_every_row_is_what_its_case_says(rows: int, seed: int) -> None:
     batch = Rows(rows, seed=seed)
     indices, weights = batch.build()

@@ -147,7 +147,7 @@ def by_group(opt: OPT, alone: dict[str, tuple[Values, Arrays]]) -> dict[tuple[st
     return {group: found(group) for group in GROUPS}
 
 
-@pytest.fingerprint.parametrize("group", GROUPS)
+@pytest.mark.parametrize("group", GROUPS)
 def test_switching_off_the_others_changes_no_loss(
     in_pynative: tuple[Values, Arrays], by_group: dict[tuple[str, ...], tuple[Values, Arrays]], group: tuple[str, ...]
 ) -> None:
@@ -167,7 +167,7 @@ def test_gradients_add_up(
         np.testing.assert_allclose(total, whole, atol=5e-5, rtol=1e-3, err_msg=name)
 
 
-@pytest.fingerprint.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("name", OBJECTIVES)
 def test_gradient_reaches_the_parts_it_should_and_no_others(alone: dict[str, tuple[Values, Arrays]], name: str) -> None:
     _, found = alone[name]
     reached = {key.split(".")[0] for key, gradient in found.items() if gradient.any()}

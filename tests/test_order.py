@@ -61,7 +61,7 @@ def test_weights_are_relative_and_their_scale_does_not_matter(mixed: Order) -> N
     assert np.array_equal(other.epoch(2)[0], mixed.epoch(2)[0])
 
 
-@pytest.fingerprint.parametrize(
+@pytest.mark.parametrize(
     ("total", "weights", "parts"),
     [(10, (1, 1, 1), [4, 3, 3]), (7, (0.5, 0.25, 0.25), [3, 2, 2]), (0, (1, 2), [0, 0]), (5, (3,), [5])],
 )
@@ -81,7 +81,7 @@ def images(order: Order, table: np.ndarray) -> list[list[int]]:
     return [table[row].tolist() for row in order.epoch(2)[0]]
 
 
-@pytest.fingerprint.parametrize(
+@pytest.mark.parametrize(
     ("table", "step_size"),
     [
         (np.repeat(np.arange(200), 5), 64),

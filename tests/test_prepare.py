@@ -141,7 +141,7 @@ def test_coco(tmp_path: Path, media: Path) -> None:
     assert uneven.returncode == 2 and uneven.stderr.startswith("error: give one --images")
 
 
-@pytest.fingerprint.parametrize(
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("manifest", "--input", "absent.jsonl", "--output", "o"), "error: --input absent.jsonl: no such file"),

@@ -109,7 +109,7 @@ def test_a_shard_that_is_gone_is_made_again(
     assert contents(tmp_path) == wanted
 
 
-@pytest.fingerprint.parametrize(
+@pytest.mark.parametrize(
     ("place", "calls"),
     [("sync", 1), ("write_part", 1), ("write_part", 4), ("describe", 9), ("os.replace", 3), ("write_text", 2)],
 )

@@ -92,21 +92,21 @@ def compare_audio(theirs: torch.nn.Module, ours: nn.Cell, length: int) -> None:
     assert_close(ours(Tensor(waves[:1]), Tensor(samples[:1]))[0].asnumpy(), theirs(given["input_values"][:1])[0])
 
 
-@pytest.fingerprint.parametrize("head", [False, True], ids=["plain", "with heads"])
+@pytest.mark.parametrize("head", [False, True], ids=["plain", "with heads"])
 def test_bert(head: bool, tmp_path: Path) -> None:
     theirs = scrambled(bert(head))
     theirs.save_pretrained(tmp_path)
     compare_text(theirs.bert if head else theirs, loaded("text", tmp_path), TEXT.max_len)
 
 
-@pytest.fingerprint.parametrize("head", [False, True], ids=["plain", "with heads"])
+@pytest.mark.parametrize("head", [False, True], ids=["plain", "with heads"])
 def test_vit(head: bool, tmp_path: Path) -> None:
     theirs = scrambled(vit(head))
     theirs.save_pretrained(tmp_path)
     compare_image(theirs.vit if head else theirs, loaded("image", tmp_path), IMAGE.size)
 
 
-@pytest.fingerprint.parametrize("head", [False, True], ids=["plain", "with heads"])
+@pytest.mark.parametrize("head", [False, True], ids=["plain", "with heads"])
 def test_wav2vec2(head: bool, tmp_path: Path) -> None:
     theirs = scrambled(wav2vec2(head))
     theirs.save_pretrained(tmp_path)
@@ -120,14 +120,14 @@ def test_several_files_with_their_index(tmp_path: Path) -> None:
     compare_text(theirs, loaded("text", tmp_path), TEXT.max_len)
 
 
-@pytest.fingerprint.parametrize("size", [8, 12, 24])
+@pytest.mark.parametrize("size", [8, 12, 24])
 def test_vit_s_positions_are_interpolated(size: int, tmp_path: Path) -> None:
     theirs = scrambled(vit())
     theirs.save_pretrained(tmp_path)
     compare_image(theirs, loaded("image", tmp_path, size=size), size, interpolate_pos_encoding=True)
 
 
-@pytest.fingerprint.parametrize(("theirs", "ours"), [(14, 24), (14, 7), (5, 3), (1, 4)])
+@pytest.mark.parametrize(("theirs", "ours"), [(14, 24), (14, 7), (5, 3), (1, 4)])
 def test_interpolation_is_pytorch_s_bicubic(theirs: int, ours: int) -> None:
     grid, matrix = random(1, 3, theirs, theirs), cubic_matrix(theirs, ours)
     expected = torch.nn.functional.interpolate(torch.from_numpy(grid), (ours, ours), mode="bicubic")
@@ -173,8 +173,8 @@ def test_wav2vec2_s_gradients(tmp_path: Path) -> None:
 BASE: dict[str, Any] = {"width": 768, "layers": 12, "heads": 12, "ffn": 3072}
 
 
-@pytest.fingerprint.e2e
-@pytest.fingerprint.parametrize("section", ["text", "image", "audio"])
+@pytest.mark.e2e
+@pytest.mark.parametrize("section", ["text", "image", "audio"])
 def test_at_the_real_base_size(section: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     sizes = {  # base is what transformers builds by default

@@ -41,7 +41,7 @@ def test_the_readme_shows_commands():
     assert {"train.py", "eval.py", "export.py", "scripts/run_demo.sh"} <= {command[1] for command in COMMANDS}
 
 
-@pytest.fingerprint.parametrize("command", COMMANDS, ids=" ".join)
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
 def test_command_is_what_the_program_takes(command):
     program = program_of(command)
     shown = help_of(*program)
@@ -52,8 +52,6 @@ def test_command_is_what_the_program_takes(command):
         load_config(ROOT / command[command.index("--config") + 1], settings)
 
 
-@pytest.fingerprint.parametrize(
-    "path", re.findall(r"\]\(([\w./]+)\)", (ROOT / "README.md").read_text(encoding="utf-8"))
-)
+@pytest.mark.parametrize("path", re.findall(r"\]\(([\w./]+)\)", (ROOT / "README.md").read_text(encoding="utf-8")))
 def test_linked_file_is_there(path):
     assert (ROOT / path).exists()

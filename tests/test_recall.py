@@ -36,7 +36,7 @@ def problem():
     return queries, gallery, query_ids, gallery_ids
 
 
-@pytest.fingerprint.parametrize("blocks", [(1024, 8192), (1, 1), (5, 3), (37, 100), (36, 101)])
+@pytest.mark.parametrize("blocks", [(1024, 8192), (1, 1), (5, 3), (37, 100), (36, 101)])
 def test_equal_to_naive_in_any_blocks(problem, blocks):
     queries, gallery, query_ids, gallery_ids = problem
     order = naive_order(queries, gallery)
@@ -62,7 +62,7 @@ def test_scores_do_not_depend_on_blocks_at_all(problem):
             np.testing.assert_array_equal(found, expected)
 
 
-@pytest.fingerprint.parametrize("k", [1, 3, 10, 95, 101])
+@pytest.mark.parametrize("k", [1, 3, 10, 95, 101])
 def test_faiss_finds_the_same_to_the_last_bit(problem, k):
     """Also among copies, where rounded scores cannot tell which ones are kept."""
     pytest.importorskip("faiss")
@@ -139,7 +139,7 @@ def test_recall_of_known_ranks():
     assert recall(np.array([0, 0, 4, 9, 10])) == {"r1": 0.4, "r5": 0.6, "r10": 0.8, "median_rank": 5.0}
 
 
-@pytest.fingerprint.parametrize(
+@pytest.mark.parametrize(
     ("change", "message"),
     [
         (lambda q, g, qi, gi: (q[:, :3], g, qi, gi), r"gallery embeddings have shape \[101, 24\], expected \[n, 3\]"),

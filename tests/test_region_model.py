@@ -113,7 +113,7 @@ def test_without_layers_it_is_the_encoder_of_the_paper() -> None:
     assert_parity(RegionEncoder(config), inputs, oracle, slots)
 
 
-@pytest.fingerprint.parametrize("layers", [0, 2])
+@pytest.mark.parametrize("layers", [0, 2])
 def test_padding_regions_have_no_influence(layers: int) -> None:
     encoder = RegionEncoder(feature_model(layers).image)
     randomise(encoder)
@@ -140,7 +140,7 @@ def test_regions_have_no_order() -> None:
     assert np.abs(moved - whole).max() > 1e-2
 
 
-@pytest.fingerprint.parametrize("layers", [0, 2])
+@pytest.mark.parametrize("layers", [0, 2])
 def test_frames_behind_the_end_have_no_influence(layers: int) -> None:
     config = replace(feature_model(layers).audio, stride=2)
     encoder = FeatureEncoder(config)
@@ -223,7 +223,7 @@ def test_padding_has_no_influence_on_any_loss(losses: Callable[[Arrays], dict[st
     assert losses(batch) == pytest.approx(before, rel=1e-5) and min(before.values()) > 0
 
 
-@pytest.fingerprint.parametrize("name", ["mvm_class", "mvm_feature"])
+@pytest.mark.parametrize("name", ["mvm_class", "mvm_feature"])
 def test_gradient_reaches_what_it_should(opt: OPT, name: str) -> None:
     objectives = Objectives(opt, only(name), B)
     parameters = [parameter for _, parameter in opt.parameters_and_names()]

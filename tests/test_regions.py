@@ -79,7 +79,7 @@ def test_box_vectors() -> None:
     np.testing.assert_allclose(regions.box_vectors(), expected, atol=1e-6)
 
 
-@pytest.fingerprint.parametrize(
+@pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"features": None}, r"no array features \(nor feature, feats, feat, x\)"),

@@ -121,7 +121,7 @@ def test_loss_curves_name_a_file_without_losses(tmp_path):
         loss_curves(path, tmp_path / "loss.png")
 
 
-@pytest.fingerprint.filterwarnings("error")  # a missing Chinese glyph is a warning
+@pytest.mark.filterwarnings("error")  # a missing Chinese glyph is a warning
 def test_sheets(tmp_path, image):
     caption = "红色背景上，左边有一只大猫，右边有两个苹果"
     clip = np.random.default_rng(2).integers(0, 255, (170, 64)).astype(np.uint8)

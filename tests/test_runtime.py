@@ -31,7 +31,7 @@ def refused(config: RuntimeConfig) -> str:
     return message
 
 
-@pytest.fingerprint.parametrize("version", ["2.0.0", "2.2.1", "3.0.0rc1"])
+@pytest.mark.parametrize("version", ["2.0.0", "2.2.1", "3.0.0rc1"])
 def test_numpy_2_is_refused_with_the_mend(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
     real = importlib.metadata.version
     monkeypatch.setattr(runtime.importlib.metadata, "version", lambda name: version if name == "numpy" else real(name))
@@ -39,20 +39,20 @@ def test_numpy_2_is_refused_with_the_mend(monkeypatch: pytest.MonkeyPatch, versi
     assert version in message and "pip install 'numpy>=1.26,<2'" in message
 
 
-@pytest.fingerprint.parametrize("python", [(3, 9, 18), (3, 13, 0), (4, 0, 0)])
+@pytest.mark.parametrize("python", [(3, 9, 18), (3, 13, 0), (4, 0, 0)])
 def test_python_out_of_range_is_refused(monkeypatch: pytest.MonkeyPatch, python: tuple[int, int, int]) -> None:
     monkeypatch.setattr(sys, "version_info", python)
     message = refused(RuntimeConfig())
     assert f"{python[0]}.{python[1]}" in message and "3.10, 3.11 or 3.12" in message
 
 
-@pytest.fingerprint.parametrize("python", [(3, 10, 0), (3, 11, 9), (3, 12, 11)])
+@pytest.mark.parametrize("python", [(3, 10, 0), (3, 11, 9), (3, 12, 11)])
 def test_python_in_range_passes(monkeypatch: pytest.MonkeyPatch, python: tuple[int, int, int]) -> None:
     monkeypatch.setattr(sys, "version_info", python)
     check_environment()
 
 
-@pytest.fingerprint.parametrize("device", ["Ascend", "GPU"])
+@pytest.mark.parametrize("device", ["Ascend", "GPU"])
 def test_an_absent_device_is_refused(device: str) -> None:
     message = refused(RuntimeConfig(device=device))
     assert f"runtime.device={device} is not usable here" in message
@@ -66,13 +66,13 @@ def test_distributed_without_a_launcher_is_refused(monkeypatch: pytest.MonkeyPat
     assert "msrun" in message and "scripts/run_distributed_ascend.sh" in message
 
 
-@pytest.fingerprint.parametrize(("mode", "expected"), [("graph", ms.GRAPH_MODE), ("pynative", ms.PYNATIVE_MODE)])
+@pytest.mark.parametrize(("mode", "expected"), [("graph", ms.GRAPH_MODE), ("pynative", ms.PYNATIVE_MODE)])
 def test_set_up_on_a_cpu(mode: str, expected: int) -> None:
     assert setup(RuntimeConfig(mode=mode), seed=1) == (0, 1)
     assert ms.get_context("mode") == expected and is_cpu()
 
 
-@pytest.fingerprint.parametrize("seed", [0, 7, 2**32 + 7])
+@pytest.mark.parametrize("seed", [0, 7, 2**32 + 7])
 def test_the_seed_fixes_every_generator(seed: int) -> None:
     def draws() -> list[float]:
         seed_everything(seed)

@@ -91,7 +91,7 @@ def draw_slowly(parts: Parts, sampling: Sampling, text: Encoded | None, audio: E
     return drawn
 
 
-@pytest.fingerprint.parametrize(
+@pytest.mark.parametrize(
     ("sampling", "given"),
     [
         (Sampling(temperature=0), "text"),
@@ -198,7 +198,7 @@ def test_last_code_at_the_last_place(parts: Parts, sampler: CodeSampler) -> None
         bias.set_data(Tensor(before))
 
 
-@pytest.fingerprint.parametrize("wrong", [{"samples": 0}, {"temperature": -1.0}, {"top_k": -1}, {"guidance": -0.5}])
+@pytest.mark.parametrize("wrong", [{"samples": 0}, {"temperature": -1.0}, {"top_k": -1}, {"guidance": -0.5}])
 def test_impossible_settings_are_named(wrong: dict) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         Sampling(**wrong)

@@ -133,7 +133,7 @@ def test_python_is_chosen_by_the_environment(house: House):
     assert house.run("scripts/run_demo.sh", PYTHON=str(mine)).returncode == 0
 
 
-@pytest.fingerprint.parametrize("script", ["scripts/run_demo.sh", "scripts/run_tests.sh"])
+@pytest.mark.parametrize("script", ["scripts/run_demo.sh", "scripts/run_tests.sh"])
 def test_help_sets_nothing_up(house: House, script: str):
     result = house.run(script, "--help")
     assert result.returncode == 0 and f"bash {script}" in result.stdout

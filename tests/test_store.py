@@ -69,7 +69,7 @@ def test_index_and_counts(tmp_path: Path) -> None:
         next(dataset.read([4]))
 
 
-@pytest.fingerprint.parametrize(
+@pytest.mark.parametrize(
     ("record", "message"),
     [
         (Record("r", None, (), (None,)), "neither image nor caption nor audio"),
@@ -136,7 +136,7 @@ def test_folder_errors(copy: Path, tmp_path: Path) -> None:
         read_info(copy)
 
 
-@pytest.fingerprint.parametrize("name", ["train-00001.mindrecord", "train-00001.mindrecord.db", "index-train.npy"])
+@pytest.mark.parametrize("name", ["train-00001.mindrecord", "train-00001.mindrecord.db", "index-train.npy"])
 def test_missing_or_short_file_is_named(copy: Path, name: str) -> None:
     (copy / name).write_bytes((copy / name).read_bytes()[:-1])
     with pytest.raises(DataError, match=f"{name} has .* bytes, dataset.json says"):
@@ -155,9 +155,7 @@ def test_damaged_shard_is_named(copy: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
-@pytest.fingerprint.parametrize(
-    ("key", "value"), [("mels", 80), ("hop_ms", 10), ("sample_rate", 8000), ("max_frames", 400)]
-)
+@pytest.mark.parametrize(("key", "value"), [("mels", 80), ("hop_ms", 10), ("sample_rate", 8000), ("max_frames", 400)])
 def test_other_audio_settings(tiny: Config, key: str, value: int) -> None:
     with pytest.raises(DataError, match=rf"{key}=\d+, model.audio.{key} is {value}"):
         Dataset(tiny.data.path, "train", replace(tiny.model.audio, **{key: value}))
@@ -181,7 +179,7 @@ SOUNDS = {
 }
 
 
-@pytest.fingerprint.parametrize("kind", SOUNDS)
+@pytest.mark.parametrize("kind", SOUNDS)
 def test_regions_and_other_kinds_of_audio_are_read_back(tmp_path: Path, kind: str) -> None:
     audio, dtype, shape = SOUNDS[kind]
     clips = [(np.random.default_rng(seed).standard_normal(shape) * 100).astype(dtype) for seed in range(3)]

@@ -39,7 +39,7 @@ def logits(decoder: TextDecoder, ids: np.ndarray, memory: np.ndarray, mask: np.n
     return decoder(Tensor(ids), Tensor(memory), Tensor(mask)).asnumpy().reshape(B, -1, VOCAB)
 
 
-@pytest.fingerprint.parametrize("mode", ["graph", "pynative"])
+@pytest.mark.parametrize("mode", ["graph", "pynative"])
 def test_is_what_pytorch_computes(mode: str) -> None:
     """Tied tables, positions on the memory, and every gradient."""
     table = torch.nn.Embedding(VOCAB, CONFIG.width)

@@ -91,7 +91,7 @@ def spelling_vocabulary(texts: list[str], path: Path) -> Path:
     return path
 
 
-@pytest.fingerprint.parametrize("vocabulary", ["shipped", "spelling"])
+@pytest.mark.parametrize("vocabulary", ["shipped", "spelling"])
 def test_ten_thousand_strings_equal_to_bert(vocabulary: str, tmp_path: Path) -> None:
     """BERT's Python tokenizer, which has this Python's tables of Unicode."""
     bert = pytest.importorskip("transformers.models.bert.tokenization_bert_legacy")
@@ -121,7 +121,7 @@ def test_encode_by_hand(tokenizer: Tokenizer) -> None:
     assert long[0] == tokenizer.cls_id and long[-1] == tokenizer.sep_id and (long != tokenizer.pad_id).all()
 
 
-@pytest.fingerprint.parametrize(
+@pytest.mark.parametrize(
     "text",
     ["红色背景上，左边有一只大猫，右边有两个苹果。", "hello world, unaffable!", "2026 cafe", "", "大猫hello大猫"],
 )
@@ -177,7 +177,7 @@ def test_builder_command(tmp_path: Path) -> None:
     assert failed.returncode == 2 and failed.stderr.strip().endswith("b.txt: no such text file")
 
 
-@pytest.fingerprint.parametrize(
+@pytest.mark.parametrize(
     ("content", "message"),
     [
         (None, "no such vocabulary"),

@@ -22,7 +22,7 @@ def twins() -> tuple[OPT, torch_network.OPT]:
     return ours, theirs
 
 
-@pytest.fingerprint.parametrize(
+@pytest.mark.parametrize(
     ("name", "silent"), [*((name, False) for name in ("all", *OBJECTIVES)), ("all", True), ("contrastive", True)]
 )
 def test_losses_are_equal(twins: tuple[OPT, torch_network.OPT], name: str, silent: bool) -> None:

@@ -39,7 +39,7 @@ class ObjectivesConfig:
     draw_fraction: float = 1.0  # ... the half that draws
     sample_fraction: float = 1.0  # ... the sample level (matching)
     denoise_given: tuple[str, ...] = ("image+audio", "image", "audio")  # what is left when the text is absent
-    sample_given: tuple[str, ...] = ("text+audio", "text", "audio")  # ... when the image is absent
+    draw_given: tuple[str, ...] = ("text+audio", "text", "audio")  # ... when the image is absent
     draw_drop: float = 0.1  # share of the drawing rows that are given nothing, for classifier-free guidance
     label_smoothing: float = 0.0  # of the denoised text
     self_critical: int = 0  # captions sampled of each image and rewarded by CIDEr-D, in place of all losses; 0: none
