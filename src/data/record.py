@@ -15,8 +15,8 @@ from src.data.errors import DataError
 from src.data.regions import Regions
 from src.data.schema import audio_layout
 
-BYTES = ("image", "regions", "audio clips")
-COLUMNS = ("key", "image", "regions", "captions", "audio clips", "sizes")
+BYTES = ("image", "regions", "sounds")
+COLUMNS = ("key", "image", "regions", "captions", "sounds", "sizes")
 SCHEMA = {name: {"type": "bytes" if name in BYTES else "string"} for name in COLUMNS}
 REGION_TYPES = (np.float32, np.int32, np.float32, np.float16)  # boxes, classes, scores, features: in this order
 PAGE_BYTES = 1 << 22  # MindRecord's unit of writing, which a record must fit into
@@ -72,7 +72,7 @@ def pack(record: Record, audio: AudioEncoderConfig) -> dict[str, Any]:
         "image": record.image or b"",
         "regions": b"" if record.regions is None else _pack_regions(record.regions),
         "captions": json.dumps(record.captions),
-        "audio clips": clips,
+        "sounds": clips,
         "sizes": json.dumps(sizes),
     }
     if sum(len(row[name]) for name in (*BYTES, "captions")) > PAGE_BYTES - 4096:

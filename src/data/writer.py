@@ -227,7 +227,7 @@ class DatasetWriter:
         return {
             "records": len(state.checksums),
             "samples": len(samples),
-            "images": len(state.images),
+            "pictures": len(state.images),
             **{modality: int(count) for modality, count in zip(MODALITIES, state.counts, strict=True)},
             "regions": state.regions,
             "index": describe(index),
