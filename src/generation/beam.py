@@ -179,7 +179,7 @@ class BeamSearch:
         """How many tokens are written at most."""
         return self.settings.max_length or self.model.text_len - 1
 
-    def write(self, given: Mapping[int, Encoded], label: str = "writing") -> np.ndarray:
+    def generate(self, given: Mapping[int, Encoded], label: str = "generating") -> np.ndarray:
         """A text for every row.
 
         Args:
@@ -206,8 +206,8 @@ class BeamSearch:
             texts[rows] = self.search(size, step)[: rows.stop - start]
         return texts
 
-    def texts(self, ids: np.ndarray) -> list[str]:
-        """Rows of :meth:`write` as text."""
+    def decode(self, ids: np.ndarray) -> list[str]:
+        """Rows of :meth:`generate` as text."""
         return [self.tokenizer.decode(row) for row in ids]
 
     def build(self, size: int, places: np.ndarray) -> tuple[Read, _Step]:

@@ -99,7 +99,7 @@ class CodeSampler:
         self.cross_encoder, self.decoder, self.batch_size = cross_encoder, decoder, batch_size
         self._graphs: dict[tuple, dict[int, tuple[Read, _Step]]] = {}  # by what is given and guidance, then size
 
-    def draw(
+    def sample(
         self,
         sampling: Sampling,
         text: Encoded | None = None,
@@ -140,7 +140,7 @@ class CodeSampler:
                 for row, number in zip(owner[part], sample[part], strict=True)
             ]
             given_rows = memory[chosen], mask[chosen]
-            codes[part] = self._draw(graphs[size], given_rows, nothing, streams, sampling)[: len(streams)]
+            codes[part] = self._sample(graphs[size], given_rows, nothing, streams, sampling)[: len(streams)]
         return codes.reshape(count, sampling.samples, -1)
 
     def _fuse(self, text: Encoded | None, audio: Encoded | None, label: str) -> tuple[np.ndarray, ...]:
@@ -159,7 +159,7 @@ class CodeSampler:
         cached = CachedDecoder(self.decoder, size * (1 + guided), places)
         return Read(cached), called_often(_Step(cached, guided))
 
-    def _draw(
+    def _sample(
         self,
         graphs: tuple[Read, _Step],
         given: Encoded,

@@ -54,7 +54,7 @@ class TextSampler:
         self.cached, self.tokenizer = cached, tokenizer
         self.step = called_often(_SampleStep(cached, never_written(tokenizer)))
 
-    def draw(self, inputs: int, random: Callable[[int], np.ndarray]) -> np.ndarray:
+    def sample(self, inputs: int, random: Callable[[int], np.ndarray]) -> np.ndarray:
         """Texts of what the cache has read.
 
         Args:

@@ -11,7 +11,9 @@ from src.checkpoints import checkpoint
 from src.checkpoints.pretrained import init_encoders
 from src.config import Config, ConfigError, to_yaml
 from src.data.pipeline import Batch
+from src.evaluation.run import Evaluation, glance
 from src.files import write_text
+from src.inference.engine import Engine
 from src.models.opt import count_parameters
 from src.report.tables import table
 from src.tasks import registry
@@ -47,7 +49,8 @@ class Trainer:
         self.step = self._build_step(ranks)
         if resume:
             self._resume()
-        self.evaluator = self.task.evaluator(config, self.model) if rank == 0 and config.train.eval_every else None
+        evaluates = rank == 0 and config.train.eval_every
+        self.evaluation = Evaluation(Engine(config, self.model), self.task.evaluators) if evaluates else None
 
     def _build_step(self, ranks: int) -> TrainStep:
         config = self.config
@@ -135,15 +138,16 @@ class Trainer:
         return result
 
     def _evaluate(self, log: RunLog) -> bool:
-        """Measures the held-out split; True when the task's figure is the best so far."""
-        if self.evaluator is None:
+        """Measures the held-out split; True when the task's metric is the best so far."""
+        if self.evaluation is None:
             return False
         self.step.make_gradients.set_train(False)
-        figures = self.task.figures(self.evaluator, self.config)
+        metrics = self.evaluation.run(self.config.data.eval_split, settings=glance(self.config.eval))
         self.step.make_gradients.set_train(True)
-        log.write(self.step_number, {f"eval/{name}": value for name, value in figures.items()})
-        log.say(f"step {self.step_number}: " + "  ".join(f"{name} {value:.3f}" for name, value in figures.items()))
-        value = figures[self.task.best]
+        logged = self.evaluation.logged(metrics)
+        log.write(self.step_number, {f"eval/{name}": value for name, value in logged.items()})
+        log.say(f"step {self.step_number}: " + "  ".join(f"{name} {value:.3f}" for name, value in logged.items()))
+        value = self.task.best_metric(logged)
         improved, self.best = value > self.best, max(value, self.best)
         return improved
 
