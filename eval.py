@@ -1,7 +1,7 @@
 """Measures a trained model on a dataset, searches a folder with it, writes captions and transcripts, or draws.
 
 python eval.py --checkpoint runs/demo/pretrain                      retrieval and captions on the test split
-python eval.py --checkpoint runs/demo/pretrain eval.rerank=0        … by embeddings alone
+python eval.py --checkpoint runs/demo/pretrain eval.rerank.top_k=0        … by embeddings alone
 python eval.py --checkpoint pretrained/opt_demo --query 红底，中间一只猫 --gallery photos --save-index photos.index
 python eval.py --checkpoint pretrained/opt_demo --query question.wav --index photos.index
 python eval.py --checkpoint pretrained/opt_demo --input photos      captions of images, transcripts of audio clips
@@ -28,7 +28,7 @@ def main() -> None:
     folder = locate(args.checkpoint)
     settings = list(args.settings)
     if args.draw_samples is not None:
-        settings.append(f"eval.draw_samples={args.draw_samples}")
+        settings.append(f"eval.image_generation.samples={args.draw_samples}")
     # the network is the checkpoint's, with its vocabulary and codes, whichever configuration is used
     config = load_checkpoint_config(folder, settings, args.config)
     # before the model is built, so that mistakes are told at once

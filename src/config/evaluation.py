@@ -22,10 +22,8 @@ class RerankConfig:
 
     top_k: int = 16  # best candidates by embedding that are re-ranked; 0: embeddings only
     embedding: float = 1.0  # weight of the embeddings' similarity
-    matching: float = (
-        0.0  # weight of the matching head's log-probability; a pass of the cross-modal encoder a candidate
-    )
-    likelihood: float = 0.0  # weight of the text's log-likelihood given the image; a pass of the decoder a candidate
+    matching: float = 0.0  # weight of the matching head's score; one pass of the cross-modal encoder per candidate
+    likelihood: float = 0.0  # weight of log p(text | image); one pass of the decoder per candidate
 
     def __post_init__(self) -> None:
         _not_negative(self, "top_k")

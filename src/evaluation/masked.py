@@ -31,9 +31,7 @@ class _Predictions(nn.Cell):
 
     def __init__(self, model: OPT, config: Config, batch_size: int, image_tokenizer: ImageTokenizer | None) -> None:
         super().__init__(auto_prefix=False)
-        kept = {name: getattr(config.objectives, name) for name in PROBED}
-        others = {"contrastive": 0.0, "denoise_text": 0.0, "denoise_image": 0.0}
-        settings = replace(config.objectives, token_fraction=1.0, sample_fraction=1.0, **others, **kept)
+        settings = measured_alone(config.objectives)
         self.objectives = Objectives(model, settings, batch_size)
         self.fields, self.active = self.objectives.fields, self.objectives.names
         self.image_tokenizer = image_tokenizer if "mvm_code" in self.active else None

@@ -37,7 +37,7 @@ class ReconstructionEvaluator:
     """Measures an image tokenizer; its graph is compiled at first use and serves every later call.
 
     Args:
-        config: data, eval and model.tokenizer.
+        config: data, eval and model.image_tokenizer.
         model: the network, shared with whoever trains it.
     """
 
@@ -90,7 +90,7 @@ class ReconstructionEvaluator:
     def _measure(self, loader: ImageLoader, images: int) -> tuple[np.ndarray, np.ndarray, list[Any]]:
         """Mean squared error of each image, how often each code occurs, and the first images in pairs."""
         size = self.config.eval.batch_size
-        errors, counts, shown = [], np.zeros(self.config.model.tokenizer.codes, np.int64), []
+        errors, counts, shown = [], np.zeros(self.config.model.image_tokenizer.codes, np.int64), []
         batches = -(-min(images or len(loader.ids), len(loader.ids)) // size)
         for batch, n, _ in progress(loader.evaluation(size, images), "reconstructing", batches):
             image = batch["image"][:n]

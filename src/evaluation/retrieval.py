@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from src.config import EvalConfig
+from src.config import RerankConfig
 from src.data.errors import DataError
 from src.data.schema import AUDIO, IMAGE, JOINT, TEXT
 from src.data.tokenizer import Tokenizer
@@ -27,7 +27,7 @@ from src.metrics.nearest import top_k
 from src.models.opt import OPT
 
 COUPLES = ((TEXT, IMAGE), (IMAGE, AUDIO), (TEXT, AUDIO), (IMAGE, JOINT))
-TERMS = ("embedding", "matching", "likelihood")  # of the second score; eval.rerank_* are their weights
+TERMS = ("embedding", "matching", "likelihood")  # of the second score; eval.rerank has their weights
 SHOWN = 5
 
 Figures = dict[str, dict[str, float]]  # by direction
@@ -107,10 +107,10 @@ class Retriever:
     """
 
     def __init__(
-        self, model: OPT, tokenizer: Tokenizer, config: EvalConfig, encoder: Encoder, decoder: BeamSearch
+        self, model: OPT, tokenizer: Tokenizer, config: RerankConfig, encoder: Encoder, decoder: BeamSearch
     ) -> None:
         self.model, self.encoder, self.decoder = model, encoder, decoder
-        weights = {term: getattr(config, f"rerank_{term}") for term in TERMS}
+        weights = {term: getattr(config, term) for term in TERMS}
         self.weights = {term: weight for term, weight in weights.items() if weight > 0}
         self.likelihood = TextLikelihood(model, tokenizer.pad_id)
         self.matching = Matching(model)
@@ -210,7 +210,7 @@ class Retriever:
         """The mean of :meth:`evaluate`'s figures over ``folds`` galleries of consecutive images."""
         images = np.unique(np.concatenate([group.images for group in items.values()]))
         if len(images) < folds:
-            raise DataError(f"eval.folds={folds}: the gallery has only {len(images)} images")
+            raise DataError(f"eval.retrieval.folds={folds}: the gallery has only {len(images)} images")
         found = []
         for part in np.array_split(images, folds):
             chosen = {which: group.take(np.isin(group.images, part)) for which, group in items.items()}

@@ -42,8 +42,8 @@ class Evaluator:
         self.config, self.model = config, model
         self.tokenizer = Tokenizer(config.model.text.vocab)
         self.encoder = Encoder(model)
-        self.decoder = BeamSearch(model, self.tokenizer, config.eval.batch_size, BeamSettings.of(config.eval))
-        self.retriever = Retriever(model, self.tokenizer, config.eval, self.encoder, self.decoder)
+        self.decoder = BeamSearch(model, self.tokenizer, config.eval.batch_size, BeamSettings.of(config.eval.decoding))
+        self.retriever = Retriever(model, self.tokenizer, config.eval.rerank, self.encoder, self.decoder)
         self.writer = Writer(config, self.decoder)
         self.probe = self._build_probe() if config.task == "pretrain" else None
         self._loaders: dict[str, Loader] = {}
@@ -51,7 +51,7 @@ class Evaluator:
     def _build_probe(self) -> MaskedEvaluator:
         """Codes are made of the images of a batch, where these have the size that the image tokenizer reads."""
         config = self.config
-        same_size = config.model.tokenizer.size == config.model.image.size
+        same_size = config.model.image_tokenizer.size == config.model.image.size
         reads = same_size and config.data.codes and config.model.image_codes
         return MaskedEvaluator(config, self.model, self.image_tokenizer if reads else None)
 
@@ -79,10 +79,10 @@ class Evaluator:
         """
         settings = self.config.eval
         split = split or settings.split
-        gallery = settings.gallery if gallery is None else gallery
-        captions = settings.captions if captions is None else captions
-        draw = settings.draw if draw is None else draw
-        rerank = settings.rerank if rerank is None else rerank
+        gallery = settings.retrieval.gallery_size if gallery is None else gallery
+        captions = settings.caption.max_items if captions is None else captions
+        draw = settings.image_generation.max_items if draw is None else draw
+        rerank = settings.rerank.top_k if rerank is None else rerank
         task = self.config.task
         plan = _Plan(
             gallery if task in RETRIEVE else None,
@@ -91,7 +91,7 @@ class Evaluator:
             draw if task in DRAW else 0,
         )
         if plan.gallery is None and not plan.captions and not plan.draw:
-            key = "draw" if task in DRAW else "captions"
+            key = "image_generation.max_items" if task in DRAW else "caption.max_items"
             raise ConfigError(f"eval.{key}=0 leaves nothing to evaluate of task={task}")
         trained = self.model.training
         self.model.set_train(False)
@@ -113,13 +113,13 @@ class Evaluator:
         seconds["encode"] = time.monotonic() - began
         if plan.gallery is not None:
             began, fused = time.monotonic(), self.retriever.fused
-            if plan.rerank and self.config.eval.rerank_likelihood:
+            if plan.rerank and self.config.eval.rerank.likelihood:
                 items = self.for_retrieval(items)
             compared = first_images(items, plan.gallery)
             metrics["gallery"] = len(compared.get(IMAGE, compared.get(TEXT, ())))
             first, second, rankings = self.retriever.evaluate(compared, plan.rerank)
             metrics.update(retrieval=first, reranked=second, fused_passes=self.retriever.fused - fused)
-            if self.config.eval.folds > 1:
+            if self.config.eval.retrieval.folds > 1:
                 metrics["folds"] = self._folds(compared, plan.rerank)
             seconds["retrieval"] = time.monotonic() - began
             if sheets:
@@ -134,7 +134,7 @@ class Evaluator:
             seconds["drawing"] = time.monotonic() - began
         if self.probe is not None and self.probe.active:
             began = time.monotonic()
-            metrics["probe"] = self.probe.run(loader, self.config.eval.probe)
+            metrics["probe"] = self.probe.run(loader, self.config.eval.masked.max_items)
             seconds["probe"] = time.monotonic() - began
             if sheets and "confusion" in metrics["probe"]:
                 sheets.confusion(metrics["probe"]["confusion"])
@@ -145,7 +145,7 @@ class Evaluator:
 
     def _folds(self, items: dict[int, Items], rerank: int) -> dict[str, Any]:
         """Retrieval as the mean over smaller galleries."""
-        count = self.config.eval.folds
+        count = self.config.eval.retrieval.folds
         first, second = self.retriever.evaluate_folds(items, rerank, count)
         images = len(items.get(IMAGE, items.get(TEXT, ()))) // count
         return {"count": count, "gallery": images, "retrieval": first, "reranked": second}
@@ -184,9 +184,9 @@ class Evaluator:
         wanted, tokens = set(), set()
         if plan.gallery is not None:
             wanted |= {TEXT, IMAGE, AUDIO}
-            if plan.rerank and self.config.eval.rerank_matching:
+            if plan.rerank and self.config.eval.rerank.matching:
                 tokens |= {TEXT, IMAGE, AUDIO}
-            if plan.rerank and self.config.eval.rerank_likelihood:
+            if plan.rerank and self.config.eval.rerank.likelihood:
                 tokens |= {IMAGE, AUDIO}
         if plan.captions:
             wanted, tokens = wanted | self.writer.wanted, tokens | self.writer.wanted

@@ -22,12 +22,12 @@ class Writer:
     """Writes what the task asks for.
 
     Args:
-        config: the task, and what the model was trained to write from (objectives.denoise_given).
+        config: the task, and what the model was trained to write from (objectives.denoise_text.given).
         decoder: writes.
     """
 
     def __init__(self, config: Config, decoder: BeamSearch) -> None:
-        given = config.objectives.denoise_given
+        given = config.objectives.denoise_text.given
         self.decoder = decoder
         self.captions = config.task != "speech_to_text"  # from images alone
         self.transcribes = "audio" in given  # from audio clips alone

@@ -141,7 +141,7 @@ def search(
         top: how many are wanted.
     """
     config, encoder, tokenizer = evaluator.config, evaluator.encoder, evaluator.tokenizer
-    depth = min(max(top, config.eval.rerank), len(places))
+    depth = min(max(top, config.eval.rerank.top_k), len(places))
     (candidates,), (cosines,) = top_k(asked.embeddings, offered.embeddings[places], depth)
     files = [offered.folder / offered.names[place] for place in places[candidates]]
     read, failures = media.try_files(files, config.model)  # again: an index holds no content
@@ -149,7 +149,7 @@ def search(
     kept = np.array([medium is not None for medium in read])
     found, cosines = [medium for medium in read if medium], cosines[kept]
     scores, kind = None, found[0].modality
-    if config.eval.rerank and evaluator.retriever.reranks and kind != modality:
+    if config.eval.rerank.top_k and evaluator.retriever.reranks and kind != modality:
         items = {modality: asked, kind: media.encode(encoder, tokenizer, found, config.model)}
         pairs = np.stack([np.zeros(len(found), np.int64), np.arange(len(found))], 1)
         pairs = pairs if modality < kind else pairs[:, ::-1]
@@ -201,10 +201,10 @@ def describe(evaluator: Evaluator, things: list[Medium], output: Path | None, se
 
 
 def draw(evaluator: Evaluator, subject: Medium, output: Path) -> list[float]:
-    """Draws a text or an audio clip ``eval.draw_samples`` times; writes the images, the best first, a sheet and a table.
+    """Draws a text or an audio clip ``eval.image_generation.samples`` times; writes the images, the best first, a sheet and a table.
 
     Returns:
-        how well each suits the subject (``eval.draw_rank``), the best first.
+        how well each suits the subject (``eval.image_generation.rank_by``), the best first.
     """
     items = media.encode(evaluator.encoder, evaluator.tokenizer, [subject], evaluator.config.model)
     (images,), (scores,) = evaluator.image_generator.draw_all(subject.modality, items)
@@ -215,7 +215,7 @@ def draw(evaluator: Evaluator, subject: Medium, output: Path) -> list[float]:
         Image.fromarray(image).save(file)
     found = scores[order].tolist()
     rows = [[rank, str(file), score] for rank, (file, score) in enumerate(zip(files, found, strict=True), 1)]
-    print(table(rows, ["", f"drawn of {subject.name}", evaluator.config.eval.draw_rank]))
+    print(table(rows, ["", f"drawn of {subject.name}", evaluator.config.eval.image_generation.rank_by]))
     shown = [f"{rank}  {score:.3f}" for rank, score in enumerate(found, 1)]
     album_sheet(output / "drawing.png", subject.name, list(zip(images[order], shown, strict=True)))
     entries = [{"file": file.name, "score": score} for file, score in zip(files, found, strict=True)]

@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 from mindspore import nn
 
-from src.checkpoints.files import CONFIG, MODEL, locate, read_tensors, set_parameters
-from src.config import Config, ConfigError, load_config
+from src.checkpoints.checkpoint import read_config
+from src.checkpoints.files import MODEL, locate, read_tensors, set_parameters
+from src.config import Config, ConfigError
 from src.data.image_codes import GRID
 from src.data.schema import AUDIO, IMAGE, TEXT
 from src.generation.sampling import CodeSampler, Sampling
@@ -27,14 +28,14 @@ def load_tokenizer(config: Config) -> ImageTokenizer:
 
     Raises:
         CheckpointError: there is none, or it does not fit its configuration.
-        ConfigError: its codes are not those of model.tokenizer.
+        ConfigError: its codes are not those of model.image_tokenizer.
     """
     folder = locate(config.data.codes)
-    settings = load_config(folder / CONFIG).model.tokenizer
+    settings = read_config(folder).model.image_tokenizer
     for key in GRID:
-        theirs, ours = getattr(settings, key), getattr(config.model.tokenizer, key)
+        theirs, ours = getattr(settings, key), getattr(config.model.image_tokenizer, key)
         if theirs != ours:
-            raise ConfigError(f"data.codes={folder} has {key}={theirs}, model.tokenizer.{key} is {ours}")
+            raise ConfigError(f"data.codes={folder} has {key}={theirs}, model.image_tokenizer.{key} is {ours}")
     tokenizer = ImageTokenizer(settings)
     set_parameters(dict(tokenizer.parameters_and_names()), read_tensors(folder / MODEL), folder / MODEL)
     return tokenizer
@@ -55,20 +56,20 @@ class ImageGenerator:
     """Draws images and measures them.
 
     Args:
-        config: eval.draw_* say how codes are drawn.
+        config: eval.image_generation says how codes are drawn.
         model: the network, with an image decoder.
         tokenizer: whose codes it draws.
         encoder: embeds what was drawn.
     """
 
     def __init__(self, config: Config, model: OPT, tokenizer: ImageTokenizer, encoder: Encoder) -> None:
-        settings = config.eval
+        settings = config.eval.image_generation
         self.sampling = Sampling(
-            settings.draw_samples, settings.draw_temperature, settings.draw_top_k, settings.draw_guidance, config.seed
+            settings.samples, settings.temperature, settings.top_k, settings.guidance, config.seed
         )
-        self.batch_size, self.encoder, self.rank = settings.batch_size, encoder, settings.draw_rank
+        self.batch_size, self.encoder, self.rank = config.eval.batch_size, encoder, settings.rank_by
         self.matching = Matching(model)
-        self.sampler = CodeSampler(model.cross_encoder, model.image_decoder, settings.batch_size)
+        self.sampler = CodeSampler(model.cross_encoder, model.image_decoder, self.batch_size)
         self.paint = _DecodeCodes(tokenizer)
 
     def draw(self, which: int, given: Items) -> np.ndarray:
@@ -87,7 +88,7 @@ class ImageGenerator:
     def draw_all(self, which: int, given: Items) -> tuple[np.ndarray, np.ndarray]:
         """All N images for each text or audio, uint8 [n, N, S, S, 3], and how well each suits it, float64 [n, N].
 
-        By ``eval.draw_rank`` that is the cosine of the embeddings, or the matching head's log p; of a lone one nothing.
+        By ``eval.image_generation.rank_by`` that is the cosine of the embeddings, or the matching head's log p; of a lone one nothing.
         """
         rows = given.samples.tolist() if len(given.samples) else None
         codes = self.sampler.draw(self.sampling, **{ARGUMENTS[which]: (given.tokens, given.mask)}, rows=rows)

@@ -31,10 +31,8 @@ def build_objectives(network: OPT, config: Config, rank: int, ranks: int, gather
     return Objectives(network, config.objectives, config.data.batch_size, gather)
 
 
-def caption_objectives(network: OPT, config: Config, rank: int, ranks: int, gather: nn.Cell | None) -> nn.Cell:
-    if config.objectives.self_critical:
-        return build_self_critical(network, config)
-    return build_objectives(network, config, rank, ranks, gather)
+def self_critical_objectives(network: OPT, config: Config, rank: int, ranks: int, gather: nn.Cell | None) -> nn.Cell:
+    return build_self_critical(network, config)
 
 
 @dataclass(frozen=True)
@@ -58,7 +56,7 @@ class Task:
 
 
 def _measure(evaluator: Evaluator, config: Config) -> dict[str, Any]:
-    draw = min(DRAWN, config.eval.draw)
+    draw = min(DRAWN, config.eval.image_generation.max_items)
     return evaluator.run(config.data.eval_split, gallery=HELD_OUT, captions=HELD_OUT, rerank=0, draw=draw)
 
 
@@ -102,7 +100,7 @@ def transcript_figures(evaluator: Evaluator, config: Config) -> dict[str, float]
 
 def drawing_figures(evaluator: Evaluator, config: Config) -> dict[str, float]:
     """How often a text is found by what was drawn from it, and from its speech."""
-    drawing = evaluator.run(config.data.eval_split, draw=min(DRAWN, config.eval.draw))["drawing"]
+    drawing = evaluator.run(config.data.eval_split, draw=min(DRAWN, config.eval.image_generation.max_items))["drawing"]
     if not drawing:
         raise DataError(f"{config.data.path}: split {config.data.eval_split!r} has no texts to draw")
     recalls = {f"{source}_r{k}": figures[f"r{k}"] for source, figures in drawing.items() for k in (1, 10)}
@@ -122,13 +120,14 @@ def tokenizer_figures(evaluator: ReconstructionEvaluator, config: Config) -> dic
 REGISTRY = {
     "pretrain": Task(pretrain_figures, "mean_r1"),
     "retrieval": Task(retrieval_figures, "mean_r1"),
-    "caption": Task(caption_figures, "cider_d", objectives=caption_objectives),
+    "caption": Task(caption_figures, "cider_d"),
+    "self_critical": Task(caption_figures, "cider_d", self_critical_objectives),
     "speech_to_text": Task(transcript_figures, "characters_right"),
     "text_to_image": Task(drawing_figures, "mean_r1"),
     "image_tokenizer": Task(tokenizer_figures, "psnr", tokenizer_objectives, ImageLoader, ReconstructionEvaluator),
 }
 if REGISTRY.keys() != set(TASKS):
-    raise RuntimeError("src.config.TASKS and the registry name different tasks")
+    raise RuntimeError("src.config.tasks and the registry name different tasks")
 
 
 def get(name: str) -> Task:
