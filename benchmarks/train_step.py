@@ -50,7 +50,7 @@ LARGER = tuple(f"model.{part}.{size}" for part in PARTS for size in ("width=256"
 LARGER += ("model.embed_dim=256", "data.batch_size=32")
 # Images and text alone, as FLAVA has them: what is left of the audio is two frames and a layer.
 IMAGE_TEXT = ("contrastive", "mlm", "mvm_code")
-NO_AUDIO = ("objectives.token_fraction=1", "model.audio.max_frames=8", "model.audio.stride=4", "model.audio.layers=1")
+NO_AUDIO = ("objectives.masking.batch_share=1", "model.audio.max_frames=8", "model.audio.stride=4", "model.audio.layers=1")
 Batch = dict[str, np.ndarray]
 
 
@@ -58,7 +58,7 @@ def make_batch(config: Config, seed: int = 0, clip: bool = True) -> Batch:
     """Samples with all modalities (or no audio): texts and audio clips of half to full length, every level drawn."""
     rng = np.random.default_rng(seed)
     size, model = config.data.batch_size, config.model
-    fields = batch_fields(model, size, config.objectives.mask_ratio)
+    fields = batch_fields(model, size, config.objectives.masking.ratio)
     batch = {name: np.zeros((size, *spec.shape), spec.dtype) for name, spec in fields.items()}
     shortest = model.text.max_len // 2
     lengths = rng.integers(shortest, model.text.max_len + 1, (size, 1))
@@ -83,7 +83,7 @@ def make_batch(config: Config, seed: int = 0, clip: bool = True) -> Batch:
         slots = batch[f"{name}_positions"].shape[1]
         batch[f"{name}_positions"][:] = np.argsort(rng.random((size, places)), axis=1)[:, :slots]
         batch[f"{name}_weights"][:] = 1
-    batch["image_codes"][:] = rng.integers(0, model.tokenizer.codes, batch["image_codes"].shape)
+    batch["image_codes"][:] = rng.integers(0, model.image_tokenizer.codes, batch["image_codes"].shape)
     batch["match_case"][:] = np.arange(size) % len(MATCH_CASES)
     batch["match_noise"][:] = rng.gumbel(size=batch["match_noise"].shape)
     if not clip:
@@ -226,12 +226,12 @@ def plan(path: str, settings: tuple[str, ...]) -> list[Variant]:
         environment=(("OMP_WAIT_POLICY", "PASSIVE"),),  # active waiting makes fused kernels twice as slow
     )
     losses = active_objectives(load_config(path, settings).objectives)
-    others = [f"objectives.{name}={int(name in IMAGE_TEXT)}" for name in OBJECTIVES]
+    others = [f"objectives.weights.{name}={int(name in IMAGE_TEXT)}" for name in OBJECTIVES]
     return [
         Variant("all losses", settings),
         Variant("all losses, stock operators", settings, stock=True),
         fused,
-        *(Variant(f"without {name}", (*settings, f"objectives.{name}=0")) for name in losses),
+        *(Variant(f"without {name}", (*settings, f"objectives.weights.{name}=0")) for name in losses),
         Variant("images and text alone", (*settings, *others, *NO_AUDIO), peer=True),
     ]
 

@@ -1,4 +1,4 @@
-"""Chooses the weights of the second ranking (eval.rerank_*) on a split that nothing is reported of.
+"""Chooses the weights of the second ranking (eval.rerank) on a split that nothing is reported of.
 
     python -m src.evaluation.tuning --checkpoint runs/demo/retrieval
 
@@ -58,10 +58,10 @@ def tune(evaluator: Evaluator, split: str, output: Path) -> Weights:
     settings = evaluator.config.eval
     if split == settings.split:
         raise ConfigError(f"--split {split}: it is eval.split, which is reported: choose the weights on another split")
-    if not settings.rerank:
-        raise ConfigError("eval.rerank=0 ranks nothing again: there is no weight to choose")
-    items = evaluator.for_retrieval(encode_split(evaluator.encoder, evaluator.loader(split), settings.gallery))
-    scored = evaluator.retriever.scored(evaluator.retriever.first_stage(items, settings.rerank), TERMS)
+    if not settings.rerank.top_k:
+        raise ConfigError("eval.rerank.top_k=0 ranks nothing again: there is no weight to choose")
+    items = evaluator.for_retrieval(encode_split(evaluator.encoder, evaluator.loader(split), settings.retrieval.gallery_size))
+    scored = evaluator.retriever.scored(evaluator.retriever.first_stage(items, settings.rerank.top_k), TERMS)
     figures = {weights: measure(scored, weights) for weights in grid()}
     best = max(figures, key=lambda weights: [figures[weights][key] for key in KEYS])
     shown: dict[str, Weights] = {f"{name} alone": _alone(name) for name in TERMS} | {"best": best}
@@ -79,10 +79,10 @@ def _alone(name: str) -> Weights:
 def _write(output: Path, split: str, figures: dict[Weights, dict[str, float]], best: Weights) -> None:
     tried: list[dict[str, Any]] = [dict(zip(TERMS, weights, strict=True)) | found for weights, found in figures.items()]
     write_json(output / "rerank.json", {"split": split, "tried": tried})
-    keys = {f"rerank_{name}": weight for name, weight in zip(TERMS, best, strict=True)}
-    lines = "".join(f"  {key}: {value}\n" for key, value in keys.items())
-    write_text(output / "rerank.yaml", f"# chosen on the split {split}\neval:\n{lines}")
-    print("eval.py " + " ".join(f"eval.{key}={value}" for key, value in keys.items()))
+    keys = {name: weight for name, weight in zip(TERMS, best, strict=True)}
+    weights = ", ".join(f"{key}: {value}" for key, value in keys.items())
+    write_text(output / "rerank.yaml", f"# chosen on the split {split}\neval:\n  rerank: {{{weights}}}\n")
+    print("eval.py " + " ".join(f"eval.rerank.{key}={value}" for key, value in keys.items()))
     print(output / "rerank.yaml")
 
 

@@ -10,7 +10,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
 
-from src.config import EvalConfig
+from src.config import DecodingConfig
 from src.data.schema import AUDIO, IMAGE
 from src.data.tokenizer import Tokenizer
 from src.generation.cache import CachedDecoder, Read, called_often, past_bias
@@ -33,9 +33,9 @@ class BeamSettings:
     max_length: int = 0  # 0: what the model has room for
 
     @classmethod
-    def of(cls, config: EvalConfig) -> "BeamSettings":
+    def of(cls, config: DecodingConfig) -> "BeamSettings":
         lengths = config.min_length, config.max_length
-        return cls(config.beam, config.length_penalty, config.no_repeat_ngram, *lengths)
+        return cls(config.beam_size, config.length_penalty, config.no_repeat_ngram, *lengths)
 
     def penalty(self, tokens: int) -> float:
         return ((5 + tokens) / 6) ** self.length_penalty

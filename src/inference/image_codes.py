@@ -59,7 +59,7 @@ def main() -> None:
     config = load_checkpoint_config(folder, args.settings)
     setup(replace(config.runtime, distributed=False), config.seed)
     config, model = load_model(folder, args.settings)
-    tokenizer = config.model.tokenizer
+    tokenizer = config.model.image_tokenizer
     encode = Encode(model.set_train(False))
     datasets = {name: Dataset(args.data, name) for name in splits}
     codes = {

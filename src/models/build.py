@@ -15,7 +15,7 @@ def build_opt(config: Config) -> OPT:
 
 
 def build_image_tokenizer(config: Config) -> ImageTokenizer:
-    return ImageTokenizer(config.model.tokenizer)
+    return ImageTokenizer(config.model.image_tokenizer)
 
 
 NETWORKS = {"opt": build_opt, "image_tokenizer": build_image_tokenizer}

@@ -11,7 +11,7 @@ class TokenizerObjectives(nn.Cell):
 
     Args:
         model: the network.
-        config: model.tokenizer, data.batch_size and the seed.
+        config: model.image_tokenizer, data.batch_size and the seed.
         rank, ranks: this process among its peers.
 
     Inputs:
@@ -26,7 +26,7 @@ class TokenizerObjectives(nn.Cell):
 
     def __init__(self, model: ImageTokenizer, config: Config, rank: int = 0, ranks: int = 1) -> None:
         super().__init__(auto_prefix=False)
-        tokenizer = config.model.tokenizer
+        tokenizer = config.model.image_tokenizer
         rows = config.data.batch_size * tokenizer.side**2
         self.model, self.rows, self.weight = model, float(rows), tokenizer.commitment
         self.observe = CodebookStatistics(model.codebook, rows, config.seed, rank, ranks)
