@@ -101,7 +101,7 @@ class Config:
         )
 
     def _check_run(self) -> None:
-        """Lengths, rates and precision fit what they are used with."""
+        """Lengths and rates fit what they are used with."""
         room = self.model.text.max_len - 1
         for name in ("min_length", "max_length"):
             fits = getattr(self.eval, name) <= room
@@ -115,11 +115,6 @@ class Config:
             self.optimizer.warmup_steps < self.train.steps,
             "optimizer.warmup_steps",
             f"must be below train.steps={self.train.steps}",
-        )
-        require(
-            self.runtime.precision == "fp32" or self.runtime.device != "CPU",
-            "runtime.precision",
-            "fp16 is slower than fp32 on a CPU; leave fp32",
         )
 
     def _check_self_critical(self) -> None:

@@ -14,6 +14,7 @@ from src.evaluation.recall import ranks, recall
 from src.evaluation.rerank import Matching
 from src.generation.batches import fitting_size, run_batched
 from src.generation.sampling import CodeSampler, Sampling
+from src.models import precision
 from src.models.image_tokenizer import ImageTokenizer
 from src.models.opt import OPT
 from src.weights import CONFIG, MODEL, locate, read_tensors, set_parameters
@@ -35,7 +36,8 @@ def load_tokenizer(config: Config) -> ImageTokenizer:
         theirs, ours = getattr(settings, key), getattr(config.model.tokenizer, key)
         if theirs != ours:
             raise ConfigError(f"data.codes={folder} has {key}={theirs}, model.tokenizer.{key} is {ours}")
-    tokenizer = ImageTokenizer(settings)
+    with precision.building(config.runtime.precision):
+        tokenizer = ImageTokenizer(settings)
     set_parameters(dict(tokenizer.parameters_and_names()), read_tensors(folder / MODEL), folder / MODEL)
     return tokenizer
 

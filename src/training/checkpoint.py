@@ -26,6 +26,7 @@ from safetensors.numpy import save_file
 
 from src.config import Config, ConfigError, load_config, to_yaml
 from src.files import write_text
+from src.models import precision
 from src.tasks import registry
 from src.weights import (
     CONFIG,
@@ -91,10 +92,11 @@ def load_model(path: str | Path, overrides: Sequence[str] = (), config_file: str
 
 
 def build_model(config: Config) -> nn.Cell:
-    """The network of a configuration's task, with new weights."""
+    """The network of a configuration's task, with new weights; it multiplies in runtime.precision."""
     if not Path(config.model.text.vocab).is_file():
         raise ConfigError(f"model.text.vocab={config.model.text.vocab}: no such file")
-    return registry.get(config.task).model(config)
+    with precision.building(config.runtime.precision):
+        return registry.get(config.task).model(config)
 
 
 def load_weights(cell: nn.Cell, folder: Path) -> None:
