@@ -71,6 +71,14 @@ class MaskedConfig:
 
 
 @dataclass(frozen=True)
+class ReconstructionConfig:
+    max_items: int = 0  # images that an image tokenizer is measured on; 0: all
+
+    def __post_init__(self) -> None:
+        _not_negative(self, "max_items")
+
+
+@dataclass(frozen=True)
 class ImageGenerationConfig:
     max_items: int = 0  # texts and audio clips that images are generated of; 0: none
     samples: int = 1  # images for each, of which the best is kept
@@ -94,6 +102,7 @@ class EvalConfig:
     transcript: TranscriptConfig = field(default_factory=TranscriptConfig)
     decoding: DecodingConfig = field(default_factory=DecodingConfig)
     masked: MaskedConfig = field(default_factory=MaskedConfig)
+    reconstruction: ReconstructionConfig = field(default_factory=ReconstructionConfig)
     image_generation: ImageGenerationConfig = field(default_factory=ImageGenerationConfig)
 
     def __post_init__(self) -> None:

@@ -103,7 +103,7 @@ class Config:
         )
 
     def _check_run(self) -> None:
-        """Lengths, rates and precision fit what they are used with."""
+        """Lengths and rates fit what they are used with."""
         room = self.model.text.max_len - 1
         for name in ("min_length", "max_length"):
             fits = getattr(self.eval.decoding, name) <= room
@@ -112,9 +112,4 @@ class Config:
             self.optimizer.warmup_steps < self.train.steps,
             "optimizer.warmup_steps",
             f"must be below train.steps={self.train.steps}",
-        )
-        require(
-            self.runtime.precision == "fp32" or self.runtime.device != "CPU",
-            "runtime.precision",
-            "fp16 is slower than fp32 on a CPU; leave fp32",
         )

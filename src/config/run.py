@@ -11,7 +11,7 @@ from src.config.paths import PathText
 class RuntimeConfig:
     device: Literal["CPU", "GPU", "Ascend"] = "CPU"  # where the graphs run
     mode: Literal["graph", "pynative"] = "graph"  # pynative is for debugging: about twice as slow
-    precision: Literal["fp32", "fp16"] = "fp32"  # fp16: mixed precision with a dynamic loss scale
+    precision: Literal["fp32", "fp16", "bf16"] = "fp32"  # of products; fp16 has a dynamic loss scale; a CPU has no bf16
     distributed: bool = False  # data parallel over the ranks that msrun started
     graph_kernel: bool = False  # fuse elementwise chains; on a CPU it needs g++, decorator and attrs
 

@@ -15,6 +15,8 @@ from src.config import AudioEncoderConfig, ModelConfig
 TEXT, IMAGE, AUDIO = range(3)  # columns of every presence table
 MODALITIES = ("text", "image", "audio")
 JOINT = 3  # a text and its speech as one, where embeddings are compared; behind the columns of a presence table
+# what retrieval and the contrastive loss compare, each both ways
+COUPLES = ((TEXT, IMAGE), (TEXT, AUDIO), (IMAGE, AUDIO), (JOINT, IMAGE))
 # what an image encoder reads, by model.image.input
 IMAGE_FIELDS = {"patch": ("image",), "region": ("regions", "region_boxes", "region_mask")}
 # wav2vec 2.0's convolutions over the waveform, in all its sizes: kernel and stride of each

@@ -3,13 +3,12 @@
 import numpy as np
 from mindspore import nn
 
-from src.checkpoints.checkpoint import load_checkpoint_config
-from src.checkpoints.files import MODEL, locate, read_tensors, set_parameters
 from src.config import Config, ConfigError
 from src.data.image_codes import GRID
 from src.data.schema import AUDIO, IMAGE, TEXT
 from src.generation.sampling import CodeSampler, Sampling
 from src.inference.encode import Encoder, Items
+from src.inference.load import load_model
 from src.inference.scorers import Matching
 from src.models.batches import fitting_size, run_batched
 from src.models.image_tokenizer import ImageTokenizer
@@ -23,16 +22,16 @@ def load_image_tokenizer(config: Config) -> ImageTokenizer:
 
     Raises:
         CheckpointError: there is none, or it does not fit its configuration.
-        ConfigError: its codes are not those of model.image_tokenizer.
+        ConfigError: it is another network, or its codes are not those of model.image_tokenizer.
     """
-    folder = locate(config.data.codes)
-    settings = load_checkpoint_config(folder).model.image_tokenizer
+    own, tokenizer = load_model(config.data.codes, [f"runtime.precision={config.runtime.precision}"])
+    if not isinstance(tokenizer, ImageTokenizer):
+        raise ConfigError(f"data.codes={config.data.codes} is a checkpoint of task={own.task}: name an image tokenizer")
     for key in GRID:
-        theirs, ours = getattr(settings, key), getattr(config.model.image_tokenizer, key)
+        theirs, ours = getattr(own.model.image_tokenizer, key), getattr(config.model.image_tokenizer, key)
         if theirs != ours:
-            raise ConfigError(f"data.codes={folder} has {key}={theirs}, model.image_tokenizer.{key} is {ours}")
-    tokenizer = ImageTokenizer(settings)
-    set_parameters(dict(tokenizer.parameters_and_names()), read_tensors(folder / MODEL), folder / MODEL)
+            where = f"data.codes={config.data.codes}"
+            raise ConfigError(f"{where} has {key}={theirs}, model.image_tokenizer.{key} is {ours}: change the latter")
     return tokenizer
 
 

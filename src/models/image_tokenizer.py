@@ -111,11 +111,11 @@ class ImageTokenizer(nn.Cell):
 
     def features(self, patches):
         """(B, C, pixels) → (N, d) float32."""
-        return self.encoder(patches).reshape(-1, self.code_dim).astype(ms.float32)  # (N, d)
+        return self.encoder(patches).reshape(-1, self.code_dim)  # (N, d)
 
     def draw(self, vectors):
         """(…, d), N rows → patches (B, C, pixels) float32."""
-        return self.decoder(vectors.reshape(-1, self.places, self.code_dim)).astype(ms.float32)
+        return self.decoder(vectors.reshape(-1, self.places, self.code_dim))
 
     def split(self, image):
         """(B, S, S, 3) uint8 → (B, C, pixels) float32 in [−1, 1]."""

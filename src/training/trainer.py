@@ -54,12 +54,8 @@ class Trainer:
 
     def _build_step(self, ranks: int) -> TrainStep:
         config = self.config
-        half = config.runtime.precision == "fp16"
-        network: nn.Cell = self.model
-        if half:
-            network = ms.amp.auto_mixed_precision(self.model, "auto", ms.float16)
         gather = GatherRows(self.rank) if ranks > 1 else None
-        objectives = self.task.objectives(network, config, self.rank, ranks, gather)
+        objectives = self.task.objectives(self.model, config, self.rank, ranks, gather)
         rates = learning_rates(config.optimizer, config.train.steps)
         parameters = unfrozen(trained_parameters(self.model, objectives), config.optimizer.freeze)
         optimizer = build_optimizer(parameters, config.optimizer, rates)
@@ -67,7 +63,8 @@ class Trainer:
             objectives,
             optimizer,
             config.optimizer.clip_norm,
-            INITIAL_LOSS_SCALE if half else None,
+            # bf16 has the exponents of fp32: its gradients do not vanish
+            INITIAL_LOSS_SCALE if config.runtime.precision == "fp16" else None,
             MeanGradients(ranks) if ranks > 1 else None,
         )
 
@@ -88,6 +85,8 @@ class Trainer:
         checkpoint.load_weights(self.model, folder)
         path = folder / checkpoint.OPTIMIZER
         checkpoint.set_parameters(self.step.state(), checkpoint.read_tensors(path), path)
+        if checkpoint.load_checkpoint_config(folder).runtime.precision != self.config.runtime.precision:
+            self.step.reset_scale()
         state = checkpoint.read_state(folder)
         self.step_number, self.best = state["step"], state["best"] if state["best"] is not None else float("-inf")
 
