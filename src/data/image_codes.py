@@ -95,7 +95,7 @@ def open_codes(dataset: Dataset, config: Config) -> np.ndarray:
     Raises:
         DataError: there are none, or they are another tokenizer's or of other shards.
     """
-    hint = f"run python -m src.inference.image_codes --data {dataset.folder} --checkpoint {config.data.codes}"
+    hint = f"run python tools/make_image_codes.py --data {dataset.folder} --checkpoint {config.data.codes}"
     path = dataset.folder / ABOUT
     if not path.is_file():
         raise DataError(f"{dataset.folder} holds no codes of images (data.codes): {hint}")

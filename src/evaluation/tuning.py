@@ -1,12 +1,9 @@
 """Chooses the weights of the second ranking (eval.rerank_*) on a split that nothing is reported of.
 
-    python -m src.evaluation.tuning --checkpoint runs/demo/retrieval
-
 The terms of every candidate's score are computed once; the weights are then tried on a grid. Only their ratio matters
 to an order, so that the largest is 1.
 """
 
-import argparse
 import itertools
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from src import cli
 from src.checkpoints.checkpoint import load_checkpoint_config
 from src.checkpoints.files import locate
 from src.config import ConfigError
@@ -86,27 +82,12 @@ def _write(output: Path, split: str, figures: dict[Weights, dict[str, float]], b
     print(output / "rerank.yaml")
 
 
-def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    parser.add_argument("--checkpoint", required=True, metavar="DIR", help="run or checkpoint folder, pretrained/…")
-    parser.add_argument("--split", help="split of the dataset to choose on (default: data.eval_split)")
-    parser.add_argument("--output", metavar="DIR", type=Path, help="where results go (default: CHECKPOINT)")
-    parser.add_argument("settings", nargs="*", metavar="key=value", help="changes of the configuration")
-    return parser.parse_intermixed_args()
-
-
-def main() -> None:
-    args = parse()
-    folder = locate(args.checkpoint)
-    config = load_checkpoint_config(folder, args.settings)
+def run(checkpoint: Path, settings: Sequence[str], split: str | None, output: Path | None) -> None:
+    """Tunes a checkpoint's re-ranking on a split (None: data.eval_split); results go to ``output``, else beside it."""
+    folder = locate(checkpoint)
+    config = load_checkpoint_config(folder, settings)
     if config.task not in ("pretrain", "retrieval"):
         raise ConfigError(f"{folder} is a checkpoint of task={config.task}: retrieval alone is ranked again")
     setup(replace(config.runtime, distributed=False), config.seed)
-    config, model = load_model(folder, args.settings)
-    tune(Evaluator(config, model), args.split or config.data.eval_split, args.output or Path(args.checkpoint))
-
-
-if __name__ == "__main__":
-    cli.run(main)
+    config, model = load_model(folder, settings)
+    tune(Evaluator(config, model), split or config.data.eval_split, output or checkpoint)
