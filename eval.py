@@ -1,11 +1,10 @@
 """Measures a trained model on a split of a dataset.
 
-    python eval.py --checkpoint runs/demo/pretrain                      everything that pre-training is judged by
-    python eval.py --checkpoint runs/demo/retrieval eval.rerank.top_k=0 retrieval by embeddings alone
-    python eval.py --checkpoint runs/demo/caption eval.decoding.beam_size=4 eval.decoding.length_penalty=0.6
+python eval.py --checkpoint runs/demo/pretrain                      everything that pre-training is judged by
+python eval.py --checkpoint runs/demo/retrieval eval.rerank.top_k=0 retrieval by embeddings alone
+python eval.py --checkpoint runs/demo/caption eval.decoding.beam_size=4 eval.decoding.length_penalty=0.6
 """
 
-import argparse
 from dataclasses import replace
 
 from src import cli
@@ -19,13 +18,23 @@ from src.runtime import setup
 from src.tasks import registry
 
 
-def parse() -> argparse.Namespace:
+def parse() -> cli.Arguments:
     parser = cli.CommandParser(description=__doc__)
-    parser.add_argument("--checkpoint", required=True, metavar="DIR", type=cli.path, help=cli.CHECKPOINT_HELP)
-    parser.add_argument("--config", metavar="FILE", type=cli.path, help=cli.OTHER_CONFIG_HELP)
+    parser.add_argument(
+        "--checkpoint",
+        required=True,
+        metavar="DIR",
+        type=cli.user_path,
+        help="run or checkpoint folder, or pretrained/opt_demo",
+    )
+    parser.add_argument(
+        "--config", metavar="FILE", type=cli.user_path, help="instead of the checkpoint's own configuration"
+    )
     parser.add_argument("--split", default="", help="split of the dataset (default: eval.split)")
-    parser.add_argument("--output", metavar="DIR", type=cli.path, help="where results go (default: in the run folder)")
-    parser.add_argument("settings", nargs="*", metavar="key=value", help=cli.SETTINGS_HELP)
+    parser.add_argument(
+        "--output", metavar="DIR", type=cli.user_path, help="where results go (default: in the run folder)"
+    )
+    parser.add_settings()
     return parser.parse_intermixed_args()
 
 

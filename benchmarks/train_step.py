@@ -50,7 +50,12 @@ LARGER = tuple(f"model.{part}.{size}" for part in PARTS for size in ("width=256"
 LARGER += ("model.embed_dim=256", "data.batch_size=32")
 # Images and text alone, as FLAVA has them: what is left of the audio is two frames and a layer.
 IMAGE_TEXT = ("contrastive", "mlm", "mvm_code")
-NO_AUDIO = ("objectives.masking.batch_share=1", "model.audio.max_frames=8", "model.audio.stride=4", "model.audio.layers=1")
+NO_AUDIO = (
+    "objectives.masking.batch_share=1",
+    "model.audio.max_frames=8",
+    "model.audio.stride=4",
+    "model.audio.layers=1",
+)
 Batch = dict[str, np.ndarray]
 
 

@@ -18,13 +18,13 @@ from src import cli
 from src.checkpoints.checkpoint import save_checkpoint
 from src.config import Config, EvalConfig
 from src.data.schema import IMAGE, TEXT
-from src.evaluation import tuning as tune
 from src.evaluation.retrieval import TERMS
 from src.inference import media
 from src.inference.gallery import Gallery, keep
 from src.models.build import build_model
 from tests.conftest import CHARACTERS, png, tiny_dataset
 from tests.oracles import tiny_model
+from tools import tune_reranking
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -161,7 +161,7 @@ def test_weights_are_chosen_on_another_split(
     def call(*arguments: str) -> int:
         monkeypatch.setattr(sys, "argv", ["tune", "--checkpoint", "run", *arguments])
         try:
-            cli.run(tune.main)
+            cli.run(tune_reranking.main)
         except SystemExit as error:
             return error.code
         return 0

@@ -11,19 +11,19 @@ import pytest
 from mindspore import Tensor, nn, ops
 from mindspore.graph.api import _cell_graph_executor
 from mindspore.train.anf_ir_pb2 import DataType, ModelProto
+from src.evaluation.encode import Encoder
+from src.models.graphs import build_graphs
+from src.training.checkpoint import build_model, load_model, save_checkpoint
 
 from src import export
 from src.config import Config, ObjectivesConfig, OptimizerConfig, RuntimeConfig, TrainConfig
 from src.data.schema import IMAGE
-from src.evaluation.encode import Encoder
 from src.generation.cache import CachedDecoder, Read, past_bias
 from src.models import precision
 from src.models.audio_encoder import AUDIO_ENCODERS
-from src.models.graphs import build_graphs
 from src.models.layers import Linear
 from src.models.opt import OPT
 from src.tasks import registry
-from src.training.checkpoint import build_model, load_model, save_checkpoint
 from src.training.muon import build_optimizer
 from src.training.schedule import learning_rates
 from src.training.step import INITIAL_LOSS_SCALE, NonFiniteError, TrainStep

@@ -21,7 +21,9 @@ def parse(description: str) -> argparse.Namespace:
     parser.add_argument("--input", metavar="PICTURE|SOUND|DIR", type=Path, help="what to describe")
     parser.add_argument("--seen", metavar="PICTURE", type=Path, help="image that belongs to the audio clips of --input")
     parser.add_argument("--draw", metavar="TEXT|SOUND", help="what to draw")
-    parser.add_argument("--draw-samples", type=int, metavar="N", help="how often (default: eval.image_generation.samples)")
+    parser.add_argument(
+        "--draw-samples", type=int, metavar="N", help="how often (default: eval.image_generation.samples)"
+    )
     parser.add_argument("settings", nargs="*", metavar="key=value", help="changes of the configuration")
     args = parser.parse_intermixed_args()
     searches = args.gallery is not None or args.index is not None

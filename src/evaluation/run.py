@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from src.config import Config, ConfigError, EvalConfig
+from src.config import ConfigError, EvalConfig
 from src.data.pipeline import Loader
 from src.evaluation.evaluator import Evaluator, Needs, Split
 from src.evaluation.sheets import Sheets
@@ -53,7 +53,9 @@ class Evaluation:
         needs = {evaluator: need for evaluator, need in needs.items() if need is not None}
         if not needs:
             names = ", ".join(evaluator.name for evaluator in self.evaluators)
-            raise ConfigError(f"task={self.config.task}: eval leaves nothing of {names} to measure: raise its max_items")
+            raise ConfigError(
+                f"task={self.config.task}: eval leaves nothing of {names} to measure: raise its max_items"
+            )
         model = self.engine.model
         trained = model.training
         model.set_train(False)

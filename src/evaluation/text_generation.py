@@ -130,7 +130,9 @@ def transcript_metrics(engine: Any, loader: Loader, texts: Items, clips: Items) 
     """Error rates of transcripts, and the share of facts right where the corpus states facts."""
     said = dict(zip(texts.samples.tolist(), references(loader, texts), strict=True))
     return score_transcripts(
-        engine.text_generator.decode(clips.ids), [said[sample] for sample in clips.samples.tolist()], fact_metric(loader)
+        engine.text_generator.decode(clips.ids),
+        [said[sample] for sample in clips.samples.tolist()],
+        fact_metric(loader),
     )
 
 

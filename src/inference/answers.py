@@ -1,6 +1,7 @@
 """Answers about the user's own files: rank a gallery for a query, caption images, transcribe audio, generate images."""
 
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,21 @@ def read_subject(subject: str, config: Config) -> Medium:
     if medium.modality == IMAGE:
         raise DataError(f"--generate {subject} is an image: expected a text or an audio clip")
     return medium
+
+
+def check_request(args: Any, refuse: Callable[[str], None]) -> None:
+    """Passes what contradicts itself among the options of infer.py to ``refuse``, as one line."""
+    searches = args.gallery is not None or args.index is not None
+    if searches != (args.query is not None or args.save_index is not None):
+        refuse("--query or --save-index goes together with --gallery or --index")
+    if searches + (args.input is not None) + (args.generate is not None) != 1:
+        refuse("give one of --query (or --save-index), --input, --generate")
+    if args.with_image is not None and args.input is None:
+        refuse("--with-image goes with --input")
+    if args.samples is not None and (args.generate is None or args.samples < 1):
+        refuse("--samples goes with --generate and must be at least 1")
+    if args.top < 1:
+        refuse("--top must be at least 1")
 
 
 def check_network(config: Config) -> None:

@@ -7,8 +7,8 @@ import numpy as np
 from mindspore import nn
 
 from src.config import Config
-from src.data.schema import AUDIO, IMAGE, IMAGE_FIELDS, audio_layout, image_fields
 from src.data.regions import fill_regions
+from src.data.schema import AUDIO, IMAGE, IMAGE_FIELDS, audio_layout, image_fields
 from src.data.tokenizer import Tokenizer
 from src.generation.beam import BeamSearch, BeamSettings
 from src.inference.encode import Encoder, Items

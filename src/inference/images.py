@@ -58,9 +58,7 @@ class ImageGenerator:
 
     def __init__(self, config: Config, model: OPT, tokenizer: ImageTokenizer, encoder: Encoder) -> None:
         settings = config.eval.image_generation
-        self.sampling = Sampling(
-            settings.samples, settings.temperature, settings.top_k, settings.guidance, config.seed
-        )
+        self.sampling = Sampling(settings.samples, settings.temperature, settings.top_k, settings.guidance, config.seed)
         self.batch_size, self.encoder, self.rank_by = config.eval.batch_size, encoder, settings.rank_by
         self.matching = Matching(model)
         self.sampler = CodeSampler(model.cross_encoder, model.image_decoder, config.eval.batch_size)

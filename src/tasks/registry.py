@@ -84,7 +84,8 @@ REGISTRY = {
     "retrieval": Task((RetrievalEvaluator,), ("mean_R@1",)),
     "caption": Task((CaptionEvaluator, TranscriptEvaluator), ("cider_d",)),
     "self_critical": Task((CaptionEvaluator,), ("cider_d",), sampled_objectives),
-    "speech_to_text": Task((TranscriptEvaluator, ImageTranscriptEvaluator),
+    "speech_to_text": Task(
+        (TranscriptEvaluator, ImageTranscriptEvaluator),
         ("transcription_characters_right", "transcription_with_image_characters_right"),
     ),
     "text_to_image": Task((ReconstructionEvaluator, ImageGenerationEvaluator), ("generated_mean_R@1",)),
