@@ -57,7 +57,7 @@ class OPT(nn.Cell):
             if self.region_features:
                 self.masked_class_head = MaskedCodeHead(width, image.region_classes)
         if config.image_codes:
-            codes, side = config.tokenizer.codes, config.tokenizer.side
+            codes, side = config.image_tokenizer.codes, config.image_tokenizer.side
             if not self.region_features:
                 self.masked_code_head = MaskedCodeHead(width, codes)
             self.image_decoder = ImageDecoder(config.image_decoder, codes, side, self.cross_encoder.length, width)
