@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from mindspore import Tensor
 
-from src.config import Config, ConfigError, EvalConfig
+from src.config import Config, ConfigError, DecodingConfig, EvalConfig
 from src.data.schema import IMAGE
 from src.data.tokenizer import SPECIALS, Tokenizer
 from src.generation.beam import BeamSearch, BeamSettings, repeated
@@ -202,12 +202,16 @@ def test_what_would_repeat_a_run() -> None:
 
 def test_settings_are_checked() -> None:
     with pytest.raises(ConfigError, match="beam: must be positive"):
-        EvalConfig(beam=0)
+        EvalConfig(decoding=DecodingConfig(beam_size=0))
     with pytest.raises(ConfigError, match="length_penalty: must not be negative"):
-        EvalConfig(length_penalty=-1)
+        EvalConfig(decoding=DecodingConfig(length_penalty=-1))
     with pytest.raises(ConfigError, match="min_length: must not be above max_length=2"):
-        EvalConfig(min_length=3, max_length=2)
+        EvalConfig(decoding=DecodingConfig(min_length=3, max_length=2))
     with pytest.raises(ConfigError, match="eval.max_length: model.text.max_len leaves room for 6 tokens"):
-        Config(model=tiny_model(), eval=EvalConfig(max_length=7))
-    settings = BeamSettings.of(EvalConfig(beam=3, length_penalty=0.5, no_repeat_ngram=2, min_length=1, max_length=9))
+        Config(model=tiny_model(), eval=EvalConfig(decoding=DecodingConfig(max_length=7)))
+    settings = BeamSettings.of(
+        EvalConfig(
+            decoding=DecodingConfig(beam_size=3, length_penalty=0.5, no_repeat_ngram=2, min_length=1, max_length=9)
+        )
+    )
     assert settings == BeamSettings(3, 0.5, 2, 1, 9)

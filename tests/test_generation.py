@@ -150,7 +150,9 @@ def test_rows_do_not_depend_on_the_batch(model: OPT, tokenizer: Tokenizer, decod
     tokens, mask = images(model, 5)
     whole = decoder.generate({IMAGE: (tokens, mask)})
     np.testing.assert_array_equal(decoder.generate({IMAGE: (tokens[::-1], mask)})[::-1], whole)
-    np.testing.assert_array_equal(decoder.generate({IMAGE: (tokens, mask)}), whole)  # the last call's cache is overwritten
+    np.testing.assert_array_equal(
+        decoder.generate({IMAGE: (tokens, mask)}), whole
+    )  # the last call's cache is overwritten
     np.testing.assert_array_equal(BeamSearch(model, tokenizer, 2).write({IMAGE: (tokens[2:], mask[2:])}), whole[2:])
 
 
