@@ -6,9 +6,9 @@ from torch.nn import functional as F
 
 from benchmarks.torch_network import MASKED, OPT
 from src.config import Config
-from src.data.schema import AUDIO, IMAGE, MATCH_CASES, TEXT
+from src.data.schema import AUDIO, COUPLES, IMAGE, MATCH_CASES, TEXT
 from src.objectives.levels import level_rows
-from src.objectives.objectives import COUPLES, active_objectives
+from src.objectives.table import active_objectives
 
 FORBIDDEN = -1e9
 Batch = dict[str, Tensor]
@@ -22,12 +22,12 @@ class Objectives(nn.Module):
         self.model, self.config = model, config.objectives
         self.names = active_objectives(config.objectives)
         size = config.data.batch_size
-        self.token_rows = level_rows(size, self.config.token_fraction)
-        self.sample_rows = level_rows(size, self.config.sample_fraction)
-        self.write_rows = level_rows(size, self.config.modality_fraction)
-        self.draw_rows = level_rows(size, self.config.draw_fraction)
-        self.write_from = size - self.write_rows
-        self.draw_from = max(0, self.write_from - self.draw_rows)
+        self.token_rows = level_rows(size, self.config.masking.batch_share)
+        self.sample_rows = level_rows(size, self.config.matching.batch_share)
+        self.text_rows = level_rows(size, self.config.denoise_text.batch_share)
+        self.image_rows = level_rows(size, self.config.denoise_image.batch_share)
+        self.text_from = size - self.text_rows
+        self.image_from = max(0, self.text_from - self.image_rows)
 
     def forward(self, batch: Batch) -> Tensor:
         model = self.model
@@ -41,7 +41,7 @@ class Objectives(nn.Module):
             model.audio_head(audio, audio_mask),
         )
         stacks, losses, indices = [], {}, ()
-        n, w, d = self.token_rows, self.write_rows, self.draw_rows
+        n, w, d = self.token_rows, self.text_rows, self.image_rows
         token_level = {"mlm", "mvm_code", "mvm_feature", "mam_feature", "mam_contrastive"} & set(self.names)
         if token_level:
             stacks.append((*self.masked_view(batch, clean), batch["presence"][:n]))
@@ -50,8 +50,8 @@ class Objectives(nn.Module):
             rows = (x[i] for x, i in zip(clean, [*indices, indices[0], indices[2]], strict=True))
             stacks.append((*rows, batch["match_presence"][: self.sample_rows]))
         for name, first, rows, shown in (
-            ("denoise_text", self.write_from, w, "denoise_text_presence"),
-            ("denoise_image", self.draw_from, d, "denoise_image_presence"),
+            ("denoise_text", self.text_from, w, "denoise_text_presence"),
+            ("denoise_image", self.image_from, d, "denoise_image_presence"),
         ):
             if name in self.names:
                 stacks.append((*(x[first : first + rows] for x in clean), batch[shown][first : first + rows]))
@@ -60,7 +60,7 @@ class Objectives(nn.Module):
         if "contrastive" in self.names:
             losses["contrastive"] = self.contrastive(batch, embeddings)
         if token_level:
-            losses |= self.hidden_content(batch, clean, fused[:n])
+            losses |= self.masked_losses(batch, clean, fused[:n])
             fused, mask = fused[n:], mask[n:]
         if "matching" in self.names:
             r = self.sample_rows
@@ -72,11 +72,11 @@ class Objectives(nn.Module):
         if "denoise_text" in self.names:
             losses["denoise_text"] = self.denoise_text(batch, fused[:w], mask[:w])
         if "denoise_image" in self.names:
-            codes = batch["image_codes"][self.draw_from : self.draw_from + d]
+            codes = batch["image_codes"][self.image_from : self.image_from + d]
             logits = model.image_decoder(codes, fused[-d:], mask[-d:])
             known = (codes >= 0).float().flatten()
             losses["denoise_image"] = cross_entropy(logits, codes.clamp(min=0).flatten(), known)
-        return sum(getattr(self.config, name) * loss for name, loss in losses.items())
+        return sum(getattr(self.config.weights, name) * loss for name, loss in losses.items())
 
     def contrastive(self, batch: Batch, embeddings: tuple[Tensor, Tensor, Tensor]) -> Tensor:
         scale, ids, presence = self.model.scale(), batch["image_id"], batch["presence"]
@@ -137,7 +137,7 @@ class Objectives(nn.Module):
             audio, _ = model.audio_encoder(batch["audio"][:n], batch["audio_frames"][:n], hidden, vector)
         return text, image, audio, text_mask, audio_mask
 
-    def hidden_content(self, batch: Batch, clean: tuple[Tensor, ...], fused: Tensor) -> dict[str, Tensor]:
+    def masked_losses(self, batch: Batch, clean: tuple[Tensor, ...], fused: Tensor) -> dict[str, Tensor]:
         """The token level's losses by name."""
         n, model, losses = self.token_rows, self.model, {}
         if "mlm" in self.names:
@@ -171,12 +171,12 @@ class Objectives(nn.Module):
         return losses
 
     def denoise_text(self, batch: Batch, fused: Tensor, mask: Tensor) -> Tensor:
-        n = self.write_from
+        n = self.text_from
         ids, text_mask = batch["text_ids"][n:], batch["text_mask"][n:]
         given = (batch["denoise_text_presence"][n:].sum(1, keepdim=True) > 0).float()
         logits = self.model.text_decoder(ids[:, :-1], fused, mask)
         weights = (text_mask[:, 1:] * given).flatten()
-        return cross_entropy(logits, ids[:, 1:].flatten(), weights, self.config.label_smoothing)
+        return cross_entropy(logits, ids[:, 1:].flatten(), weights, self.config.denoise_text.label_smoothing)
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor, smoothing: float = 0.0) -> Tensor:

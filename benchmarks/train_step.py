@@ -32,7 +32,8 @@ from src.config import OBJECTIVES, Config, ModelConfig, load_config
 from src.data.schema import AUDIO, MATCH_CASES, batch_fields
 from src.data.tokenizer import Tokenizer
 from src.models.build import build_model
-from src.objectives.objectives import Objectives, active_objectives, needed_fields
+from src.objectives.objectives import Objectives
+from src.objectives.table import active_objectives, needed_fields
 from src.report.tables import table
 from src.training.optimizer import AdamW
 from src.training.schedule import learning_rates

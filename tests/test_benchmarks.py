@@ -9,15 +9,17 @@ import pytest
 import torch
 
 from benchmarks import flava, torch_network, torch_twin, train_step
-from src.config import Config, DataConfig, ObjectivesConfig, load_config
+from src.config import Config, DataConfig, ObjectivesConfig, WeightsConfig, load_config
 from src.data.tokenizer import Tokenizer
 from src.models.opt import OPT
 from src.objectives.objectives import Objectives, active_objectives, needed_fields
 from tests.oracles import OBJECTIVES, randomise, run_mode, tensors, tiny_model
 
 SHARES = {"token_fraction": 0.5, "sample_fraction": 0.8, "modality_fraction": 0.3, "draw_fraction": 0.4}
-EVERYTHING = ObjectivesConfig(**dict.fromkeys(OBJECTIVES, 0.7), **SHARES)
-IMAGE_TEXT = ObjectivesConfig(**{name: float(name in train_step.IMAGE_TEXT) for name in OBJECTIVES})
+EVERYTHING = ObjectivesConfig(weights=WeightsConfig(**dict.fromkeys(OBJECTIVES, 0.7)), **SHARES)
+IMAGE_TEXT = ObjectivesConfig(
+    weights=WeightsConfig(**{name: float(name in train_step.IMAGE_TEXT) for name in OBJECTIVES})
+)
 
 
 def config_of(objectives: ObjectivesConfig) -> Config:
@@ -95,7 +97,9 @@ def test_a_loss_of_weight_0_leaves_the_graph(opt: OPT) -> None:
     counts = []
     with run_mode("graph"):
         for names in (("contrastive",), ("contrastive", "mlm")):
-            config = config_of(ObjectivesConfig(**{name: float(name in names) for name in OBJECTIVES}))
+            config = config_of(
+                ObjectivesConfig(weights=WeightsConfig(**{name: float(name in names) for name in OBJECTIVES}))
+            )
             objectives = Objectives(opt, config.objectives, config.data.batch_size)
             objectives(tensors(train_step.make_batch(config)))
             counts.append(train_step.count_operators(objectives))

@@ -16,7 +16,15 @@ from src.models.graphs import build_graphs
 from src.training.checkpoint import build_model, load_model, save_checkpoint
 
 from src import export
-from src.config import Config, ObjectivesConfig, OptimizerConfig, RuntimeConfig, TrainConfig
+from src.config import (
+    Config,
+    MaskingConfig,
+    ObjectivesConfig,
+    OptimizerConfig,
+    RuntimeConfig,
+    TrainConfig,
+    WeightsConfig,
+)
 from src.data.schema import IMAGE
 from src.generation.cache import CachedDecoder, Read, past_bias
 from src.models import precision
@@ -46,7 +54,7 @@ PRODUCTS = {"MatMul", "MatMulExt", "BatchMatMul", "Conv2D", "Conv2DBackpropInput
 HALVES = {"fp16": "DT_FLOAT16", "bf16": "DT_BFLOAT16"}
 TASKS = {
     "pretrain": ALL,
-    "retrieval": ObjectivesConfig(matching=1.0),
+    "retrieval": ObjectivesConfig(weights=WeightsConfig(matching=1.0)),
     "caption": replace(only("denoise_text"), denoise_given=("image",)),
     "speech_to_text": replace(only("denoise_text"), denoise_given=("audio",)),
     "text_to_image": only("denoise_image"),
@@ -177,7 +185,9 @@ def test_losses_are_those_of_fp32_within_a_hundredth(vocab: str) -> None:
 def test_losses_of_regions_and_features_likewise(vocab: str) -> None:
     config = configure("pretrain", "fp32", vocab)
     weights = {"mvm_feature": 1.0, "mvm_class": 1.0, "mam_feature": 1.0, "mam_contrastive": 1.0}
-    objectives = ObjectivesConfig(contrastive=0.0, mask_ratio=MASK_RATIO, **weights)
+    objectives = ObjectivesConfig(
+        weights=WeightsConfig(contrastive=0.0, **weights), masking=MaskingConfig(ratio=MASK_RATIO)
+    )
     model = replace(feature_model(), text=config.model.text)
     assert_near_losses(replace(config, model=model, objectives=objectives), lambda: OPT(model, VOCAB))
 

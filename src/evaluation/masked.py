@@ -4,14 +4,13 @@ Each metric stands beside what a model that looks at nothing would reach: ``*_ch
 """
 
 import functools
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from mindspore import Tensor, nn, ops
 
-from src.config import Config, EvalConfig, WeightsConfig
+from src.config import Config, EvalConfig
 from src.data.pipeline import Loader
 from src.data.schema import IMAGE, MATCH_CASES
 from src.evaluation.evaluator import Evaluator, Needs, Split
@@ -20,8 +19,7 @@ from src.models.batches import progress
 from src.models.image_tokenizer import ImageTokenizer
 from src.models.opt import OPT
 from src.objectives.objectives import Objectives
-
-MEASURED = ("mlm", "mvm_code", "mvm_feature", "mvm_class", "mam_feature", "mam_contrastive", "matching")
+from src.objectives.table import MEASURED, measured_settings
 
 
 class _Predictions(nn.Cell):
@@ -30,20 +28,14 @@ class _Predictions(nn.Cell):
     Args:
         model: the network.
         config: the objectives as they are trained, and the batch size.
-        active: the objectives that are measured.
         image_tokenizer: makes the codes of the batch's images; None: they are in the batch.
 
     Inputs: the tensors that ``fields`` names.
     """
 
-    def __init__(
-        self, model: OPT, config: Config, active: Sequence[str], image_tokenizer: ImageTokenizer | None
-    ) -> None:
+    def __init__(self, model: OPT, config: Config, image_tokenizer: ImageTokenizer | None) -> None:
         super().__init__(auto_prefix=False)
-        trained = config.objectives
-        weights = WeightsConfig(contrastive=0.0, **{name: getattr(trained.weights, name) for name in active})
-        shares = {name: replace(getattr(trained, name), batch_share=1.0) for name in ("masking", "matching")}
-        settings = replace(trained, weights=weights, **shares)
+        settings = measured_settings(config.objectives)
         self.objectives = Objectives(model, settings, config.eval.batch_size)
         self.fields = self.objectives.fields
         self.image_tokenizer = image_tokenizer
@@ -69,7 +61,7 @@ class _Predictions(nn.Cell):
                 logits, weights = level.answers(batch, embeddings, fused, state)
                 found = (*found, ops.argmax(logits, -1), weights)
                 continue
-            if level.hides_text:
+            if level.masks_text:
                 found = (*found, ops.argmax(level.words(batch, fused), -1))
             if "mvm_code" in level.names:
                 logits, codes = level.codes(batch, fused)
@@ -79,7 +71,7 @@ class _Predictions(nn.Cell):
             if "mvm_class" in level.names:
                 logits, classes = level.classes(batch, fused)
                 found = (*found, ops.argmax(logits, -1), classes)
-            if level.hides_audio:
+            if level.masks_audio:
                 found = (*found, *level.frames(batch, clean, fused))
         return found
 
@@ -104,7 +96,7 @@ class MaskedEvaluator(Evaluator):
     def predictions(self) -> "_Predictions":
         makes = self.makes_codes and "mvm_code" in self.active
         image_tokenizer = self.engine.image_tokenizer if makes else None
-        return _Predictions(self.engine.model, self.engine.config, self.active, image_tokenizer)
+        return _Predictions(self.engine.model, self.engine.config, image_tokenizer)
 
     def needs(self, settings: EvalConfig) -> Needs | None:
         return Needs() if self.active else None

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from src.config import Config, ConfigError, ModelConfig
+from src.config import OPT, Config, ConfigError, ModelConfig
 from src.data.errors import DataError
 from src.data.schema import AUDIO, IMAGE, MODALITIES, TEXT
 from src.files import write_json
@@ -122,7 +122,7 @@ def check_request(args: Any, refuse: Callable[[str], None]) -> None:
 
 def check_network(config: Config) -> None:
     """Raises ConfigError for an image tokenizer, which answers nothing."""
-    if config.network != "opt":
+    if config.network != OPT:
         raise ConfigError(f"task={config.task}: an image tokenizer answers no questions: measure it with eval.py")
 
 

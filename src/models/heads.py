@@ -1,4 +1,4 @@
-"""Heads: what is read off the encoders."""
+"""Heads on the encoders: embeddings, masked predictions, matching."""
 
 import math
 
@@ -94,10 +94,10 @@ class MaskedTextHead(nn.Cell):
 
 
 class MaskedCodeHead(nn.Cell):
-    """Predicts what hidden patches or regions are: the image tokenizer's codes, the detector's classes.
+    """Predicts what masked patches or regions are: the image tokenizer's codes, the detector's classes.
 
     Inputs:
-        hidden (N, D) float: fused patches or regions at the hidden positions.
+        hidden (N, D) float: fused patches or regions at the masked positions.
 
     Outputs:
         logits (N, K) float, one for every code of the codebook, or every class.
@@ -115,7 +115,7 @@ class MaskedCodeHead(nn.Cell):
 
 
 class MaskedFeatureHead(nn.Cell):
-    """Predicts the features of an encoder's tokens where they were hidden, and holds what stood there instead.
+    """Predicts the features of masked tokens of an encoder, and holds the mask token (``vector``).
 
     Args:
         width: D.
@@ -123,7 +123,7 @@ class MaskedFeatureHead(nn.Cell):
         feature_width: Df, of what is predicted.
 
     Inputs:
-        hidden (…, D) float: fused tokens at the hidden positions.
+        hidden (…, D) float: fused tokens at the masked positions.
 
     Outputs:
         (…, Df) float.

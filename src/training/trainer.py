@@ -7,13 +7,14 @@ from typing import Any
 import mindspore as ms
 from mindspore import nn
 
-from src.checkpoints import checkpoint
+from src.checkpoints import checkpoint, files
 from src.checkpoints.pretrained import init_encoders
 from src.config import Config, ConfigError, to_yaml
 from src.data.pipeline import Batch
 from src.evaluation.run import Evaluation, glance
 from src.files import write_text
 from src.inference.engine import Engine
+from src.models.build import build_model
 from src.models.opt import count_parameters
 from src.report.tables import table
 from src.tasks import registry
@@ -42,7 +43,7 @@ class Trainer:
             raise ConfigError(f"train.output={self.folder} holds a run already: --resume, or take another folder")
         self.task = registry.get(config.task)
         self.loader = self.task.loader(config, config.data.train_split, rank, ranks)
-        self.model = checkpoint.build_model(config)
+        self.model = build_model(config)
         self.step_number, self.best = 0, float("-inf")
         if not resume:
             self._start()
@@ -75,16 +76,16 @@ class Trainer:
                 print(report, flush=True)
         if not self.config.train.init_from:
             return
-        folder = checkpoint.locate(self.config.train.init_from)
+        folder = files.locate(self.config.train.init_from)
         new, left = checkpoint.load_parts(self.model, folder)
         if self.rank == 0:
             print(f"weights of {folder}{_listed('; new: ', new)}{_listed('; not used: ', left)}", flush=True)
 
     def _resume(self) -> None:
-        folder = checkpoint.locate(self.folder)
+        folder = files.locate(self.folder)
         checkpoint.load_weights(self.model, folder)
-        path = folder / checkpoint.OPTIMIZER
-        checkpoint.set_parameters(self.step.state(), checkpoint.read_tensors(path), path)
+        path = folder / files.OPTIMIZER
+        files.set_parameters(self.step.state(), files.read_tensors(path), path)
         if checkpoint.load_checkpoint_config(folder).runtime.precision != self.config.runtime.precision:
             self.step.reset_scale()
         state = checkpoint.read_state(folder)
