@@ -123,7 +123,7 @@ class AudioEncoder(nn.Module):
     def forward(
         self, audio: Tensor, frames: Tensor, hidden: Tensor | None = None, vector: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        mask = (torch.arange(self.tokens)[None] * self.stride < frames[:, None]).int()
+        mask = (torch.arange(self.tokens, device=audio.device)[None] * self.stride < frames[:, None]).int()
         x = self.project((audio.float() / 127.5 - 1.0).view(len(audio), self.tokens, -1))
         if hidden is not None:
             x = torch.where(hidden[..., None] > 0, vector, x)
@@ -148,7 +148,7 @@ class CrossEncoder(nn.Module):
         return (tokens + self.modality[which]) * here[..., None] + missing, mask * here + first * (1 - here)
 
     def forward(self, text, image, audio, text_mask, audio_mask, presence) -> tuple[Tensor, Tensor]:
-        ones = torch.ones(image.shape[:2], dtype=torch.int32)
+        ones = torch.ones(image.shape[:2], dtype=torch.int32, device=image.device)
         placed = [
             self.place(self.text_project(text), text_mask, presence, TEXT),
             self.place(self.image_project(image), ones, presence, IMAGE),
@@ -230,7 +230,7 @@ class TextDecoder(nn.Module):
 
     def forward(self, ids: Tensor, memory: Tensor, mask: Tensor) -> Tensor:
         length = ids.shape[1]
-        causal = torch.full((length, length), MASKED).triu(1)[None, None]
+        causal = torch.full((length, length), MASKED, device=ids.device).triu(1)[None, None]
         x = F.embedding(ids, self.tokens) + self.positions[:, :length]
         x = self.transformer(x, causal, memory + self.memory_positions, padding_bias(mask))
         return F.linear(x, self.tokens, self.output_bias).flatten(0, 1)  # (B·T', V)
@@ -248,7 +248,7 @@ class ImageDecoder(nn.Module):
     def forward(self, codes: Tensor, memory: Tensor, mask: Tensor) -> Tensor:
         length = codes.shape[1]
         ids = torch.cat((torch.full_like(codes[:, :1], self.codes), codes[:, :-1].clamp(min=0)), 1)
-        causal = torch.full((length, length), MASKED).triu(1)[None, None]
+        causal = torch.full((length, length), MASKED, device=ids.device).triu(1)[None, None]
         x = F.embedding(ids, self.tokens) + (self.row_positions + self.column_positions).flatten(0, 1)
         x = self.transformer(x, causal, memory + self.memory_positions, padding_bias(mask))
         return F.linear(x, self.tokens[: self.codes], self.output_bias).flatten(0, 1)  # (B·P', K)

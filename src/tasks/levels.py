@@ -18,6 +18,7 @@ from src.losses.masked import feature_regression, frame_contrastive, normalised
 from src.losses.matching import build_rows
 from src.models.layers import at
 from src.models.opt import OPT
+from src.tasks.layout import level_rows
 
 TOKEN_LOSSES = ("mlm", "mvm_code", "mvm_feature", "mvm_class", "mam_feature", "mam_contrastive")
 SAMPLE_LOSSES = ("matching",)
@@ -26,11 +27,6 @@ MODALITY_LOSSES = ("denoise_text", "denoise_image")
 
 def _active(config: ObjectivesConfig, names: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(name for name in names if getattr(config, name) > 0)
-
-
-def level_rows(batch_size: int, fraction: float) -> int:
-    """How many rows of a batch a level reads (at least one)."""
-    return max(1, round(batch_size * fraction))
 
 
 class TokenLevel(nn.Cell):

@@ -9,28 +9,15 @@ have a weight.
 import mindspore as ms
 from mindspore import Tensor, nn, ops
 
-from src.config import OBJECTIVES, ObjectivesConfig
-from src.data.schema import AUDIO, IMAGE, IMAGE_FIELDS, JOINT, MODALITIES, TEXT
+from src.config import ObjectivesConfig
+from src.data.schema import AUDIO, IMAGE, MODALITIES, TEXT
 from src.losses.contrastive import contrastive_loss
 from src.models.layers import padding_bias
 from src.models.opt import OPT
+from src.tasks.layout import COUPLES, active_objectives, needed_fields
 from src.tasks.levels import ModalityLevel, SampleLevel, TokenLevel
 from src.tasks.views import Views
 
-CLEAN_FIELDS = ("image_id", "presence", "text_ids", "text_mask", "audio", "audio_frames")  # and IMAGE_FIELDS
-LEVEL_FIELDS = {
-    "mlm": ("mlm_ids", "mlm_positions", "mlm_labels", "mlm_weights"),
-    "mvm_code": ("mvm_positions", "mvm_weights", "image_codes"),
-    "mvm_feature": ("mvm_positions", "mvm_weights"),
-    "mvm_class": ("mvm_positions", "mvm_weights", "region_classes"),
-    "mam_feature": ("mam_positions", "mam_weights"),
-    "mam_contrastive": ("mam_positions", "mam_weights"),
-    "matching": ("match_case", "match_presence", "match_noise"),
-    "denoise_text": ("denoise_presence",),
-    "denoise_image": ("draw_presence", "image_codes"),
-}
-# what the contrastive loss compares, each both ways
-COUPLES = ((TEXT, IMAGE), (TEXT, AUDIO), (IMAGE, AUDIO), (JOINT, IMAGE))
 # parts of the model whose parameters an objective's gradient reaches, beside the encoders of what it is given
 ENCODERS = ("text_encoder", "image_encoder", "audio_encoder")
 FUSED = frozenset({*ENCODERS, "cross_encoder"})
@@ -46,17 +33,6 @@ REACHED = {
     "denoise_text": frozenset({"cross_encoder", "text_decoder"}),
     "denoise_image": frozenset({"cross_encoder", "image_decoder"}),
 }
-
-
-def active_objectives(config: ObjectivesConfig) -> tuple[str, ...]:
-    """Names of the objectives whose weight is not 0, in the order of the losses."""
-    return tuple(name for name in OBJECTIVES if getattr(config, name) > 0)
-
-
-def needed_fields(config: ObjectivesConfig, image_input: str = "patch") -> tuple[str, ...]:
-    """The batch fields that the active objectives read, each once; ``image_input`` is model.image.input."""
-    fields = [field for name in active_objectives(config) for field in LEVEL_FIELDS.get(name, ())]
-    return (*CLEAN_FIELDS, *IMAGE_FIELDS[image_input], *dict.fromkeys(fields))
 
 
 class Objectives(nn.Cell):
