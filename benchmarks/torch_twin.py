@@ -7,8 +7,7 @@ from torch.nn import functional as F
 from benchmarks.torch_network import MASKED, OPT
 from src.config import Config
 from src.data.schema import AUDIO, COUPLES, IMAGE, MATCH_CASES, TEXT
-from src.objectives.levels import level_rows
-from src.objectives.table import active_objectives
+from src.objectives.table import active_objectives, level_rows
 
 FORBIDDEN = -1e9
 Batch = dict[str, Tensor]
@@ -37,7 +36,7 @@ class Objectives(nn.Module):
         clean = (text, image, audio, batch["text_mask"], audio_mask)
         embeddings = (
             model.text_head(text, batch["text_mask"]),
-            model.image_head(image, torch.ones(image.shape[:2])),
+            model.image_head(image, torch.ones(image.shape[:2], device=image.device)),
             model.audio_head(audio, audio_mask),
         )
         stacks, losses, indices = [], {}, ()
@@ -84,7 +83,7 @@ class Objectives(nn.Module):
         presence = torch.cat([presence, presence[:, [TEXT]] * presence[:, [AUDIO]]], 1)
         total, directions = 0.0, 0
         for x, y in (*COUPLES, *(couple[::-1] for couple in COUPLES)):
-            directions += bool((presence[:, x] * presence[:, y]).any())
+            directions = directions + (presence[:, x] * presence[:, y]).any()
             candidate = presence[None, :, y].float()
             logits = embeddings[x] @ embeddings[y].T * scale + (1 - candidate) * MASKED
             positive = (ids[:, None] == ids[None]).float() * candidate
@@ -92,7 +91,7 @@ class Objectives(nn.Module):
             losses = -(target * logits.log_softmax(1)).sum(1)
             weights = (presence[:, x] * presence[:, y]).float() * positive.sum(1).clamp(max=1)
             total = total + (losses * weights).sum() / weights.sum().clamp(min=1)
-        return total / max(directions, 1)
+        return total / directions.clamp(min=1)
 
     def match_rows(self, batch: Batch, embeddings: tuple[Tensor, Tensor, Tensor]) -> list[Tensor]:
         """As :func:`src.objectives.hard_negatives.build_rows`."""
@@ -110,7 +109,7 @@ class Objectives(nn.Module):
         other_image = draw(text[:n] @ image.T, other * have[:, IMAGE])
         third = torch.where(none[:, None], (ids[other_image[0], None] != ids[None]).float(), 1.0)
         other_audio = draw(text[:n] @ audio.T, other * third * have[:, AUDIO])
-        own, valid, rows = torch.arange(n), torch.ones(n), []
+        own, valid, rows = torch.arange(n, device=ids.device), torch.ones(n, device=ids.device), []
         swaps = (
             (other_text, case == MATCH_CASES.index("image+audio"), TEXT),
             (other_image, none | (case == MATCH_CASES.index("text+audio")), IMAGE),
@@ -189,7 +188,7 @@ def at(tokens: Tensor, positions: Tensor) -> Tensor:
 
 
 def slots_to_mask(positions: Tensor, weights: Tensor, length: int) -> Tensor:
-    return torch.zeros(len(positions), length).scatter_add_(1, positions.long(), weights)
+    return weights.new_zeros(len(positions), length).scatter_add_(1, positions.long(), weights)
 
 
 def normalised(features: Tensor) -> Tensor:

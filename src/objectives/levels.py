@@ -22,12 +22,7 @@ from src.losses.masked import feature_regression, frame_contrastive, normalised
 from src.models.layers import gather_positions
 from src.models.opt import OPT
 from src.objectives.hard_negatives import build_rows
-from src.objectives.table import MODALITY, SAMPLE, TOKEN, active_objectives
-
-
-def level_rows(batch_size: int, share: float) -> int:
-    """How many rows of a batch a level reads (at least one)."""
-    return max(1, round(batch_size * share))
+from src.objectives.table import MODALITY, SAMPLE, TOKEN, active_objectives, level_rows
 
 
 class TokenLevel(nn.Cell):

@@ -120,3 +120,8 @@ def measured_settings(config: ObjectivesConfig) -> ObjectivesConfig:
         masking=replace(config.masking, batch_share=1.0),
         matching=replace(config.matching, batch_share=1.0),
     )
+
+
+def level_rows(batch_size: int, share: float) -> int:
+    """How many rows of a batch a level reads (at least one)."""
+    return max(1, round(batch_size * share))

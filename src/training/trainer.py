@@ -4,7 +4,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import mindspore as ms
 from mindspore import nn
 
 from src.checkpoints import checkpoint, files
@@ -21,6 +20,7 @@ from src.tasks import registry
 from src.training.layer_rates import unfrozen
 from src.training.log import RunLog
 from src.training.muon import build_optimizer
+from src.training.optimizer import trained_parameters
 from src.training.ranks import GatherRows, MeanGradients
 from src.training.schedule import learning_rates
 from src.training.step import INITIAL_LOSS_SCALE, NonFiniteError, StepResult, TrainingError, TrainStep
@@ -168,12 +168,6 @@ class Trainer:
 
 def _listed(title: str, names: list[str]) -> str:
     return title + ", ".join(names) if names else ""
-
-
-def trained_parameters(model: nn.Cell, objectives: nn.Cell) -> list[ms.Parameter]:
-    """The parameters that an active objective reaches; the others keep their values and cost no memory."""
-    parts = objectives.trained_parts()
-    return [p for name, p in model.parameters_and_names() if name.split(".")[0] in parts]
 
 
 def parameter_table(model: nn.Cell) -> str:
