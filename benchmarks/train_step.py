@@ -86,7 +86,7 @@ def measure(variant: Variant, path: str, rounds: int) -> Result:
     twin = torch_network.OPT(config.model, model.vocab_size)
     weights = {key: torch.from_numpy(np.array(value.asnumpy())) for key, value in model.parameters_and_names()}
     twin.load_state_dict(weights)
-    batch = make_batch(config, clip=not variant.peer)
+    batch = make_batch(config, audio=not variant.peer)
     pytorch, gflop = pytorch_step(twin, config, batch)
     step = mindspore_step(model, config)
 
