@@ -52,7 +52,8 @@ def frame_contrastive(predicted: Tensor, target: Tensor, weights: Tensor, temper
     queries, candidates = _unit(predicted), _unit(target)
     cosine = ops.BatchMatMul(transpose_b=True)(queries, candidates)  # (B, K, K)
     logits = cosine / temperature + (1.0 - weights.expand_dims(1)) * MASKED
-    own = ops.eye(slots, slots, ms.float32)
+    places = ops.arange(slots)
+    own = ops.equal(places.reshape(-1, 1), places.reshape(1, -1)).astype(ms.float32)  # ops.eye is wrong on a GPU
     losses = -(ops.log_softmax(logits, -1) * own).sum(-1)  # (B, K)
     company = (weights.sum(1, keepdims=True) > 1).astype(ms.float32)  # (B, 1)
     counted = weights * company
