@@ -38,7 +38,7 @@ FAST_DATA = ("--scenes", "300", "--dev", "40", "--test", "40")
 FAST_TRAIN = ("data.batch_size=32", "train.steps=10", "train.log_every=1", "train.save_every=5")
 FAST_TRAIN += ("optimizer.warmup_steps=2",)
 FAST_EVAL = ("eval.batch_size=20", "eval.retrieval.gallery_size=40", "eval.rerank.top_k=4")
-FAST_EVAL += ("eval.caption.max_items=20")
+FAST_EVAL += ("eval.caption.max_items=20", "eval.transcript.max_items=20")
 FAST_PRETRAIN_EVAL = ("eval.image_generation.max_items=8", "eval.masked.max_items=20")
 
 AT_ONCE = 2  # commands side by side: an evaluation spends much of its time compiling, which keeps one core busy
