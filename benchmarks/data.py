@@ -94,7 +94,7 @@ class Batches(torch.utils.data.Dataset):
         if epoch != self.epoch:
             self.epoch, self.order = epoch, self.loader.order.epoch(epoch)
         samples, passes = self.order
-        return self.loader._make(samples[place], passes[place], None, varied=True)[0]
+        return self.loader._make(samples[place], passes[place], None, augment=True)[0]
 
 
 def endless() -> Iterator[int]:
