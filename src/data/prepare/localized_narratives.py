@@ -4,7 +4,7 @@
                          --images open-images/train --split train --recordings voice-recordings --output data/narratives
 
 A recording is searched at --recordings/PATH, where PATH is the row's field voice_recording, and then by its file name
-alone. Without --recordings only the text is read. A narrative lasts half a minute, but a model hears its beginning only:
+alone. Without --recordings only the text is read. A narrative lasts half a minute; a model hears its beginning only:
 --pieces SECONDS cuts it, at ends of utterances in its timed_caption, into captions with their own audio. Image names
 differ between the image sets: for MS COCO they are --name "{image_id:0>12}.jpg".
 """

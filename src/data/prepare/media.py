@@ -57,7 +57,7 @@ def _audio(clip: Path | Clip, audio: AudioEncoderConfig) -> np.ndarray:
 
 
 def pack_image(path: Path, max_side: int) -> bytes:
-    """The bytes of an image file that decodes; a larger image is scaled down and re-encoded, a JPEG as JPEG, else PNG."""
+    """The bytes of an image file that decodes; a larger image is scaled down and written as JPEG or PNG."""
     try:
         data = path.read_bytes()
     except (OSError, ValueError):  # ValueError: a zero byte in the name
