@@ -1,4 +1,4 @@
-"""What docs/design.md promises of the rooms: imports go one way, src holds no command, every command explains itself."""
+"""The rooms of docs/design.md: imports go one way, src holds no command, every command explains itself."""
 
 import ast
 import subprocess
