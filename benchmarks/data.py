@@ -4,9 +4,9 @@
 
 A corpus is generated in a temporary folder: JPEG images of 500×375, Chinese captions, log-mel audio clips. Every
 contestant reads it in the same order and uses the same functions: it decodes and augments the images to 224×224, masks
-spans of the audio clips, splits the captions into WordPieces and whole words, and samples the masks. The contestants take
-turns; a result is the median of the rounds. Then come the peak memory of a process that reads a small corpus and one ten
-times as large, and how many samples a second a pre-training step of the demo takes on the same machine.
+spans of the audio clips, splits the captions into WordPieces and whole words, and samples the masks. The contestants
+take turns; a result is the median of the rounds. Then come the peak memory of a process that reads a small corpus and
+one ten times as large, and how many samples a second a pre-training step of the demo takes on the same machine.
 """
 
 import argparse

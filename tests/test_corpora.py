@@ -228,7 +228,7 @@ def test_narratives_in_pieces(tmp_path: Path) -> None:
     assert not record.audio[0][:40].any() and record.audio[1].any(axis=1).all()  # silence, then the loud second
     reasons = [entry["reason"] for entry in rejected(tmp_path / "out")]
     assert "not a list of utterances" in reasons[0] and "times are not in order" in reasons[1]
-    assert "n.ogg: the audio is empty behind 9.0 s" in reasons[2]
+    assert "n.ogg: the audio is empty after 9.0 s" in reasons[2]
     with pytest.raises(DataError, match="--pieces must be more than 0"):
         prepare("localized-narratives", *arguments, "--pieces", 0)
 

@@ -185,9 +185,7 @@ def usable(config: ModelConfig, only: str | None) -> list[str]:
     found = [kind for kind in wanted if reads[kind]]
     if not found:
         what = " and ".join(f"model.{kind}.input={getattr(config, kind).input}" for kind in wanted)
-        raise DataError(
-            f"{what}: such an encoder reads features already; extract them with one that reads pixels or audio"
-        )
+        raise DataError(f"{what}: such an encoder reads features already; use one that reads pixels or audio")
     return found
 
 
