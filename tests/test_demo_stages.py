@@ -242,6 +242,7 @@ def test_side_by_side_one_failure_stops_the_others(tmp_path: Path, capsys: pytes
 METRICS = {
     "retrieval": {"text_to_image": {"R@1": 0.7, "R@5": 0.9, "R@10": 1.0, "median_rank": 1.0, "gallery": 1000}},
     "reranked": {"text_to_image": {"R@1": 0.9, "R@5": 0.9, "R@10": 1.0, "median_rank": 1.0, "gallery": 1000}},
+    "gallery": 1000,
     "caption": {"facts_right": 0.6, "cider_d": 3.0, "bleu4": 0.5, "images": 20},
     "reconstruction": {"images": 200, "psnr": 18.0, "perplexity": 300.0, "usage": 0.9},
     "image_generation": {"text": {"R@1": 0.1, "R@5": 0.2, "R@10": 0.3, "median_rank": 20.0, "gallery": 8}},

@@ -185,6 +185,7 @@ def summarise(folder: Path, world: str, minutes: Mapping[str, float]) -> dict[st
     pretrain, retrieval, caption = (_read(folder / "evaluation" / task / "metrics.json") for task in EVALUATED)
     return {
         "world": world,
+        "gallery": retrieval["gallery"],
         "retrieval": retrieval["retrieval"],
         "reranked": retrieval.get("reranked", {}),
         "reconstruction": pretrain["reconstruction"],
