@@ -68,6 +68,13 @@ def test_imports_go_downwards() -> None:
     assert not wrong, "\n".join(["", *wrong])
 
 
+def test_the_demo_is_met_through_its_metric_alone() -> None:
+    """Nothing outside its room knows the grammar of the demo's world."""
+    others = [path for path in SOURCES if room_of(path) != "demo"]
+    met = {name for path in others for _, name in imported(parsed(path)) if name.startswith("src.demo")}
+    assert met == {"src.demo.facts.FactMetric"}
+
+
 def test_src_holds_no_command() -> None:
     wrong = []
     for path in SOURCES:
