@@ -1,12 +1,12 @@
-"""Throughput of the data path beside a PyTorch DataLoader that does the same work, and beside what training takes.
+"""Throughput of the data pipeline, compared with a PyTorch DataLoader that does the same work and with training.
 
     python -m benchmarks.data
 
-A corpus is made up in a temporary folder: JPEG images of 500×375, Chinese captions, log-mel audio clips. Every contestant
-reads it in the same order, decodes, crops, mirrors and colours the images to 224×224, hides stretches of the audio clips,
-splits the captions into WordPieces and whole words and draws the masks, by the same functions. The contestants take
-turns; a figure is the median of the rounds. Then the peak memory of a process that reads a small corpus and one ten
-times as large, and how many samples a second a pre-training step of the demo takes in the same place.
+A corpus is generated in a temporary folder: JPEG images of 500×375, Chinese captions, log-mel audio clips. Every
+contestant reads it in the same order and uses the same functions: it decodes and augments the images to 224×224, masks
+spans of the audio clips, splits the captions into WordPieces and whole words, and samples the masks. The contestants
+take turns; a result is the median of the rounds. Then come the peak memory of a process that reads a small corpus and
+one ten times as large, and how many samples a second a pre-training step of the demo takes on the same machine.
 """
 
 import argparse
@@ -94,7 +94,7 @@ class Batches(torch.utils.data.Dataset):
         if epoch != self.epoch:
             self.epoch, self.order = epoch, self.loader.order.epoch(epoch)
         samples, passes = self.order
-        return self.loader._make(samples[place], passes[place], None, varied=True)[0]
+        return self.loader._make(samples[place], passes[place], None, augment=True)[0]
 
 
 def endless() -> Iterator[int]:

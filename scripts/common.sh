@@ -1,8 +1,7 @@
 # shellcheck shell=bash
-# What the launchers and the two commands share. Sourced, never run.
+# Functions that the launchers and the two commands share. It is sourced, not run.
 
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
-CALLER="$PWD"
 SCRIPT="$(basename "$0")"
 
 die() {
@@ -20,12 +19,11 @@ show_launcher_help() {
   cat <<'TEXT'
 
 Shared by all launchers:
-  key=value ...   settings that win over the config file, for instance train.steps=100
+  key=value ...   settings that win over the configuration, for instance train.steps=100
   DEVICE_TARGET   CPU, GPU or Ascend (default)
   PYTHON          the Python to run with (default: .venv of this repository, else python on PATH)
-Files are looked for in the current folder, then in the repository. The run starts in the repository: paths in config
-files, in settings and of --output are relative to it. "-" stands for an argument that is left out.
-Output is shown and kept under runs/logs/.
+The run starts in the current folder: relative paths start from it, those of arguments and settings as well as runs/…
+in configurations. "-" stands for an argument that is left out. Output is shown and kept under runs/logs/.
 TEXT
 }
 
@@ -65,31 +63,24 @@ parse_arguments() {
   done
 }
 
-# existing_path NAME: makes the path in the variable NAME absolute; an empty one stays empty.
+# existing_path NAME: dies unless the path in the variable NAME exists or is empty; expands a ~ that the shell left.
 existing_path() {
-  local path="${!1}" folder
-  [[ -n $path ]] || return 0
-  for folder in "$CALLER" "$ROOT"; do
-    [[ $path == /* ]] && folder=""
-    if [[ -e ${folder:+$folder/}$path ]]; then
-      printf -v "$1" %s "${folder:+$folder/}$path"
-      return
-    fi
-  done
-  die "$1 '$path' does not exist; --help shows the usage"
+  local path="${!1}"
+  [[ $path == \~/* ]] && path="$HOME/${path:2}"
+  [[ -z $path || -e $path ]] || die "$1 '$path' does not exist; --help shows the usage"
+  printf -v "$1" %s "$path"
 }
 
-# Checks DEVICE_TARGET, chooses PYTHON and goes to the repository: what every launcher needs before it starts a run.
+# Checks DEVICE_TARGET, chooses PYTHON and names the log: what every launcher needs before it starts a run.
 prepare_launch() {
   DEVICE_TARGET="${DEVICE_TARGET:-Ascend}"
   [[ $DEVICE_TARGET =~ ^(CPU|GPU|Ascend)$ ]] || die "DEVICE_TARGET is '$DEVICE_TARGET': CPU, GPU or Ascend"
   local wanted="${PYTHON:-$ROOT/.venv/bin/python}"
   [[ -n ${PYTHON:-} || -x $wanted ]] || wanted="python"
   PYTHON="$(command -v "$wanted")" || die "no Python at '$wanted': set PYTHON, or make .venv with scripts/run_demo.sh"
-  [[ $PYTHON == /* ]] || PYTHON="$CALLER/$PYTHON"
-  LOG="$ROOT/runs/logs/${SCRIPT%.sh}-$(date +%Y%m%d-%H%M%S)"
+  [[ $PYTHON == /* ]] || PYTHON="$PWD/$PYTHON"
+  LOG="$PWD/runs/logs/${SCRIPT%.sh}-$(date +%Y%m%d-%H%M%S)"
   export PYTHONUNBUFFERED=1  # prints and progress bars reach the log in order
-  cd "$ROOT" || exit
 }
 
 # launch COMMAND ...: shows and keeps the output; a failure names the log and keeps its exit code.
@@ -108,11 +99,11 @@ train() {
   existing_path CONFIG
   existing_path PRETRAINED_MODEL
   prepare_launch
-  launch "$PYTHON" train.py --config "$CONFIG" "${OPTIONS[@]}" "runtime.device=$DEVICE_TARGET" \
+  launch "$PYTHON" "$ROOT/train.py" --config "$CONFIG" "${OPTIONS[@]}" "runtime.device=$DEVICE_TARGET" \
     ${PRETRAINED_MODEL:+"train.init_from=$PRETRAINED_MODEL"} "${SETTINGS[@]}"
 }
 
-# evaluate: CONFIG on CHECKPOINT; without one on the run that CONFIG describes, else on the model in the box.
+# evaluate: CONFIG on CHECKPOINT; without one on the run that CONFIG describes, else on the bundled checkpoint.
 evaluate() {
   existing_path CONFIG
   existing_path CHECKPOINT
@@ -120,12 +111,12 @@ evaluate() {
   if [[ -z $CHECKPOINT ]]; then
     CHECKPOINT="$(run_folder "$CONFIG" "${SETTINGS[@]}")" || exit 2
     if [[ ! -e $CHECKPOINT/checkpoints ]]; then
-      CHECKPOINT="pretrained/opt_demo"
-      CONFIG="${CONFIG/%demo.yaml/demo_full.yaml}"  # of the world that the model in the box knows
+      CHECKPOINT="$ROOT/pretrained/opt_demo"
+      CONFIG="${CONFIG/%demo.yaml/demo_full.yaml}"  # of the world that the bundled checkpoint was trained on
     fi
     printf '%s: CHECKPOINT is %s\n' "$SCRIPT" "$CHECKPOINT"
   fi
-  launch "$PYTHON" eval.py --config "$CONFIG" --checkpoint "$CHECKPOINT" "${OPTIONS[@]}" \
+  launch "$PYTHON" "$ROOT/eval.py" --config "$CONFIG" --checkpoint "$CHECKPOINT" "${OPTIONS[@]}" \
     "runtime.device=$DEVICE_TARGET" "${SETTINGS[@]}"
 }
 
@@ -133,12 +124,13 @@ evaluate() {
 run_folder() {
   "$PYTHON" -c '
 import sys
+sys.path.insert(0, sys.argv[1])
 from src.config import ConfigError, load_config
 try:
-    print(load_config(sys.argv[1], sys.argv[2:]).train.output)
+    print(load_config(sys.argv[2], sys.argv[3:]).train.output)
 except ConfigError as error:
-    sys.exit(str(error))
-' "$@"
+    sys.exit("error: " + str(error))
+' "$ROOT" "$@"
 }
 
 # train_distributed: as train, in RANK_SIZE processes that msrun starts and watches.
@@ -154,13 +146,13 @@ train_distributed() {
     check_rank_table "$ranks"
     table=("--rank_table_file=$RANK_TABLE_FILE")
   fi
-  # msrun starts the "python" on PATH, whatever Python it runs in itself: a stand-in makes that the chosen one
+  # msrun starts the "python" on PATH, whichever Python runs msrun itself: a stand-in on PATH starts the chosen one
   mkdir -p "$LOG/bin"
   printf '#!/bin/sh\nexec "%s" "$@"\n' "$PYTHON" > "$LOG/bin/python"
   chmod +x "$LOG/bin/python"
   PATH="$LOG/bin:$PATH" GLOG_v="${GLOG_v:-3}" launch "$PYTHON" -m mindspore.parallel.cluster.run \
     "--worker_num=$ranks" "--local_worker_num=$ranks" "--master_port=$port" "--log_dir=$LOG" --join=True \
-    --tail_worker_log=0 "${table[@]}" train.py --config "$CONFIG" "${OPTIONS[@]}" \
+    --tail_worker_log=0 "${table[@]}" "$ROOT/train.py" --config "$CONFIG" "${OPTIONS[@]}" \
     "runtime.device=$DEVICE_TARGET" runtime.distributed=true \
     ${PRETRAINED_MODEL:+"train.init_from=$PRETRAINED_MODEL"} "${SETTINGS[@]}" || status=$?
   ((status == 0)) && return
@@ -202,7 +194,7 @@ port_taken() {
   (exec 3<> "/dev/tcp/127.0.0.1/$1") 2> /dev/null
 }
 
-# install_into_venv REQUIREMENTS: makes .venv and installs what the file pins, unless that was done for these very pins.
+# install_into_venv REQUIREMENTS: makes .venv and installs the pinned packages, unless these very pins are installed.
 # Sets VENV_PYTHON.
 install_into_venv() {
   local base stamp="$ROOT/.venv/$1.sha256" wanted

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# The whole path on made-up data, some 15 minutes on two cores: data, training, evaluation, export, pictures.
+# The whole path on generated data: data, training, evaluation, export, figures. About 15 minutes on two cores.
 #
 #   bash scripts/run_demo.sh [--fast] [--world demo|demo_full] [--output DIR]
 #
 #   --fast     every stage with little data and few steps: some minutes, in runs/demo-fast
-#   --world    demo: few objects (default); demo_full: 86 objects, which need a longer training
-#   --output   folder of the results, relative to the repository (default: runs/demo)
+#   --world    demo: 28 objects (default); demo_full: all 86, which need a longer training
+#   --output   folder of the results (default: runs/demo of the current folder)
 #
-# Makes .venv on the first call. Stages that are finished are not repeated by another call.
+# The first call makes .venv in the repository. Finished stages are not repeated by another call.
 #
 # Environment:
 #   PYTHON   the Python 3.10, 3.11 or 3.12 that .venv is made with (default: found on PATH)
@@ -20,5 +20,4 @@ if [[ ${1:-} == -h || ${1:-} == --help ]]; then
   exit
 fi
 install_into_venv requirements.txt
-cd "$ROOT"
-exec "$VENV_PYTHON" -m src.demo.stages "$@"
+exec "$VENV_PYTHON" "$ROOT/tools/run_demo.py" "$@"

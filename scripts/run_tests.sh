@@ -26,9 +26,9 @@ if (($#)); then
   exit
 fi
 
-# A process for each file: MindSpore's device, mode and seed belong to the process, and one file's must not reach another.
-# Several run at once, each on a core of its own: two that share cores wait for each other's threads. Large files first,
-# so that none is left alone at the end.
+# One process for each file: MindSpore's device, mode and seed belong to the process, and those of one file must not reach
+# another. Several run at once, each on a core of its own: two that share cores wait for each other's threads. Large files
+# come first, so that none is left alone at the end.
 read -ra CORES <<< "$("$VENV_PYTHON" -c 'import os; print(*sorted(os.sched_getaffinity(0))[:4])')"
 LOGS="$(mktemp -d)"
 trap 'rm -rf "$LOGS"' EXIT

@@ -110,7 +110,7 @@ def test_no_codes_and_no_tokenizer_are_named(copied):
     assert "no checkpoint in" in refused(copied, CheckpointError)
     (Path(copied.data.path) / "codes.json").unlink()
     message = refused(copied)
-    assert "holds no codes" in message and "python tools/make_image_codes.py --data" in message
+    assert "holds no image codes" in message and "python tools/make_image_codes.py --data" in message
 
 
 def test_another_tokenizer_is_refused(copied):
@@ -137,7 +137,7 @@ def test_shards_that_were_made_again_are_refused(copied):
     info = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
     info["splits"]["train"]["shards"][0]["files"][0]["sha256"] = "0" * 64
     edit_info(folder, info)
-    assert "split 'train' was made again since" in refused(copied)
+    assert "split 'train' was written again after its codes" in refused(copied)
 
 
 def test_a_grid_that_is_not_the_models_is_refused(made):
@@ -168,7 +168,7 @@ def test_a_kill_leaves_no_codes_rather_than_those_of_two_tokenizers(copied, monk
     monkeypatch.setattr("src.data.image_codes.write_text", killed)
     with pytest.raises(KeyboardInterrupt):
         write_codes(Path(copied.data.path), ImageTokenizerConfig(), "new", {"train": dataset}, codes)
-    assert "holds no codes" in refused(copied)
+    assert "holds no image codes" in refused(copied)
 
 
 def test_the_type_holds_every_code():

@@ -164,7 +164,7 @@ def test_one_bad_byte_loses_one_row(tmp_path: Path) -> None:
     prepare(*arguments, "--max-bad", 0.9)
     assert read(output, "train").keys() == {"0"}
     wanted = {2: "1.png: not a readable", 3: "2.wav: not a readable audio", 4: "malformed JSON", 5: "pixels", 6: "Hz"}
-    wanted |= {7: "not UTF-8", 8: "no valid Unicode"}
+    wanted |= {7: "not UTF-8", 8: "not valid Unicode"}
     found = {entry["line"]: entry["reason"] for entry in rejected(output)}
     assert found.keys() == wanted.keys()
     assert all(part in found[line] for line, part in wanted.items()), found
@@ -227,8 +227,8 @@ def test_narratives_in_pieces(tmp_path: Path) -> None:
     assert [len(clip) for clip in record.audio] == [45, 45, 43]  # 0.9 s, and 0.85
     assert not record.audio[0][:40].any() and record.audio[1].any(axis=1).all()  # silence, then the loud second
     reasons = [entry["reason"] for entry in rejected(tmp_path / "out")]
-    assert "not a list of utterances" in reasons[0] and "no times in order" in reasons[1]
-    assert "n.ogg: the audio is empty behind 9.0 s" in reasons[2]
+    assert "not a list of utterances" in reasons[0] and "times are not in order" in reasons[1]
+    assert "n.ogg: the audio is empty after 9.0 s" in reasons[2]
     with pytest.raises(DataError, match="--pieces must be more than 0"):
         prepare("localized-narratives", *arguments, "--pieces", 0)
 
@@ -236,7 +236,7 @@ def test_narratives_in_pieces(tmp_path: Path) -> None:
 def test_a_worker_that_dies_is_one_line(tmp_path: Path) -> None:
     rows = iter([Row("m.jsonl", number) for number in range(1, 4)])
     with DatasetWriter(tmp_path, AudioEncoderConfig(), {}) as writer:
-        with pytest.raises(DataError, match="a worker died at m.jsonl:1 or soon after.*fewer --workers.*--resume"):
+        with pytest.raises(DataError, match="a worker process died at or after m.jsonl:1.*fewer --workers.*--resume"):
             list(common._results(writer, rows, Dying(), 2))
         writer.add("train", Record("r", None, ("字",), ()))
 
@@ -259,15 +259,15 @@ def test_digest_table_is_a_dict() -> None:
     ("arguments", "message"),
     [
         (("coco", "--annotations", "a", "--images", ".", "--split", "a/b"), "the split is not a name"),
-        (("cc3m", "--annotations", "README.md", "--images", ".", "--name", "x.jpg"), "does not hold the row"),
-        (("cc3m", "--annotations", "README.md", "--images", ".", "--name", "{x}.jpg"), "something else than the row"),
+        (("cc3m", "--annotations", "README.md", "--images", ".", "--name", "x.jpg"), "must contain the row"),
+        (("cc3m", "--annotations", "README.md", "--images", ".", "--name", "{x}.jpg"), "only the row can be replaced"),
         (
             ("cc3m", "--annotations", "README.md", "--images", ".", "--mapping", "README.md", "--mapping", "x"),
             "x: no such",
         ),
         (
             ("localized-narratives", "--annotations", "README.md", "--images", ".", "--name", "{x}"),
-            "something else than",
+            "only {image_id} can be replaced",
         ),
         (("aic", "--annotations", "README.md", "--images", "."), "README.md is not JSON"),
         (("karpathy", "--input", "README.md", "--images", "."), "README.md is not JSON"),

@@ -16,7 +16,7 @@ from src.data.store import Dataset
 from src.demo import prepare as demo
 from src.demo import speech
 from src.demo import world as world_module
-from src.demo.captions import SPECIAL_TOKENS, TEMPLATES, facts_right, parse, vocabulary, write
+from src.demo.captions import SPECIAL_TOKENS, TEMPLATES, facts_right, parse, vocabulary, write_caption
 from src.demo.render import SIDE, boxes, render, render_png
 from src.demo.world import (
     BIG,
@@ -84,7 +84,7 @@ def test_evaluation_scenes_hold_pairs_of_their_split(world: str, split: str, oth
         assert len(scene.facts.items) >= 2
         assert all(frozenset(pair) in held_out[split] for pair in neighbours(scene))
         assert not stand_together(scene) & held_out[other]
-    assert len({scene.facts for scene in scenes}) == len({write(scene) for scene in scenes}) == count
+    assert len({scene.facts for scene in scenes}) == len({write_caption(scene) for scene in scenes}) == count
 
 
 def test_scenes_repeat_from_their_seed() -> None:
@@ -108,13 +108,13 @@ def test_more_scenes_than_the_world_has_is_an_error(monkeypatch: pytest.MonkeyPa
 def test_captions_state_all_facts(world: str) -> None:
     for scene in sample_scenes(world, "train", 600, seed=2):
         for template in range(get_world(world).templates):
-            caption = write(replace(scene, template=template))
+            caption = write_caption(replace(scene, template=template))
             assert parse(caption, world) == parse(caption) == scene.facts
-        assert len(write(scene)) <= (22 if world == "demo" else 30)
+        assert len(write_caption(scene)) <= (22 if world == "demo" else 30)
 
 
 def test_captions_read_well() -> None:
-    captions = [write(Scene(CAT_AND_APPLES, template, 0)) for template in range(len(TEMPLATES))]
+    captions = [write_caption(Scene(CAT_AND_APPLES, template, 0)) for template in range(len(TEMPLATES))]
     assert captions[:3] == [
         "红底，左边一只猫，右边两个大苹果",
         "一只猫在左边，两个大苹果在右边，红底",
@@ -179,7 +179,7 @@ def test_vocabulary_is_the_committed_one() -> None:
     assert tokens == vocabulary()
     assert tuple(tokens[:5]) == SPECIAL_TOKENS and len(set(tokens)) == len(tokens)
     scenes = sample_scenes("demo_full", "train", 3000, seed=9)
-    said = {char for scene in scenes for char in write(scene)}
+    said = {char for scene in scenes for char in write_caption(scene)}
     assert said == set(tokens[5:])  # nothing missing, nothing that is never said
 
 
@@ -296,7 +296,7 @@ def test_prepared_folder_holds_scenes_captions_and_audio(tmp_path: Path) -> None
         assert dataset.samples.shape == (count, 3)
         scenes = sample_scenes("demo", split, count, 5)
         for scene, record in zip(scenes, dataset.read(range(count)), strict=True):
-            assert record.captions == (write(scene),) and record.image == render_png(scene)
+            assert record.captions == (write_caption(scene),) and record.image == render_png(scene)
             assert record.audio[0].shape[0] > 40
         assert dataset.info["about"]["world"] == "demo" and dataset.info["about"]["speech"]
 

@@ -26,13 +26,14 @@ from src.data.prepare import manifest
 from src.data.regions import load_features, load_regions
 from src.data.schema import AUDIO
 from src.data.tokenizer import SPECIALS
-from src.evaluation.run import Evaluator
+from src.evaluation.run import Evaluation
 from src.export.export import export_graphs
-from src.inference import answers as query
-from src.inference import features
+from src.inference import answers, features
+from src.inference.engine import Engine
 from src.inference.feature_manifest import read_manifest, safe_name
 from src.models.build import build_model
 from src.models.opt import OPT
+from src.tasks import registry
 from src.training.trainer import Trainer
 from tests.oracles import tiny_model
 from tools import extract_features
@@ -146,7 +147,7 @@ def test_what_cannot_be_read_is_named(
 
 
 def test_errors_are_one_line(home: Path, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(DataError, match=r"holds features of another image encoder: name another folder by --output"):
+    with pytest.raises(DataError, match=r"holds features of another image encoder: choose another --output"):
         _claim_with_other_weights(home, made)
     (tmp_path / "features.json").write_text("[1]")
     with pytest.raises(DataError, match=r"features\.json does not describe features"):
@@ -157,7 +158,7 @@ def test_errors_are_one_line(home: Path, made: Path, tmp_path: Path, monkeypatch
         read_manifest(tmp_path / "none.jsonl")
     model = tiny_model()
     model = replace(model, image=replace(model.image, input="region"), audio=replace(model.audio, input="feature"))
-    with pytest.raises(DataError, match="model.image.input=region and model.audio.input=feature: features are made of"):
+    with pytest.raises(DataError, match="model.image.input=region and model.audio.input=feature: such an encoder"):
         features.usable(model, None)
 
 
@@ -185,7 +186,7 @@ model:
   cross: {{width: 20, layers: 1, heads: 2, ffn: 24, dropout: 0}}
   text_decoder: {{width: 14, layers: 1, heads: 2, ffn: 18, dropout: 0}}
 data: {{path: {folder}/data, codes: "", batch_size: 4}}
-objectives: {{denoise_image: 0}}
+objectives: {{weights: {{denoise_image: 0}}}}
 optimizer: {{lr: 1.0e-2, warmup_steps: 1}}
 train: {{output: {folder}/run, steps: 3, log_every: 1, eval_every: 0}}
 """
@@ -235,9 +236,11 @@ def test_the_papers_network_trains_and_is_evaluated_and_exported(paper: Config, 
     moved = {name for name, value in before.items() if not np.array_equal(value, after[name].asnumpy())}
     assert {"image_encoder.feature_project.weight", "image_encoder.box_project.weight"} <= moved
     assert {"audio_encoder.project.weight", "masked_image_head.project.weight"} <= moved
-    metrics = Evaluator(paper, trainer.model).run("train", tmp_path / "eval")
-    assert {"t2i", "i2t", "a2i", "t2a"} <= metrics["retrieval"].keys() and metrics["caption"]["images"] == ROWS - 1
-    assert {"patch_cosine", "frame_cosine"} <= metrics["probe"].keys()
+    evaluation = Evaluation(Engine(paper, trainer.model), registry.get(paper.task).evaluators)
+    metrics = evaluation.run("train", tmp_path / "eval")
+    directions = {"text_to_image", "image_to_text", "audio_to_image", "text_to_audio"}
+    assert directions <= metrics["retrieval"].keys() and metrics["caption"]["images"] == ROWS - 1
+    assert {"patch_cosine", "frame_cosine"} <= metrics["masked"].keys()
     assert (tmp_path / "eval" / "figures" / "captions.png").is_file()
     report = export_graphs(paper, trainer.model.set_train(False), tmp_path / "export", "MINDIR", 0)
     inputs = [port["name"] for port in report["graphs"]["image_encoder"]["inputs"]]
@@ -247,14 +250,14 @@ def test_the_papers_network_trains_and_is_evaluated_and_exported(paper: Config, 
 def test_region_files_can_be_asked_for(
     home: Path, paper: Config, made: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    evaluator = Evaluator(paper, build_model(paper).set_train(False))
+    engine = Engine(paper, build_model(paper).set_train(False))
     folder = made / "regions" / "deep"
-    asked = query.prepare(str(folder / "1.png.npz"), folder, None, home / "run", paper)
-    asked.run(evaluator, 3, made.parent / "query", None)
-    assert "1.png.npz" in capsys.readouterr().out and (made.parent / "query" / "query-images.png").is_file()
-    clips = query.read_things(made / "audio" / "deep", paper)
-    assert len(query.describe(evaluator, clips, None)) == ROWS
+    search = answers.read_search(str(folder / "1.png.npz"), folder, None, home / "run", paper)
+    search.run(engine, 3, made.parent / "query", None)
+    assert "1.png.npz" in capsys.readouterr().out and list((made.parent / "query").glob("query-image*.png"))
+    clips = answers.read_input(made / "audio" / "deep", paper)
+    assert len(answers.describe(engine, clips, None)) == ROWS
     with pytest.raises(DataError, match=r"1\.png: model.image.input=region reads regions \(\.npz\)"):
-        query.read_things(home / "media" / "deep" / "1.png", paper)
+        answers.read_input(home / "media" / "deep" / "1.png", paper)
     with pytest.raises(DataError, match=r"1\.wav: model.audio.input=feature needs features \(\.npy, \.npz\)"):
-        query.read_things(home / "media" / "deep" / "1.wav", paper)
+        answers.read_input(home / "media" / "deep" / "1.wav", paper)

@@ -38,7 +38,7 @@ def test_any_size_gives_the_centre(shape: tuple[int, int]) -> None:
     assert np.abs(found[2:-2, 2:-2].astype(int) - (200, 100, 50)).max() <= 1
 
 
-def test_a_line_of_pixels_is_a_image() -> None:
+def test_a_line_of_pixels_is_an_image() -> None:
     assert decode_image(encode(Image.fromarray(pixels(1, 5))), 32, "p").shape == (32, 32, 3)
 
 

@@ -73,7 +73,9 @@ def test_largest_remainders_get_what_rounding_leaves(total: int, weights: tuple[
 
 
 def test_a_weight_that_gives_no_sample_is_named() -> None:
-    with pytest.raises(DataError, match=r"data.sources\[1\].weight=0.0001 is less than a sample in an epoch of 128"):
+    with pytest.raises(
+        DataError, match=r"data.sources\[1\].weight=0.0001 gives less than one sample in an epoch of 128"
+    ):
         Order(1, SOURCES[:2], (1.0, 0.0001), 16)
 
 
@@ -89,7 +91,7 @@ def images(order: Order, table: np.ndarray) -> list[list[int]]:
         (np.repeat(np.arange(64), 15), 64),  # each image has to be in every step
     ],
 )
-def test_no_step_holds_a_image_twice(table: np.ndarray, step_size: int) -> None:
+def test_no_step_holds_an_image_twice(table: np.ndarray, step_size: int) -> None:
     ids = np.arange(len(table))
     unique = Order(1, [ids], [1.0], step_size, table)
     plain = Order(1, [ids], [1.0], step_size)
@@ -133,6 +135,6 @@ def test_an_exchange_is_always_found_where_there_is_one() -> None:
         assert all(len(set(row)) == size for row in table.reshape(-1)[places].tolist())
 
 
-def test_a_image_of_too_many_samples_is_refused() -> None:
+def test_an_image_of_too_many_samples_is_refused() -> None:
     with pytest.raises(DataError, match="an image has 10 samples in an epoch of 2 steps: lower data.batch_size"):
         Order(1, [np.arange(10)], [1.0], 5, np.zeros(10, int)).epoch(0)

@@ -65,7 +65,7 @@ def test_an_image_follows_the_split_that_has_it(tmp_path: Path, capsys: pytest.C
     output = tmp_path / "out"
     prepare("manifest", "--input", write_lines(tmp_path / "m.jsonl", rows), "--output", output, "--workers", 1)
     assert read(output, "train").keys() == {"1", "2"} and read_info(output)["about"]["moved"] == 1
-    assert "that has their image already: 1" in capsys.readouterr().out
+    assert "that already has their image: 1" in capsys.readouterr().out
 
 
 def test_killed_and_resumed_by_several_workers(

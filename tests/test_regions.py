@@ -86,13 +86,16 @@ def test_box_vectors() -> None:
         ({"features": np.zeros((5, 7), np.float32)}, r"features is float32\[5, 7\], not float \[n, 6\]"),
         ({"features": np.zeros((5, DIM), np.int32)}, "features is int32"),
         ({"features": np.zeros((0, DIM), np.float32)}, "features has no row"),
-        ({"features": np.full((5, DIM), np.nan, np.float32)}, "features holds values that are not finite"),
-        ({"features": np.full((5, DIM), 1e6, np.float32)}, r"beyond half precision, 1e\+06: scale them"),
+        ({"features": np.full((5, DIM), np.nan, np.float32)}, "features contains values that are not finite"),
+        (
+            {"features": np.full((5, DIM), 1e6, np.float32)},
+            r"features contains 1e\+06, beyond half precision: scale the features",
+        ),
         ({"boxes": None}, "no array boxes"),
         ({"boxes": np.zeros((5, 3))}, r"boxes is float64\[5, 3\], not numbers \[n, 4\]"),
         ({"boxes": np.zeros((4, 4))}, "there are 5 features but 4 boxes"),
         ({"boxes": np.array([[5, 5, 1, 9]] * 5)}, "boxes are not x1, y1, x2, y2"),
-        ({"width": None}, r"boxes are in pixels, so width and height \(or image_w and image_h\) are needed"),
+        ({"width": None}, r"boxes are in pixels but there is no width and height \(or image_w and image_h\): add them"),
         ({"height": np.array(0)}, "height is not a positive number"),
         ({"width": np.array([1, 2])}, "width is not a positive number"),
         ({"classes": np.full(5, -2)}, "classes holds -2"),
@@ -112,7 +115,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"absent\.npz: no such file of regions"):
         load_regions(tmp_path / "absent.npz", DIM)
     np.save(tmp_path / "single.npy", np.zeros((3, DIM)))
-    with pytest.raises(DataError, match=r"single\.npy: regions come as \.npz"):
+    with pytest.raises(DataError, match=r"single\.npy: a single array: regions are an \.npz"):
         load_regions(tmp_path / "single.npy", DIM)
     np.save(tmp_path / "objects.npy", np.array([{}], object), allow_pickle=True)
     for content in (b"", b"no arrays", b"PK\3\4 cut"):
@@ -167,11 +170,11 @@ def test_rows_hold_the_surest_regions(tmp_path: Path) -> None:
         fill_regions(batch, 0, regions, replace(model.image, region_classes=highest), "x")
 
 
-def test_a_audio_file_is_not_read_as_features(tmp_path: Path) -> None:
+def test_an_audio_file_is_not_read_as_features(tmp_path: Path) -> None:
     fbank, feature = AudioEncoderConfig(), AudioEncoderConfig(input="feature", feature_dim=DIM, max_frames=4, stride=1)
     np.save(tmp_path / "a.npy", np.ones((9, DIM), np.float32))
     assert read_audio(tmp_path / "a.npy", feature).shape == (4, DIM)
-    with pytest.raises(DataError, match=r"a\.npy: model.audio.input=fbank needs an audio clip file"):
+    with pytest.raises(DataError, match=r"a\.npy: model.audio.input=fbank needs an audio file"):
         read_audio(tmp_path / "a.npy", fbank)
     with pytest.raises(DataError, match=r"a\.wav: model.audio.input=feature needs features \(\.npy, \.npz\)"):
         read_audio(tmp_path / "a.wav", feature)

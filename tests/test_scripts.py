@@ -68,7 +68,7 @@ def test_the_demo_sets_up_once_and_passes_its_arguments_on(house: House):
     result = house.run("scripts/run_demo.sh", "--fast", "--output", "two words")
     assert result.returncode == 0, result.stderr
     assert "Making .venv with Python 3.11" in result.stdout
-    demo = "python -m src.demo.stages --fast --output two words"
+    demo = f"python {house.root}/tools/run_demo.py --fast --output two words"
     assert house.calls() == [f"pip {house.root}/requirements.txt", demo]
     assert house.run("scripts/run_demo.sh", "--fast", "--output", "two words").stdout == ""
     assert house.calls() == [demo]

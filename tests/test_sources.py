@@ -59,7 +59,7 @@ def silent(spoken: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
     with DatasetWriter(folder, spoken.model.audio, {"name": "silent"}) as writer:
         for index in range(12):
             made = tiny_record(rng, 8 * index + 3, spoken.model.audio, 32)  # two captions each
-            writer.add("train", replace(made, key=f"silent-{index}", clips=()))
+            writer.add("train", replace(made, key=f"silent-{index}", audio=()))
     return folder
 
 

@@ -62,7 +62,7 @@ def test_index_and_counts(tmp_path: Path) -> None:
     dataset = Dataset(tmp_path, "dev")
     assert dataset.samples.tolist() == [[0, 0, 0], [0, 1, 0], [1, -1, 1], [2, -1, 2], [3, 0, 0]]
     assert [dataset.count(modality) for modality in (TEXT, IMAGE, AUDIO)] == [3, 4, 2]
-    assert len(dataset) == 5 and dataset.info["splits"]["dev"]["images"] == 2
+    assert len(dataset) == 5 and dataset.info["splits"]["dev"]["pictures"] == 2
     assert [records[0].presence(0), records[0].presence(1)] == [[1, 1, 1], [1, 1, 0]]
     assert records[2].presence(-1) == [0, 0, 1]
     with pytest.raises(DataError, match="no record 4"):
@@ -201,13 +201,13 @@ def test_regions_and_other_kinds_of_audio_are_read_back(tmp_path: Path, kind: st
     assert dataset.info["splits"]["train"]["regions"] == 4 and dataset.count(IMAGE) == 2
     assert dataset.samples[:, 2].tolist() == [0, 0, 1, 1, 3], "equal regions are the same image"
     assert records[1].presence(0) == [1, 0, 1] and records[1].presence(0, "region") == [1, 1, 1]
-    with pytest.raises(DataError, match=f"audio made with input={kind}, model.audio.input is fbank"):
+    with pytest.raises(DataError, match=f"audio prepared with input={kind}, model.audio.input is fbank"):
         Dataset(tmp_path, "train", AUDIO_CONFIG)
     with pytest.raises(DataError, match="max_frames=16, model.audio.max_frames is 20"):
         Dataset(tmp_path, "train", replace(audio, max_frames=20))
 
 
-def test_a_audio_of_another_kind_is_not_stored(tmp_path: Path) -> None:
+def test_an_audio_clip_of_another_kind_is_not_stored(tmp_path: Path) -> None:
     writer = DatasetWriter(tmp_path, SOUNDS["feature"][0], {})
     with pytest.raises(DataError, match=r"an audio clip is uint8\[3, 8\], not float16 \[frames, 5\]"):
         writer.add("train", Record("r", None, (), (np.ones((3, 8), np.uint8),)))
@@ -218,7 +218,9 @@ def test_a_audio_of_another_kind_is_not_stored(tmp_path: Path) -> None:
 
 def test_datasets_of_the_first_version_are_refused(copy: Path) -> None:
     edit_info(copy, {"version": 1})
-    with pytest.raises(DataError, match="dataset.json has format version 1, this code reads 2: prepare it again"):
+    with pytest.raises(
+        DataError, match="dataset.json has format version 1, this code reads 2: prepare the dataset again"
+    ):
         Dataset(copy, "train")
 
 

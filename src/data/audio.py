@@ -1,4 +1,4 @@
-"""Audio files to what is stored of them: log-mel frames, a waveform, or features that another network made.
+"""Audio files to what a dataset stores: log-mel frames, a waveform, or features that another network computed.
 
 Letters: ``n`` samples, ``M`` frames, ``N`` mel bands, ``W`` samples of a window, ``R`` frequency bins.
 """
@@ -22,7 +22,7 @@ MOST_SAMPLES = 1 << 24  # a second, all channels together
 def read_audio(path: Path, config: AudioEncoderConfig, start: float = 0.0, seconds: float | None = None) -> np.ndarray:
     """A file as ``config.input`` stores it (``schema.audio_layout``), cut to ``config.length``.
 
-    ``start`` and ``seconds`` choose a stretch of a recording.
+    ``start`` and ``seconds`` choose a part of a recording.
     """
     check_kind(path, config)
     if config.input == "feature":
@@ -32,18 +32,18 @@ def read_audio(path: Path, config: AudioEncoderConfig, start: float = 0.0, secon
 
 
 def check_kind(path: Path, config: AudioEncoderConfig) -> None:
-    """Raises DataError for an audio clip where features are read, and for features where audio is."""
+    """Raises DataError if the file is audio but the model reads features, or the other way round."""
     if (path.suffix.lower() in FEATURE_ENDINGS) != (config.input == "feature"):
-        wanted = "features (.npy, .npz)" if config.input == "feature" else "an audio clip file"
+        wanted = "features (.npy, .npz)" if config.input == "feature" else "an audio file"
         raise DataError(f"{path}: model.audio.input={config.input} needs {wanted}")
 
 
 def load_audio(path: str | Path, seconds: float | None = None, start: float = 0.0) -> tuple[np.ndarray, int]:
-    """Reads an audio clip file of any format that libsndfile knows: mono float32 [n] (channels averaged) and its rate.
+    """Reads an audio file of any format that libsndfile knows: mono float32 [n] (channels averaged) and its rate.
 
-    ``seconds`` is how much of it is needed, from ``start`` on; what follows is not decoded.
+    ``seconds`` says how much is needed, from ``start`` on; the rest is not decoded.
     """
-    import soundfile  # only where audio is read: a run without audio does without libsndfile
+    import soundfile  # only where audio is read: a run without audio needs no libsndfile
 
     try:
         with soundfile.SoundFile(str(path)) as file:
@@ -59,9 +59,9 @@ def load_audio(path: str | Path, seconds: float | None = None, start: float = 0.
             raise DataError(f"{path}: no such audio file") from None
         raise DataError(f"{path}: not a readable audio file ({str(error).rsplit(': ', 1)[-1]})") from None
     if not len(wave):
-        raise DataError(f"{path}: the audio is empty" + (f" behind {start:.1f} s" if start else ""))
+        raise DataError(f"{path}: the audio is empty" + (f" after {start:.1f} s" if start else ""))
     if not np.isfinite(wave).all():
-        raise DataError(f"{path}: the audio holds values that are not finite")
+        raise DataError(f"{path}: the audio contains values that are not finite")
     return wave.mean(axis=1), rate
 
 
@@ -112,11 +112,11 @@ def waveform(wave: np.ndarray, rate: int, config: AudioEncoderConfig) -> np.ndar
     return np.rint(np.clip(wave, -1, 1) * 32767).astype(np.int16)
 
 
-KINDS = {"fbank": log_mel, "wav2vec2": waveform}  # what a wave is stored as, by model.audio.input
+KINDS = {"fbank": log_mel, "wav2vec2": waveform}  # wave → what is stored, by model.audio.input
 
 
 def spectrogram(clip: np.ndarray, config: AudioEncoderConfig) -> np.ndarray | None:
-    """Log-mel of what is stored, uint8 [M, N], for the eye; None of features, which show nothing."""
+    """Log-mel of a stored clip for display, uint8 [M, N]; None if features are stored, which show nothing."""
     if config.input == "wav2vec2":
         return log_mel(clip / np.float32(32767), config.sample_rate, config)
     return clip if config.input == "fbank" else None

@@ -1,7 +1,7 @@
-"""Random views of an image and of an audio clip, for training alone.
+"""Random augmentation of images and audio clips, for training only.
 
-What is drawn depends on (seed, epoch, sample), and how much is drawn on nothing: switching one variation on or off
-leaves the others as they are.
+Random numbers depend on (seed, epoch, sample), and always equally many are taken: switching one augmentation on or off
+leaves the others unchanged.
 """
 
 import math
@@ -14,13 +14,13 @@ from src.config import COLOURS, AugmentConfig
 from src.data.image import Box, centre, open_rgb, resize
 from src.data.record import Record
 
-# Words that a mirrored image would make wrong; whatever begins with them counts («leftmost»), what they end does not.
+# Words that a mirrored image would contradict; words that begin with them count («leftmost»), those that end so do not.
 SIDES = re.compile(r"[左右]|(?<![a-z])(left|right)", re.IGNORECASE)
 GREY = np.array([0.299, 0.587, 0.114])  # red, green, blue in the luma of ITU-R BT.601, which Pillow takes for grey
 
 
 def may_mirror(record: Record) -> bool:
-    """Whether nothing that is said of an image tells left from right. What is only spoken might."""
+    """True if no caption of the image tells left from right; speech without a caption might, so it is not mirrored."""
     spoken = not record.captions and any(clip is not None for clip in record.audio)
     return not spoken and not any(SIDES.search(caption) for caption in record.captions)
 
@@ -31,7 +31,7 @@ def augment_image(record: Record, size: int, name: str, config: AugmentConfig, r
     Args:
         record: one with an image.
         size: S.
-        name: what an error calls the image.
+        name: of the image in error messages.
     """
     share, aspect, left, top, mirror, *factors = rng.random(5 + len(COLOURS))
     least, most = config.crop_scale or (1.0, 1.0)
@@ -50,12 +50,12 @@ def augment_image(record: Record, size: int, name: str, config: AugmentConfig, r
 
 
 def crop_box(width: int, height: int, share: float, aspect: float, left: float, top: float) -> Box:
-    """A part of an image, whole within it.
+    """A box that lies within the image.
 
     Args:
-        share: of the image's area; less where so long a side does not fit.
+        share: of the image's area; smaller where a side would not fit.
         aspect: width over height.
-        left, top: in [0, 1): where in the room that is left.
+        left, top: in [0, 1): its place within the remaining room.
     """
     side = math.sqrt(share * width * height)
     wide, high = min(width, side * math.sqrt(aspect)), min(height, side / math.sqrt(aspect))
@@ -67,7 +67,7 @@ def colour(image: Image.Image, brightness: float, contrast: float, saturation: f
     """Times brightness; then away from the mean grey by contrast; then away from each pixel's grey by saturation.
 
     The three are linear, hence one pass: p ↦ b·c·(s·p + (1 − s)·grey(p)) + (1 − c)·b·mean grey. Pillow's
-    ``ImageEnhance`` does them one by one, in twice the time, cut to bytes in between.
+    ``ImageEnhance`` applies them one by one, in twice the time, and rounds to bytes in between.
     """
     mean = (1 - contrast) * brightness * float(np.asarray(image.convert("L")).mean())
     mixed = brightness * contrast * (saturation * np.eye(3) + (1 - saturation) * GREY)
@@ -75,25 +75,25 @@ def colour(image: Image.Image, brightness: float, contrast: float, saturation: f
 
 
 def augment_audio(clip: np.ndarray, config: AugmentConfig, rng: np.random.Generator) -> np.ndarray:
-    """SpecAugment (Park et al. 2019) without its warping: stretches of frames and groups of bands are hidden.
+    """SpecAugment (Park et al. 2019) without time warping: spans of frames and of mel bands are masked.
 
-    They become the audio's mean, as in the paper, where log-mels have mean 0: a byte of 0 would be silence, eight
-    decades down, which is a thing to be heard.
+    They are set to the clip's mean, as in the paper, whose log-mels have mean 0. A byte of 0 would be silence eight
+    decades below the peak, which carries meaning.
 
     Args:
-        audio: uint8 [M, N] log-mel.
+        clip: uint8 [M, N] log-mel.
     """
     spans = rng.random((config.time_masks + config.frequency_masks, 2))
-    varied, mean = clip.copy(), round(float(clip.mean()))
-    for start, stop in _stretches(len(clip), config.time_share, spans[: config.time_masks]):
-        varied[start:stop] = mean
-    for start, stop in _stretches(clip.shape[1], config.frequency_share, spans[config.time_masks :]):
-        varied[:, start:stop] = mean
-    return varied
+    masked, mean = clip.copy(), round(float(clip.mean()))
+    for start, stop in _spans(len(clip), config.time_share, spans[: config.time_masks]):
+        masked[start:stop] = mean
+    for start, stop in _spans(clip.shape[1], config.frequency_share, spans[config.time_masks :]):
+        masked[:, start:stop] = mean
+    return masked
 
 
-def _stretches(length: int, share: float, spans: np.ndarray) -> list[tuple[int, int]]:
-    """Stretches of 0 … share · length places, anywhere, from pairs of numbers in [0, 1)."""
+def _spans(length: int, share: float, spans: np.ndarray) -> list[tuple[int, int]]:
+    """Spans of 0 … share · length places, anywhere, from pairs of numbers in [0, 1)."""
     widths = (spans[:, 0] * (math.floor(share * length) + 1)).astype(int)
     starts = (spans[:, 1] * (length - widths + 1)).astype(int)
     return list(zip(starts.tolist(), (starts + widths).tolist(), strict=True))

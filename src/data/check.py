@@ -21,7 +21,7 @@ from src.data.store import describe, open_shards, read_info, reason, stored_layo
 
 SHOWN = 20  # problems that are printed; there may be millions
 CHUNK = 64  # records in memory at once
-# what MindRecord raises, and what its rows and numpy's files raise where they are not as written
+# raised by MindRecord, and by its rows and numpy's files if they are not as written
 READ_ERRORS = (RuntimeError, ValueError, KeyError, TypeError, IndexError, EOFError, MemoryError)
 
 
@@ -62,7 +62,7 @@ def check(folder: Path, workers: int = 1) -> tuple[Findings, int]:
     """
     found, info = Findings(), read_info(folder)
     good = 0
-    warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # what prepare let through is no bomb
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # large images are valid: prepare has accepted them
     for split, entry in info["splits"].items():
         shards = [file for shard in entry["shards"] for file in shard["files"]]
         for file in tqdm([entry["index"], entry["checksums"], *shards], f"{split}: files", unit=" files"):

@@ -1,4 +1,4 @@
-"""What has been seen before, of millions of names and images, in few bytes each."""
+"""Remembers which of millions of names and images have been seen, in few bytes each."""
 
 import hashlib
 from array import array
@@ -42,7 +42,7 @@ class DigestTable:
         return value
 
     def _slot(self, key: int) -> int:
-        """Where the digest is, or the empty slot that it belongs into."""
+        """Where the digest is, or the empty slot that it belongs to."""
         mask = len(self._keys) - 1
         slot = (key ^ key >> BITS) & mask
         while self._keys[slot] and self._keys[slot] != key:

@@ -11,7 +11,7 @@ from src.data.errors import DataError
 
 # What Pillow's decoders raise for damaged files, depending on the format.
 BROKEN = (OSError, SyntaxError, ValueError, IndexError, struct.error, zlib.error)
-BROKEN += (Image.DecompressionBombError, Image.DecompressionBombWarning)  # the latter where it is made an error
+BROKEN += (Image.DecompressionBombError, Image.DecompressionBombWarning)  # the latter if warnings are errors
 ORIENTATION = 0x0112  # EXIF tag
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom
@@ -23,7 +23,7 @@ def decode_image(data: bytes, size: int, name: str) -> np.ndarray:
     Args:
         data: a file of any format that Pillow reads.
         size: S.
-        name: what an error calls the image.
+        name: of the image in error messages.
     """
     return crop_square(open_rgb(data, name, size), size)
 
@@ -76,7 +76,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _to_bytes(values: np.ndarray, mode: str) -> np.ndarray:
-    """Deep grey values to uint8. I;16 says its range; I and F are taken for the smallest usual range that fits."""
+    """Deep grey values to uint8. I;16 defines its range; for I and F the smallest usual one that fits is assumed."""
     values = np.nan_to_num(values.astype(np.float64))
     top = 65535 if mode.startswith("I;16") else next((t for t in (1, 255) if values.max() <= t), 65535)
     return np.rint(np.clip(values / top, 0, 1) * 255).astype(np.uint8)

@@ -1,10 +1,10 @@
-"""Codes of a dataset's images, made once and kept beside its shards.
+"""The image tokenizer's codes of a dataset's images, computed once and kept beside its shards.
 
     codes-train.npy     int16 or int32 [records, C]: an image's codes, −1 where a record has no image
-    codes.json          which tokenizer made them, its grid, and of which shards; written last
+    codes.json          the image tokenizer that made them, its grid, and the shards; written last
 
-Codes are of use only to who decodes them with the tokenizer that made them: another tokenizer's are refused, and so are
-those of shards that were made again since.
+Codes mean something only to the image tokenizer that made them: those of another one are refused, and so are those of
+shards that have been written again since.
 """
 
 import hashlib
@@ -24,11 +24,11 @@ from src.data.store import Dataset, describe
 from src.files import write_text
 
 ABOUT = "codes.json"
-GRID = ("size", "side", "codes")  # settings of the tokenizer that readers must share
+GRID = ("size", "side", "codes")  # settings of the image tokenizer that readers must share
 
 
 def tokenizer_fingerprint(path: str | Path) -> str:
-    """What tells a tokenizer from all others: the sha256 of its weights and its settings.
+    """Identifies an image tokenizer: the sha256 of its weights and settings.
 
     Args:
         path: its run or checkpoint folder.
@@ -60,16 +60,16 @@ def write_codes(
     datasets: Mapping[str, Dataset],
     codes: Mapping[str, Any],
 ) -> None:
-    """Puts the codes of all splits beside the shards, in place of earlier ones.
+    """Writes the codes of all splits beside the shards and replaces earlier ones.
 
     Args:
         folder: the dataset folder.
-        tokenizer: settings of the tokenizer.
+        tokenizer: settings of the image tokenizer.
         fingerprint: its :func:`tokenizer_fingerprint`.
         datasets: each split.
         codes: each split's [records, C].
     """
-    # first what says that codes are there: a kill leaves none rather than those of two tokenizers
+    # the description goes first: a killed process leaves no codes rather than those of two image tokenizers
     (folder / ABOUT).unlink(missing_ok=True)
     splits = {}
     for name, array in codes.items():
@@ -84,31 +84,31 @@ def write_codes(
 
 
 def open_codes(dataset: Dataset, config: Config) -> np.ndarray:
-    """The codes of a split, read when they are asked for.
+    """The codes of a split, read from disk on access.
 
     Args:
         dataset: the split.
-        config: data.codes, the tokenizer whose codes are wanted, and model.image_tokenizer, its grid.
+        config: its data.codes names the image tokenizer whose codes are wanted, model.image_tokenizer is the grid.
 
     Returns:
         [records, C] int16 or int32, mapped to memory.
 
     Raises:
-        DataError: there are none, or they are another tokenizer's or of other shards.
+        DataError: there are none, or another image tokenizer made them, or of other shards.
     """
     hint = f"run python tools/make_image_codes.py --data {dataset.folder} --checkpoint {config.data.codes}"
     path = dataset.folder / ABOUT
     if not path.is_file():
-        raise DataError(f"{dataset.folder} holds no codes of images (data.codes): {hint}")
+        raise DataError(f"{dataset.folder} holds no image codes (data.codes): {hint}")
     try:
         about = json.loads(path.read_text(encoding="utf-8"))
         made, splits = about["tokenizer"], about["splits"]
         grid = {key: about[key] for key in GRID}
     except (ValueError, KeyError, TypeError):
-        raise DataError(f"{path} does not describe codes of images: {hint}") from None
+        raise DataError(f"{path} does not describe image codes: {hint}") from None
     wanted = tokenizer_fingerprint(config.data.codes)
     if made != wanted:
-        raise DataError(f"{path}: tokenizer {made[:12]} made the codes, data.codes is {wanted[:12]}: {hint}")
+        raise DataError(f"{path}: image tokenizer {made[:12]} made the codes, data.codes is {wanted[:12]}: {hint}")
     for key, value in grid.items():
         ours = getattr(config.model.image_tokenizer, key)
         if ours != value:
@@ -116,7 +116,7 @@ def open_codes(dataset: Dataset, config: Config) -> np.ndarray:
             raise DataError(f"{path}: {message}")
     entry = splits.get(dataset.split)
     if entry is None or entry["shards"] != dataset.digest():
-        raise DataError(f"{path}: split {dataset.split!r} was made again since its codes were: {hint}")
+        raise DataError(f"{path}: split {dataset.split!r} was written again after its codes: {hint}")
     file = dataset.folder / entry["name"]
     if not file.is_file() or file.stat().st_size != entry["bytes"]:
         raise DataError(f"{file} is not the file that {ABOUT} describes: {hint}")

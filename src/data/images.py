@@ -13,8 +13,8 @@ from src.data.sources import Sources
 class ImageLoader(Loader):
     """Batches of ``sample_id`` (B,) int32 and ``image`` (B, S, S, 3) uint8, S being model.image_tokenizer.size.
 
-    Order and resumption are those of :class:`Loader`. Of several captions of an image the first one's sample stands
-    for it; in place of a record without an image comes the next one of its source that has one.
+    Order and resumption are those of :class:`Loader`. An image with several captions is taken with its first
+    sample; a record without an image is replaced by the next one of its source that has one.
     """
 
     def __init__(self, config: Config, split: str, rank: int = 0, ranks: int = 1) -> None:
@@ -24,7 +24,7 @@ class ImageLoader(Loader):
         self.ids = np.unique(self.sources.samples[:, 2], return_index=True)[1]
 
     def _make(
-        self, ids: np.ndarray, epochs: np.ndarray, workers: ThreadPoolExecutor, varied: bool = False
+        self, ids: np.ndarray, epochs: np.ndarray, workers: ThreadPoolExecutor, augment: bool = False
     ) -> tuple[Batch, list[tuple[str, str]]]:
         run = map if self.config.data.workers <= 1 else workers.map
         samples = (
@@ -34,7 +34,7 @@ class ImageLoader(Loader):
         size = self.config.model.image_tokenizer.size
 
         def decode(sample: Sample) -> tuple[np.ndarray, str]:
-            return self._image(sample, size, varied), sample.record.key
+            return self._image(sample, size, augment), sample.record.key
 
         images, keys = zip(*run(decode, samples), strict=True)
         batch = {"sample_id": ids.astype(np.int32), "image": np.stack(images)}

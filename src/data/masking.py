@@ -1,7 +1,7 @@
-"""What a sample's row draws at random: hidden words, patches and frames, what denoising is given, what is compared.
+"""The random part of a sample's row: masked words, patches and frames, what denoising is given, what is matched.
 
-Every function takes the generator of :func:`sample_rng` and nothing else that changes, so that an epoch's draws
-are the same in whatever order and process the samples are made.
+Every function takes the generator of :func:`sample_rng` and nothing else that changes, so that an epoch is the same in
+whatever order and process its samples are made.
 """
 
 import functools
@@ -11,25 +11,25 @@ import numpy as np
 from src.data.schema import MATCH_CASES, MODALITIES
 from src.data.tokenizer import Tokenizer
 
-ORDER, SAMPLE, IMAGE, SOUND = range(4)  # purposes, so that the streams of one epoch never meet
+ORDER, SAMPLE, IMAGE, AUDIO = range(4)  # purposes: each has a random stream of its own
 
 
 def order_rng(seed: int, epoch: int, source: int = 0) -> np.random.Generator:
-    """The generator of an epoch's order: that of one of several sources, or of what is done with all of them."""
+    """The generator of an epoch's order: of one of several sources, or of all of them together."""
     return np.random.default_rng((seed, epoch, ORDER, source))
 
 
 def sample_rng(seed: int, epoch: int, sample: int, purpose: int = SAMPLE) -> np.random.Generator:
-    """The generator of what a sample draws in an epoch: SAMPLE, or how its PICTURE or its SOUND is varied."""
+    """The generator of a sample in an epoch: for its masks and choices (SAMPLE), or to augment its IMAGE or AUDIO."""
     return np.random.default_rng((seed, epoch, purpose, sample))
 
 
 def mask_words(
     ids: np.ndarray, words: np.ndarray, slots: int, ratio: float, tokenizer: Tokenizer, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Hides whole words, about ``ratio`` of the tokens but at least one where there is text.
+    """Masks whole words: about ``ratio`` of the tokens, but at least one word if there is text.
 
-    Of the hidden tokens 80 % become [MASK], 10 % a random ordinary token, 10 % stay (BERT, section 3.1).
+    Of the masked tokens 80 % become [MASK], 10 % a random ordinary token, 10 % stay (BERT, section 3.1).
 
     Args:
         ids: int32 [T].
@@ -39,22 +39,22 @@ def mask_words(
     Returns:
         mlm_ids int32 [T], positions int32 [K], labels int32 [K], weights float32 [K]; unused slots are 0.
     """
-    hidden = _hidden_tokens(words, slots, ratio, rng)
-    count = len(hidden)
+    chosen = _masked_tokens(words, slots, ratio, rng)
+    count = len(chosen)
     fate = rng.random(count)
     other = tokenizer.ordinary_ids[rng.integers(len(tokenizer.ordinary_ids), size=count)]
     masked = ids.copy()
-    masked[hidden] = np.where(fate < 0.8, tokenizer.mask_id, np.where(fate < 0.9, other, ids[hidden]))
+    masked[chosen] = np.where(fate < 0.8, tokenizer.mask_id, np.where(fate < 0.9, other, ids[chosen]))
     positions, labels, weights = np.zeros(slots, np.int32), np.zeros(slots, np.int32), np.zeros(slots, np.float32)
-    positions[:count], labels[:count], weights[:count] = hidden, ids[hidden], 1
+    positions[:count], labels[:count], weights[:count] = chosen, ids[chosen], 1
     return masked, positions, labels, weights
 
 
-def _hidden_tokens(words: np.ndarray, slots: int, ratio: float, rng: np.random.Generator) -> np.ndarray:
-    """Sorted positions of the words to hide.
+def _masked_tokens(words: np.ndarray, slots: int, ratio: float, rng: np.random.Generator) -> np.ndarray:
+    """Sorted positions of the words to mask.
 
-    The word that would pass the budget is taken with the chance of what is left of it: so the expected share is the
-    ratio, and long words are hidden as often as short ones.
+    The word that would exceed the budget is taken with the probability of its remaining part. So the expected share is
+    the ratio, and long words are masked as often as short ones.
     """
     count = int(words.max(initial=-1)) + 1
     budget = ratio * np.count_nonzero(words >= 0)
@@ -71,19 +71,19 @@ def _hidden_tokens(words: np.ndarray, slots: int, ratio: float, rng: np.random.G
 def mask_positions(
     length: int, slots: int, ratio: float, span: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, ...]:
-    """Hides about ``ratio`` of ``length`` places, in runs of ``span``, but at least one where there is any.
+    """Masks about ``ratio`` of ``length`` positions in runs of ``span``, but at least one if there is any.
 
     Returns:
         positions int32 [K], sorted, and weights float32 [K]; unused slots are 0.
     """
     positions, weights = np.zeros(slots, np.int32), np.zeros(slots, np.float32)
     wanted = min(slots, max(1, round(length * ratio))) if length else 0
-    hidden: set[int] = set()
+    masked: set[int] = set()
     for start in rng.permutation(length):
-        if len(hidden) >= wanted:
+        if len(masked) >= wanted:
             break
-        hidden.update(range(start, min(start + span, length, start + wanted - len(hidden))))
-    chosen = sorted(hidden)
+        masked.update(range(start, min(start + span, length, start + wanted - len(masked))))
+    chosen = sorted(masked)
     positions[: len(chosen)], weights[: len(chosen)] = chosen, 1
     return positions, weights
 
@@ -91,10 +91,10 @@ def mask_positions(
 def sample_given(
     choices: tuple[str, ...], presence: np.ndarray, absent: int, drop: float, rng: np.random.Generator
 ) -> np.ndarray:
-    """What denoising may see, int32 [3]: one of the choices that the sample has, never the modality ``absent``.
+    """What denoising is given, int32 [3]: one of the choices that the sample has, never the modality ``absent``.
 
-    A sample that has none of the choices whole shows what it has of the other two. With the chance ``drop`` nothing is
-    shown.
+    If the sample has none of the choices whole, everything it has but ``absent`` is given. With probability ``drop``
+    nothing is given.
     """
     table = _given_table(choices)
     possible = table[(table <= presence).all(axis=1)]
@@ -119,10 +119,10 @@ def _given_table(choices: tuple[str, ...]) -> np.ndarray:
 
 
 def sample_match(presence: np.ndarray, rng: np.random.Generator) -> tuple[int, np.ndarray]:
-    """The matching row: column of MATCH_CASES and the modalities that it shows, int32 [3].
+    """The row of the matching loss: its column of MATCH_CASES and the modalities that it holds, int32 [3].
 
-    A sample with all three shows them half of the time (each case equally likely), otherwise a random pair of them.
-    A pair belongs together half of the time. A lone modality has nothing to match: nothing is shown.
+    A sample with all three modalities holds all of them half of the time (each case equally likely), otherwise a random
+    pair. A pair belongs together half of the time. A single modality has nothing to match: its row is empty.
     """
     full, leave_out, case, together = rng.random(4)
     shown = np.array(presence, np.int32)

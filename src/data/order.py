@@ -1,13 +1,13 @@
-"""Which samples a step takes: every source shuffled, several mixed by weight, no image twice if so wished.
+"""Which samples a step takes: every source shuffled, several mixed by weight, no image twice if the user wants that.
 
-A *pass* takes each sample of a source once, in an order of its own. With one source an epoch is a pass, cut to full
-steps: what is left over is left out, others in each epoch. With several an epoch takes as many samples as they hold
-together, cut likewise; its samples are apportioned to the sources by weight (the largest remainders get what rounding
-leaves: no source is off by a whole sample) and spread evenly over it, so that every step has about the same mixture. A
-source's passes run on across epochs: none of its samples comes again before all the others came. So the whole training
-holds no pair of pass and sample twice, and random draws are made from it.
+A *pass* takes each sample of a source once, in an order of its own. With one source, an epoch is a pass cut to full
+steps; the samples left over differ from epoch to epoch. With several, an epoch takes as many samples as they hold
+together, also cut to full steps. They are apportioned to the sources by weight (by largest remainders: no source is off
+by a whole sample) and spread evenly over the epoch, so that every step has about the same mixture. The passes of a
+source continue across epochs: no sample comes again before all others of its source. So each (pass, sample) pair occurs
+at most once in a training, and it seeds the sample's random numbers.
 
-All of it follows from the number of the epoch: nothing is remembered, and a run resumes anywhere.
+The order follows from the number of the epoch alone: nothing is remembered, and a run resumes anywhere.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ class Order:
         sources: each source's sample numbers, int [n].
         weights: theirs, positive.
         step_size: samples a step takes, those of all ranks together.
-        images: an image's number for every sample number, if no step may hold an image twice; otherwise None.
+        images: the image of every sample number, if no step may hold an image twice; otherwise None.
 
     Attributes:
         steps: of an epoch; 0 if the sources do not fill one.
@@ -47,7 +47,7 @@ class Order:
         if self.steps and 0 in self.shares:
             place = self.shares.index(0)
             raise DataError(
-                f"data.sources[{place}].weight={weights[place]} is less than a sample in an epoch of "
+                f"data.sources[{place}].weight={weights[place]} gives less than one sample in an epoch of "
                 f"{self.steps * step_size}: raise it, or leave the source out"
             )
         # with one source an epoch begins with a pass
@@ -55,33 +55,33 @@ class Order:
 
     def epoch(self, number: int) -> tuple[np.ndarray, np.ndarray]:
         """The sample numbers of an epoch's steps and the pass that each is of, both int32 [steps, step_size]."""
-        samples, passes, origins = self._mixed([self._draw(source, number) for source in range(len(self.sources))])
+        samples, passes, origins = self._mixed([self._take(source, number) for source in range(len(self.sources))])
         shape = self.steps, self.step_size
         if self.images is not None:
-            # a generator of its own: where no image repeats, the order is the one that it would be without
+            # a generator of its own: if no image repeats, the order is the same as without this step
             rng = order_rng(self.seed, number, len(self.sources))
             places = spread(self.images[samples].reshape(shape), origins.reshape(shape), rng).reshape(-1)
             samples, passes = samples[places], passes[places]
         return samples.reshape(shape), passes.reshape(shape)
 
-    def _draw(self, source: int, epoch: int) -> np.ndarray:
-        """What an epoch takes of a source: sample numbers, their passes and the source, int32 [3, share]."""
+    def _take(self, source: int, epoch: int) -> np.ndarray:
+        """The samples of a source in an epoch: their numbers, their passes and the source, int32 [3, share]."""
         length, share = self.passes[source], self.shares[source]
-        drawn, done = np.full((3, share), source, np.int32), 0
+        taken, done = np.full((3, share), source, np.int32), 0
         while done < share:
             number, start = divmod(epoch * share + done, length)
             some = order_rng(self.seed, number, source).permutation(self.sources[source])[start:length][: share - done]
-            drawn[0, done : done + len(some)], drawn[1, done : done + len(some)] = some, number
+            taken[0, done : done + len(some)], taken[1, done : done + len(some)] = some, number
             done += len(some)
-        return drawn
+        return taken
 
-    def _mixed(self, drawn: list[np.ndarray]) -> np.ndarray:
+    def _mixed(self, taken: list[np.ndarray]) -> np.ndarray:
         """Several sources' int32 [3, share] as one [3, n], each spread evenly over it."""
-        if len(drawn) == 1:
-            return drawn[0]
+        if len(taken) == 1:
+            return taken[0]
         # the k-th of n samples stands at (k + ½) / n of the epoch
         places = np.concatenate([(np.arange(share) + 0.5) / share for share in self.shares])
-        return np.concatenate(drawn, 1)[:, np.argsort(places, kind="stable")]
+        return np.concatenate(taken, 1)[:, np.argsort(places, kind="stable")]
 
 
 def apportion(total: int, weights: Sequence[float]) -> list[int]:
@@ -96,15 +96,15 @@ def apportion(total: int, weights: Sequence[float]) -> list[int]:
 def spread(images: np.ndarray, groups: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Moves as few samples as needed for no step to hold an image twice.
 
-    A sample whose image its step holds already changes places with one of its group, in a step without that
-    image, that its own step can take or that is itself one too many there. Each exchange adds to the sum over the
-    steps of their different images; one is always to be found as long as no image has more samples than there
-    are steps and every step holds as many of a group.
+    A sample whose image occurs earlier in its step is exchanged with a sample of the same group in a step without that
+    image; the other sample must be new to its step, or be a repetition where it is. Each exchange increases the number
+    of different images, summed over the steps. One can always be found if no image has more samples than there are
+    steps and every step holds equally many samples of a group.
 
     Args:
         images: int [steps, size], the image of each place's sample.
-        groups: int [steps, size]; samples change places within a group.
-        rng: chooses whom to change places with.
+        groups: int [steps, size]; samples are exchanged within a group.
+        rng: chooses the sample to exchange with.
 
     Returns:
         int64 [steps, size]: the old place, counted over all steps, of the sample at each new place.
@@ -122,7 +122,7 @@ def spread(images: np.ndarray, groups: np.ndarray, rng: np.random.Generator) -> 
 
 
 def _repeated(images: np.ndarray) -> np.ndarray:
-    """(step, slot) of every sample whose image stands in its step before it, int64 [n, 2]."""
+    """(step, slot) of every sample whose image occurs earlier in its step, int64 [n, 2]."""
     order = np.argsort(images, axis=1, kind="stable")
     ordered = np.take_along_axis(images, order, 1)
     steps, ranks = np.nonzero(ordered[:, 1:] == ordered[:, :-1])
@@ -130,7 +130,7 @@ def _repeated(images: np.ndarray) -> np.ndarray:
 
 
 def _partner(images: np.ndarray, groups: np.ndarray, step: int, slot: int, rng: np.random.Generator) -> tuple[int, int]:
-    """Step and slot of whom the sample changes places with."""
+    """Step and slot of the sample to exchange with."""
     steps, image = len(images), images[step, slot]
     begin = rng.integers(steps)
     for other in range(begin, begin + steps):

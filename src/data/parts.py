@@ -1,7 +1,7 @@
-"""What a writer that was killed leaves to the next one: the parts of its finished shards.
+"""The parts of finished shards, from which a new writer resumes the work of a killed one.
 
-A *part* says which rows of the input a shard holds and what the index needs to know of them. It is written when the
-shard is whole, and renamed, so that a shard without a part is one that a kill left unfinished.
+A *part* says which rows of the input a shard holds and what the index needs to know about them. It is written and
+renamed once the shard is complete, so that a shard without a part is an unfinished one.
 """
 
 import json
@@ -22,7 +22,7 @@ PART = re.compile(r"\.part-(.+)-\d{5}\.npz")
 
 
 def check_progress(path: Path, settings: dict[str, Any]) -> None:
-    """Raises DataError that names the first setting that the unfinished folder was made with another value of."""
+    """Raises DataError if the unfinished folder was begun with other settings; it names the first that differs."""
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
         pairs = {**stored, **stored.pop("about"), **stored["audio"]}

@@ -1,8 +1,8 @@
-"""Datasets to batches: order, decoding, random draws and read-ahead.
+"""Datasets to batches: order, decoding, masking and prefetching.
 
-Order, views, masks and noise are drawn from (seed, epoch, sample), the epoch being the sample's own: the pass over its
-source that it is taken in (:mod:`src.data.order`). So a step's batch is the same in an uninterrupted run, in a resumed
-one, and whatever the number of workers.
+Order, augmentation, masks and noise are sampled from (seed, epoch, sample), where the epoch is the sample's own: the
+pass over its source that it is taken in (:mod:`src.data.order`). So a step's batch is the same in an uninterrupted run
+and in a resumed one, with any number of workers.
 """
 
 import functools
@@ -32,13 +32,13 @@ Evaluated = tuple[Batch, int, list[tuple[str, str]]]
 
 @dataclass(frozen=True)
 class Sample:
-    """What a row of a batch is made of."""
+    """The source of one row of a batch."""
 
     number: int  # among all samples of the split
     epoch: int  # the pass over its source that it is taken in
     record: Record
     caption: int  # of the record; −1: without one
-    name: str  # what an error calls the record
+    name: str  # of the record in error messages
 
     @property
     def text(self) -> str:
@@ -58,10 +58,10 @@ class Loader:
         split: a split of config.data.path, or of every one of config.data.sources.
         rank: which of the ranks this process is; every rank gets its own config.data.batch_size samples a step.
         ranks: how many there are.
-        stored_codes: False: no codes are read even where data.codes names a tokenizer.
+        stored_codes: False: no codes are read, even if data.codes names an image tokenizer.
 
-    Words are masked (mlm_*) only where config.objectives.weights.mlm is not 0: it alone needs jieba's dictionary. Codes of
-    images are those beside the shards (tools/make_image_codes.py), if config.data.codes names their tokenizer.
+    Words are masked (mlm_*) only if config.objectives.weights.mlm is not 0: that needs jieba's dictionary. Image codes
+    are those that tools/make_image_codes.py stored beside the shards, if config.data.codes names their image tokenizer.
     """
 
     def __init__(self, config: Config, split: str, rank: int = 0, ranks: int = 1, *, stored_codes: bool = True) -> None:
@@ -84,7 +84,7 @@ class Loader:
 
     @functools.cached_property
     def order(self) -> Order:
-        """Of training."""
+        """The order of training."""
         config, wanted = self.config, self.config.data.batch_size * self.ranks
         images = self.sources.samples[:, 2] if config.data.unique_images else None
         order = Order(config.seed, self.sources.split(self.ids), self.sources.weights, wanted, images)
@@ -102,11 +102,11 @@ class Loader:
         return self.order.steps
 
     def batches(self, first_step: int = 0) -> Iterator[Batch]:
-        """Endless batches from a global step on, made ahead by a thread; closing the iterator ends it."""
+        """Endless batches from a global step on, prefetched by a thread; closing the iterator ends it."""
         return prefetch(self._training_batches(self.order, first_step), self.config.data.prefetch)
 
     def evaluation(self, batch_size: int, limit: int = 0, order: np.ndarray | None = None) -> Iterator[Evaluated]:
-        """The split in its own order or another, drawing as epoch 0 does but never varying a view: figures repeat.
+        """The split in its own order or another, with the masks of epoch 0 and without augmentation: metrics repeat.
 
         Args:
             batch_size: rows of every batch; the last one is filled by repeating its last sample.
@@ -114,7 +114,7 @@ class Loader:
             order: these samples in this order, int64 [n], instead of the split's.
 
         Yields:
-            (batch, n, samples): n rows count, samples are their (key, caption), the caption "" where there is none.
+            (batch, n, samples): n rows count; samples are their (key, caption), the caption "" if there is none.
         """
         ids = self.ids[: limit or None] if order is None else order
         return prefetch(self._evaluation_batches(batch_size, ids), self.config.data.prefetch)
@@ -126,7 +126,7 @@ class Loader:
             while True:
                 samples, passes = order.epoch(epoch)
                 for place in range(step, order.steps):
-                    yield self._make(samples[place, rows], passes[place, rows], workers, varied=True)[0]
+                    yield self._make(samples[place, rows], passes[place, rows], workers, augment=True)[0]
                 epoch, step = epoch + 1, 0
 
     def _evaluation_batches(self, size: int, ids: np.ndarray) -> Generator[Evaluated, None, None]:
@@ -147,7 +147,7 @@ class Loader:
             yield Sample(number, epoch, record, caption, name)
 
     def _make(
-        self, ids: np.ndarray, epochs: np.ndarray, workers: ThreadPoolExecutor, varied: bool = False
+        self, ids: np.ndarray, epochs: np.ndarray, workers: ThreadPoolExecutor, augment: bool = False
     ) -> tuple[Batch, list[tuple[str, str]]]:
         """The batch of some samples, each in an epoch of its own, and their keys and captions."""
         size = len(ids)
@@ -156,46 +156,46 @@ class Loader:
         records, _, images = self.sources.samples[ids].T
         batch["sample_id"][:], batch["image_id"][:] = ids, images
         batch["image_codes"][:] = self.sources.codes(records, batch["image_codes"].shape[1])
-        run = map if self.config.data.workers <= 1 else workers.map  # which fills rows while others are read
-        names = run(functools.partial(self._fill, batch, varied), range(size), self._samples(ids, epochs))
+        run = map if self.config.data.workers <= 1 else workers.map  # which fills rows while the next records are read
+        names = run(functools.partial(self._fill, batch, augment), range(size), self._samples(ids, epochs))
         return batch, list(names)
 
-    def _fill(self, batch: Batch, varied: bool, row: int, sample: Sample) -> tuple[str, str]:
+    def _fill(self, batch: Batch, augment: bool, row: int, sample: Sample) -> tuple[str, str]:
         """Writes one sample into its row and returns its key and caption; an absent modality stays zero."""
         presence, model = batch["presence"][row], self.config.model
         presence[:] = sample.record.presence(sample.caption, model.image.input)
         if presence[IMAGE] and model.image.input == "region":
             fill_regions(batch, row, sample.record.regions, model.image, sample.name)
         elif presence[IMAGE]:
-            batch["image"][row] = self._image(sample, model.image.size, varied)
+            batch["image"][row] = self._image(sample, model.image.size, augment)
         if presence[AUDIO]:
-            clip = self._audio(sample, varied)
+            clip = self._audio(sample, augment)
             batch["audio"][row, : len(clip)] = clip
             batch["audio_frames"][row] = len(clip)
         if presence[TEXT]:
             ids, mask = self.tokenizer.encode(sample.text, model.text.max_len)
             batch["text_ids"][row], batch["text_mask"][row] = ids, mask
-        self._draw(batch, row, sample)
+        self._randomise(batch, row, sample)
         return sample.record.key, sample.text
 
-    def _image(self, sample: Sample, size: int, varied: bool) -> np.ndarray:
+    def _image(self, sample: Sample, size: int, augment: bool) -> np.ndarray:
         """Its image, uint8 [S, S, 3]."""
         config = self.config.data.augment
-        if not varied or not config.augments_images:
+        if not augment or not config.augments_images:
             return decode_image(sample.record.image, size, sample.name)
         rng = masking.sample_rng(self.config.seed, sample.epoch, sample.number, masking.IMAGE)
         return augment_image(sample.record, size, sample.name, config, rng)
 
-    def _audio(self, sample: Sample, varied: bool) -> np.ndarray:
+    def _audio(self, sample: Sample, augment: bool) -> np.ndarray:
         """Its audio [frames, …]."""
         clip, config = sample.audio[: self.config.model.audio.length], self.config.data.augment
-        if not varied or not config.augments_audio:
+        if not augment or not config.augments_audio:
             return clip
-        rng = masking.sample_rng(self.config.seed, sample.epoch, sample.number, masking.SOUND)
+        rng = masking.sample_rng(self.config.seed, sample.epoch, sample.number, masking.AUDIO)
         return augment_audio(clip, config, rng)
 
-    def _draw(self, batch: Batch, row: int, sample: Sample) -> None:
-        """The row's random part. The masks come last: they draw a varying number of times."""
+    def _randomise(self, batch: Batch, row: int, sample: Sample) -> None:
+        """Fills the random fields of a row. The masks come last: they take a varying number of random numbers."""
         objectives, presence = self.config.objectives, batch["presence"][row]
         rng = masking.sample_rng(self.config.seed, sample.epoch, sample.number)
         batch["match_noise"][row] = rng.gumbel(size=len(batch["match_noise"]))
@@ -208,8 +208,8 @@ class Loader:
         places = self._places(batch, row)
         for name, span in (("mvm", 1), ("mam", objectives.masking.audio_span)):
             slots = batch[f"{name}_positions"].shape[1]
-            drawn = masking.mask_positions(places[name], slots, objectives.masking.ratio, span, rng)
-            batch[f"{name}_positions"][row], batch[f"{name}_weights"][row] = drawn
+            masked = masking.mask_positions(places[name], slots, objectives.masking.ratio, span, rng)
+            batch[f"{name}_positions"][row], batch[f"{name}_weights"][row] = masked
         batch["mlm_ids"][row] = batch["text_ids"][row]
         if objectives.weights.mlm and presence[TEXT]:
             ids, slots = batch["text_ids"][row], batch["mlm_positions"].shape[1]

@@ -1,4 +1,4 @@
-"""Making what is asked for next while what was asked for last is in use."""
+"""Makes the next items of an iterator while the current one is in use."""
 
 import queue
 import threading
@@ -6,9 +6,9 @@ from collections.abc import Generator, Iterator
 
 
 def prefetch(source: Generator, depth: int) -> Iterator:
-    """The items of an iterator, up to ``depth`` of them made ahead by a thread; its errors are raised here.
+    """The items of an iterator, up to ``depth`` of them prefetched by a thread; its errors are raised here.
 
-    The thread starts at the first item asked for and ends when the returned generator is exhausted, closed or dropped.
+    The thread starts when the first item is requested; it ends when the generator is exhausted, closed or dropped.
     """
     made: queue.Queue = queue.Queue(depth)
     stop, end = threading.Event(), object()
@@ -27,7 +27,7 @@ def prefetch(source: Generator, depth: int) -> Iterator:
                 if stop.is_set():
                     break
             put(end)
-        except Exception as error:  # whatever it is, the consumer raises it
+        except Exception as error:  # the consumer raises it
             put(error)
         finally:
             source.close()

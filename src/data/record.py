@@ -19,17 +19,17 @@ BYTES = ("image", "regions", "sounds")
 COLUMNS = ("key", "image", "regions", "captions", "sounds", "sizes")
 SCHEMA = {name: {"type": "bytes" if name in BYTES else "string"} for name in COLUMNS}
 REGION_TYPES = (np.float32, np.int32, np.float32, np.float16)  # boxes, classes, scores, features: in this order
-PAGE_BYTES = 1 << 22  # MindRecord's unit of writing, which a record must fit into
+PAGE_BYTES = 1 << 22  # MindRecord's unit of writing, into which a record must fit
 
 
 @dataclass(frozen=True)
 class Record:
-    """An image, its captions and their audio clips; what is absent is None or empty."""
+    """An image, its captions and their audio clips; a part that is absent is None or empty."""
 
     key: str  # name in its corpus: for messages and results
     image: bytes | None  # encoded file (PNG, JPEG, WebP)
     captions: tuple[str, ...]
-    # a caption's audio, as schema.audio_layout says for its kind: uint8 [frames, mels]; a lone one without captions
+    # a caption's audio, as schema.audio_layout says for its kind: uint8 [frames, mels]; without captions at most one
     audio: tuple[np.ndarray | None, ...]
     regions: Regions | None = None  # what a detector found in the image
 
@@ -128,7 +128,7 @@ def checksum(columns: Sequence[Any]) -> int:
 
 @dataclass(frozen=True)
 class Packed:
-    """A record as it is stored, and what the index needs to know of it."""
+    """A record as it is stored, and what the index needs to know about it."""
 
     row: dict[str, Any]  # MindRecord's columns
     presence: tuple[tuple[int, ...], ...]  # of each sample: 1 where it has text, image, audio

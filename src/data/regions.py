@@ -1,11 +1,11 @@
-"""Features that other networks have written to files: regions of a detector, frames of an audio clip.
+"""Reads precomputed features from files: region features of a detector, audio features of another network.
 
 Letters: ``n`` regions or frames, ``D`` width of a feature.
 
     a1.npz    features [n, 2048], boxes [n, 4], classes [n], scores [n], width, height
-    a1.npy    [n, 1024], frames of an audio clip; in an .npz: features
+    a1.npy    [n, 1024], audio features a frame; in an .npz: features
 
-The names that the usual bottom-up-attention extractors give to the arrays are understood, too.
+The names that the usual bottom-up-attention extractors give to the arrays are understood as well.
 """
 
 import zipfile
@@ -38,7 +38,7 @@ BROKEN = (OSError, ValueError, EOFError, KeyError, NotImplementedError, zipfile.
 
 @dataclass(frozen=True)
 class Regions:
-    """What a detector found in an image, the surest first."""
+    """What a detector found in an image, the most confident first."""
 
     features: np.ndarray  # float16 [n, D]
     boxes: np.ndarray  # float32 [n, 4]: x1, y1, x2, y2 in pixels
@@ -58,18 +58,18 @@ class Regions:
 
 
 def load_regions(path: Path, dim: int) -> Regions:
-    """Reads an .npz of regions; what is optional in it are classes, scores and, with boxes in [0, 1], width and height.
+    """Reads an .npz of regions; classes and scores are optional, and with boxes in [0, 1] also width and height.
 
     Args:
         path: the file.
         dim: D, the width that features must have.
 
     Raises:
-        DataError: the file is missing or damaged, or one of its arrays cannot be used; it names file and array.
+        DataError: the file is missing or damaged, or one of its arrays cannot be used; the message names both.
     """
     arrays = _read(path, "regions")
     if not isinstance(arrays, Mapping):
-        raise DataError(f"{path}: regions come as .npz with features and boxes, not as a single array")
+        raise DataError(f"{path}: a single array: regions are an .npz with features and boxes")
     found = {name: _pick(arrays, keys) for name, keys in NAMES.items()}
     count = _count(path, found["count"])
     features = half(_matrix(path, "features", found["features"], dim)[:count], path, "features")
@@ -84,25 +84,27 @@ def load_regions(path: Path, dim: int) -> Regions:
 
 
 def load_features(path: Path, dim: int) -> np.ndarray:
-    """Reads frames of an audio clip, float16 [n, D], from an .npy or the array ``features`` of an .npz."""
+    """Reads audio features, float16 [n, D], from an .npy or the array ``features`` of an .npz."""
     arrays = _read(path, "features")
     features = _pick(arrays, NAMES["features"]) if isinstance(arrays, Mapping) else arrays
     return half(_matrix(path, "features", features, dim), path, "features")
 
 
 def half(values: np.ndarray, path: Path, name: str) -> np.ndarray:
-    """As float16, in which features are kept."""
+    """Converts features to float16, the type in which they are stored."""
     if not np.isfinite(values).all():
-        raise DataError(f"{path}: {name} holds values that are not finite")
+        raise DataError(f"{path}: {name} contains values that are not finite")
     if np.abs(values).max() > np.finfo(np.float16).max:
-        raise DataError(f"{path}: {name} holds values beyond half precision, {np.abs(values).max():.3g}: scale them")
+        raise DataError(
+            f"{path}: {name} contains {np.abs(values).max():.3g}, beyond half precision: scale the features"
+        )
     return values.astype(np.float16)
 
 
 def fill_regions(
     batch: dict[str, np.ndarray], row: int, regions: Regions, config: ImageEncoderConfig, name: str
 ) -> None:
-    """Writes the surest regions of an image into a row; ``name`` is what an error calls it."""
+    """Writes the most confident regions of an image into a row; ``name`` is the image's in error messages."""
     if regions.features.shape[1] != config.region_dim:
         found, key = regions.features.shape[1], "model.image.region_dim"
         raise DataError(f"{name}: features of {found} numbers, {key} is {config.region_dim}: change the config")
@@ -138,7 +140,7 @@ def _pick(arrays: Mapping[str, np.ndarray], keys: tuple[str, ...]) -> np.ndarray
 
 
 def _count(path: Path, value: np.ndarray | None) -> int | None:
-    """How many rows of the arrays are regions, where the file says it; the rest is padding."""
+    """How many rows of the arrays are regions, if the file says so; the rest is padding."""
     if value is None:
         return None
     if value.size != 1 or value.dtype.kind not in "iu" or value.item() < 1:
@@ -171,11 +173,13 @@ def _boxes(path: Path, values: np.ndarray | None, count: int | None, rows: int) 
 
 
 def _size(path: Path, found: Mapping[str, np.ndarray | None], boxes: np.ndarray) -> tuple[int, int]:
-    """Width and height of the image; 1 × 1 where the boxes are shares of it."""
+    """Width and height of the image; 1 × 1 if the boxes are shares of it."""
     if found["width"] is None or found["height"] is None:
         if boxes.max() <= 1:
             return 1, 1
-        raise DataError(f"{path}: boxes are in pixels, so width and height (or image_w and image_h) are needed")
+        raise DataError(
+            f"{path}: boxes are in pixels but there is no width and height (or image_w and image_h): add them"
+        )
     sides = []
     for name in ("width", "height"):
         value = found[name]
@@ -186,7 +190,7 @@ def _size(path: Path, found: Mapping[str, np.ndarray | None], boxes: np.ndarray)
 
 
 def _classes(path: Path, values: np.ndarray | None, count: int | None, rows: int) -> np.ndarray:
-    """int32 [n], −1 where unknown; of a table of probabilities the likeliest."""
+    """int32 [n], −1 if unknown; from a table of probabilities the most likely one."""
     if values is not None and values.ndim == 2 and values.dtype.kind == "f" and values.shape[1]:
         values = values.argmax(1)
     classes = _vector(path, "classes", values, count, rows, np.int32, -1)
@@ -208,7 +212,7 @@ def _vector(
 
 
 def sketch(regions: Regions, size: int) -> np.ndarray:
-    """Where the regions of an image are, uint8 [S, S, 3]: for the eye, where the image itself is not at hand."""
+    """The outlines of an image's regions, uint8 [S, S, 3]: shown in place of an image that is not available."""
     canvas = Image.new("RGB", (size, size), "white")
     pen = ImageDraw.Draw(canvas)
     for x1, y1, x2, y2 in (regions.box_vectors()[:, :4] * (size - 1)).tolist():

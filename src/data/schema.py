@@ -1,4 +1,4 @@
-"""The batch contract: the names, types and shapes of what the data path hands to the model.
+"""The batch contract: names, types and shapes of the tensors that the data pipeline hands to the model.
 
 Letters: ``B`` batch, ``T`` text tokens, ``S`` image side in pixels, ``P`` patches or regions, ``M`` audio frames,
 ``N`` mel bands, ``D`` width of a feature, ``F`` audio tokens, ``K`` masked tokens, ``C`` codes of an image.
@@ -14,12 +14,12 @@ from src.config import AudioEncoderConfig, ModelConfig
 
 TEXT, IMAGE, AUDIO = range(3)  # columns of every presence table
 MODALITIES = ("text", "image", "audio")
-JOINT = 3  # a text and its speech as one, where embeddings are compared; behind the columns of a presence table
+JOINT = 3  # a text and its speech as one embedding; follows the columns of a presence table
 # what retrieval and the contrastive loss compare, each both ways
 COUPLES = ((TEXT, IMAGE), (TEXT, AUDIO), (IMAGE, AUDIO), (JOINT, IMAGE))
 # what an image encoder reads, by model.image.input
 IMAGE_FIELDS = {"patch": ("image",), "region": ("regions", "region_boxes", "region_mask")}
-# wav2vec 2.0's convolutions over the waveform, in all its sizes: kernel and stride of each
+# kernel and stride of wav2vec 2.0's convolutions over the waveform, the same in all its sizes
 WAVE_CONVOLUTIONS = ((10, 5), (3, 2), (3, 2), (3, 2), (3, 2), (2, 2), (2, 2))
 
 
@@ -33,12 +33,12 @@ class Field:
 
 
 def masked_slots(max_len: int, mask_ratio: float) -> int:
-    """``K``: how many slots for hidden places a row of ``max_len`` tokens carries (at least one)."""
+    """``K``: how many slots for masked positions a row of ``max_len`` tokens has (at least one)."""
     return max(1, round(max_len * mask_ratio))
 
 
 def audio_layout(kind: str, mels: int, feature_dim: int) -> tuple[type, tuple[int, ...]]:
-    """Type of a stored audio and shape of one of its frames, by model.audio.input."""
+    """Type of a stored audio clip and shape of one of its frames, by model.audio.input."""
     layouts = {
         "fbank": (np.uint8, (mels,)),
         "feature": (np.float16, (feature_dim,)),
@@ -48,7 +48,7 @@ def audio_layout(kind: str, mels: int, feature_dim: int) -> tuple[type, tuple[in
 
 
 def audio_tokens(audio: AudioEncoderConfig, length: int) -> int:
-    """How many tokens an audio clip of so many frames (or samples of a waveform) gives."""
+    """How many tokens an audio clip of ``length`` frames (or samples of a waveform) becomes."""
     if audio.input != "wav2vec2":
         return -(-length // audio.stride)
     for kernel, stride in WAVE_CONVOLUTIONS:
@@ -57,22 +57,22 @@ def audio_tokens(audio: AudioEncoderConfig, length: int) -> int:
 
 
 def image_fields(model: ModelConfig) -> dict[str, Field]:
-    """What there is of an image: pixels, or what a detector found."""
+    """The fields of an image: pixels, or a detector's regions."""
     image = model.image
     if image.input == "patch":
         return {"image": Field(np.uint8, (image.size, image.size, 3), "RGB, normalised on the device")}
     return {
-        "regions": Field(np.float16, (image.regions, image.region_dim), "features of the detector, 0 behind the last"),
+        "regions": Field(np.float16, (image.regions, image.region_dim), "features of the detector, 0 after the last"),
         "region_boxes": Field(np.float32, (image.regions, 7), "x1, y1, x2, y2, width, height, area; shares of 1"),
         "region_mask": Field(np.int32, (image.regions,), "1 on regions, 0 on padding"),
         "region_classes": Field(np.int32, (image.regions,), "the detector's; −1: unknown"),
     }
 
 
-SOUNDS = {
-    "fbank": "quantised log-mel frames, 0 behind the end",
-    "feature": "features of frames, 0 behind the end",
-    "wav2vec2": "the waveform, 0 behind the end",
+AUDIO_MEANING = {
+    "fbank": "quantised log-mel frames, 0 after the end",
+    "feature": "features of frames, 0 after the end",
+    "wav2vec2": "the waveform, 0 after the end",
 }
 
 
@@ -91,25 +91,25 @@ def batch_fields(model: ModelConfig, batch_size: int, mask_ratio: float) -> dict
         "text_mask": Field(np.int32, (text.max_len,), "1 on tokens, 0 on padding"),
         **image_fields(model),
         "image_codes": Field(np.int32, (model.image_tokenizer.side**2,), "−1: no image, or no data.codes"),
-        "audio": Field(dtype, (audio.length, *frame), SOUNDS[audio.input]),
+        "audio": Field(dtype, (audio.length, *frame), AUDIO_MEANING[audio.input]),
         "audio_frames": Field(np.int32, (), "frames (of a waveform: samples) before the padding"),
-        "mlm_ids": Field(np.int32, (text.max_len,), "text_ids with whole words hidden"),
-        "mlm_positions": Field(np.int32, (slots,), "where the hidden tokens are; 0 in unused slots"),
-        "mlm_labels": Field(np.int32, (slots,), "what they were"),
+        "mlm_ids": Field(np.int32, (text.max_len,), "text_ids with whole words masked"),
+        "mlm_positions": Field(np.int32, (slots,), "where the masked tokens are; 0 in unused slots"),
+        "mlm_labels": Field(np.int32, (slots,), "the tokens that were masked"),
         "mlm_weights": Field(np.float32, (slots,), "1 for a used slot, 0 for an unused one"),
-        "mvm_positions": Field(np.int32, (patches,), "hidden patches or regions; 0 in unused slots"),
+        "mvm_positions": Field(np.int32, (patches,), "masked patches or regions; 0 in unused slots"),
         "mvm_weights": Field(np.float32, (patches,), "1 for a used slot, 0 for an unused one"),
-        "mam_positions": Field(np.int32, (frames,), "hidden audio tokens; 0 in unused slots"),
+        "mam_positions": Field(np.int32, (frames,), "masked audio tokens; 0 in unused slots"),
         "mam_weights": Field(np.float32, (frames,), "1 for a used slot, 0 for an unused one"),
-        "denoise_text_presence": Field(np.int32, (3,), "what the row that writes is given; the text never"),
-        "denoise_image_presence": Field(np.int32, (3,), "what the row that draws is given; the image never"),
+        "denoise_text_presence": Field(np.int32, (3,), "what text denoising is given; never the text"),
+        "denoise_image_presence": Field(np.int32, (3,), "what image denoising is given; never the image"),
         "match_case": Field(np.int32, (), "column of MATCH_CASES"),
         "match_presence": Field(np.int32, (3,), "modalities of the matching row: two or three"),
         "match_noise": Field(np.float32, (batch_size,), "Gumbel noise that samples the hard negatives"),
     }
 
 
-# The five answers of the sample level: which of the three belong together.
+# The five classes of the matching loss: which modalities of a sample belong together.
 MATCH_CASES = ("all", "image+audio", "text+audio", "text+image", "none")
 
 

@@ -1,4 +1,4 @@
-"""Several datasets under one numbering: the records, images and samples of each follow those of the one before."""
+"""Several datasets under one numbering: records, images and samples of each follow those of the previous one."""
 
 from collections.abc import Iterator
 
@@ -18,8 +18,8 @@ class Sources:
     Args:
         config: data and model.
         split: one that all of them have.
-        whole: False: only their images are read, so that config.model.audio and image need not fit.
-        codes: False: no codes are read even where data.codes names a tokenizer.
+        whole: False: only images are read, so that config.model.audio and image need not fit.
+        codes: False: no codes are read, even if data.codes names an image tokenizer.
 
     Attributes:
         datasets, weights: each.
@@ -48,14 +48,14 @@ class Sources:
         return np.split(ids, np.searchsorted(ids, self.first_samples[1:]))
 
     def read(self, records: np.ndarray) -> Iterator[tuple[str, Record]]:
-        """Records in the order asked for, and what an error calls each."""
+        """The name of each record for error messages, and the record, in the requested order."""
         for source, index in self._locate(records):
             dataset = self.datasets[source]
             (record,) = dataset.read([index])
             yield f"{dataset.folder}: split {dataset.split!r}, record {record.key!r}", record
 
     def codes(self, records: np.ndarray, count: int) -> np.ndarray:
-        """The codes of records' images, int32 [n, count]; −1 where there are none."""
+        """The image codes of records, int32 [n, count]; −1 if there are none."""
         found = np.full((len(records), count), -1, np.int32)
         for row, (source, index) in zip(found, self._locate(records), strict=True):
             if source in self._codes:
@@ -63,7 +63,7 @@ class Sources:
         return found
 
     def others(self, record: int) -> np.ndarray:
-        """The records of a record's source that follow it, and then those before it."""
+        """The other records of a record's source: those after it, then those before it."""
         ((source, index),) = self._locate(np.array([record]))
         records = self.datasets[source].records
         return self.first_records[source] + (index + np.arange(1, records)) % records
@@ -74,15 +74,15 @@ class Sources:
         return zip(sources.tolist(), (records - self.first_records[sources]).tolist(), strict=True)
 
     def _open_codes(self, config: Config) -> dict[int, np.ndarray]:
-        """By source; one without an image needs none."""
+        """Codes by source; a source without images needs none."""
         imaged = {source: dataset for source, dataset in enumerate(self.datasets) if dataset.count(IMAGE)}
         return {source: open_codes(dataset, config) for source, dataset in imaged.items()}
 
     def require_images(self) -> None:
-        """Raises DataError if a source has none."""
+        """Raises DataError if a source has no image."""
         for dataset in self.datasets:
             if not dataset.count(IMAGE):
-                raise DataError(f"{dataset.folder}: split {dataset.split!r} has no image")
+                raise DataError(f"{dataset.folder}: split {dataset.split!r} has no image: leave this source out")
 
 
 def _starts(lengths: list[int]) -> np.ndarray:

@@ -1,7 +1,7 @@
 """A dataset is a folder: ``dataset.json``, one sample index a split and MindRecord shards.
 
-A *record* is an image with its captions and the audio of each caption; a *sample* is one caption of a record with
-the image and that caption's audio. ``dataset.json`` is written last, so that a folder without it is unfinished.
+A *record* is an image with its captions and an audio clip of each caption. A *sample* is one caption of a record with
+its image and that caption's audio clip. ``dataset.json`` is written last, so that a folder without it is unfinished.
 """
 
 import hashlib
@@ -33,7 +33,7 @@ class Dataset:
     Args:
         folder: the dataset folder.
         split: one of its splits.
-        audio: the model's audio settings, which must be those of the stored audio clips; None skips this check.
+        audio: the model's audio settings, which must match the stored audio clips; None skips this check.
         image: the model's image settings: what its encoder reads must be there if there are images.
 
     Attributes:
@@ -73,7 +73,7 @@ class Dataset:
         return self._entry["records"]
 
     def digest(self) -> str:
-        """The sha256 of the shards' own: it changes when they do."""
+        """The sha256 over those of the shards: it changes if they do."""
         return hashlib.sha256(" ".join(file["sha256"] for file in self._files).encode()).hexdigest()
 
     def count(self, modality: int) -> int:
@@ -81,7 +81,7 @@ class Dataset:
         return self._entry[MODALITIES[modality]]
 
     def read(self, record_indices: Iterable[int]) -> Iterator[Record]:
-        """Records in the order asked for, read from the shards one by one."""
+        """Records in the requested order, read from the shards one by one."""
         source = self._open()
         layout = stored_layout(self.info)
         for index in record_indices:
@@ -104,7 +104,7 @@ class Dataset:
         return self._source
 
     def _damage(self, index: int, error: RuntimeError) -> str:
-        """Names the file that is no longer what was written."""
+        """Finds the file that is no longer as it was written."""
         for file in self._files:
             if digest(self.folder / file["name"]) != file["sha256"]:
                 return f"{self.folder / file['name']} is damaged: prepare the dataset again"
@@ -121,10 +121,10 @@ class Dataset:
     def _check_audio(self, audio: AudioEncoderConfig) -> None:
         for key in ("input", *AUDIO_KEYS[self.info["audio"]["input"]]):
             stored, wanted = self.info["audio"][key], getattr(audio, key)
-            # Audio that was cut later than the model wants is cut again; other settings cannot be undone.
+            # Clips longer than the model reads are cut again; other settings cannot be changed afterwards.
             if wanted > stored if key == "max_frames" else wanted != stored:
                 raise DataError(
-                    f"{self.folder} holds audio made with {key}={stored}, model.audio.{key} is {wanted}: "
+                    f"{self.folder} holds audio prepared with {key}={stored}, model.audio.{key} is {wanted}: "
                     "change the config or prepare the dataset again"
                 )
 
@@ -151,15 +151,17 @@ def read_info(folder: str | Path) -> dict[str, Any]:
     except ValueError:
         raise DataError(f"{path} is not JSON: prepare the dataset again") from None
     if not isinstance(info, dict) or info.get("format") != FORMAT or not isinstance(info.get("splits"), dict):
-        raise DataError(f"{path} does not describe a dataset of this project")
+        raise DataError(f"{path} does not describe a dataset of this project: choose another folder")
     if info.get("version") != VERSION:
-        raise DataError(f"{path} has format version {info.get('version')}, this code reads {VERSION}: prepare it again")
+        raise DataError(
+            f"{path} has format version {info.get('version')}, this code reads {VERSION}: prepare the dataset again"
+        )
     return info
 
 
 def open_shards(paths: list[Path]) -> Any:
     """MindRecord files as one sequence of rows, read by index: no pipeline, no threads, nothing kept in memory."""
-    from mindspore.dataset import MindDataset  # two seconds that only reading needs
+    from mindspore.dataset import MindDataset  # it takes two seconds, which only reading needs
 
     return MindDataset([str(path) for path in paths], list(COLUMNS), num_parallel_workers=1, shuffle=False)
 

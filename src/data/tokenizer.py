@@ -50,12 +50,12 @@ class Tokenizer:
         self._ids = {token: index for index, token in enumerate(self.vocab)}
         for special in SPECIALS:
             if special not in self._ids:
-                raise DataError(f"{path}: the vocabulary has no {special}")
+                raise DataError(f"{path}: the vocabulary has no {special}: add it")
         if "" in self._ids:
             raise DataError(f"{path}: line {self.vocab.index('') + 1} of the vocabulary is empty")
         if len(self._ids) < len(self.vocab):
             twice, _ = Counter(self.vocab).most_common(1)[0]
-            raise DataError(f"{path}: {twice!r} stands in the vocabulary twice")
+            raise DataError(f"{path}: {twice!r} occurs twice in the vocabulary: remove one")
         self._encode = functools.lru_cache(CACHED_TEXTS)(self._encode_uncached)
         self._encode_words = functools.lru_cache(CACHED_TEXTS)(self._words_uncached)
 
@@ -125,7 +125,7 @@ class Tokenizer:
         row = np.full(max_len, self.pad_id, np.int32)
         row[: len(ids) + 2] = [self.cls_id, *ids, self.sep_id]
         mask = (np.arange(max_len) < len(ids) + 2).astype(np.int32)
-        row.flags.writeable = mask.flags.writeable = False  # the cache hands out the same arrays again
+        row.flags.writeable = mask.flags.writeable = False  # the cache returns the same arrays again
         return row, mask
 
     def _words_uncached(self, text: str, max_len: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Writes a dataset folder, shard by shard; what a killed writer has finished, the next one keeps."""
+"""Writes a dataset folder, shard by shard; a new writer keeps the shards that a killed one finished."""
 
 import contextlib
 import json
@@ -55,12 +55,12 @@ class _Split:
 
 
 class DatasetWriter:
-    """Writes a dataset folder; use it as a context manager, which finishes the folder unless an exception leaves it.
+    """Writes a dataset folder; use it as a context manager, which finishes the folder unless an exception is raised.
 
     Args:
-        folder: made if need be; an unfinished dataset in it is replaced, a finished one refused.
+        folder: made if necessary; an unfinished dataset in it is replaced, a finished one is an error.
         audio: the settings that the stored audio clips were made with.
-        about: anything JSON that says where the data came from; what is added to it before the end is kept, too.
+        about: JSON that says where the data came from; it may be extended before the end.
         shard_records: records a shard file.
         resume: keep the finished shards of an unfinished dataset made with the same settings and ``about``.
     """
@@ -76,7 +76,7 @@ class DatasetWriter:
         self.folder, self.about, self.shard_records = Path(folder), dict(about), shard_records
         self.audio = audio
         if (self.folder / "dataset.json").exists():
-            raise DataError(f"{self.folder} already holds a dataset: delete it or write to another folder")
+            raise DataError(f"{self.folder} already holds a dataset: delete it, or choose another --output")
         self.folder.mkdir(parents=True, exist_ok=True)
         settings = {"version": VERSION, "audio": self._audio(), "about": self.about, "shard_records": shard_records}
         self._splits: dict[str, _Split] = {}
@@ -126,7 +126,7 @@ class DatasetWriter:
         return row < len(self._finished) and self._finished[row] >= 0
 
     def take_finished(self, row: int) -> tuple[str, int]:
-        """Counts in a finished row, in its turn; returns its split and the digest of its image."""
+        """Adds a finished row to the index, in its turn; returns its split and the digest of its image."""
         split = self._names[self._finished[row]]
         state = self._splits[split]
         packed = next(state.finished)
@@ -137,7 +137,7 @@ class DatasetWriter:
         path = self._shard_path(split, state)
         with _writing(path):
             if state.writer is None:
-                from mindspore.mindrecord import FileWriter  # two seconds that only writing needs
+                from mindspore.mindrecord import FileWriter  # it takes two seconds, which only writing needs
 
                 # MindRecord keeps the file's name inside its index: a shard cannot be renamed afterwards.
                 state.writer = FileWriter(str(path), 1)
@@ -179,7 +179,7 @@ class DatasetWriter:
             for path in paths:
                 shard, rows = read_part(path)
                 if path.name != _part_name(split, state) or not all(map(self._is_whole, shard["files"])):
-                    break  # it and what follows is made again
+                    break  # this one and those after it are made again
                 state.shards.append(shard)
                 longer = np.full(max(0, rows[-1] + 1 - len(self._finished)), -1, np.int8)
                 self._finished = np.concatenate([self._finished, longer])
@@ -191,7 +191,7 @@ class DatasetWriter:
         return path.is_file() and path.stat().st_size == file["bytes"]
 
     def _clear(self) -> None:
-        """Removes what an earlier writer left, but for finished shards."""
+        """Removes the files of an earlier writer except finished shards."""
         kept = {file["name"] for state in self._splits.values() for shard in state.shards for file in shard["files"]}
         kept |= {f".part-{name}-{n:05d}.npz" for name, state in self._splits.items() for n in range(len(state.shards))}
         for path in self.folder.iterdir():
@@ -200,7 +200,7 @@ class DatasetWriter:
 
     def _finish(self) -> None:
         if not self.records:
-            raise DataError(f"{self.folder}: no record was written, so there is no dataset")
+            raise DataError(f"{self.folder}: no record was written: the input holds none")
         splits = {}
         for name in sorted((name for name, state in self._splits.items() if state.checksums), key=_order):
             state = self._splits[name]
@@ -247,7 +247,7 @@ def _part_name(split: str, state: _Split) -> str:
 
 @contextlib.contextmanager
 def _writing(path: Path) -> Iterator[None]:
-    """Turns what MindRecord raises while it writes a shard into a DataError."""
+    """Turns MindRecord's errors in writing a shard into a DataError."""
     try:
         yield
     except RuntimeError as error:

@@ -1,4 +1,4 @@
-"""What is said of a scene: captions written from facts, and facts read back from captions."""
+"""The grammar of the demo's captions: facts to captions, and captions back to facts."""
 
 import re
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ _PUNCTUATION = re.compile(r"[\s，。,.：:、！!]+")
 
 @dataclass(frozen=True)
 class Template:
-    """A wording: ``part`` is said of each item, commas between; every wording states all facts."""
+    """A wording: ``part`` once for each item, with commas between; every wording states all facts."""
 
     before: str
     part: str
@@ -32,7 +32,7 @@ TEMPLATES = (
 )
 
 
-def write(scene: Scene) -> str:
+def write_caption(scene: Scene) -> str:
     """The caption of a scene, such as 红底，左边一只大猫，右边两个苹果."""
     template, facts = TEMPLATES[scene.template], scene.facts
     parts = [template.part.format(place=PLACES[item.place], thing=_say(item)) for item in facts.items]
@@ -44,7 +44,7 @@ def _say(item: Item) -> str:
 
 
 def parse(caption: str, world: str = "demo_full") -> Facts | None:
-    """The facts that a caption states, or None where it is no sentence of the world. Punctuation does not matter."""
+    """The facts that a caption states, or None if it is no caption of the world. Punctuation does not matter."""
     text = _PUNCTUATION.sub("", caption)
     for places, pattern in _patterns(world):
         if match := pattern.fullmatch(text):
@@ -60,10 +60,10 @@ def parse(caption: str, world: str = "demo_full") -> Facts | None:
 
 @cache
 def _patterns(world: str) -> tuple[tuple[tuple[str, ...], re.Pattern], ...]:
-    """Each layout's places with the regular expression of each wording."""
+    """The places of each layout with the regular expression of each wording."""
     spec = get_world(world)
     names = "|".join(sorted(spec.names, key=len, reverse=True))
-    # any measure word will do: it is grammar, not a fact
+    # any measure word is accepted: it is grammar, not a fact
     measures = "|".join({all_things()[name].measure for name in spec.names})
     colour = f"(?P<colour>{'|'.join(spec.colours)})"
     patterns = []
@@ -85,8 +85,8 @@ def _patterns(world: str) -> tuple[tuple[tuple[str, ...], re.Pattern], ...]:
 def facts_right(pred: Facts | None, ref: Facts) -> dict[str, bool]:
     """Which kinds of facts of ``ref`` a prediction states; all of them exactly where the two are equal.
 
-    Counts and sizes are compared place by place; places ask for the same arrangement and for the objects that both
-    name to stand where they should, so that a wrong object does not cost its count and its place as well.
+    Counts and sizes are compared place by place. Places are right if the arrangement is the same and the objects that
+    both name are at the same places, so that a wrong object does not make its count and its place wrong as well.
     """
     if pred is None:
         return dict.fromkeys(FACT_KINDS, False)
@@ -103,7 +103,7 @@ def facts_right(pred: Facts | None, ref: Facts) -> dict[str, bool]:
 
 
 def vocabulary() -> list[str]:
-    """The tokens of ``config/vocab/demo.txt``: the special ones, then every character that the worlds can say."""
+    """The tokens of ``config/vocab/demo.txt``: the special ones, then every character of all possible captions."""
     wordings = "".join(template.before + template.part + template.after for template in TEMPLATES)
     wordings = re.sub(r"\{\w+\}", "", wordings) + "，"
     words = [wordings, *COLOURS, *PLACES.values(), *NUMERALS.values(), BIG, SMALL, NORMAL]

@@ -1,4 +1,4 @@
-"""The facts that captions of the demo's scenes state: which of them a generated text has right."""
+"""A metric of the demo's captions: which facts of a scene a generated text states correctly."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ class FactMetric:
     def score(self, predictions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, Any]:
         """``facts_right``, the share of predictions that state a reference's facts and no others; ``facts`` by kind.
 
-        Items whose references are no sentences of the world do not count; without any other the result is empty.
+        Items whose references are no captions of the world do not count; if there are no others, the result is empty.
         """
         rows = [self.compare(text, group) for text, group in zip(predictions, references, strict=True)]
         rows = [row for row in rows if row]
@@ -35,7 +35,7 @@ class FactMetric:
         return {"facts_right": sum(all(row.values()) for row in rows) / len(rows), "facts": kinds}
 
     def compare(self, prediction: str, references: Sequence[str]) -> dict[str, bool]:
-        """Which kinds of facts are right by the reference that fits best; empty where no reference states any."""
+        """Which kinds of facts are right, by the best reference; empty if no reference is a caption of the world."""
         said = parse(prediction, self.world)
         known = [facts for facts in (parse(text, self.world) for text in references) if facts is not None]
         return max((facts_right(said, facts) for facts in known), key=lambda row: sum(row.values()), default={})

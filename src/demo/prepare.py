@@ -1,4 +1,4 @@
-"""Makes the demo's data set: emoji scenes with their captions and the captions' speech, all from a seed."""
+"""The demo corpus: emoji scenes with captions and speech, generated from a seed."""
 
 from collections.abc import Iterator
 
@@ -11,7 +11,7 @@ from src.data.errors import DataError
 from src.data.record import Record
 from src.data.writer import DatasetWriter
 from src.demo import speech
-from src.demo.captions import write
+from src.demo.captions import write_caption
 from src.demo.render import render_png
 from src.demo.world import SPLITS, sample_scenes
 
@@ -20,27 +20,31 @@ def add_arguments(parser: CommandParser) -> None:
     parser.add_argument(
         "--world", choices=("demo", "demo_full"), default="demo", help="28 objects and 6 backgrounds, or 86 and 8"
     )
-    parser.add_argument("--output", type=user_path, required=True, help="folder to write")
-    parser.add_argument("--scenes", type=int, default=8000, help="training scenes")
-    parser.add_argument("--dev", type=int, default=500, help="scenes of held-out pairs, to choose settings by")
-    parser.add_argument("--test", type=int, default=1000, help="scenes of other held-out pairs, to report")
-    parser.add_argument("--seed", type=int, default=1, help="what all is drawn from")
+    parser.add_argument("--output", type=user_path, required=True, metavar="DIR", help="dataset folder to write")
+    parser.add_argument("--scenes", type=int, default=8000, metavar="N", help="training scenes (default: 8000)")
+    parser.add_argument(
+        "--dev", type=int, default=500, metavar="N", help="scenes of held-out object pairs, for validation (500)"
+    )
+    parser.add_argument(
+        "--test", type=int, default=1000, metavar="N", help="scenes of other held-out object pairs, for testing (1000)"
+    )
+    parser.add_argument("--seed", type=int, default=1, metavar="N", help="seed of everything random (default: 1)")
     parser.add_argument("--no-speech", action="store_true", help="images and captions only")
-    parser.add_argument("--config", type=user_path, help="YAML file whose model.audio says how audio is stored")
+    parser.add_argument("--config", type=user_path, metavar="FILE", help="its model.audio says how audio is stored")
 
 
 def run(args: Arguments) -> None:
-    """Writes the data set and prints what it holds."""
+    """Writes the dataset and prints its counts."""
     counts = {"train": args.scenes, "dev": args.dev, "test": args.test}
     for split, option in zip(SPLITS, ("--scenes", "--dev", "--test"), strict=True):
         if counts[split] < 1:
             raise DataError(f"{option} {counts[split]}: give at least one scene")
     if args.seed < 0:
-        raise DataError(f"--seed {args.seed}: give a number that is not negative")
+        raise DataError(f"--seed {args.seed}: give 0 or more")
     audio = load_config(args.config).model.audio if args.config else AudioEncoderConfig()
     if audio.input == "feature":
         raise DataError(
-            f"--config {args.config}: model.audio.input=feature, but the demo speaks: use fbank or wav2vec2"
+            f"--config {args.config}: model.audio.input=feature, but the demo makes audio clips: use fbank or wav2vec2"
         )
     spoken = not args.no_speech
     if spoken and not speech.available():
@@ -62,7 +66,7 @@ def _write_split(
 ) -> tuple[str, int, int, int, int, float]:
     """Returns the split's row of the summary: its name, scenes, spoken, silent and cut captions, mean duration."""
     scenes = sample_scenes(args.world, split, count, args.seed)
-    captions = [write(scene) for scene in scenes]
+    captions = [write_caption(scene) for scene in scenes]
     frames = []
     clips = _audio(captions, audio, (args.seed, SPLITS.index(split)))
     progress = tqdm(zip(scenes, captions, clips, strict=True), split, len(scenes), unit="scene")
@@ -78,7 +82,7 @@ def _write_split(
 
 
 def _audio(captions: list[str], audio: AudioEncoderConfig | None, seed: tuple[int, ...]) -> Iterator[np.ndarray | None]:
-    """The audio of each caption, None where speech is off or failed."""
+    """The audio clip of each caption; None if speech is off or failed."""
     if audio is None:
         yield from [None] * len(captions)
         return

@@ -1,4 +1,4 @@
-"""Draws a scene: sprites on a coloured ground, with everything the caption does not say jittered."""
+"""Renders a scene: sprites on a coloured background; everything that the caption does not say is jittered."""
 
 import io
 from functools import cache, lru_cache
@@ -12,8 +12,8 @@ CELL = 48  # pixels of a cell of the sprite sheet; the largest object of a scene
 COLUMNS = 10  # cells a row
 SIDE = 64  # pixels of a scene
 PIXELS = {SMALL: 15, NORMAL: 22, BIG: 31}  # the longer side of an object
-LONE_PIXELS = {SMALL: 16, NORMAL: 25, BIG: 42}  # of one that has the image for itself
-STRAY = 5  # how far an object strays from the middle of its box
+ALONE_PIXELS = {SMALL: 16, NORMAL: 25, BIG: 42}  # of the only object of an image
+JITTER = 5  # how far an object may be from the middle of its box
 
 
 @cache
@@ -34,7 +34,7 @@ def sprite(cell: int, pixels: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def boxes(places: tuple[str, ...], item: Item) -> list[tuple[float, float, float, float]]:
-    """Where the objects of an item go: one box (left, top, width, height) each, side by side without overlap."""
+    """The boxes of an item's objects, (left, top, width, height) each, side by side without overlap."""
     share, at = SIDE / len(places), places.index(item.place) * SIDE / len(places)
     step = SIDE / item.count
     if places in (LAYOUTS["above-below"], LAYOUTS["single"]):
@@ -49,34 +49,34 @@ def render(scene: Scene) -> np.ndarray:
     image = np.full((SIDE, SIDE, 3), ground, np.float32)
     places = tuple(item.place for item in scene.facts.items)
     for item in scene.facts.items:
-        single_modality = len(places) == 1 and item.count == 1
-        base = (LONE_PIXELS if single_modality else PIXELS)[item.size] * rng.uniform(0.94, 1.06)
+        alone = len(places) == 1 and item.count == 1
+        base = (ALONE_PIXELS if alone else PIXELS)[item.size] * rng.uniform(0.94, 1.06)
         light = rng.uniform(0.88, 1.0)
         for box in boxes(places, item):
-            _draw(image, item.name, box, base * rng.uniform(0.98, 1.02), light, rng)
+            _paste(image, item.name, box, base * rng.uniform(0.98, 1.02), light, rng)
     return image.round().astype(np.uint8)
 
 
-def _draw(image: np.ndarray, name: str, box: tuple, size: float, light: float, rng: np.random.Generator) -> None:
+def _paste(image: np.ndarray, name: str, box: tuple, size: float, light: float, rng: np.random.Generator) -> None:
     left, top, width, height = box
     pixels = min(round(size), int(min(width, height)) - 1)
     colour, through = sprite(all_things()[name].cell, pixels)
     rows, columns = colour.shape[:2]
-    y = _stray(top, height, rows, rng)
-    x = _stray(left, width, columns, rng)
+    y = _jittered(top, height, rows, rng)
+    x = _jittered(left, width, columns, rng)
     part = image[y : y + rows, x : x + columns]
     part *= through
     part += light * colour
 
 
-def _stray(start: float, room: float, length: int, rng: np.random.Generator) -> int:
+def _jittered(start: float, room: float, length: int, rng: np.random.Generator) -> int:
     slack = (room - length) / 2
-    return round(start + slack + rng.uniform(-1, 1) * min(slack, STRAY))
+    return round(start + slack + rng.uniform(-1, 1) * min(slack, JITTER))
 
 
 def render_png(scene: Scene) -> bytes:
     """The image of a scene as a PNG file."""
     buffer = io.BytesIO()
-    # level 1: a fifth of the time for a few per cent of size
+    # level 1 takes a fifth of the time and a few per cent more space
     Image.fromarray(render(scene)).save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()

@@ -1,6 +1,6 @@
-"""Speaks captions in Mandarin with eSpeak NG, in worker processes, as log-mel frames.
+"""Synthesises captions in Mandarin with eSpeak NG, in worker processes, as the model's audio input.
 
-One voice a chunk and one process a chunk: eSpeak NG goes wrong, and may hang, when a long-lived process changes voice.
+Each chunk has one voice and one process: eSpeak NG fails, and may hang, when a long-lived process changes its voice.
 """
 
 import importlib.util
@@ -19,12 +19,12 @@ import numpy as np
 from src.config import AudioEncoderConfig
 from src.files import ROOT
 
-HINT = "no speech: pip install espeakng-loader==0.2.4 gives the demo its voice; going on with images and text"
-# f2, f3 and f5 are missing on purpose: their breath is noise that no seed repeats
+HINT = "no speech synthesiser: pip install espeakng-loader==0.2.4 adds speech; continuing with images and text only"
+# without f2, f3 and f5: their breath is noise that no seed repeats
 VOICES = ("cmn", "cmn+f1", "cmn+m3", "cmn+f4", "cmn+m1", "cmn+linda", "cmn+m7")
 RATES = (290, 330)  # eSpeak's words a minute: the longest caption of the quick world stays below 3.2 s
 PITCHES = (35, 65)  # of 0 … 99
-CHUNK = 250  # captions a process
+CHUNK = 250  # captions for each process
 PROCESSES = 2
 TIMEOUT = 120.0  # seconds a chunk; it takes about three
 
@@ -50,7 +50,7 @@ def available() -> bool:
 
 
 def sample_voice(seed: Sequence[int], chunk: int, attempt: int) -> Voice:
-    """The voice of a chunk: the names take turns, speed and pitch are drawn."""
+    """The voice of a chunk: names in turn, speed and pitch at random."""
     rng = np.random.default_rng([*seed, chunk, attempt])
     name = VOICES[(chunk + attempt) % len(VOICES)]
     return Voice(name, int(rng.integers(*RATES, endpoint=True)), int(rng.integers(*PITCHES, endpoint=True)))
@@ -81,7 +81,7 @@ def _speak_chunk(captions: Sequence[str], audio: AudioEncoderConfig, seed: Seque
 
 
 def run_worker(captions: Sequence[str], audio: AudioEncoderConfig, voice: Voice) -> list[np.ndarray]:
-    """Speaks captions with one voice in a process of their own."""
+    """Speaks captions with one voice, in a process of its own."""
     job = json.dumps({"captions": list(captions), "audio": asdict(audio), "voice": asdict(voice)})
     # one thread each: the processes share the cores
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}

@@ -20,17 +20,17 @@ RESPELL = {"熊": "[[S;j'ong35_|]]"}
 
 
 class Synthesizer:
-    """eSpeak NG with one voice: one a process, for it keeps global state."""
+    """eSpeak NG with one voice. It keeps global state: use one in each process."""
 
     def __init__(self, voice: str, rate: int, pitch: int) -> None:
-        import espeakng_loader  # optional: the GPL tool is no part of this project
+        import espeakng_loader  # optional: the GPL tool is not part of this project
 
         self._waves: list[bytes] = []
         self._lib = ctypes.CDLL(espeakng_loader.get_library_path())
         data = espeakng_loader.get_data_path().encode()
         self.sample_rate = self._lib.espeak_Initialize(AUDIO_OUTPUT_SYNCHRONOUS, 0, data, 0)
         if self.sample_rate <= 0:
-            raise RuntimeError(f"eSpeak NG does not start with its data in {data.decode()}")
+            raise RuntimeError(f"eSpeak NG cannot load its data from {data.decode()}")
         kind = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
         self._callback = kind(self._collect)  # kept: the library holds no reference
         self._lib.espeak_SetSynthCallback(self._callback)

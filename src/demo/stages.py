@@ -1,15 +1,13 @@
-"""The whole path on made-up data, by the commands that a user types; what is finished is not repeated.
+"""The whole path on generated data, by the commands that a user types. Finished stages are not repeated.
 
-A stage counts as finished for one set of commands, resolved configurations and earlier stages: when any of them
-changes, it runs again. An interrupted training goes on from its last checkpoint.
+A stage is finished for one set of commands, resolved configurations and earlier stages: when any of them changes, it
+runs again. An interrupted training goes on from its last checkpoint.
 """
 
-import argparse
 import hashlib
 import json
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -22,21 +20,20 @@ from typing import IO, Any
 
 from tqdm import tqdm
 
-from src import cli
 from src.config import load_config, to_yaml
 from src.errors import UserError
-from src.files import write_json
+from src.files import ROOT, write_json
 from src.report.plots import loss_curves
 from src.report.tables import summary as text_of
 from src.report.tables import table
 
 TRAININGS = ("image_tokenizer", "pretrain", "retrieval", "caption")
 EVALUATED = ("pretrain", "retrieval", "caption")
-# Of pre-training only what the later stages do not measure: drawing, the tokenizer, and the token and sample level.
-PRETRAIN_EVAL = ("eval.retrieval.gallery_size=200", "eval.caption.max_items=0", "eval.transcript.max_items=0")
-PRETRAIN_EVAL += ("eval.rerank.top_k=0", "eval.masked.max_items=200")
+# Of pre-training, only what later stages do not measure: generated images, image tokenizer, masked prediction.
+PRETRAIN_EVAL = ("eval.retrieval.gallery_size=200", "eval.rerank.top_k=0", "eval.masked.max_items=200")
+PRETRAIN_EVAL += ("eval.caption.max_items=0", "eval.transcript.max_items=0")
 
-# A smoke run: every stage once, nothing learned.
+# A smoke run: every stage runs, nothing is learned.
 FAST_DATA = ("--scenes", "300", "--dev", "40", "--test", "40")
 FAST_TRAIN = ("data.batch_size=32", "train.steps=10", "train.log_every=1", "train.save_every=5")
 FAST_TRAIN += ("optimizer.warmup_steps=2",)
@@ -44,10 +41,10 @@ FAST_EVAL = ("eval.batch_size=20", "eval.retrieval.gallery_size=40", "eval.reran
 FAST_EVAL += ("eval.caption.max_items=20", "eval.transcript.max_items=20")
 FAST_PRETRAIN_EVAL = ("eval.image_generation.max_items=8", "eval.masked.max_items=20")
 
-AT_ONCE = 2  # commands side by side: much of what an evaluation takes is compilation, which keeps one core busy
+AT_ONCE = 2  # commands side by side: an evaluation spends much of its time compiling, which keeps one core busy
 POLL_SECONDS = 0.5
 
-Command = tuple[str, ...]  # what follows "python"
+Command = tuple[str, ...]  # what follows "python"; the repository's own files by their whole path
 Run = Callable[..., int]  # runs commands, several of them side by side, and returns the exit code
 Running = dict[subprocess.Popen, IO[bytes]]  # processes, and what each has printed so far
 
@@ -58,7 +55,7 @@ class StageError(UserError):
 
 @dataclass(frozen=True)
 class Stage:
-    """A step of the demo: its commands, the folders that they fill, and the stages whose results they read.
+    """A step of the demo: its commands, the folders that they fill and the stages whose results they read.
 
     Commands that do not read each other's results may run side by side.
     """
@@ -70,45 +67,48 @@ class Stage:
     side_by_side: bool = False
 
     def digest(self, earlier: Mapping[str, str]) -> str:
-        """Tells two sets of settings apart. Args: earlier: the digests of the stages before this one."""
+        """Identifies commands and settings, given the digests of the ``earlier`` stages."""
         configs = [_resolved(command) for command in self.commands]
-        parts = [self.commands, configs, [earlier[name] for name in self.after]]
+        parts = [list(map(_without_root, self.commands)), configs, [earlier[name] for name in self.after]]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def is_there(self) -> bool:
         return all(folder.exists() for folder in self.folders)
 
     def is_interrupted(self) -> bool:
-        """True when it holds a training that can go on."""
+        """True if it holds a training that can be resumed."""
         return any((folder / "checkpoints" / "latest").exists() for folder in self.folders)
 
 
 def build_stages(folder: Path, world: str, fast: bool) -> list[Stage]:
-    """The demo in the order in which it runs."""
+    """The stages in the order in which they run; results go to ``folder``, which may be relative to the current one."""
     data, codes, export, evaluation = (folder / name for name in ("data", "image_tokenizer", "export", "evaluation"))
     train_settings = (f"data.path={data}", *(FAST_TRAIN if fast else ()))
     eval_settings = (f"data.path={data}", *(FAST_EVAL if fast else ()))
-    make_data = ("-m", "src.data.prepare", "demo", "--world", world, "--config", f"config/model/{world}.yaml")
+
+    def command(script: str, task: str, *words: str) -> Command:
+        return str(ROOT / script), *words, "--config", str(ROOT / "config" / task / f"{world}.yaml")
 
     def train(task: str, *settings: str) -> Command:
-        output = f"train.output={folder / task}"
-        return "train.py", "--config", f"config/{task}/{world}.yaml", *train_settings, output, *settings
+        return *command("train.py", task), *train_settings, f"train.output={folder / task}", *settings
 
     def evaluate(task: str, *settings: str) -> Command:
         files = ("--checkpoint", str(folder / task), "--output", str(evaluation / task))
-        return "eval.py", "--config", f"config/{task}/{world}.yaml", *files, *eval_settings, *settings
+        return *command("eval.py", task), *files, *eval_settings, *settings
 
     def start(earlier: str) -> str:
         return f"train.init_from={folder / earlier}"
 
+    make_data = command("tools/prepare_data.py", "model", "demo", "--world", world)
+    make_data = (*make_data, "--output", str(data), *(FAST_DATA if fast else ()))
+    make_codes = (str(ROOT / "tools/make_image_codes.py"), "--data", str(data), "--checkpoint", str(codes))
     exported = ("--checkpoint", str(folder / "retrieval"), "--output", str(export))
-    to_mindir = ("export.py", "--config", f"config/retrieval/{world}.yaml", *exported, "--format", "MINDIR")
-    make_codes = ("-m", "src.inference.image_codes", "--data", str(data), "--checkpoint", str(codes))
-    drawn = (f"data.codes={codes}", *PRETRAIN_EVAL, *(FAST_PRETRAIN_EVAL if fast else ()))
+    to_mindir = (*command("export.py", "retrieval"), *exported, "--format", "MINDIR")
+    pretrain_settings = (f"data.codes={codes}", *PRETRAIN_EVAL, *(FAST_PRETRAIN_EVAL if fast else ()))
     # the longest first, so that the two cores end together
-    last = (evaluate("retrieval"), evaluate("pretrain", *drawn), evaluate("caption"), to_mindir)
+    last = (evaluate("retrieval"), evaluate("pretrain", *pretrain_settings), evaluate("caption"), to_mindir)
     return [
-        Stage("data", ((*make_data, "--output", str(data), *(FAST_DATA if fast else ())),), (data,)),
+        Stage("data", (make_data,), (data,)),
         Stage("image_tokenizer", (train("image_tokenizer"), make_codes), (codes,), ("data",)),
         Stage("pretrain", (train("pretrain", f"data.codes={codes}"),), (folder / "pretrain",), ("image_tokenizer",)),
         Stage("retrieval", (train("retrieval", start("pretrain")),), (folder / "retrieval",), ("pretrain",)),
@@ -120,13 +120,14 @@ def build_stages(folder: Path, world: str, fast: bool) -> list[Stage]:
 def run_commands(*commands: Command) -> int:
     """Shows commands as a user would type them and runs them: one on this terminal, several side by side.
 
-    What one of several prints is shown when it has ended. When one fails the others are stopped.
+    The output of one of several is shown when it has ended. When one fails, the others are stopped.
 
     Returns:
         The exit code: 0, or that of the first one that failed.
     """
     for command in commands:
-        print(f"$ python {shlex.join(command)}", flush=True)
+        shown = _without_root(command) if Path.cwd() == ROOT else command
+        print(f"$ python {shlex.join(shown)}", flush=True)
     if len(commands) == 1:
         return subprocess.run([sys.executable, *commands[0]], check=False).returncode
     running: Running = {}
@@ -140,12 +141,12 @@ def run_commands(*commands: Command) -> int:
 
 
 def run_stages(stages: Sequence[Stage], folder: Path, run: Run = run_commands) -> dict[str, float]:
-    """Runs what is not finished and returns the minutes that each stage took, now or in an earlier call.
+    """Runs the stages that are not finished; returns the minutes that each stage took, now or in an earlier call.
 
     Raises:
         ConfigError: a configuration cannot be used; nothing has run.
-        StageError: a folder is somebody else's, and nothing has run; or a command failed, and the stages before it
-            stay finished.
+        StageError: a folder is not the demo's, and nothing has run; or a command failed, and the stages before it stay
+            finished.
     """
     digests: dict[str, str] = {}
     for stage in stages:
@@ -165,7 +166,7 @@ def run_stages(stages: Sequence[Stage], folder: Path, run: Run = run_commands) -
         resume = same and stage.is_interrupted()
         if not resume:
             _clear(stage)
-        print(f"\n{title}{': goes on from its last checkpoint' if resume else ''}", flush=True)
+        print(f"\n{title}{': resumes from its last checkpoint' if resume else ''}", flush=True)
         spent = known["minutes"] if resume else 0.0
         records[stage.name] = {"digest": digests[stage.name], "finished": False, "minutes": spent}
         write_json(book, records)
@@ -180,7 +181,7 @@ def run_stages(stages: Sequence[Stage], folder: Path, run: Run = run_commands) -
 
 
 def summarise(folder: Path, world: str, minutes: Mapping[str, float]) -> dict[str, Any]:
-    """Brings the results of the stages together: what ``summary.json`` holds."""
+    """Collects the results of the stages: the content of ``summary.json``."""
     pretrain, retrieval, caption = (_read(folder / "evaluation" / task / "metrics.json") for task in EVALUATED)
     return {
         "world": world,
@@ -189,8 +190,8 @@ def summarise(folder: Path, world: str, minutes: Mapping[str, float]) -> dict[st
         "reranked": retrieval.get("reranked", {}),
         "reconstruction": pretrain["reconstruction"],
         "caption": caption["caption"],
-        "drawing": pretrain["drawing"],
-        "probe": pretrain["probe"],
+        "image_generation": pretrain["image_generation"],
+        "masked": pretrain["masked"],
         "export": {"max_abs_diff": _read(folder / "export" / "export.json")["max_abs_diff"]},
         "minutes": {**minutes, "total": sum(minutes.values())},
         "parameters": retrieval["parameters"],
@@ -199,49 +200,39 @@ def summarise(folder: Path, world: str, minutes: Mapping[str, float]) -> dict[st
 
 
 def gather_figures(folder: Path) -> list[Path]:
-    """Puts the images of the evaluations and the loss curves of the trainings into ``figures``; returns paths."""
+    """Collects the figures of the evaluations and the loss curves of the trainings in ``figures``; returns paths."""
     figures = folder / "figures"
     figures.mkdir(exist_ok=True)
     loss_curves([folder / task / "metrics.jsonl" for task in TRAININGS], figures / "loss_curves.png")
-    for task in EVALUATED:  # a later stage's images take the place of an earlier one's of the same name
-        for image in (folder / "evaluation" / task / "figures").glob("*.png"):
-            shutil.copy(image, figures)
+    for task in EVALUATED:  # where two have the same name, the later stage's figure replaces the earlier one's
+        for figure in (folder / "evaluation" / task / "figures").glob("*.png"):
+            shutil.copy(figure, figures)
     return sorted(figures.iterdir())
 
 
-def main(arguments: Sequence[str] | None = None, run: Run = run_commands) -> int:
-    """Runs the demo and shows its results; returns the exit code."""
-    args = _parse(arguments)
-    folder = args.output or Path("runs") / (args.world + ("-fast" if args.fast else ""))
+def run_demo(folder: Path, world: str, fast: bool, run: Run = run_commands) -> None:
+    """Runs the demo into a folder and prints its results.
+
+    Raises:
+        UserError: as :func:`run_stages`.
+        KeyboardInterrupt: its message says how to go on.
+    """
     try:
-        minutes = run_stages(build_stages(folder, args.world, args.fast), folder, run)
-    except UserError as error:
-        print(f"demo: {error}", file=sys.stderr)
-        return 1
+        minutes = run_stages(build_stages(folder, world, fast), folder, run)
     except KeyboardInterrupt:
-        print("\ndemo: stopped; the same call goes on from here", file=sys.stderr)
-        return 130
-    results = summarise(folder, args.world, minutes)
+        raise KeyboardInterrupt("the same call goes on from here") from None
+    results = summarise(folder, world, minutes)
     write_json(folder / "summary.json", results)
     print(f"\n{text_of(results)}\n")
     print(table([[stage, f"{spent:.1f}"] for stage, spent in results["minutes"].items()], ["minutes", ""]))
     print(f"\nexported graphs differ from the model by at most {results['export']['max_abs_diff']:.1e}")
     for path in (folder / "summary.json", *gather_figures(folder)):
         print(path)
-    return 0
-
-
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="run_demo.sh", description=__doc__.splitlines()[0])
-    parser.add_argument("--fast", action="store_true", help="little data and few steps, to see that all parts work")
-    parser.add_argument("--world", choices=("demo", "demo_full"), default="demo", help="few objects, or all 86")
-    parser.add_argument("--output", type=Path, help="folder of the results (default: runs/demo, runs/demo-fast, …)")
-    return parser.parse_args(arguments)
 
 
 def _run_stage(stage: Stage, run: Run, resume: bool) -> None:
     steps = [stage.commands] if stage.side_by_side else [(command,) for command in stage.commands]
-    if resume:  # where there is something to resume, the first command trains
+    if resume:  # in a stage that can be resumed, the first command trains
         steps[0] = ((*steps[0][0], "--resume"), *steps[0][1:])
     for commands in steps:
         code = run(*commands)
@@ -250,7 +241,7 @@ def _run_stage(stage: Stage, run: Run, resume: bool) -> None:
 
 
 def _run_side_by_side(waiting: deque[Command], running: Running) -> int:
-    """Runs what waits, AT_ONCE at a time; a failure ends it, with its exit code and the others still running."""
+    """Runs the waiting commands, AT_ONCE at a time; returns at the first failure, while others may still run."""
     with tqdm(total=len(waiting), desc="side by side", unit="command") as bar:
         while waiting or running:
             while waiting and len(running) < AT_ONCE:
@@ -258,7 +249,7 @@ def _run_side_by_side(waiting: deque[Command], running: Running) -> int:
                 command = [sys.executable, *waiting.popleft()]
                 running[subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)] = output
             time.sleep(POLL_SECONDS)
-            if sys.stderr.isatty():  # a log file need not know every half second
+            if sys.stderr.isatty():  # no line in a log file every half second
                 bar.refresh()
             for process in [process for process in running if process.poll() is not None]:
                 with running.pop(process) as output:
@@ -271,10 +262,10 @@ def _run_side_by_side(waiting: deque[Command], running: Running) -> int:
 
 
 def _refuse_foreign(stage: Stage) -> None:
-    """A stage's folders are emptied for a new start, but never one that the demo did not make."""
+    """Raises StageError for a folder that the demo did not make: a stage empties its folders when it starts."""
     for folder in stage.folders:
         if folder.exists():
-            raise StageError(f"{folder} is there but not from a demo run: choose another --output or move it away")
+            raise StageError(f"{folder} exists but is not from a demo run: choose another --output, or move it away")
 
 
 def _clear(stage: Stage) -> None:
@@ -283,17 +274,17 @@ def _clear(stage: Stage) -> None:
 
 
 def _resolved(command: Command) -> str:
-    """The whole configuration that the command runs with, defaults included; empty where it reads none."""
+    """The whole configuration that the command runs with, defaults included; empty if it reads none."""
     if "--config" not in command:
         return ""
     settings = [word for word in command if "=" in word]
     return to_yaml(load_config(command[command.index("--config") + 1], settings))
 
 
+def _without_root(command: Command) -> Command:
+    """The command as it is typed in the repository."""
+    return tuple(word.removeprefix(f"{ROOT}/") for word in command)
+
+
 def _read(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8"))
-
-
-if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as an exception it also ends the command that runs
-    cli.run(lambda: sys.exit(main()))

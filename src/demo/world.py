@@ -1,4 +1,4 @@
-"""The demo's worlds: which emoji, backgrounds and arrangements a scene may have, and which pairs training never sees.
+"""The demo's worlds: emoji, backgrounds and arrangements of a scene, and the object pairs that training never sees.
 
 A scene holds one to three kinds of object on a coloured background. :class:`Facts` is all that its caption says.
 """
@@ -16,7 +16,7 @@ from src.files import ROOT
 
 ASSETS = ROOT / "assets" / "emoji"
 HELD_OUT_SHARE = 0.12  # of the unordered pairs of objects; half of them for dev, half for test
-PATIENCE = 500  # draws in a row without new facts after which a split counts as used up
+PATIENCE = 500  # samples in a row without new facts after which a split counts as exhausted
 SPLITS = ("train", "dev", "test")
 BIG, SMALL, NORMAL = "大", "小", ""
 
@@ -36,7 +36,7 @@ COLOURS = {
     "紫": (142, 98, 184),
     "灰": (146, 148, 152),
 }
-# Far apart in looks and in audio, so that a ten-minute run can tell them apart.
+# Different in look and in sound, so that a run of ten minutes can tell them apart.
 QUICK_NAMES = (
     *("猫", "狗", "青蛙", "企鹅", "鲸鱼", "螃蟹", "蝴蝶", "斑马", "玫瑰", "向日葵"),
     *("松树", "蘑菇", "苹果", "香蕉", "西瓜", "葡萄", "胡萝卜", "汽车", "自行车", "帆船"),
@@ -83,7 +83,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class World:
-    """What scenes are drawn from; the tables give relative frequencies."""
+    """The choices that scenes are sampled from; the tables give relative frequencies."""
 
     name: str
     names: tuple[str, ...]
@@ -123,10 +123,10 @@ def objects(world: str) -> tuple[Thing, ...]:
 def pair_split(first: str, second: str) -> str:
     """The split that owns a pair of objects: the same in every world and for every seed."""
     digest = hashlib.blake2b("|".join(sorted((first, second))).encode(), digest_size=8).digest()
-    draw = int.from_bytes(digest, "big") / 2**64
-    if draw >= HELD_OUT_SHARE:
+    share = int.from_bytes(digest, "big") / 2**64
+    if share >= HELD_OUT_SHARE:
         return "train"
-    return "dev" if draw < HELD_OUT_SHARE / 2 else "test"
+    return "dev" if share < HELD_OUT_SHARE / 2 else "test"
 
 
 @cache
@@ -160,7 +160,7 @@ def sample_scenes(world: str, split: str, count: int, seed: int) -> list[Scene]:
         else:
             repeats += 1
         if repeats == PATIENCE:
-            raise DataError(f"world {world!r} has too few held-out scenes for {count} of {split}: ask for fewer")
+            raise DataError(f"world {world!r} has too few held-out scenes for {count} of {split}: use fewer")
     return scenes
 
 
@@ -171,24 +171,24 @@ def _pick(rng: np.random.Generator, table: dict):
 
 
 def _sample_scene(world: World, split: str, rng: np.random.Generator) -> Scene:
-    # a lone object is no held-out pair
+    # one object alone is no held-out pair
     layouts = {name: share for name, share in world.layouts.items() if split == "train" or name != "single"}
     layout = _pick(rng, layouts)
     items = []
     for place, name in zip(LAYOUTS[layout], _sample_names(world, split, len(LAYOUTS[layout]), rng), strict=True):
         number = _pick(rng, world.counts)
-        # big ones would not fit in threes
+        # three big ones would not fit
         roomy = number < 3 and layout != "row"
         sizes = world.sizes if roomy else {size: share for size, share in world.sizes.items() if size != BIG}
         items.append(Item(place, number, _pick(rng, sizes), name))
     colour = world.colours[rng.integers(len(world.colours))]
-    # longer wordings of three items pass the length of the text encoder
+    # longer wordings of three items would exceed the length of the text encoder
     wordings = min(world.templates, 3) if layout == "row" else world.templates
     return Scene(Facts(colour, tuple(items)), int(rng.integers(wordings)), int(rng.integers(2**31)))
 
 
 def _sample_names(world: World, split: str, number: int, rng: np.random.Generator) -> list[str]:
-    """Names of ``number`` different objects whose neighbours are pairs of ``split`` and that no other split tests."""
+    """Names of ``number`` different objects; neighbours are pairs of ``split``, and no pair belongs to another test."""
     if number == 1:
         return [world.names[rng.integers(len(world.names))]]
     allowed = pairs(world.name, split)

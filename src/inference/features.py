@@ -170,9 +170,8 @@ def initialised(config: Config, kinds: Sequence[str]) -> OPT:
     for kind in kinds:
         if not getattr(config.model, kind).init_from:
             key = f"model.{kind}.init_from"
-            raise DataError(
-                f"{key} is empty: features of an untrained encoder are useless; set it, or choose another kind by --only"
-            )
+            hint = "set it, or extract the other kind alone by --only"
+            raise DataError(f"{key} is empty: features of an untrained encoder are useless; {hint}")
     model = build_model(config)
     for report in init_encoders(model, config.model):
         print(report)
@@ -186,9 +185,7 @@ def usable(config: ModelConfig, only: str | None) -> list[str]:
     found = [kind for kind in wanted if reads[kind]]
     if not found:
         what = " and ".join(f"model.{kind}.input={getattr(config, kind).input}" for kind in wanted)
-        raise DataError(
-            f"{what}: such an encoder reads features already; extract them with one that reads pixels or audio"
-        )
+        raise DataError(f"{what}: such an encoder reads features already; use one that reads pixels or audio")
     return found
 
 

@@ -1,4 +1,4 @@
-"""Text files of captions, a line each: the image's name, perhaps #number, white space, the caption."""
+"""Text files of captions, one a line: the image's name, optionally #number, white space, the caption."""
 
 import re
 from collections.abc import Iterator
@@ -11,9 +11,9 @@ WORD_CLASS = re.compile(r":[A-Za-z]+$")
 
 
 def read_captions(path: Path, segmented: bool = False) -> Iterator[tuple[int, str, str] | Row]:
-    """Line number, image and caption of each line; a rejected row for a line that is no caption.
+    """Line number, image and caption of each line; a rejected row for any other line.
 
-    ``#zhm#0`` and the like behind the image's name are left out, and so is ``.jpg``.
+    A suffix such as ``#zhm#0`` and ``.jpg`` are removed from the image's name.
     """
     for number, line in read_lines(path):
         if isinstance(line, Row):
@@ -31,5 +31,5 @@ def read_captions(path: Path, segmented: bool = False) -> Iterator[tuple[int, st
 
 
 def join_words(caption: str) -> str:
-    """A caption that was cut into words, with or without their classes (``两个:CD 人:NN``), in one piece."""
+    """Joins the words of a segmented caption, with or without word classes (``两个:CD 人:NN``)."""
     return "".join(WORD_CLASS.sub("", word) for word in caption.split())

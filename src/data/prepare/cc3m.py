@@ -1,4 +1,4 @@
-"""Conceptual Captions: a TSV of caption and URL, and the images that somebody has downloaded.
+"""Conceptual Captions: a TSV of caption and URL, and the downloaded images.
 
     cc3m --annotations Train_GCC-training.tsv --images cc3m/train --name "{row}.jpg" --split train --output data/cc3m
 
@@ -17,17 +17,25 @@ from src.data.prepare.common import add_common_arguments, add_file_arguments, fi
 from src.data.prepare.rows import Corpus, Row, check_caption, count_lines, describe_inputs, guard, read_lines
 from src.data.prepare.translations import Translations
 
-HEADER = "caption\turl"  # some downloaders want one
+HEADER = "caption\turl"  # some downloaders write one
 
-Finder = Callable[[int, str], str]  # row and URL to the image's path
+Finder = Callable[[int, str], str]  # row and URL → the image's path
 
 
 def add_arguments(parser: CommandParser) -> None:
     add_file_arguments(parser, "TSV of caption and URL")
-    parser.add_argument("--name", default="{row}.jpg", help="an image's path by its row (default: %(default)s)")
-    parser.add_argument("--first-row", type=int, default=0, help="what the images call the first row")
     parser.add_argument(
-        "--mapping", type=user_path, action="append", help="TSV of row or URL and path, in place of --name; one a TSV"
+        "--name", default="{row}.jpg", metavar="PATTERN", help="path of a row's image (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--first-row", type=int, default=0, metavar="N", help="number of the first row in image names (default: 0)"
+    )
+    parser.add_argument(
+        "--mapping",
+        type=user_path,
+        action="append",
+        metavar="FILE",
+        help="TSV of row or URL and path, instead of --name; one for each --annotations",
     )
     translations.add_argument(parser, "SPLIT/ROW, or ROW without --split")
     add_common_arguments(parser)
@@ -52,9 +60,9 @@ def run(args: Arguments) -> None:
 def _by_name(name: str) -> Finder:
     try:
         if name.format(row=1) == name.format(row=2):
-            raise DataError(f"--name {name}: it does not hold the row, as in {{row}}.jpg")
+            raise DataError(f"--name {name}: it must contain the row, as in {{row}}.jpg")
     except (KeyError, IndexError, ValueError, AttributeError):
-        raise DataError(f"--name {name}: it holds something else than the row, as in {{row:09d}}.jpg") from None
+        raise DataError(f"--name {name}: only the row can be replaced in it, as in {{row:09d}}.jpg") from None
     return lambda row, url: name.format(row=row)
 
 

@@ -20,7 +20,7 @@ from src.data.prepare.translations import Translations
 
 def add_arguments(parser: CommandParser) -> None:
     add_file_arguments(parser, "captions JSON")
-    translations.add_argument(parser, "that of the annotation")
+    translations.add_argument(parser, "the annotation's id")
     add_common_arguments(parser)
 
 
@@ -57,7 +57,7 @@ class _Captions:
             yield guard(functools.partial(self._row, number, entry), self.file, number)
 
     def _take(self, index: int, entry: Any) -> Row | None:
-        """Puts a caption to its image, or returns why not."""
+        """Adds a caption to its image; returns a rejected row if that is impossible."""
         key, owner = _get(entry, "id"), _get(entry, "image_id")
         try:
             if owner is None or owner not in self.captions:

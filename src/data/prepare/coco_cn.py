@@ -2,7 +2,7 @@
 
     coco-cn --annotations coco-cn-version1805v1.1 --images coco2014 --output data/coco-cn
 
-The images lie in the folders train2014 and val2014 of --images; val becomes dev.
+The images are in the folders train2014 and val2014 of --images; val becomes dev.
 """
 
 from collections.abc import Iterator
@@ -20,11 +20,17 @@ WRITTEN, TRANSLATED = "imageid.human-written-caption.txt", "imageid.manually-tra
 
 def add_arguments(parser: CommandParser) -> None:
     parser.add_argument(
-        "--annotations", type=user_path, required=True, help="the unpacked folder coco-cn-version1805v1.1"
+        "--annotations",
+        type=user_path,
+        required=True,
+        metavar="DIR",
+        help="the unpacked folder coco-cn-version1805v1.1",
     )
-    parser.add_argument("--images", type=user_path, required=True, help="folder of train2014 and val2014")
     parser.add_argument(
-        "--with-translated", action="store_true", help="also the manually translated captions, five a test image"
+        "--images", type=user_path, required=True, metavar="DIR", help="folder of train2014 and val2014"
+    )
+    parser.add_argument(
+        "--with-translated", action="store_true", help="also read the manually translated captions, five a test image"
     )
     add_common_arguments(parser)
 
@@ -52,7 +58,7 @@ def run(args: Arguments) -> None:
 
 
 def _take(path: Path, captions: dict[str, list[str]]) -> Iterator[Row]:
-    """Puts the file's captions to their images; rejected rows for those that are nobody's."""
+    """Adds the captions of a file to their images; yields a rejected row for one without an image."""
     for line in read_captions(path):
         if isinstance(line, Row):
             yield line

@@ -1,4 +1,4 @@
-"""What the readers share: their options, and the way from rows to a dataset folder."""
+"""What all corpora share: their options, and the way from rows to a dataset folder."""
 
 import os
 import re
@@ -23,24 +23,47 @@ from src.data.writer import DatasetWriter
 
 
 def add_common_arguments(parser: CommandParser) -> None:
-    parser.add_argument("--output", type=user_path, required=True, help="dataset folder to write")
-    parser.add_argument("--dev-share", type=float, default=0.05, help="share of the images without a split for dev")
-    parser.add_argument("--test-share", type=float, default=0.05, help="... for test; the rest is train")
-    parser.add_argument("--max-side", type=int, default=512, help="larger images are stored smaller, in pixels")
-    parser.add_argument("--max-bad", type=float, default=0.01, help="share of bad rows that fails the whole")
-    parser.add_argument("--config", type=user_path, help="YAML file whose model says how audio and regions are stored")
-    parser.add_argument("--shard-records", type=int, default=10000, help="records of a shard file")
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes that read media")
-    parser.add_argument("--resume", action="store_true", help="keep the finished shards of a run that was cut short")
+    parser.add_argument("--output", type=user_path, required=True, metavar="DIR", help="dataset folder to write")
+    parser.add_argument(
+        "--dev-share",
+        type=float,
+        default=0.05,
+        metavar="X",
+        help="share of images without a split that go to dev (0.05)",
+    )
+    parser.add_argument(
+        "--test-share", type=float, default=0.05, metavar="X", help="… that go to test (0.05); the rest is train"
+    )
+    parser.add_argument(
+        "--max-side", type=int, default=512, metavar="N", help="pixels; larger images are scaled down (512)"
+    )
+    parser.add_argument(
+        "--max-bad", type=float, default=0.01, metavar="X", help="fail if the share of bad rows is larger (0.01)"
+    )
+    parser.add_argument(
+        "--config", type=user_path, metavar="FILE", help="its model section says how audio and regions are stored"
+    )
+    parser.add_argument("--shard-records", type=int, default=10000, metavar="N", help="records a shard file (10000)")
+    parser.add_argument(
+        "--workers", type=int, default=os.cpu_count(), metavar="N", help="processes that read media (all cores)"
+    )
+    parser.add_argument("--resume", action="store_true", help="keep the finished shards of an interrupted run")
 
 
 def add_file_arguments(parser: CommandParser, annotations: str) -> None:
-    """Options of corpora that come as annotation files with a folder of images each."""
+    """Options of corpora that consist of annotation files, each with a folder of images."""
     parser.add_argument(
-        "--annotations", type=user_path, action="append", required=True, help=f"{annotations}; repeatable"
+        "--annotations",
+        type=user_path,
+        action="append",
+        required=True,
+        metavar="FILE",
+        help=f"{annotations}; repeatable",
     )
-    parser.add_argument("--images", type=user_path, action="append", required=True, help="its folder of images")
-    parser.add_argument("--split", action="append", help="its split (default: by hash of the image)")
+    parser.add_argument(
+        "--images", type=user_path, action="append", required=True, metavar="DIR", help="folder of its images"
+    )
+    parser.add_argument("--split", action="append", metavar="NAME", help="its split (default: by hash of the image)")
 
 
 def file_groups(args: Arguments) -> list[tuple[Path, Path, str | None]]:
@@ -65,9 +88,9 @@ def check_split(split: Any) -> str:
 
 
 def write_dataset(corpus: Corpus, args: Arguments) -> None:
-    """Reads the rows' media, writes the dataset folder and prints its counts.
+    """Reads the media of the rows, writes the dataset folder and prints its counts.
 
-    Bad rows go to rejected.jsonl in the folder. Too many of them are an error, and the folder stays unfinished.
+    Bad rows are listed in rejected.jsonl of the folder. Too many of them are an error, and the folder stays unfinished.
     """
     _check_arguments(args)
     model = load_config(args.config).model if args.config else ModelConfig()
@@ -95,18 +118,18 @@ def write_dataset(corpus: Corpus, args: Arguments) -> None:
 
 def _check_arguments(args: Arguments) -> None:
     if args.dev_share < 0 or args.test_share < 0 or args.dev_share + args.test_share >= 1:
-        raise DataError("--dev-share and --test-share must not be negative and must leave something for train")
+        raise DataError("--dev-share and --test-share must not be negative, and their sum must be below 1")
     for name in ("max_side", "workers", "shard_records"):
         if getattr(args, name) < 1:
             raise DataError(f"--{name.replace('_', '-')} must be at least 1")
     if not 0 <= args.max_bad <= 1:
-        raise DataError("--max-bad is a share from 0 to 1")
+        raise DataError("--max-bad must be between 0 and 1")
 
 
 def _results(
     writer: DatasetWriter, rows: Iterator[Row], media: Media, workers: int
 ) -> Iterator[tuple[int, Row, Packed | str | None]]:
-    """Numbered rows in their order, with their records, the reasons why there are none, or None for finished ones."""
+    """Numbered rows in their order, each with its record, the reason why there is none, or None if it is finished."""
     waiting: deque[tuple[int, Row]] = deque()
 
     def unread() -> Iterator[Row | None]:
@@ -120,15 +143,15 @@ def _results(
     except BrokenProcessPool:
         row = waiting[0][1]
         raise DataError(
-            f"a worker died at {row.file}:{row.line} or soon after, killed or out of memory: "
-            "take fewer --workers and go on with --resume"
+            f"a worker process died at or after {row.file}:{row.line}, killed or out of memory: "
+            "use fewer --workers and continue with --resume"
         ) from None
 
 
 def _store(writer: DatasetWriter, number: int, row: Row, packed: Packed | None, args: Arguments) -> tuple[str, str]:
-    """Adds the record, or counts in one that is finished; returns the split that was wanted and the split it is in.
+    """Adds the record, or counts a finished one; returns the split that was wanted and the one that it is in.
 
-    An image is in one split only: a row whose image is in another split already goes there, too.
+    An image is in one split only: a row whose image is already in another split is moved there.
     """
     finished = writer.take_finished(number) if packed is None else None
     image = finished[1] if finished else packed.image
@@ -145,7 +168,7 @@ def _key_digest(row: Row) -> int:
 
 
 def split_by_digest(content: int, dev_share: float, test_share: float) -> str:
-    """A split that depends on the content only: it stays when rows are added or files renamed."""
+    """A split that depends on the content only: it does not change when rows are added or files renamed."""
     place = content / 2**64
     if place < dev_share:
         return "dev"

@@ -1,10 +1,10 @@
-"""Flickr30k-CN: Chinese captions of Flickr30k, a file a split.
+"""Flickr30k-CN: Chinese captions of Flickr30k, one file for each split.
 
     flickr30k-cn --annotations flickr30k_cn_train.txt --images flickr30k-images --split train \\
                  --annotations flickr30k_cn_test.txt --images flickr30k-images --split test --output data/flickr30k-cn
 
-A line is the image's name (with or without .jpg and #number), white space, the caption. The first distribution's
-files, seg.flickr30kzhbbosontrain.caption.txt and the like, hold words with spaces between and want --segmented.
+A line consists of the image's name (with or without .jpg and #number), white space and the caption. The files of the
+first distribution, such as seg.flickr30kzhbbosontrain.caption.txt, separate words by spaces and need --segmented.
 """
 
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ from src.data.prepare.rows import Corpus, Row, describe_inputs
 
 def add_arguments(parser: CommandParser) -> None:
     add_file_arguments(parser, "captions, a line each")
-    parser.add_argument("--segmented", action="store_true", help="the captions are cut into words: join them")
+    parser.add_argument("--segmented", action="store_true", help="the captions are segmented into words: join them")
     add_common_arguments(parser)
 
 

@@ -2,8 +2,8 @@
 
     karpathy --input dataset_coco.json --images coco2014 --output data/coco
 
-COCO's images lie in the folders train2014 and val2014 of --images, Flickr's in --images itself. The split restval is
-training data, val becomes dev.
+COCO's images are in the folders train2014 and val2014 of --images, Flickr's in --images itself. The split restval
+becomes train, val becomes dev.
 """
 
 from collections.abc import Iterator
@@ -22,9 +22,15 @@ SPLITS = {"train": "train", "restval": "train", "val": "dev", "test": "test"}
 
 
 def add_arguments(parser: CommandParser) -> None:
-    parser.add_argument("--input", type=user_path, required=True, help="the split's JSON file")
-    parser.add_argument("--images", type=user_path, required=True, help="folder of images (of COCO: that of train2014)")
-    translations.add_argument(parser, "its sentid")
+    parser.add_argument("--input", type=user_path, required=True, metavar="FILE", help="JSON file of the splits")
+    parser.add_argument(
+        "--images",
+        type=user_path,
+        required=True,
+        metavar="DIR",
+        help="folder of images (COCO: the one that holds train2014)",
+    )
+    translations.add_argument(parser, "the sentence's sentid")
     add_common_arguments(parser)
 
 
@@ -62,7 +68,7 @@ def _rows(entries: list[Any], file: str, images: Path, chinese: Translations) ->
 
 
 def _image(entry: Any) -> tuple[str, Path, str]:
-    """Its key, its file and its split."""
+    """Key, file and split of an image."""
     if not isinstance(entry, dict):
         raise DataError("the entry is not a JSON object")
     name, folder = check_name(entry.get("filename")), entry.get("filepath", "")

@@ -3,10 +3,10 @@
     localized-narratives --annotations open_images_train_v6_localized_narratives-00000-of-00010.jsonl \\
                          --images open-images/train --split train --recordings voice-recordings --output data/narratives
 
-Recordings are looked for at --recordings/voice_recording, the field's path, and then by its file name alone. Without
---recordings the narratives are text. A narrative takes half a minute to speak, of which a model hears the beginning:
---pieces SECONDS cuts it, where utterances of its timed_caption end, into captions with their own audio. Other sets than
-Open Images name images otherwise: MS COCO's are --name "{image_id:0>12}.jpg".
+A recording is searched at --recordings/PATH, where PATH is the row's field voice_recording, and then by its file name
+alone. Without --recordings only the text is read. A narrative lasts half a minute; a model hears its beginning only:
+--pieces SECONDS cuts it, at ends of utterances in its timed_caption, into captions with their own audio. Image names
+differ between the image sets: for MS COCO they are --name "{image_id:0>12}.jpg".
 """
 
 import functools
@@ -21,9 +21,9 @@ from src.data.errors import DataError
 from src.data.prepare import translations
 from src.data.prepare.common import add_common_arguments, add_file_arguments, file_groups, write_dataset
 from src.data.prepare.rows import (
+    Clip,
     Corpus,
     Row,
-    Stretch,
     check_caption,
     check_folder,
     count_lines,
@@ -39,11 +39,14 @@ TIMED = ("utterance", "start_time", "end_time")
 def add_arguments(parser: CommandParser) -> None:
     add_file_arguments(parser, "narratives, JSONL")
     parser.add_argument(
-        "--name", default="{image_id}.jpg", help="an image's path by its image_id (default: %(default)s)"
+        "--name",
+        default="{image_id}.jpg",
+        metavar="PATTERN",
+        help="an image's path by its image_id (default: %(default)s)",
     )
-    parser.add_argument("--recordings", type=user_path, help="folder of recordings (default: none are read)")
+    parser.add_argument("--recordings", type=user_path, metavar="DIR", help="folder of recordings (default: text only)")
     parser.add_argument(
-        "--pieces", type=float, metavar="SECONDS", help="cut narratives into captions no longer than this"
+        "--pieces", type=float, metavar="SECONDS", help="cut narratives into captions of at most so many seconds"
     )
     translations.add_argument(parser, "image_id/annotator_id; with --pieces also /0, /1, ...")
     add_common_arguments(parser)
@@ -60,7 +63,7 @@ def run(args: Arguments) -> None:
     try:
         args.name.format(image_id="1")
     except (KeyError, IndexError, ValueError, AttributeError):
-        raise DataError(f"--name {args.name}: it holds something else than {{image_id}}") from None
+        raise DataError(f"--name {args.name}: only {{image_id}} can be replaced in it") from None
     chinese = Translations(args.translations)
     rows = [_Narratives(*group, args, chinese) for group in groups]
     total = len(chinese.rejected) + count_lines(args.annotations)
@@ -93,7 +96,7 @@ class _Narratives:
             pieces = cut(entry.get("timed_caption"), self.pieces)
             texts = [(f"{_key(entry)}/{number}", text) for number, (text, _, _) in enumerate(pieces)]
             captions, translated = self.chinese.apply(texts)
-            clips = tuple(recording and Stretch(recording, start, end - start) for _, start, end in pieces)
+            clips = tuple(recording and Clip(recording, start, end - start) for _, start, end in pieces)
         return Row(self.path.name, number, _key(entry), image, captions, clips, self.split, translated)
 
     def _recording(self, path: Any) -> Path:
@@ -109,7 +112,7 @@ def _key(entry: dict[str, Any]) -> str:
 
 
 def cut(timed: Any, longest: float) -> list[tuple[str, float, float]]:
-    """A timed caption's utterances, joined to pieces of at most so many seconds (a longer one stays alone).
+    """The utterances of a timed caption, joined to pieces of at most ``longest`` seconds; a longer one stays as it is.
 
     Returns:
         text, start and end of each piece.
@@ -121,7 +124,7 @@ def cut(timed: Any, longest: float) -> list[tuple[str, float, float]]:
         text, start, end = (entry.get(key) for key in TIMED) if isinstance(entry, dict) else (None, None, None)
         numbers = all(isinstance(time, (int, float)) and math.isfinite(time) for time in (start, end))
         if not isinstance(text, str) or not numbers or not 0 <= start <= end:
-            raise DataError(f"an utterance of the timed_caption has no {TIMED[0]}, or no times in order")
+            raise DataError(f"an utterance of the timed_caption lacks {TIMED[0]}, or its times are not in order")
         if pieces and end - pieces[-1][1] <= longest:
             pieces[-1] = (f"{pieces[-1][0]} {text.strip()}", pieces[-1][1], max(pieces[-1][2], end))
         else:

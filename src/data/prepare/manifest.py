@@ -3,8 +3,8 @@
     {"id": "42", "image": "42.jpg", "captions": ["一只猫", "猫在睡觉"], "audio": ["42a.wav", null], "split": "train"}
     {"id": "43", "regions": "43.npz", "caption": "一只狗", "audio": "43.npy"}
 
-``regions`` is a file of a detector's features (:mod:`src.data.regions`), beside the image or in place of it. With a
---config whose model.audio.input is feature, ``audio`` names files of features instead of audio clips.
+``regions`` names a file of region features (docs/data.md), beside the image or in its place. With a --config whose
+model.audio.input is feature, ``audio`` names files of audio features instead of audio clips.
 """
 
 import functools
@@ -30,7 +30,9 @@ KEYS = ("id", "image", "regions", "caption", "captions", "audio", "split")
 
 
 def add_arguments(parser: CommandParser) -> None:
-    parser.add_argument("--input", type=user_path, required=True, help="the manifest, one JSON object a line")
+    parser.add_argument(
+        "--input", type=user_path, required=True, metavar="FILE", help="the manifest, one JSON object a line"
+    )
     parser.add_argument(
         "--media", type=user_path, help="folder that the media paths start from (default: the manifest's)"
     )
@@ -44,7 +46,7 @@ def run(args: Arguments) -> None:
 
 
 def read_rows(path: Path, media: Path) -> Iterator[Row]:
-    """The manifest's rows; those that cannot be used carry the reason."""
+    """The rows of a manifest; those that cannot be used carry the reason."""
     for number, entry in read_objects(path):
         if isinstance(entry, Row):
             yield entry
@@ -78,12 +80,14 @@ def _path(entry: dict[str, Any], name: str, media: Path) -> Path | None:
 
 
 def _audio(audio: Any, captions: int, media: Path) -> tuple[Path | None, ...]:
-    """The audio of each caption; a lone one without captions."""
+    """The audio clips of the captions, or of a row without captions at most one."""
     if audio is None:
         return ()
     listed = [audio] if isinstance(audio, str) else audio
     if not isinstance(listed, list) or not all(path is None or (isinstance(path, str) and path) for path in listed):
         raise DataError("the audio is neither a path nor a list of paths and nulls")
     if listed and len(listed) != max(captions, 1):
-        raise DataError(f"there are {captions} captions but {len(listed)} audio clips: one (or null) for each caption")
+        raise DataError(
+            f"there are {captions} captions but {len(listed)} audio clips: give one (or null) for each caption"
+        )
     return tuple(None if path is None else media / path for path in listed)

@@ -1,4 +1,4 @@
-"""Rows to records: images and audio clips are read, checked and brought into their stored form. Runs in workers."""
+"""Rows to records: images and audio clips are read, checked and converted to their stored form. Runs in workers."""
 
 import io
 import warnings
@@ -12,7 +12,7 @@ from src.config import AudioEncoderConfig, ModelConfig
 from src.data.audio import read_audio
 from src.data.errors import DataError
 from src.data.image import open_rgb
-from src.data.prepare.rows import Row, Stretch
+from src.data.prepare.rows import Clip, Row
 from src.data.record import Packed, Record, pack_record
 from src.data.regions import load_regions
 
@@ -23,11 +23,11 @@ JPEG_QUALITY = 95
 class Media:
     """How media are stored."""
 
-    model: ModelConfig  # which form its encoders read
+    model: ModelConfig  # its encoders determine the stored form
     max_side: int  # larger images are stored smaller, in pixels
 
     def read_all(self, rows: list[Row | None]) -> list[Packed | str | None]:
-        """A record for each row, or the reason why there is none; None for None."""
+        """For each row its record or the reason why there is none; None for None."""
         return [None if row is None else self.read(row) for row in rows]
 
     def read(self, row: Row) -> Packed | str:
@@ -39,38 +39,38 @@ class Media:
         except DataError as error:
             return str(error)
         except UnicodeEncodeError:
-            return "the id or a path is no valid Unicode text"
+            return "the id or a path is not valid Unicode text"
 
 
 def read_row(row: Row, model: ModelConfig, max_side: int) -> Record:
-    """The row's media as a record, in the form in which the model's encoders read them."""
+    """The media of a row as a record, in the form that the model's encoders read."""
     image = None if row.image is None else pack_image(row.image, max_side)
     regions = None if row.regions is None else load_regions(row.regions, model.image.region_dim)
     clips = tuple(None if clip is None else _audio(clip, model.audio) for clip in row.audio)
     return Record(row.key, image, row.captions, clips, regions)
 
 
-def _audio(clip: Path | Stretch, audio: AudioEncoderConfig) -> np.ndarray:
-    if isinstance(clip, Stretch):
+def _audio(clip: Path | Clip, audio: AudioEncoderConfig) -> np.ndarray:
+    if isinstance(clip, Clip):
         return read_audio(clip.path, audio, clip.start, clip.seconds)
     return read_audio(clip, audio)
 
 
 def pack_image(path: Path, max_side: int) -> bytes:
-    """An image file's bytes once it is known to decode; a larger one is re-encoded, as JPEG if it was one, or PNG."""
+    """The bytes of an image file that decodes; a larger image is scaled down and written as JPEG or PNG."""
     try:
         data = path.read_bytes()
     except (OSError, ValueError):  # ValueError: a zero byte in the name
         raise DataError(f"{path}: no such image file") from None
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # remarks on odd tags of images that are fine
+        warnings.simplefilter("ignore")  # about odd tags of valid images
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         image = open_rgb(data, str(path))
     if max(image.size) <= max_side:
         return data
     kind = "JPEG" if data.startswith(b"\xff\xd8") else "PNG"
     image.thumbnail((max_side, max_side), Image.Resampling.BICUBIC)
-    image.info.clear()  # rotation is applied and colour profiles no longer hold
+    image.info.clear()  # the rotation is applied, and colour profiles no longer apply
     buffer = io.BytesIO()
     image.save(buffer, kind, quality=JPEG_QUALITY)
     return buffer.getvalue()

@@ -1,4 +1,4 @@
-"""What became of each row: the list of rejected ones, and the tables at the end of a run."""
+"""The result of a preparation: the list of rejected rows, and the tables printed at the end."""
 
 import contextlib
 import json
@@ -13,10 +13,10 @@ from src.data.store import read_info
 
 
 class Tally(contextlib.AbstractContextManager):
-    """Counts rows and lists the rejected ones in a file, which goes if there are none.
+    """Counts rows and lists the rejected ones in a file, which is removed if there are none.
 
     Args:
-        rejected: file to write, a JSON object a row: file, line, id, reason.
+        rejected: file to write, one JSON object a row: file, line, id, reason.
         english: captions that are not translated are English.
     """
 
@@ -46,11 +46,11 @@ class Tally(contextlib.AbstractContextManager):
         self.moved += moved
 
     def check(self, max_bad: float, output: Path) -> None:
-        """Raises DataError where there are too many bad rows, or no good ones."""
+        """Raises DataError if there are too many bad rows, or no good ones."""
         if self.bad > max_bad * max(self.rows, 1):
             raise DataError(
                 f"{self.bad} of {self.rows} rows are bad, more than --max-bad {max_bad} allows (--resume with a larger "
-                f"one keeps what is written); {self.path} lists them, the first is {self._first}"
+                f"one keeps the shards written); {self.path} lists them, the first is {self._first}"
             )
         if self.bad == self.rows:
             raise DataError(f"there are no rows to write to {output}")
@@ -71,12 +71,12 @@ class Tally(contextlib.AbstractContextManager):
         if self.english:
             print(f"captions: {self.translated} translated, {self.captions - self.translated} kept in English")
         if self.moved:
-            print(f"rows moved to the split that has their image already: {self.moved}")
+            print(f"rows moved to the split that already has their image: {self.moved}")
         print(f"rejected rows: {self.bad}" + (f" of {self.rows}, listed in {self.path}" if self.bad else ""))
         for reason, count in self._reasons.most_common():
             print(f"{count:10}  {reason}")
 
 
 def _kind(reason: str) -> str:
-    """A reason without the names and details that differ from row to row."""
+    """A reason without the names and details that differ between rows."""
     return reason.split(" (")[0].rsplit(": ", 1)[-1]

@@ -1,4 +1,4 @@
-"""What a reader makes of a corpus: rows, which are metadata only, and reasons for what is no row."""
+"""Rows of a corpus: the metadata of records before their media are read, or the reason why a row is rejected."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -10,7 +10,7 @@ from src.data.errors import DataError
 
 
 @dataclass(frozen=True)
-class Stretch:
+class Clip:
     """A part of a recording, in seconds."""
 
     path: Path
@@ -27,7 +27,7 @@ class Row:
     key: str = ""
     image: Path | None = None
     captions: tuple[str, ...] = ()
-    audio: tuple[Path | Stretch | None, ...] = ()
+    audio: tuple[Path | Clip | None, ...] = ()
     split: str | None = None  # None: by hash of the image
     translated: int = 0  # captions that come from a translation file
     reason: str = ""
@@ -36,12 +36,12 @@ class Row:
 
 @dataclass(frozen=True)
 class Corpus:
-    """A reader's result.
+    """A corpus as its module reads it.
 
     Attributes:
-        rows: read as they are asked for.
-        total: how many rows there will be, for the progress bar.
-        about: what dataset.json says of where the data came from; the same for the same input.
+        rows: read lazily.
+        total: the number of rows, for the progress bar.
+        about: where the data came from, for dataset.json; the same for the same input.
         english: captions that are not translated are English, and are counted.
     """
 
@@ -68,7 +68,7 @@ def check_captions(captions: Any) -> tuple[str, ...]:
 
 
 def check_caption(caption: Any) -> str:
-    """A caption without space around it; raises DataError where that leaves nothing."""
+    """A caption without space around it; raises DataError if nothing is left."""
     if not isinstance(caption, str):
         raise DataError("the caption is not a text")
     if not caption.strip():
@@ -84,14 +84,14 @@ def check_name(name: Any) -> str:
 
 
 def check_folder(path: Path, option: str) -> Path:
-    """Raises DataError unless the folder that an option names is there."""
+    """Raises DataError unless the folder that an option names exists."""
     if not path.is_dir():
         raise DataError(f"{option} {path}: no such folder")
     return path
 
 
 def describe_inputs(source: str, paths: list[Path], option: str) -> dict[str, Any]:
-    """What dataset.json says of annotation files; raises DataError where one is missing."""
+    """The annotation files, for dataset.json; raises DataError if one is missing."""
     for path in paths:
         if not path.is_file():
             raise DataError(f"{option} {path}: no such file")
@@ -118,7 +118,7 @@ def count_lines(paths: list[Path]) -> int:
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, str | Row]]:
-    """Numbers (from 1) and texts of the lines that are not blank; a rejected row for one that is not UTF-8."""
+    """Numbers (from 1) and texts of the lines that are not blank; a rejected row for a line that is not UTF-8."""
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
@@ -131,7 +131,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, str | Row]]:
 
 
 def read_objects(path: Path) -> Iterator[tuple[int, dict[str, Any] | Row]]:
-    """The JSON objects of a JSONL file, numbered from 1; a rejected row for a line that is none."""
+    """The JSON objects of a JSONL file, numbered from 1; a rejected row for any other line."""
     for number, line in read_lines(path):
         if isinstance(line, Row):
             yield number, line

@@ -1,4 +1,4 @@
-"""Chinese captions for English corpora, from a file that says which caption is which.
+"""Chinese captions for English corpora, from a file of ids and captions.
 
 {"id": "770337", "caption": "一个男人骑着红色的自行车"}       one object a line (.jsonl), or
 770337<TAB>一个男人骑着红色的自行车                        id and text a line (any other name)
@@ -14,11 +14,9 @@ from src.data.prepare.rows import Row, check_caption, read_lines, read_objects
 
 
 def add_argument(parser: CommandParser, ids: str) -> None:
-    """Adds --translations; ``ids`` says what the corpus calls a caption."""
+    """Adds --translations; ``ids`` says what identifies a caption of the corpus."""
     text = f"Chinese captions: JSONL of id and caption, or id<TAB>caption a line; the id is {ids}"
-    parser.add_argument(
-        "--translations", type=user_path, help=text + ". Captions without one stay English and are counted"
-    )
+    parser.add_argument("--translations", type=user_path, help=text + ". Captions without a translation stay English")
 
 
 class Translations:
@@ -28,7 +26,7 @@ class Translations:
         path: the file, or None for no translations at all.
 
     Attributes:
-        rejected: a row for each line that is none: they count as bad rows.
+        rejected: a rejected row for each line that cannot be used.
     """
 
     def __init__(self, path: Path | None) -> None:
@@ -54,18 +52,18 @@ class Translations:
         return len(self._texts)
 
     def __call__(self, key: Any, english: str) -> tuple[str, int]:
-        """A caption and 1, or the English one and 0 where the file has none of this id."""
+        """The translation and 1, or the English caption and 0 if there is no translation of this id."""
         found = self._texts.get(str(key))
         return (english, 0) if found is None else (found, 1)
 
     def apply(self, captions: list[tuple[Any, str]]) -> tuple[tuple[str, ...], int]:
-        """Ids and captions of an image to its captions and how many of them are translated."""
+        """The captions of an image, translated where possible, and the number of translated ones."""
         pairs = [self(key, english) for key, english in captions]
         return tuple(text for text, _ in pairs), sum(found for _, found in pairs)
 
 
 def _lines(path: Path) -> Iterator[tuple[int, tuple[Any, Any] | Row]]:
-    """Numbers and (id, caption) of the lines; a rejected row for one that is neither."""
+    """Numbers and (id, caption) of the lines; a rejected row for any other line."""
     if not path.is_file():
         raise DataError(f"--translations {path}: no such file")
     if path.suffix == ".jsonl":

@@ -1,4 +1,4 @@
-"""A function over many items by several processes: results in the order of the items, memory flat."""
+"""Maps a function over many items in several processes: results in the order of the items, bounded memory."""
 
 import multiprocessing
 import os
@@ -10,8 +10,8 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from itertools import islice
 from typing import Any
 
-CHUNK = 16  # items that go to a worker at once
-CHUNKS_AHEAD = 4  # for each worker; bounds the memory
+CHUNK = 16  # items sent to a worker at once
+CHUNKS_AHEAD = 4  # for each worker; bounds memory
 
 
 def ordered_map(function: Callable[[list], list], items: Iterable, workers: int) -> Iterator[Any]:
@@ -19,8 +19,8 @@ def ordered_map(function: Callable[[list], list], items: Iterable, workers: int)
 
     Args:
         function: pickled once for each chunk, so that it should be small.
-        items: read in this process, a little ahead of what is yielded.
-        workers: processes; with one everything runs in this process.
+        items: read in this process, a little ahead of the results.
+        workers: processes; with 1 everything runs in this process.
 
     Raises:
         BrokenProcessPool: a worker died.
@@ -31,7 +31,7 @@ def ordered_map(function: Callable[[list], list], items: Iterable, workers: int)
         for chunk in chunks:
             yield from function(chunk)
         return
-    # Spawned, never forked: a forked child inherits the locks of whatever threads this process runs.
+    # spawned, not forked: a forked child inherits the locks held by threads of this process
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, context, initializer=_start)
     prefetch: deque[Future] = deque()
@@ -47,12 +47,12 @@ def ordered_map(function: Callable[[list], list], items: Iterable, workers: int)
 
 
 def _start() -> None:
-    """What a worker does first: Ctrl-C is for the parent to handle, and without a parent there is nothing to do."""
+    """Initialises a worker: the parent handles Ctrl-C, and the worker ends with its parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _end_with_parent() -> None:
-    # A killed parent closes no queue that its workers would notice.
+    # a killed parent closes no queue, so that its workers would not notice
     multiprocessing.parent_process().join()
     os._exit(1)
