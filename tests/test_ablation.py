@@ -60,9 +60,10 @@ def test_a_row_trains_without_and_measures_with(tmp_path: Path, run: Recorder) -
     train, measure = run.commands
     settings = [word for word in train if "=" in word]
     objectives = load_config("config/pretrain/demo.yaml", settings).objectives
-    assert (objectives.mvm_code, objectives.mvm_feature) == (0, 0) and objectives.mlm > 0
+    assert (objectives.weights.mvm_code, objectives.weights.mvm_feature) == (0, 0) and objectives.weights.mlm > 0
     config = load_config("config/pretrain/demo.yaml", [word for word in measure if "=" in word])
-    assert config.objectives.mvm_code > 0 and config.eval.rerank == 0 and config.eval.gallery == 500
+    assert config.objectives.weights.mvm_code > 0
+    assert config.eval.rerank.top_k == 0 and config.eval.retrieval.gallery_size == 500
     assert measure[measure.index("--checkpoint") + 1] == str(tmp_path / "row")
 
 

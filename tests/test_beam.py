@@ -170,7 +170,7 @@ def test_inputs_do_not_depend_on_each_other(model: OPT, tokenizer: Tokenizer, se
     settings = BeamSettings(beams=3, length_penalty=1.0)
     whole = search(searches, settings).generate(given)
     tokens, mask = given[IMAGE]
-    np.testing.assert_array_equal(searches[3].write({IMAGE: (tokens[::-1], mask)})[::-1], whole)
+    np.testing.assert_array_equal(searches[3].generate({IMAGE: (tokens[::-1], mask)})[::-1], whole)
     one_by_one = BeamSearch(model, tokenizer, 1, settings).generate(given)
     np.testing.assert_array_equal(one_by_one, whole)
 

@@ -168,7 +168,7 @@ def output_bias(model: OPT, values: dict[int, float]) -> Iterator[None]:
     parameter.set_data(Tensor(before))
 
 
-def test_special_tokens_are_never_written(model: OPT, decoder: BeamSearch) -> None:
+def test_special_tokens_are_never_generated(model: OPT, decoder: BeamSearch) -> None:
     with output_bias(model, dict.fromkeys([PAD, UNK, CLS, MASK], 50.0)):
         written = decoder.generate(given_of(model, "image"))
     behind = np.cumsum(written == SEP, axis=1) - (written == SEP) > 0

@@ -51,7 +51,7 @@ def graph():
 
 
 def settings(**tokenizer) -> Config:
-    config = Config(task="image_tokenizer", model=ModelConfig(tokenizer=replace(TINY, **tokenizer)))
+    config = Config(task="image_tokenizer", model=ModelConfig(image_tokenizer=replace(TINY, **tokenizer)))
     return replace(
         config,
         data=replace(config.data, batch_size=B),
@@ -178,7 +178,7 @@ def test_straight_through_gradient_equals_torch(pynative):
     def loss(encoded):
         codes = model.codebook(encoded)
         vectors = model.codebook.look_up(codes)
-        drawn = model.draw(encoded + ms.ops.stop_gradient(vectors - encoded))
+        drawn = model.decode_vectors(encoded + ms.ops.stop_gradient(vectors - encoded))
         commitment = ms.ops.square(encoded - ms.ops.stop_gradient(vectors)).mean()
         return ms.ops.square(drawn - patches).mean() + weight * commitment
 
@@ -195,7 +195,7 @@ def test_straight_through_gradient_equals_torch(pynative):
         @staticmethod
         def forward(ctx, point):
             at = Tensor(point.detach().numpy())
-            value, ctx.slope = ms.value_and_grad(lambda z: ms.ops.square(model.draw(z) - patches).mean())(at)
+            value, ctx.slope = ms.value_and_grad(lambda z: ms.ops.square(model.decode_vectors(z) - patches).mean())(at)
             return torch.tensor(float(value))
 
         @staticmethod
@@ -358,7 +358,7 @@ def test_another_image_stands_in_where_there_is_none(config, tmp_path):
 )
 def test_shipped_configurations(name, grid, codes):
     config = load_config(ROOT / "config" / "image_tokenizer" / f"{name}.yaml")
-    tokenizer = config.model.tokenizer
+    tokenizer = config.model.image_tokenizer
     assert config.task == "image_tokenizer" and (tokenizer.size, tokenizer.side) == grid and tokenizer.codes == codes
 
 

@@ -114,7 +114,7 @@ def test_training_without_arguments(house: House, script: str, task: str):
 def test_training_with_all_arguments(house: House):
     (house.elsewhere / "my.yaml").touch()
     (house.elsewhere / "weights").mkdir()
-    house.run("train_caption.sh", "my.yaml", "weights", "train.steps=7", "--resume", "name=two words")
+    house.run("train_caption.sh", "my.yaml", "weights", "train.steps=7", "--resume", "data.path=two words")
     (call,) = house.calls()
     assert call["arguments"] == [
         "train.py",
@@ -124,7 +124,7 @@ def test_training_with_all_arguments(house: House):
         "runtime.device=CPU",
         f"train.init_from={house.elsewhere / 'weights'}",
         "train.steps=7",
-        "name=two words",
+        "data.path=two words",
     ]
 
 

@@ -1,7 +1,6 @@
 """One forward for every objective: values, gradients and where they go, shares of the batch, and that it learns."""
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +9,8 @@ from mindspore import Tensor, nn, ops
 from src.data.schema import AUDIO
 from src.models.opt import OPT
 from src.objectives.levels import level_rows
-from src.objectives.objectives import Objectives, active_objectives, needed_fields
+from src.objectives.objectives import Objectives
+from src.objectives.table import active_objectives, needed_fields
 from tests.objectives import (
     ALL,
     MODEL,
@@ -24,6 +24,7 @@ from tests.objectives import (
     gradients,
     losses,
     only,
+    weighted,
 )
 from tests.oracles import OBJECTIVES, VOCAB, Arrays, run_mode, tiny_batch
 
@@ -31,12 +32,12 @@ from tests.oracles import OBJECTIVES, VOCAB, Arrays, run_mode, tiny_batch
 UNREACHED = {
     "denoise_text": ("text_project.weight", "text_project.bias"),  # no text is given
     "denoise_image": ("image_project.weight", "image_project.bias"),  # no image is given
-    # only the vector in place of hidden patches
+    # only the mask token
     "mvm_code": tuple(f"masked_image_head.{part}" for part in ("transform.weight", "transform.bias"))
     + tuple(f"masked_image_head.{part}" for part in ("project.weight", "project.bias")),
 }
 
-# what the token level hides it hides together, so that its losses change when one of them is switched off
+# the token level masks all modalities together, so that its losses change when one of them is switched off
 GROUPS = (("contrastive",), tuple(TOKEN_ROWS), ("matching",), ("denoise_text",), ("denoise_image",))
 ENCODERS = ("text_encoder", "image_encoder", "audio_encoder")
 # where the gradient of each loss goes: the text is absent from what denoising reads, the matching head takes the
@@ -44,7 +45,12 @@ ENCODERS = ("text_encoder", "image_encoder", "audio_encoder")
 FLOW = {
     "contrastive": {*ENCODERS, "text_head", "image_head", "audio_head", "scale"},
     "mlm": {*ENCODERS, "cross_encoder", "masked_text_head"},
-    "mvm_code": {*ENCODERS, "cross_encoder", "masked_code_head", "masked_image_head"},  # the latter's vector
+    "mvm_code": {
+        *ENCODERS,
+        "cross_encoder",
+        "masked_code_head",
+        "masked_image_head",
+    },  # the latter holds the mask token
     "mvm_feature": {*ENCODERS, "cross_encoder", "masked_image_head"},
     "mam_feature": {*ENCODERS, "cross_encoder", "masked_audio_head"},
     "mam_contrastive": {*ENCODERS, "cross_encoder", "masked_audio_head"},
@@ -142,7 +148,7 @@ def by_group(opt: OPT, alone: dict[str, tuple[Values, Arrays]]) -> dict[tuple[st
         if len(group) == 1:
             return alone[group[0]]
         others = dict.fromkeys(set(OBJECTIVES) - set(group), 0.0)
-        return gradients(opt, replace(ALL, **others), batch_with_repeats())
+        return gradients(opt, weighted(**others), batch_with_repeats())
 
     return {group: found(group) for group in GROUPS}
 
