@@ -201,13 +201,13 @@ def test_what_would_repeat_a_run() -> None:
 
 
 def test_settings_are_checked() -> None:
-    with pytest.raises(ConfigError, match="beam: must be positive"):
+    with pytest.raises(ConfigError, match="beam_size: must be positive"):
         EvalConfig(decoding=DecodingConfig(beam_size=0))
     with pytest.raises(ConfigError, match="length_penalty: must not be negative"):
         EvalConfig(decoding=DecodingConfig(length_penalty=-1))
     with pytest.raises(ConfigError, match="min_length: must not be above max_length=2"):
         EvalConfig(decoding=DecodingConfig(min_length=3, max_length=2))
-    with pytest.raises(ConfigError, match="eval.max_length: model.text.max_len leaves room for 6 tokens"):
+    with pytest.raises(ConfigError, match="eval.decoding.max_length: model.text.max_len leaves room for 6 tokens"):
         Config(model=tiny_model(), eval=EvalConfig(decoding=DecodingConfig(max_length=7)))
     settings = BeamSettings.of(
         EvalConfig(

@@ -153,7 +153,7 @@ def test_rows_do_not_depend_on_the_batch(model: OPT, tokenizer: Tokenizer, decod
     np.testing.assert_array_equal(
         decoder.generate({IMAGE: (tokens, mask)}), whole
     )  # the last call's cache is overwritten
-    np.testing.assert_array_equal(BeamSearch(model, tokenizer, 2).write({IMAGE: (tokens[2:], mask[2:])}), whole[2:])
+    np.testing.assert_array_equal(BeamSearch(model, tokenizer, 2).generate({IMAGE: (tokens[2:], mask[2:])}), whole[2:])
 
 
 @contextmanager

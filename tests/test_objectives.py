@@ -1,16 +1,28 @@
 """One forward for every objective: values, gradients and where they go, shares of the batch, and that it learns."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from mindspore import Tensor, nn, ops
 
-from src.data.schema import AUDIO
+from src.config import OBJECTIVES as ALL_OBJECTIVES
+from src.config import WeightsConfig
+from src.data.schema import AUDIO, batch_fields
 from src.models.opt import OPT
 from src.objectives.levels import level_rows
 from src.objectives.objectives import Objectives
-from src.objectives.table import active_objectives, needed_fields
+from src.objectives.table import (
+    MEASURED,
+    MODALITY,
+    SAMPLE,
+    TABLE,
+    TOKEN,
+    active_objectives,
+    measured_settings,
+    needed_fields,
+)
 from tests.objectives import (
     ALL,
     MODEL,
@@ -26,7 +38,7 @@ from tests.objectives import (
     only,
     weighted,
 )
-from tests.oracles import OBJECTIVES, VOCAB, Arrays, run_mode, tiny_batch
+from tests.oracles import OBJECTIVES, VOCAB, Arrays, feature_model, run_mode, tiny_batch
 
 # parameters of those parts that have nothing to do with the loss
 UNREACHED = {
@@ -57,6 +69,11 @@ FLOW = {
     "matching": {*ENCODERS, "cross_encoder", "matching_head"},
     "denoise_text": {"image_encoder", "audio_encoder", "cross_encoder", "text_decoder"},
     "denoise_image": {"text_encoder", "audio_encoder", "cross_encoder", "image_decoder"},
+}
+# encoders of what is given, which the rows of the table leave out
+WITH_GIVEN = {
+    "denoise_text": {"image_encoder", "audio_encoder"},
+    "denoise_image": {"text_encoder", "audio_encoder"},
 }
 
 
@@ -108,6 +125,20 @@ def graph(opt: OPT) -> Callable[[Arrays], tuple[Values, Arrays]]:
 @pytest.fixture(scope="module")
 def in_pynative(opt: OPT) -> tuple[Values, Arrays]:
     return gradients(opt, ALL, batch_with_repeats())
+
+
+def test_every_objective_has_a_row() -> None:
+    """The table says of each where its rows come from, what it reads, and what it trains."""
+    assert tuple(TABLE) == ALL_OBJECTIVES and [row.name for row in TABLE.values()] == list(ALL_OBJECTIVES)
+    levels = [row.level for row in TABLE.values()]
+    assert levels == sorted(levels, key=["", TOKEN, SAMPLE, MODALITY].index), "losses follow one another by level"
+    fields = batch_fields(MODEL, B, 0.15) | batch_fields(feature_model(), B, 0.15)
+    assert {field for row in TABLE.values() for field in row.fields} <= fields.keys()
+    assert {name: set(row.parts) | WITH_GIVEN.get(name, set()) for name, row in TABLE.items() if name in FLOW} == FLOW
+    everything = replace(ALL, weights=WeightsConfig(**dict.fromkeys(ALL_OBJECTIVES, 1.0)))
+    measured = measured_settings(everything)
+    assert active_objectives(measured) == MEASURED == ALL_OBJECTIVES[1:8]
+    assert measured.masking.batch_share == measured.matching.batch_share == 1
 
 
 def test_names_and_fields_follow_the_weights() -> None:
