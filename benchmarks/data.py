@@ -2,10 +2,10 @@
 
     python -m benchmarks.data
 
-A corpus is made up in a temporary folder: JPEG images of 500×375, Chinese captions, log-mel audio clips. Every contestant
-reads it in the same order, decodes, crops, mirrors and colours the images to 224×224, hides stretches of the audio clips,
-splits the captions into WordPieces and whole words and draws the masks, by the same functions. The contestants take
-turns; a figure is the median of the rounds. Then the peak memory of a process that reads a small corpus and one ten
+A corpus is made up in a temporary folder: JPEG images of 500×375, Chinese captions, log-mel audio clips. Every
+contestant reads it in the same order. By the same functions it decodes the images, crops, mirrors and colours them to
+224×224, masks stretches of the audio clips (SpecAugment), splits the captions into WordPieces and whole words and
+samples the masks. The contestants take turns; a result is the median of the rounds. Then the peak memory of a process that reads a small corpus and one ten
 times as large, and how many samples a second a pre-training step of the demo takes in the same place.
 """
 
@@ -44,7 +44,7 @@ AUGMENT = AugmentConfig(
     frequency_masks=2,
 )
 IMAGE = (375, 500)  # height and width of the stored JPEGs
-IMAGES = 100  # that are drawn; the other records' differ in bytes behind the end of the file
+IMAGES = 100  # that are made; the other records' differ in bytes behind the end of the file
 PREFETCH = 4  # batches that a contestant has made before its turn, at most
 GROWTH = 10  # how many times larger the second corpus is in which memory is measured
 TRAINING = "config/pretrain/demo.yaml"
@@ -53,7 +53,7 @@ STEPS, WARM_UP = 3, 1  # of training that are timed, and before them
 
 
 def make_config(folder: Path, batch_size: int, workers: int = 1) -> Config:
-    """Sizes of the base model, words hidden, views varied."""
+    """The sizes of the base model, with masked words and augmentation."""
     config = load_config("config/model/base.yaml", [f"data.path={folder}", "objectives.weights.mlm=1"])
     data = replace(config.data, batch_size=batch_size, workers=workers, prefetch=PREFETCH, augment=AUGMENT)
     return replace(config, data=data)

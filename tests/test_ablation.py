@@ -13,10 +13,10 @@ from src import cli
 from src.config import OBJECTIVES, load_config
 
 METRICS = {
-    "retrieval": {"t2i": {"r1": 0.25}, "a2t": {"r1": 0.5}},
+    "retrieval": {"text_to_image": {"R@1": 0.25}, "audio_to_text": {"R@1": 0.5}},
     "caption": {"facts_right": 0.125, "facts": {"colours": 0.75}},
-    "drawing": {"text": {"r1": 0.0625, "r10": 0.3}},
-    "probe": {"mlm_accuracy": 0.375, "mlm_chance": 0.125, "frame_cosine": 0.5, "confusion": [[1]]},
+    "image_generation": {"text": {"R@1": 0.0625, "R@10": 0.3}},
+    "masked": {"mlm_accuracy": 0.375, "mlm_chance": 0.125, "frame_cosine": 0.5, "confusion": [[1]]},
 }
 
 
@@ -122,5 +122,5 @@ def test_a_wrong_setting_is_one_line(
     assert capsys.readouterr().err.startswith("error: unknown key train.step=5") and not run.commands
 
 
-def test_a_missing_figure_is_none() -> None:
-    assert look_up(METRICS, ("probe", "confusion")) is None and look_up(METRICS, ("drawing", "speech", "r1")) is None
+def test_a_missing_metric_is_none() -> None:
+    assert look_up(METRICS, ("masked", "confusion")) is None and look_up(METRICS, ("image_generation", "speech", "R@1")) is None

@@ -242,11 +242,11 @@ def test_one_batch_is_learned_and_graph_equals_pynative():
             ms.set_seed(1)
             step = make_step(config, ImageTokenizer(TINY))
             results = [step({"image": images()}) for _ in range(steps)]
-            histories.append([[*result.losses.values(), *result.figures.values()] for result in results])
+            histories.append([[*result.losses.values(), *result.metrics.values()] for result in results])
     finally:
         ms.set_context(mode=mode)
     np.testing.assert_allclose(histories[0], histories[1][:4], rtol=2e-3, atol=1e-5)
-    names = (*results[0].losses, *results[0].figures)
+    names = (*results[0].losses, *results[0].metrics)
     assert names == ("total", "reconstruction", "commitment", "perplexity", "usage")
     first, last = (dict(zip(names, row, strict=True)) for row in (histories[1][0], histories[1][-1]))
     assert last["reconstruction"] < 0.25 * first["reconstruction"]
