@@ -5,8 +5,10 @@
 A corpus is made up in a temporary folder: JPEG images of 500×375, Chinese captions, log-mel audio clips. Every
 contestant reads it in the same order. By the same functions it decodes the images, crops, mirrors and colours them to
 224×224, masks stretches of the audio clips (SpecAugment), splits the captions into WordPieces and whole words and
-samples the masks. The contestants take turns; a result is the median of the rounds. Then the peak memory of a process that reads a small corpus and one ten
-times as large, and how many samples a second a pre-training step of the demo takes in the same place.
+samples the masks. The contestants take turns; a result is the median of the rounds.
+
+It also measures the peak memory of a process that reads a small corpus and one ten times as large, and how many samples
+a second a pre-training step of the demo takes in the same place.
 """
 
 import argparse

@@ -59,7 +59,7 @@ def text_from(config: ObjectivesConfig, *modalities: str) -> ObjectivesConfig:
 
 
 def batch_with_repeats() -> Arrays:
-    """Samples that lack something, and two images that stand twice; of one of them only one caption has an audio clip."""
+    """Samples that lack something, and two images with two samples each; one caption of these has no audio clip."""
     batch = tiny_batch(MODEL, B)
     batch["image_id"][3] = batch["image_id"][0]
     batch["image_id"][1] = batch["image_id"][4]

@@ -107,7 +107,7 @@ def test_table(tmp_path: Path, run: Recorder, monkeypatch: pytest.MonkeyPatch, c
     assert "without MLM" in capsys.readouterr().out
     header, _, first, second, _, caption = file.read_text(encoding="utf-8").splitlines()
     cells = dict(zip(header.split(" | "), first.split(" | "), strict=True))
-    assert cells["t→i R@1"] == "0.25" and cells["drawn R@1"] == "0.06" and cells["Δ words"] == "0.25"
+    assert cells["t→i R@1"] == "0.25" and cells["generated R@1"] == "0.06" and cells["Δ words"] == "0.25"
     assert cells["Δ codes"] == cells["Δ audio"] == "–"
     assert second.startswith("| without MLM |") and "benchmarks.ablation" in caption and "train.steps=50" in caption
     assert (tmp_path / "out" / "without-MLM" / "row.json").is_file()
@@ -123,4 +123,5 @@ def test_a_wrong_setting_is_one_line(
 
 
 def test_a_missing_metric_is_none() -> None:
-    assert look_up(METRICS, ("masked", "confusion")) is None and look_up(METRICS, ("image_generation", "speech", "R@1")) is None
+    assert look_up(METRICS, ("masked", "confusion")) is None
+    assert look_up(METRICS, ("image_generation", "speech", "R@1")) is None

@@ -86,8 +86,8 @@ def test_any_step_is_the_step_of_the_whole_run(config: Config) -> None:
 
 def test_workers_and_prefetch_change_nothing(config: Config) -> None:
     whole = take(config, 0, 6)
-    for workers, prefetch in ((3, 1), (2, 4)):
-        other = replace(config, data=replace(config.data, workers=workers, prefetch=prefetch))
+    for workers, ahead in ((3, 1), (2, 4)):
+        other = replace(config, data=replace(config.data, workers=workers, prefetch=ahead))
         assert all(equal(a, b) for a, b in zip(whole, take(other, 0, 6), strict=True))
 
 

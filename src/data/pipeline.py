@@ -60,8 +60,8 @@ class Loader:
         ranks: how many there are.
         stored_codes: False: no codes are read even where data.codes names a tokenizer.
 
-    Words are masked (mlm_*) only where config.objectives.weights.mlm is not 0: it alone needs jieba's dictionary. Codes of
-    images are those beside the shards (tools/make_image_codes.py), if config.data.codes names their tokenizer.
+    Words are masked (mlm_*) only where config.objectives.weights.mlm is not 0: it alone needs jieba's dictionary. Codes
+    of images are those beside the shards (tools/make_image_codes.py), if config.data.codes names their tokenizer.
     """
 
     def __init__(self, config: Config, split: str, rank: int = 0, ranks: int = 1, *, stored_codes: bool = True) -> None:
