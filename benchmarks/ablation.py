@@ -3,9 +3,9 @@
     python -m benchmarks.ablation
     python -m benchmarks.ablation --markdown table.md train.steps=400
 
-Every row is a training of its own (same steps, same seed), then an evaluation of the test split by embeddings and by
-what the decoders generate; what a row did not train is measured all the same, and is where it stands by chance; columns
-with Δ count from there. A row that is finished is not repeated, an interrupted one goes on. The data and the codes of
+Every row is a training run of its own (same steps, same seed) and an evaluation of the test split: retrieval by
+embeddings, and generation. What a row did not train is measured as well, and is at chance level; columns with Δ count
+from chance. A row that is finished is not repeated, an interrupted one goes on. The data and the codes of
 its images must be there: bash scripts/run_demo.sh makes them, or the commands at the head of the configuration.
 """
 
@@ -38,26 +38,26 @@ VARIANTS: dict[str, tuple[str, ...]] = {  # objectives that are switched off
     "without sample level": ("matching",),
 }
 COLUMNS = {  # header → path into metrics.json; Δ: above chance
-    "t→i R@1": ("retrieval", "t2i", "r1"),
-    "a→t R@1": ("retrieval", "a2t", "r1"),
-    "a→i R@1": ("retrieval", "a2i", "r1"),
-    "a→i R@10": ("retrieval", "a2i", "r10"),
+    "t→i R@1": ("retrieval", "text_to_image", "R@1"),
+    "a→t R@1": ("retrieval", "audio_to_text", "R@1"),
+    "a→i R@1": ("retrieval", "audio_to_image", "R@1"),
+    "a→i R@10": ("retrieval", "audio_to_image", "R@10"),
     "facts right": ("caption", "facts_right"),
     "colours": ("caption", "facts", "colours"),
     "places": ("caption", "facts", "places"),
     "counts": ("caption", "facts", "counts"),
     "objects": ("caption", "facts", "objects"),
-    "drawn R@1": ("drawing", "text", "r1"),
-    "drawn R@10": ("drawing", "text", "r10"),
-    "Δ words": ("probe", "mlm_accuracy"),
-    "Δ codes": ("probe", "mvm_code_accuracy"),
-    "Δ patches": ("probe", "patch_cosine"),
-    "Δ audio": ("probe", "frame_cosine"),
-    "Δ five cases": ("probe", "matching_accuracy"),
+    "generated R@1": ("image_generation", "text", "R@1"),
+    "generated R@10": ("image_generation", "text", "R@10"),
+    "Δ words": ("masked", "mlm_accuracy"),
+    "Δ codes": ("masked", "mvm_code_accuracy"),
+    "Δ patches": ("masked", "patch_cosine"),
+    "Δ audio": ("masked", "frame_cosine"),
+    "Δ five cases": ("masked", "matching_accuracy"),
     "minutes": ("minutes",),
 }
 # A quarter of an hour of one core a row, and what the table in docs/pretraining.md was made with, whatever the demo's
-# own rates and shares are. Half of each batch writes and half draws, or neither would get far.
+# own rates and shares are. Half of each batch generates text and half images, or neither would get far.
 SMALL = ("data.batch_size=64", "objectives.matching.batch_share=0.25", "objectives.denoise_image.batch_share=0.5")
 SMALL += ("objectives.denoise_text.given=[image+audio,image,audio]",)
 SMALL += ("optimizer.lr=0.004", "optimizer.muon_lr=0.02", "optimizer.warmup_steps=30")
@@ -140,12 +140,12 @@ class Row:
         write_json(book, {"row": self.name, "digest": digest, "minutes": self.minutes})
 
 
-def figure(metrics: dict[str, Any], path: tuple[str, ...]) -> float | None:
-    """What the table shows; of the probe how far above chance, for the features that it compares are a row's own."""
+def value_of(metrics: dict[str, Any], path: tuple[str, ...]) -> float | None:
+    """What the table shows. Masked prediction counts from chance, since every row compares features of its own."""
     value = look_up(metrics, path)
-    if path[0] != "probe" or value is None:
+    if path[0] != "masked" or value is None:
         return value
-    chance = look_up(metrics, ("probe", f"{path[1].rpartition('_')[0]}_chance"))
+    chance = look_up(metrics, ("masked", f"{path[1].rpartition('_')[0]}_chance"))
     return None if chance is None else value - chance
 
 
@@ -185,7 +185,7 @@ def main(run: Run = run_command) -> None:
     headers, rows = ["pre-training", *COLUMNS], []
     for name in args.rows:
         metrics = Row(name, args.config, args.output / name.replace(" ", "-"), settings, run).metrics()
-        rows.append([name, *(figure(metrics, path) for path in COLUMNS.values())])
+        rows.append([name, *(value_of(metrics, path) for path in COLUMNS.values())])
         print("\n" + table(rows, headers) + "\n", flush=True)
         if args.markdown:
             command = shlex.join(("python", "-m", "benchmarks.ablation", *sys.argv[1:]))

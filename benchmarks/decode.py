@@ -1,10 +1,10 @@
-"""Times writing captions beside the text decoder of BLIP (transformers) at the same shapes.
+"""Times the generation of captions beside the text decoder of BLIP (transformers) at the same shapes.
 
     python -m benchmarks.decode
 
-Both write texts of one length from one memory an image, in the same process, by turns, so that whatever else the
-machine does meets both alike; a figure is the median of the rounds. Neither may end a text early. Reading the memory
-belongs to the time, encoding and fusing the image does not. Weights are random: what is written does not matter to
+Both generate texts of one length from one memory per image, in the same process and by turns, so that whatever else the
+machine does meets both alike; a result is the median of the rounds. Neither may end a text early. Reading the memory
+is part of the time, encoding and fusing the image is not. Weights are random: the texts do not matter to
 the time.
 """
 

@@ -1,7 +1,7 @@
-"""FLAVA (Singh et al. 2022) as ``transformers`` has it: the nearest peer for images and text alone.
+"""FLAVA (Singh et al. 2022) as ``transformers`` has it: the nearest peer, for images and text.
 
 Both views of image and text are encoded and the masked one is fused, as in our image-text step; the losses are the
-contrastive one, hidden words and codes of hidden patches. Widths, layers, heads, lengths and batch are ours.
+contrastive one, masked words and codes of masked patches. Widths, layers, heads, lengths and batch are ours.
 """
 
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from transformers import FlavaConfig, FlavaForPreTraining
 
 from src.config import ModelConfig
 
-IGNORED = -100  # label of what is not hidden
+IGNORED = -100  # label of what is not masked
 
 
 def build(model: ModelConfig, vocab_size: int) -> FlavaForPreTraining:

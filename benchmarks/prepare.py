@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from tools import prepare_data
 
-DIFFERENT = 200  # images that are drawn; the files differ by bytes behind the image's end
+DIFFERENT = 200  # images that are made; the files differ by bytes behind the image's end
 FILES_A_FOLDER = 1000
 WORDS = "红绿蓝黄大小猫狗鱼鸟车船山水人花草房子树木桌椅书包"
 

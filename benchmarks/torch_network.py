@@ -104,12 +104,12 @@ class ImageEncoder(nn.Module):
         self.project = nn.Linear(config.patch**2 * 3, config.width)
         self.positions, self.transformer = table(1, self.side**2, config.width), Transformer(config)
 
-    def forward(self, image: Tensor, hidden: Tensor | None = None, vector: Tensor | None = None) -> Tensor:
+    def forward(self, image: Tensor, masked: Tensor | None = None, mask_token: Tensor | None = None) -> Tensor:
         x = image.float() / 127.5 - 1.0
         x = x.view(-1, self.side, self.patch, self.side, self.patch, 3).transpose(2, 3)
         x = self.project(x.reshape(-1, self.side**2, self.patch**2 * 3))  # (B, P, D)
-        if hidden is not None:
-            x = torch.where(hidden[..., None] > 0, vector, x)
+        if masked is not None:
+            x = torch.where(masked[..., None] > 0, mask_token, x)
         return self.transformer(x + self.positions, None)
 
 
@@ -121,12 +121,12 @@ class AudioEncoder(nn.Module):
         self.positions, self.transformer = table(1, self.tokens, config.width), Transformer(config)
 
     def forward(
-        self, audio: Tensor, frames: Tensor, hidden: Tensor | None = None, vector: Tensor | None = None
+        self, audio: Tensor, frames: Tensor, masked: Tensor | None = None, mask_token: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         mask = (torch.arange(self.tokens, device=audio.device)[None] * self.stride < frames[:, None]).int()
         x = self.project((audio.float() / 127.5 - 1.0).view(len(audio), self.tokens, -1))
-        if hidden is not None:
-            x = torch.where(hidden[..., None] > 0, vector, x)
+        if masked is not None:
+            x = torch.where(masked[..., None] > 0, mask_token, x)
         return self.transformer(x + self.positions, padding_bias(mask)), mask
 
 

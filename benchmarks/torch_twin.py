@@ -101,14 +101,14 @@ class Objectives(nn.Module):
         text, image, audio = (x.detach() * scale for x in embeddings)
         other = (ids[:n, None] != ids[None]).float()
 
-        def draw(similarity: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor]:
+        def sample(similarity: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor]:
             return (similarity + noise + (1 - allowed) * FORBIDDEN).argmax(1), (allowed.sum(1) > 0).float()
 
         none = case == MATCH_CASES.index("none")
-        other_text = draw(image[:n] @ text.T, other * have[:, TEXT])
-        other_image = draw(text[:n] @ image.T, other * have[:, IMAGE])
+        other_text = sample(image[:n] @ text.T, other * have[:, TEXT])
+        other_image = sample(text[:n] @ image.T, other * have[:, IMAGE])
         third = torch.where(none[:, None], (ids[other_image[0], None] != ids[None]).float(), 1.0)
-        other_audio = draw(text[:n] @ audio.T, other * third * have[:, AUDIO])
+        other_audio = sample(text[:n] @ audio.T, other * third * have[:, AUDIO])
         own, valid, rows = torch.arange(n, device=ids.device), torch.ones(n, device=ids.device), []
         swaps = (
             (other_text, case == MATCH_CASES.index("image+audio"), TEXT),
@@ -122,25 +122,25 @@ class Objectives(nn.Module):
         return [*rows, valid]
 
     def masked_view(self, batch: Batch, clean: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """The token level's rows with words, patches and frames hidden where a loss asks for them."""
+        """The token level's rows with words, patches and audio tokens masked where a loss asks for it."""
         n, model, names = self.token_rows, self.model, self.names
         text, image, audio, text_mask, audio_mask = (x[:n] for x in clean)
         if "mlm" in names:
             text = model.text_encoder(batch["mlm_ids"][:n], text_mask)
         if "mvm_code" in names or "mvm_feature" in names:
-            hidden = slots_to_mask(batch["mvm_positions"][:n], batch["mvm_weights"][:n], image.shape[1])
-            image = model.image_encoder(batch["image"][:n], hidden, model.masked_image_head.vector)
+            masked = slots_to_mask(batch["mvm_positions"][:n], batch["mvm_weights"][:n], image.shape[1])
+            image = model.image_encoder(batch["image"][:n], masked, model.masked_image_head.vector)
         if "mam_feature" in names or "mam_contrastive" in names:
-            hidden = slots_to_mask(batch["mam_positions"][:n], batch["mam_weights"][:n], audio.shape[1])
-            vector = model.masked_audio_head.vector
-            audio, _ = model.audio_encoder(batch["audio"][:n], batch["audio_frames"][:n], hidden, vector)
+            masked = slots_to_mask(batch["mam_positions"][:n], batch["mam_weights"][:n], audio.shape[1])
+            mask_token = model.masked_audio_head.vector
+            audio, _ = model.audio_encoder(batch["audio"][:n], batch["audio_frames"][:n], masked, mask_token)
         return text, image, audio, text_mask, audio_mask
 
     def masked_losses(self, batch: Batch, clean: tuple[Tensor, ...], fused: Tensor) -> dict[str, Tensor]:
         """The token level's losses by name."""
         n, model, losses = self.token_rows, self.model, {}
         if "mlm" in self.names:
-            hidden = at(fused, batch["mlm_positions"][:n] + 1).flatten(0, 1)  # the text stands behind the [CLS]
+            hidden = at(fused, batch["mlm_positions"][:n] + 1).flatten(0, 1)  # the text follows the [CLS]
             logits = model.masked_text_head(hidden, model.text_encoder.tokens)
             labels, weights = batch["mlm_labels"][:n].flatten(), batch["mlm_weights"][:n].flatten()
             losses["mlm"] = cross_entropy(logits, labels, weights)

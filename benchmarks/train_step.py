@@ -5,7 +5,7 @@
 
 Both frameworks start from the same weights, see the same batch and do the same arithmetic; their losses are compared
 before anything is timed. A row of the table is a process of its own, in which all take turns, so that whatever else
-the machine does meets them alike. A figure is the median of the rounds.
+the machine does meets them alike. A result is the median of the rounds.
 """
 
 import argparse

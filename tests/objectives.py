@@ -5,10 +5,18 @@ from dataclasses import replace
 import mindspore as ms
 import numpy as np
 
-from src.config import MaskingConfig, ObjectivesConfig, WeightsConfig
+from src.config import (
+    DenoiseImageConfig,
+    DenoiseTextConfig,
+    MaskingConfig,
+    MatchingConfig,
+    ObjectivesConfig,
+    WeightsConfig,
+)
 from src.data.schema import AUDIO, IMAGE, TEXT
 from src.models.opt import OPT
-from src.objectives.objectives import Objectives, active_objectives, needed_fields
+from src.objectives.objectives import Objectives
+from src.objectives.table import active_objectives, needed_fields
 from tests.oracles import MASK_RATIO, OBJECTIVES, VOCAB, Arrays, randomise, tensors, tiny_batch, tiny_model
 
 MODEL = tiny_model()
@@ -24,8 +32,13 @@ WEIGHTS = {
     "denoise_text": 2.0,
     "denoise_image": 1.1,
 }
-FRACTIONS = {"token_fraction": 0.5, "sample_fraction": 0.8, "modality_fraction": 0.3, "draw_fraction": 0.4}
-ALL = ObjectivesConfig(weights=WeightsConfig(**WEIGHTS), masking=MaskingConfig(ratio=MASK_RATIO), **FRACTIONS)
+SHARES = {
+    "masking": MaskingConfig(batch_share=0.5, ratio=MASK_RATIO),
+    "matching": MatchingConfig(batch_share=0.8),
+    "denoise_text": DenoiseTextConfig(batch_share=0.3),
+    "denoise_image": DenoiseImageConfig(batch_share=0.4),
+}
+ALL = ObjectivesConfig(weights=WeightsConfig(**WEIGHTS), **SHARES)
 # what each level reads of the batch
 TOKEN_ROWS = dict.fromkeys(("mlm", "mvm_code", "mvm_feature", "mam_feature", "mam_contrastive"), range(5))
 ROWS = {**TOKEN_ROWS, "matching": range(8), "denoise_image": range(3, 7), "denoise_text": range(7, B)}
@@ -33,11 +46,20 @@ Values = dict[str, float]
 
 
 def only(name: str, config: ObjectivesConfig = ALL) -> ObjectivesConfig:
-    return replace(config, **{other: WEIGHTS[name] if other == name else 0.0 for other in OBJECTIVES})
+    return weighted(config, **{other: WEIGHTS[name] if other == name else 0.0 for other in OBJECTIVES})
+
+
+def weighted(config: ObjectivesConfig = ALL, **weights: float) -> ObjectivesConfig:
+    return replace(config, weights=replace(config.weights, **weights))
+
+
+def text_from(config: ObjectivesConfig, *modalities: str) -> ObjectivesConfig:
+    """With other modalities that the text is generated from."""
+    return replace(config, denoise_text=replace(config.denoise_text, given=modalities))
 
 
 def batch_with_repeats() -> Arrays:
-    """Samples that lack something, and two images that stand twice; of one of them only one caption has an audio clip."""
+    """Samples that lack something, and two images with two samples each; one caption of these has no audio clip."""
     batch = tiny_batch(MODEL, B)
     batch["image_id"][3] = batch["image_id"][0]
     batch["image_id"][1] = batch["image_id"][4]

@@ -13,10 +13,10 @@ from src import cli
 from src.config import OBJECTIVES, load_config
 
 METRICS = {
-    "retrieval": {"t2i": {"r1": 0.25}, "a2t": {"r1": 0.5}},
+    "retrieval": {"text_to_image": {"R@1": 0.25}, "audio_to_text": {"R@1": 0.5}},
     "caption": {"facts_right": 0.125, "facts": {"colours": 0.75}},
-    "drawing": {"text": {"r1": 0.0625, "r10": 0.3}},
-    "probe": {"mlm_accuracy": 0.375, "mlm_chance": 0.125, "frame_cosine": 0.5, "confusion": [[1]]},
+    "image_generation": {"text": {"R@1": 0.0625, "R@10": 0.3}},
+    "masked": {"mlm_accuracy": 0.375, "mlm_chance": 0.125, "frame_cosine": 0.5, "confusion": [[1]]},
 }
 
 
@@ -60,9 +60,10 @@ def test_a_row_trains_without_and_measures_with(tmp_path: Path, run: Recorder) -
     train, measure = run.commands
     settings = [word for word in train if "=" in word]
     objectives = load_config("config/pretrain/demo.yaml", settings).objectives
-    assert (objectives.mvm_code, objectives.mvm_feature) == (0, 0) and objectives.mlm > 0
+    assert (objectives.weights.mvm_code, objectives.weights.mvm_feature) == (0, 0) and objectives.weights.mlm > 0
     config = load_config("config/pretrain/demo.yaml", [word for word in measure if "=" in word])
-    assert config.objectives.mvm_code > 0 and config.eval.rerank == 0 and config.eval.gallery == 500
+    assert config.objectives.weights.mvm_code > 0
+    assert config.eval.rerank.top_k == 0 and config.eval.retrieval.gallery_size == 500
     assert measure[measure.index("--checkpoint") + 1] == str(tmp_path / "row")
 
 
@@ -106,7 +107,7 @@ def test_table(tmp_path: Path, run: Recorder, monkeypatch: pytest.MonkeyPatch, c
     assert "without MLM" in capsys.readouterr().out
     header, _, first, second, _, caption = file.read_text(encoding="utf-8").splitlines()
     cells = dict(zip(header.split(" | "), first.split(" | "), strict=True))
-    assert cells["t→i R@1"] == "0.25" and cells["drawn R@1"] == "0.06" and cells["Δ words"] == "0.25"
+    assert cells["t→i R@1"] == "0.25" and cells["generated R@1"] == "0.06" and cells["Δ words"] == "0.25"
     assert cells["Δ codes"] == cells["Δ audio"] == "–"
     assert second.startswith("| without MLM |") and "benchmarks.ablation" in caption and "train.steps=50" in caption
     assert (tmp_path / "out" / "without-MLM" / "row.json").is_file()
@@ -121,5 +122,6 @@ def test_a_wrong_setting_is_one_line(
     assert capsys.readouterr().err.startswith("error: unknown key train.step=5") and not run.commands
 
 
-def test_a_missing_figure_is_none() -> None:
-    assert look_up(METRICS, ("probe", "confusion")) is None and look_up(METRICS, ("drawing", "speech", "r1")) is None
+def test_a_missing_metric_is_none() -> None:
+    assert look_up(METRICS, ("masked", "confusion")) is None
+    assert look_up(METRICS, ("image_generation", "speech", "R@1")) is None

@@ -170,7 +170,7 @@ def test_inputs_do_not_depend_on_each_other(model: OPT, tokenizer: Tokenizer, se
     settings = BeamSettings(beams=3, length_penalty=1.0)
     whole = search(searches, settings).generate(given)
     tokens, mask = given[IMAGE]
-    np.testing.assert_array_equal(searches[3].write({IMAGE: (tokens[::-1], mask)})[::-1], whole)
+    np.testing.assert_array_equal(searches[3].generate({IMAGE: (tokens[::-1], mask)})[::-1], whole)
     one_by_one = BeamSearch(model, tokenizer, 1, settings).generate(given)
     np.testing.assert_array_equal(one_by_one, whole)
 
@@ -201,13 +201,13 @@ def test_what_would_repeat_a_run() -> None:
 
 
 def test_settings_are_checked() -> None:
-    with pytest.raises(ConfigError, match="beam: must be positive"):
+    with pytest.raises(ConfigError, match="beam_size: must be positive"):
         EvalConfig(decoding=DecodingConfig(beam_size=0))
     with pytest.raises(ConfigError, match="length_penalty: must not be negative"):
         EvalConfig(decoding=DecodingConfig(length_penalty=-1))
     with pytest.raises(ConfigError, match="min_length: must not be above max_length=2"):
         EvalConfig(decoding=DecodingConfig(min_length=3, max_length=2))
-    with pytest.raises(ConfigError, match="eval.max_length: model.text.max_len leaves room for 6 tokens"):
+    with pytest.raises(ConfigError, match="eval.decoding.max_length: model.text.max_len leaves room for 6 tokens"):
         Config(model=tiny_model(), eval=EvalConfig(decoding=DecodingConfig(max_length=7)))
     settings = BeamSettings.of(
         EvalConfig(

@@ -40,7 +40,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
     vocab = tmp_path_factory.mktemp("vocab") / "words.txt"
     vocab.write_text("\n".join(words) + "\n", encoding="utf-8")
     model = tiny_model()
-    return Config(name="kept", model=replace(model, text=replace(model.text, vocab=str(vocab))))
+    return Config(seed=7, model=replace(model, text=replace(model.text, vocab=str(vocab))))
 
 
 @pytest.fixture(scope="module")
@@ -122,18 +122,20 @@ def test_a_folder_that_moved_still_loads(saved: Path, model: OPT, tmp_path: Path
 
 
 def test_overrides_reach_the_config(saved: Path) -> None:
-    assert load_checkpoint_config(locate(saved), ["eval.gallery=5"]).eval.gallery == 5
-    with pytest.raises(ConfigError, match="eval.galery"):
-        load_model(saved, ["eval.galery=5"])
+    assert load_checkpoint_config(locate(saved), ["eval.retrieval.gallery_size=5"]).eval.retrieval.gallery_size == 5
+    with pytest.raises(ConfigError, match="eval.retrieval.galery_size"):
+        load_model(saved, ["eval.retrieval.galery_size=5"])
 
 
 def test_another_configuration_says_what_is_done_but_not_what_the_network_is(
     saved: Path, config: Config, tmp_path: Path
 ) -> None:
     path = tmp_path / "other.yaml"
-    path.write_text("model: {embed_dim: 16, text: {layers: 3}}\neval: {gallery: 7}\n", encoding="utf-8")
+    path.write_text(
+        "model: {embed_dim: 16, text: {layers: 3}}\neval: {retrieval: {gallery_size: 7}}\n", encoding="utf-8"
+    )
     found, _ = load_model(saved, config_file=path)
-    assert found.eval.gallery == 7
+    assert found.eval.retrieval.gallery_size == 7
     assert replace(found.model, text=replace(found.model.text, vocab=config.model.text.vocab)) == config.model
     assert load_checkpoint_config(locate(saved), ["model.embed_dim=20"], path).model.embed_dim == 20
 

@@ -50,7 +50,7 @@ def made(tmp_path_factory, model) -> Config:
     save_checkpoint(folder / "run" / "checkpoints", 3, config, model)
     data = Path(config.data.path)
     datasets = {name: Dataset(data, name) for name in ("train", "dev")}
-    tokenizer, fingerprint = config.model.tokenizer, tokenizer_fingerprint(folder / "run")
+    tokenizer, fingerprint = config.model.image_tokenizer, tokenizer_fingerprint(folder / "run")
     codes = {name: encode_split(Encode(model), dataset, tokenizer, 5) for name, dataset in datasets.items()}
     write_codes(data, tokenizer, fingerprint, datasets, codes)
     return replace(config, task="pretrain", data=replace(config.data, codes=str(folder / "run")))
@@ -92,7 +92,7 @@ def test_the_loader_hands_them_out_by_record(made):
     batches = loader.batches()
     batch = next(batches)
     batches.close()
-    check_batch(batch, batch_fields(made.model, len(batch["sample_id"]), made.objectives.mask_ratio))
+    check_batch(batch, batch_fields(made.model, len(batch["sample_id"]), made.objectives.masking.ratio))
     records = loader.dataset.samples[batch["sample_id"], 0]
     np.testing.assert_array_equal(batch["image_codes"], codes[records])
     np.testing.assert_array_equal(batch["image_codes"][:, 0] >= 0, batch["presence"][:, IMAGE] == 1)
@@ -141,8 +141,8 @@ def test_shards_that_were_made_again_are_refused(copied):
 
 
 def test_a_grid_that_is_not_the_models_is_refused(made):
-    model = replace(made.model, tokenizer=replace(made.model.tokenizer, codes=99))
-    assert "codes=12, model.tokenizer.codes is 99" in refused(replace(made, model=model))
+    model = replace(made.model, image_tokenizer=replace(made.model.image_tokenizer, codes=99))
+    assert "codes=12, model.image_tokenizer.codes is 99" in refused(replace(made, model=model))
 
 
 @pytest.mark.parametrize("damage", ["cut", "gone", "no json", "half a json"])

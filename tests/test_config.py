@@ -2,17 +2,22 @@
 
 import ast
 import dataclasses
-import functools
+import inspect
 import re
+import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 import pytest
 import yaml
 
-from src.config import COLOURS, OBJECTIVES, Config, ConfigError, SourceConfig, load_config, to_yaml
+from src.config import COLOURS, OBJECTIVES, TASKS, Config, ConfigError, SourceConfig, load_config, to_yaml
+from src.data.image_codes import GRID
+from src.inference.rerank import TERMS
 
 ROOT = Path(__file__).parent.parent
+SECTIONS = ("text", "image", "audio")  # of model, which init_from is read of
 SHIPPED = sorted(path for path in (ROOT / "config").rglob("*.yaml"))
 
 
@@ -36,7 +41,7 @@ def refused(path: Path, *overrides: str) -> str:
 def test_every_shipped_file_loads_and_survives_being_written(path: Path, tmp_path: Path) -> None:
     config = load_config(path)
     assert load_config(write(tmp_path, to_yaml(config))) == config
-    assert (ROOT / config.model.text.vocab).is_file()
+    assert Path(config.model.text.vocab).is_file()
 
 
 def test_files_are_shipped() -> None:
@@ -66,11 +71,11 @@ def test_resolved_yaml_holds_every_key(tmp_path: Path) -> None:
 
 def test_base_is_relative_to_the_file_and_its_keys_lose(tmp_path: Path) -> None:
     """A file's own keys win over its parents', the command line over all, the last override over the first."""
-    write(tmp_path, "seed: 1\nname: root\ndata: {batch_size: 2, workers: 3}", "model/root.yaml")
-    write(tmp_path, "base: root.yaml\nname: middle\nseed: 2", "model/middle.yaml")
+    write(tmp_path, "seed: 1\ntask: image_tokenizer\ndata: {batch_size: 2, workers: 3}", "model/root.yaml")
+    write(tmp_path, "base: root.yaml\ntask: retrieval\nseed: 2", "model/middle.yaml")
     path = write(tmp_path, "base: ../model/middle.yaml\ndata: {batch_size: 5}", "pretrain/run.yaml")
     config = load_config(path)
-    assert (config.seed, config.name, config.data.batch_size, config.data.workers) == (2, "middle", 5, 3)
+    assert (config.seed, config.task, config.data.batch_size, config.data.workers) == (2, "retrieval", 5, 3)
     assert load_config(path, ["data.batch_size=7", "data.batch_size=8"]).data.batch_size == 8
 
 
@@ -101,6 +106,18 @@ def test_missing_and_unreadable_files(tmp_path: Path) -> None:
         ("batch_size", "batch_size"),
         ("model.txt.width", "model.text.width"),
         ("modle.text.width", "model.text.width"),
+        ("objectives.mlm", "objectives.weights.mlm"),
+        ("objectives.denoise_given", "objectives.denoise_text.given"),
+        ("objectives.label_smoothing", "objectives.denoise_text.label_smoothing"),
+        ("objectives.mask_ratio", "objectives.masking.ratio"),
+        ("eval.gallery", "eval.retrieval.gallery_size"),
+        ("eval.rerank_likelihood", "eval.rerank.likelihood"),
+        ("eval.draw_samples", "eval.image_generation.samples"),
+        ("eval.draw_guidance", "eval.image_generation.guidance"),
+        ("eval.beam", "eval.decoding.beam_size"),
+        ("eval.length_penalty", "eval.decoding.length_penalty"),
+        ("data.unique_pictures", "data.unique_images"),
+        ("model.tokenizer.codes", "model.image_tokenizer.codes"),
     ],
 )
 def test_an_unknown_key_names_the_nearest(tmp_path: Path, wrong: str, near: str) -> None:
@@ -132,14 +149,14 @@ def test_a_section_is_not_a_key(tmp_path: Path, wrong: str) -> None:
         ("optimizer.lr=true", "a number, not bool"),
         ("optimizer.lr=fast", "a number, not str"),
         ("optimizer.lr=", "a number, not str"),
-        ("name=3", "text, not int"),
+        ("data.path=3", "text, not int"),
         ("runtime.distributed=1", "true or false, not int"),
         ("runtime.distributed='False'", "true or false, not str"),
         ("runtime.device=cpu", "one of CPU, GPU, Ascend"),
         ("runtime.mode=[graph]", "one of graph, pynative"),
         ("model.text.norm=middle", "one of pre, post"),
-        ("objectives.denoise_given=image", "a list"),
-        ("objectives.denoise_given=[1]", "text, not int"),
+        ("objectives.denoise_text.given=image", "a list"),
+        ("objectives.denoise_text.given=[1]", "text, not int"),
     ],
 )
 def test_a_wrong_type_names_key_value_and_source(tmp_path: Path, override: str, says: str) -> None:
@@ -158,9 +175,9 @@ def test_a_wrong_type_in_a_parent_names_the_parent(tmp_path: Path) -> None:
 )
 def test_numbers_that_pass_as_floats(tmp_path: Path, text: str, value: float) -> None:
     """YAML reads ``1e-3`` as text and ``0`` as an int."""
-    config = load_config(write(tmp_path, f"objectives: {{mlm: {text}}}"))
-    assert config.objectives.mlm == value and isinstance(config.objectives.mlm, float)
-    assert load_config(write(tmp_path, ""), [f"objectives.mlm={text}"]) == config
+    config = load_config(write(tmp_path, f"objectives: {{weights: {{mlm: {text}}}}}"))
+    assert config.objectives.weights.mlm == value and isinstance(config.objectives.weights.mlm, float)
+    assert load_config(write(tmp_path, ""), [f"objectives.weights.mlm={text}"]) == config
 
 
 def test_booleans_are_booleans(tmp_path: Path) -> None:
@@ -190,13 +207,13 @@ def test_booleans_are_booleans(tmp_path: Path) -> None:
         ("data.augment.contrast=2", "data.augment.contrast=2.0", "[0, 1]"),
         ("data.augment.time_masks=-1", "data.augment.time_masks=-1", "not be negative"),
         ("data.augment.time_share=0", "data.augment.time_share=0.0", "(0, 1]"),
-        ("objectives.mlm=-1", "objectives.mlm=-1.0", "not be negative"),
-        ("objectives.contrastive=0", "objectives", "one weight must be positive"),
-        ("objectives.token_fraction=0", "objectives.token_fraction=0.0", "(0, 1]"),
-        ("objectives.mask_ratio=1", "objectives.mask_ratio=1.0", "(0, 1)"),
-        ("objectives.label_smoothing=1", "objectives.label_smoothing=1.0", "[0, 1)"),
-        ("objectives.denoise_given=[]", "objectives.denoise_given=()", "list out of"),
-        ("objectives.denoise_given=[text]", "objectives.denoise_given=('text',)", "list out of"),
+        ("objectives.weights.mlm=-1", "objectives.weights.mlm=-1.0", "not be negative"),
+        ("objectives.weights.contrastive=0", "objectives", "one weight must be positive"),
+        ("objectives.masking.batch_share=0", "objectives.masking.batch_share=0.0", "(0, 1]"),
+        ("objectives.masking.ratio=1", "objectives.masking.ratio=1.0", "(0, 1)"),
+        ("objectives.denoise_text.label_smoothing=1", "objectives.denoise_text.label_smoothing=1.0", "[0, 1)"),
+        ("objectives.denoise_text.given=[]", "objectives.denoise_text.given=()", "list out of"),
+        ("objectives.denoise_text.given=[text]", "objectives.denoise_text.given=('text',)", "list out of"),
         ("optimizer.lr=0", "optimizer.lr=0.0", "positive"),
         ("optimizer.min_lr=1", "optimizer.min_lr=1.0", "between 0 and lr"),
         ("optimizer.warmup_steps=1000", "optimizer.warmup_steps=1000", "below train.steps=1000"),
@@ -211,7 +228,7 @@ def test_booleans_are_booleans(tmp_path: Path) -> None:
         ("train.steps=0", "train.steps=0", "positive"),
         ("train.output=''", "train.output=''", "must name a folder"),
         ("train.eval_every=-1", "train.eval_every=-1", "not be negative"),
-        ("eval.gallery=-1", "eval.gallery=-1", "not be negative"),
+        ("eval.retrieval.gallery_size=-1", "eval.retrieval.gallery_size=-1", "not be negative"),
         ("seed=-1", "seed=-1", "not be negative"),
         ("model.image.layers=0", "model.image.layers=0", "positive"),
         ("model.image.regions=0", "model.image.regions=0", "positive"),
@@ -219,9 +236,9 @@ def test_booleans_are_booleans(tmp_path: Path) -> None:
         ("model.audio.layers=-1", "model.audio.layers=-1", "positive"),
         ("model.text.layers=-1", "model.text.layers=-1", "not be negative"),
         ("model.image.input=pixel", "model.image.input='pixel'", "one of patch, region"),
-        ("objectives.mvm_class=1", "objectives.mvm_class", "needs model.masked_features=true"),
+        ("objectives.weights.mvm_class=1", "objectives.weights.mvm_class", "needs model.masked_features=true"),
         ("task=swim", "task='swim'", "one of pretrain"),
-        ("task=caption", "objectives.denoise_text", "task=caption needs it"),
+        ("task=caption", "objectives.weights.denoise_text", "task=caption needs it"),
         ("runtime.precision=fp8", "runtime.precision='fp8'", "one of fp32, fp16, bf16"),
     ],
 )
@@ -233,9 +250,13 @@ def test_an_impossible_value_names_key_value_and_reason(tmp_path: Path, override
 @pytest.mark.parametrize(
     ("text", "key", "says"),
     [
-        ("objectives: {mvm_class: 1}", "objectives.mvm_class", "needs model.image.input=region"),
-        ("model: {image: {input: region}}\nobjectives: {mvm_code: 1}", "objectives.mvm_code", "input=patch"),
-        ("model: {image: {input: region}}\neval: {draw: 5}", "eval.draw", "needs model.image.input=patch"),
+        ("objectives: {weights: {mvm_class: 1}}", "objectives.weights.mvm_class", "needs model.image.input=region"),
+        ("model: {image: {input: region}}\nobjectives: {weights: {mvm_code: 1}}", "weights.mvm_code", "input=patch"),
+        (
+            "model: {image: {input: region}}\neval: {image_generation: {max_items: 5}}",
+            "eval.image_generation.max_items",
+            "needs model.image.input=patch",
+        ),
     ],
 )
 def test_objectives_of_another_input_are_refused(tmp_path: Path, text: str, key: str, says: str) -> None:
@@ -296,23 +317,25 @@ def test_one_folder_or_several(tmp_path: Path) -> None:
 COMPLETE = """
 model: {masked_features: true, image_codes: true}
 data: {codes: tokenizer}
-objectives: {mvm_code: 1, denoise_image: 1}
+objectives: {weights: {mvm_code: 1, denoise_image: 1}}
 """
 
 
 @pytest.mark.parametrize("setting", ["crop_scale=[0.5, 1]", "flip=0.5", "saturation=0.2"])
 def test_codes_of_whole_images_do_not_fit_varied_ones(tmp_path: Path, setting: str) -> None:
-    """Hidden patches' codes do not; what is drawn is given no image, and varied audio clips leave images alone."""
+    """Those of masked patches do not; a generated image is given none, and augmented audio leaves images alone."""
     path, override = write(tmp_path, COMPLETE), f"data.augment.{setting}"
-    assert "objectives.mvm_code=1.0" in refused(path, override) and "crop_scale, flip" in refused(path, override)
-    assert load_config(path, [override, "objectives.mvm_code=0"]).data.augment.augments_images
+    assert "objectives.weights.mvm_code=1.0" in refused(path, override) and "crop_scale, flip" in refused(
+        path, override
+    )
+    assert load_config(path, [override, "objectives.weights.mvm_code=0"]).data.augment.augments_images
     assert load_config(path, ["data.augment.time_masks=2"]).data.augment.augments_audio
 
 
 @pytest.mark.parametrize(
     ("given", "override", "says"),
     [
-        ("model.image.input=region", "data.augment.flip=0.5", "regions cannot be varied"),
+        ("model.image.input=region", "data.augment.flip=0.5", "regions cannot be augmented"),
         ("model.audio.input=feature", "data.augment.time_masks=1", "SpecAugment is for log-mel frames"),
         ("model.audio.input=wav2vec2", "data.augment.frequency_masks=1", "SpecAugment is for log-mel frames"),
     ],
@@ -330,11 +353,11 @@ def test_an_override_is_key_and_value(tmp_path: Path, override: str) -> None:
 
 
 def test_an_override_that_is_not_yaml(tmp_path: Path) -> None:
-    assert "name=[1 (command line)" in refused(write(tmp_path, ""), "name=[1")
+    assert "data.path=[1 (command line)" in refused(write(tmp_path, ""), "data.path=[1")
 
 
 def test_a_value_may_hold_an_equals_sign(tmp_path: Path) -> None:
-    assert load_config(write(tmp_path, ""), ["name=a=b"]).name == "a=b"
+    assert load_config(write(tmp_path, ""), ["data.path=a=b"]).data.path == "a=b"
 
 
 def test_a_config_cannot_be_changed() -> None:
@@ -342,55 +365,160 @@ def test_a_config_cannot_be_changed() -> None:
         Config().seed = 2  # type: ignore[misc]
 
 
-def leaves(cls: type) -> list[tuple[str, str]]:
+class Reads(ast.NodeVisitor):
+    """Which keys a source reads, each as (class, field).
+
+    The class of an expression is known from annotations (``config: EvalConfig``), from what is assigned (``settings =
+    config.eval``), and from the field that is read of a known class. An expression that is not known, such as
+    ``self.config``, is taken for the sections that are called like its last name.
+    """
+
+    def __init__(self, root: type) -> None:
+        self.classes, self.sections, self.found = {}, {}, set()
+        self._collect("config", root)
+        self.names: dict[str, set[type]] = {}
+
+    def _collect(self, name: str, cls: type) -> None:
+        self.classes[cls.__name__] = cls
+        self.sections.setdefault(name, set()).add(cls)
+        for field, kind in get_type_hints(cls).items():
+            for inner in {kind, *get_args(kind)}:
+                if dataclasses.is_dataclass(inner):
+                    self._collect(field, inner)
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> None:
+        outer, self.names = self.names, dict(self.names)
+        for argument in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs):
+            if argument.arg == "self":
+                continue
+            names = {part.id for part in ast.walk(argument.annotation or argument) if isinstance(part, ast.Name)}
+            self.names[argument.arg] = {self.classes[name] for name in names & self.classes.keys()}
+        self.generic_visit(node)
+        self.names = outer
+
+    def visit_Assign(self, node: ast.Assign) -> None:
+        self.visit(node.value)
+        for target in node.targets:
+            pairs = [(target, node.value)]
+            if isinstance(target, ast.Tuple) and isinstance(node.value, ast.Tuple):
+                pairs = list(zip(target.elts, node.value.elts, strict=True))
+            for name, value in pairs:
+                if isinstance(name, ast.Name):
+                    self.names[name.id] = self._class_of(value)
+                self.visit(name)
+
+    def visit_Attribute(self, node: ast.Attribute) -> None:
+        if isinstance(node.ctx, ast.Load):
+            self._read(self._class_of(node.value), node.attr)
+        self.generic_visit(node)
+
+    def visit_Call(self, node: ast.Call) -> None:
+        called = ast.unparse(node.func)
+        if called == "getattr":
+            for name in by_name(node.args[1]):
+                self._read(self._class_of(node.args[0]), name)
+        if called in ("Transformer", "super().__init__") and node.args:  # takes the sizes of any part
+            for name in ("width", "layers", "heads", "ffn", "norm", "dropout"):
+                self._read(self._class_of(node.args[0]), name)
+        self.generic_visit(node)
+
+    def visit_GeneratorExp(self, node: ast.GeneratorExp) -> None:
+        for generator in node.generators:
+            if isinstance(generator.target, ast.Name):
+                self.names[generator.target.id] = self._class_of(generator.iter)
+        self.generic_visit(node)
+
+    def _class_of(self, node: ast.expr) -> set[type]:
+        if isinstance(node, ast.Name):
+            return self.names.get(node.id) or self.sections.get(node.id, set())
+        if isinstance(node, ast.Attribute):
+            if owners := self._class_of(node.value):
+                return sections_of(owners, (node.attr,))
+            return self.sections.get(node.attr, set())
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "getattr":
+            return sections_of(self._class_of(node.args[0]), by_name(node.args[1]))
+        return set()
+
+    def _read(self, classes: set[type], name: str) -> None:
+        for cls in classes:
+            if name in cls.__dataclass_fields__:
+                self.found |= {(one.__name__, name) for one in cls.__mro__}
+            elif isinstance(getattr(cls, name, None), property):  # reads fields of its own
+                outer, self.names = self.names, {"self": {cls}}
+                self.visit(ast.parse(textwrap.dedent(inspect.getsource(getattr(cls, name).fget))).body[0])
+                self.names = outer
+
+
+def sections_of(classes: set[type], names: Sequence[str]) -> set[type]:
+    """The classes of these fields, of a list's items where a field is one."""
+    kinds = [get_type_hints(cls).get(name) for cls in classes for name in names]
+    return {one for kind in kinds for one in (kind, *get_args(kind)) if dataclasses.is_dataclass(one)}
+
+
+def by_name(node: ast.expr) -> tuple[str, ...]:
+    """What the second argument of getattr may be: a constant, or a variable that goes through one of these lists."""
+    if isinstance(node, ast.Constant):
+        return (node.value,)
+    variable = ast.unparse(node)
+    lists = {"colour": COLOURS, "term": TERMS, "key": GRID, "kind": ("image", "audio"), "section": SECTIONS}
+    return lists.get(variable, (*OBJECTIVES, *COLOURS) if variable in ("name", "row.name") else ())
+
+
+def leaves(cls: type) -> set[tuple[str, str]]:
     """(class, field) of every key."""
-    found = []
+    found = set()
     for name, kind in get_type_hints(cls).items():
-        (item, *_) = get_args(kind) or (None,)
-        inner = kind if dataclasses.is_dataclass(kind) else item if dataclasses.is_dataclass(item) else None
-        found += leaves(inner) if inner else [(cls.__name__, name)]
+        inner = [one for one in (kind, *get_args(kind)) if dataclasses.is_dataclass(one)]
+        found |= set().union(*map(leaves, inner)) if inner else {(cls.__name__, name)}
     return found
 
 
-@functools.cache
-def attributes_read() -> set[str]:
-    """Names that any source but the config itself reads as an attribute."""
-    sources = [*(ROOT / "src").rglob("*.py"), *ROOT.glob("*.py")]
-    found: set[str] = set()
-    for path in sources:
-        if path.name != "config.py":
-            tree = ast.parse(path.read_text(encoding="utf-8"))
-            found |= {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and _is_load(node)}
-    return found
+def unread(root: type) -> set[tuple[str, str]]:
+    """The keys that no source outside src/config reads."""
+    reads = Reads(root)
+    for path in [*(ROOT / "src").rglob("*.py"), *ROOT.glob("*.py")]:
+        if not path.is_relative_to(ROOT / "src" / "config"):
+            reads.names = {}
+            reads.visit(ast.parse(path.read_text(encoding="utf-8")))
+    return leaves(root) - reads.found
 
 
-def _is_load(node: ast.Attribute) -> bool:
-    """A read that is not of the object's own: ``self.x`` is a Cell's attribute, not a key."""
-    own = isinstance(node.value, ast.Name) and node.value.id == "self"
-    return isinstance(node.ctx, ast.Load) and not own
+def test_every_key_is_read() -> None:
+    assert unread(Config) == set()
 
 
-@pytest.mark.parametrize(("section", "key"), sorted(set(leaves(Config))))
-def test_every_key_is_read(section: str, key: str) -> None:
-    # read with getattr, one after the other
-    by_list = {"ObjectivesConfig": OBJECTIVES, "AugmentConfig": COLOURS, "EvalConfig": ("rerank_embedding",)}
-    is_read = key in attributes_read() or key in by_list.get(section, ())
-    assert is_read, f"nothing reads {section}.{key}"
+@pytest.mark.parametrize(
+    ("section", "key"), [("eval", "width"), ("objectives.masking", "max_items"), ("data", "samples"), ("", "name")]
+)
+def test_a_key_that_nothing_reads_is_found(section: str, key: str) -> None:
+    """Even one that is called like a key of another section, or like an attribute of something else."""
+
+    def grown(cls: type, names: list[str]) -> type:
+        hints = get_type_hints(cls)
+        if names:
+            changed_kind = grown(hints[names[0]], names[1:])
+            changed = [(names[0], changed_kind, dataclasses.field(default_factory=changed_kind))]
+        else:
+            changed = [(key, int, dataclasses.field(default=0))]
+        return dataclasses.make_dataclass(cls.__name__, changed, bases=(cls,), frozen=True)
+
+    root = grown(Config, section.split(".") if section else [])
+    assert {found for _, found in unread(root)} == {key}
 
 
 def test_every_field_is_explained() -> None:
     """Names that do not speak for themselves have a comment; a unit or a special value always does."""
     source = "".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "src" / "config").glob("*.py")))
-    for key in ("hop_ms", "stride", "eval_every", "gallery", "rerank", "clip_norm", "token_fraction", "mode"):
+    for key in ("hop_ms", "stride", "eval_every", "gallery_size", "top_k", "clip_norm", "batch_share", "mode"):
         assert re.search(rf"^    {key}: .*  # ", source, re.MULTILINE), f"{key} has no comment"
 
 
 def test_of_several_bases_the_later_one_wins(tmp_path: Path) -> None:
-    (tmp_path / "first.yaml").write_text("seed: 2\nname: first\n", encoding="utf-8")
+    (tmp_path / "first.yaml").write_text("seed: 2\ntask: retrieval\n", encoding="utf-8")
     (tmp_path / "second.yaml").write_text("seed: 3\n", encoding="utf-8")
     (tmp_path / "child.yaml").write_text("base: [first.yaml, second.yaml]\n", encoding="utf-8")
     config = load_config(tmp_path / "child.yaml")
-    assert (config.seed, config.name) == (3, "first")
+    assert (config.seed, config.task) == (3, "retrieval")
 
 
 def test_nothing_behind_the_equals_sign_is_empty_text() -> None:
@@ -399,3 +527,53 @@ def test_nothing_behind_the_equals_sign_is_empty_text() -> None:
     assert load_config(path, ["train.init_from="]).train.init_from == ""
     with pytest.raises(ConfigError, match="train.steps='' in command line: must be a whole number"):
         load_config(path, ["train.steps="])
+
+
+def test_a_path_of_a_shipped_file_is_the_repositorys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From any current folder; paths that do not begin with a folder of the repository stay relative to it."""
+    monkeypatch.chdir(tmp_path)
+    config = load_config(ROOT / "config" / "pretrain" / "demo.yaml")
+    assert config.model.text.vocab == str(ROOT / "config" / "vocab" / "demo.txt")
+    assert (config.data.path, config.train.output) == ("runs/demo/data", "runs/demo/pretrain")
+    assert Path(Config().model.text.vocab).is_file(), "a default ships, too"
+
+
+def test_a_path_of_a_user_is_relative_to_the_current_folder(tmp_path: Path) -> None:
+    """In a file of one's own and on the command line, but not what a shipped parent says."""
+    shipped = ROOT / "config" / "pretrain" / "demo.yaml"
+    path = write(tmp_path, f"base: {shipped}\ntrain: {{init_from: pretrained/mine}}\ndata: {{path: config/x}}")
+    config = load_config(path, ["data.eval_path=assets/y"])
+    assert (config.train.init_from, config.data.path, config.data.eval_path) == (
+        "pretrained/mine",
+        "config/x",
+        "assets/y",
+    )
+    assert config.model.text.vocab == str(ROOT / "config" / "vocab" / "demo.txt")
+    assert load_config(shipped, ["model.text.vocab=config/mine.txt"]).model.text.vocab == "config/mine.txt"
+
+
+def test_home_is_expanded_in_paths_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    path = write(tmp_path, "data: {sources: [{path: ~/corpus}]}\neval: {split: ~/test}")
+    config = load_config(path, ["train.output=~/runs", "data.codes=runs/~"])
+    assert config.data.sources[0].path == str(tmp_path / "corpus")
+    assert (config.train.output, config.data.codes, config.eval.split) == (str(tmp_path / "runs"), "runs/~", "~/test")
+
+
+def test_a_task_says_what_it_needs(tmp_path: Path) -> None:
+    path = write(tmp_path, "objectives: {denoise_text: {given: [image]}}")
+    assert load_config(path, ["task=self_critical"]).network == TASKS["caption"].network == "opt"
+    assert load_config(path, ["task=image_tokenizer"]).network == "image_tokenizer"
+    for overrides, message in (
+        (
+            ["task=self_critical", "model.cross.dropout=0.1"],
+            "model.cross.dropout=0.1 in command line: task=self_critical",
+        ),
+        (["task=self_critical", "objectives.denoise_text.given=[audio]"], "reads nothing but image"),
+        (["task=speech_to_text", "objectives.weights.denoise_text=1"], "reads nothing but audio, image+audio"),
+        (["task=text_to_image"], "objectives.weights.denoise_image in the defaults: task=text_to_image needs it"),
+        (["task=image_tokenizer", "optimizer.layer_decay=0.9"], "optimizer.layer_decay=0.9"),
+        (["objectives.self_critical.samples=1"], "objectives.self_critical.samples=1"),
+        (["eval.decoding.max_length=99"], "eval.decoding.max_length=99"),
+    ):
+        assert message in refused(path, *overrides)

@@ -15,7 +15,7 @@ from corpora import LAYOUTS, Dying, Layout, draw, prepare, read, rejected, speak
 from oracles import tiny_model
 from PIL import Image
 
-from src.config import OBJECTIVES, AudioEncoderConfig, Config, ObjectivesConfig, OptimizerConfig, to_yaml
+from src.config import OBJECTIVES, AudioEncoderConfig, Config, ObjectivesConfig, OptimizerConfig, WeightsConfig, to_yaml
 from src.data.digests import DigestTable, digest
 from src.data.errors import DataError
 from src.data.pipeline import Loader
@@ -45,7 +45,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
     model = replace(tiny_model(), masked_features=False, image_codes=False)
     model = replace(model, text=replace(model.text, vocab=str(vocab)))
     weights = {**dict.fromkeys(OBJECTIVES, 0.0), "contrastive": 1.0}
-    objectives = replace(ObjectivesConfig(), **weights)
+    objectives = ObjectivesConfig(weights=WeightsConfig(**weights))
     return replace(Config(), model=model, objectives=objectives)
 
 

@@ -65,7 +65,7 @@ def train_by_hand(config: Config) -> dict[str, np.ndarray]:
 def test_two_ranks_train_on_their_mean_gradient(tmp_path, task):
     ms.set_context(mode=ms.GRAPH_MODE)
     tokenizer = ImageTokenizerConfig(size=16, side=4, codes=12, code_dim=6, width=16, layers=1, heads=2, ffn=32)
-    base = tiny_dataset(tmp_path, config=Config(task=task, model=replace(MODEL_CONFIG, tokenizer=tokenizer)))
+    base = tiny_dataset(tmp_path, config=Config(task=task, model=replace(MODEL_CONFIG, image_tokenizer=tokenizer)))
     model = build_model(base)
     if task == "image_tokenizer":  # a codebook in full use: none of its codes begins anew
         model.codebook.vectors.set_data(Tensor(np.random.default_rng(0).standard_normal((12, 6)).astype(np.float32)))

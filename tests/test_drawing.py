@@ -46,7 +46,7 @@ def model(config: Config) -> OPT:
 
 @pytest.fixture(scope="module")
 def tokenizer(config: Config) -> ImageTokenizer:
-    tokenizer = ImageTokenizer(config.model.tokenizer)
+    tokenizer = ImageTokenizer(config.model.image_tokenizer)
     randomise(tokenizer, spread=0.3)
     return tokenizer.set_train(False)
 

@@ -19,7 +19,8 @@ from src.data.tokenizer import Tokenizer
 from src.evaluation.retrieval import Retriever
 from src.inference.encode import Items
 from src.models.opt import OPT
-from src.objectives.objectives import Objectives, needed_fields
+from src.objectives.objectives import Objectives
+from src.objectives.table import needed_fields
 from tests.oracles import VOCAB, tensors, tiny_batch, tiny_model
 
 ROOT = Path(__file__).parent.parent

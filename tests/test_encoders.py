@@ -9,6 +9,7 @@ from mindspore import Tensor, nn
 
 from src.models.audio_encoder import AudioEncoder
 from src.models.image_encoder import ImageEncoder
+from src.models.patches import split_patches
 from src.models.text_encoder import TextEncoder
 from tests.oracles import (
     VOCAB,
@@ -70,7 +71,7 @@ def test_order_of_words_matters() -> None:
 
 def test_patches_are_squares_in_reading_order() -> None:
     config = MODEL.image
-    found = ImageEncoder(config).split_patches(Tensor(BATCH["image"])).asnumpy()
+    found = split_patches(Tensor(BATCH["image"]), config.size // config.patch, config.patch).asnumpy()
     side, p = config.size // config.patch, config.patch
     for number in range(side * side):
         top, left = number // side * p, number % side * p
@@ -81,10 +82,10 @@ def test_patches_are_squares_in_reading_order() -> None:
 
 def test_a_patch_moves_its_own_embedding_and_the_others_only_by_attention() -> None:
     encoder = ImageEncoder(MODEL.image)
-    before = encoder.project(encoder.split_patches(Tensor(BATCH["image"]))).asnumpy()
+    before = encoder.project(split_patches(Tensor(BATCH["image"]), encoder.side, encoder.patch)).asnumpy()
     image = BATCH["image"].copy()
     image[:, : MODEL.image.patch, MODEL.image.patch :] ^= 255  # the second patch
-    after = encoder.project(encoder.split_patches(Tensor(image))).asnumpy()
+    after = encoder.project(split_patches(Tensor(image), encoder.side, encoder.patch)).asnumpy()
     assert [i for i in range(before.shape[1]) if not np.array_equal(before[:, i], after[:, i])] == [1]
     outputs = [encoder(Tensor(x)).asnumpy() for x in (BATCH["image"], image)]
     assert (np.abs(outputs[0] - outputs[1]).max((0, 2)) > 0).all()

@@ -153,7 +153,7 @@ def test_rows_do_not_depend_on_the_batch(model: OPT, tokenizer: Tokenizer, decod
     np.testing.assert_array_equal(
         decoder.generate({IMAGE: (tokens, mask)}), whole
     )  # the last call's cache is overwritten
-    np.testing.assert_array_equal(BeamSearch(model, tokenizer, 2).write({IMAGE: (tokens[2:], mask[2:])}), whole[2:])
+    np.testing.assert_array_equal(BeamSearch(model, tokenizer, 2).generate({IMAGE: (tokens[2:], mask[2:])}), whole[2:])
 
 
 @contextmanager
@@ -168,7 +168,7 @@ def output_bias(model: OPT, values: dict[int, float]) -> Iterator[None]:
     parameter.set_data(Tensor(before))
 
 
-def test_special_tokens_are_never_written(model: OPT, decoder: BeamSearch) -> None:
+def test_special_tokens_are_never_generated(model: OPT, decoder: BeamSearch) -> None:
     with output_bias(model, dict.fromkeys([PAD, UNK, CLS, MASK], 50.0)):
         written = decoder.generate(given_of(model, "image"))
     behind = np.cumsum(written == SEP, axis=1) - (written == SEP) > 0

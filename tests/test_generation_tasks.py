@@ -43,7 +43,7 @@ TASKS = {
         weights=WeightsConfig(contrastive=0, denoise_text=1),
         denoise_text=DenoiseTextConfig(given=("audio", "image+audio")),
     ),
-    "text_to_image": ObjectivesConfig(contrastive=0, denoise_image=1),
+    "text_to_image": ObjectivesConfig(weights=WeightsConfig(contrastive=0, denoise_image=1)),
 }
 
 
@@ -58,16 +58,22 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
         image_generation=ImageGenerationConfig(max_items=4, samples=2),
         decoding=DecodingConfig(beam_size=2),
     )
-    config = tiny_dataset(folder, config=replace(Config(model=tiny_model()), name="tasks"))
-    tokenizer = ImageTokenizer(config.model.tokenizer)
+    config = tiny_dataset(folder, config=replace(Config(model=tiny_model()), seed=1))
+    tokenizer = ImageTokenizer(config.model.image_tokenizer)
     randomise(tokenizer, spread=0.3)
     save_checkpoint(folder / "tokenizer" / "checkpoints", 1, replace(config, task="image_tokenizer"), tokenizer)
     datasets = {name: Dataset(config.data.path, name) for name in ("train", "dev")}
     with run_mode("graph"):
         encode = Encode(tokenizer)
-        codes = {name: encode_split(encode, dataset, config.model.tokenizer, 5) for name, dataset in datasets.items()}
+        codes = {
+            name: encode_split(encode, dataset, config.model.image_tokenizer, 5) for name, dataset in datasets.items()
+        }
     write_codes(
-        Path(config.data.path), config.model.tokenizer, tokenizer_fingerprint(folder / "tokenizer"), datasets, codes
+        Path(config.data.path),
+        config.model.image_tokenizer,
+        tokenizer_fingerprint(folder / "tokenizer"),
+        datasets,
+        codes,
     )
     config = replace(config, data=replace(config.data, codes=str(folder / "tokenizer")), eval=settings)
     save_checkpoint(folder / "pretrained" / "checkpoints", 1, config, build_model(config))
@@ -190,11 +196,11 @@ def test_mistakes_are_one_line(
 
 def test_what_the_tasks_need(config: Config) -> None:
     for change, message in (
-        ({"task": "speech_to_text"}, "objectives.denoise_text: task=speech_to_text needs it"),
-        ({"task": "text_to_image"}, "objectives.denoise_image: task=text_to_image needs it"),
+        ({"task": "speech_to_text"}, "objectives.weights.denoise_text: task=speech_to_text needs it"),
+        ({"task": "text_to_image"}, "objectives.weights.denoise_image: task=text_to_image needs it"),
         (
             {"task": "speech_to_text", "objectives": ObjectivesConfig(weights=WeightsConfig(denoise_text=1))},
-            "writes down audio clips",
+            "reads nothing but audio, image.audio",
         ),
     ):
         with pytest.raises(ConfigError, match=message):

@@ -21,8 +21,11 @@ from src.data.schema import IMAGE
 from src.data.store import Dataset
 from src.data.writer import DatasetWriter
 from src.evaluation.reconstruction import Reconstruct, ReconstructionEvaluator, perplexity, psnr
+from src.evaluation.run import Evaluation
+from src.inference.engine import Engine
 from src.models.build import build_model
 from src.models.image_tokenizer import SMOOTHING, Codebook, CodebookStatistics, CodebookUpdate, ImageTokenizer
+from src.models.patches import split_patches
 from src.objectives.image_tokenizer import TokenizerObjectives
 from src.training.muon import build_optimizer
 from src.training.schedule import learning_rates
@@ -51,7 +54,7 @@ def graph():
 
 
 def settings(**tokenizer) -> Config:
-    config = Config(task="image_tokenizer", model=ModelConfig(tokenizer=replace(TINY, **tokenizer)))
+    config = Config(task="image_tokenizer", model=ModelConfig(image_tokenizer=replace(TINY, **tokenizer)))
     return replace(
         config,
         data=replace(config.data, batch_size=B),
@@ -170,7 +173,7 @@ def test_straight_through_gradient_equals_torch(pynative):
     torch = pytest.importorskip("torch")
     model = filled()
     image = Tensor(images())
-    patches = model.split(image)
+    patches = split_patches(image, model.side, model.patch)
     start = model.features(patches).asnumpy()
     weights = {name: torch.tensor(value) for name, value in state_of(model).items()}
     weight = 0.25
@@ -178,7 +181,7 @@ def test_straight_through_gradient_equals_torch(pynative):
     def loss(encoded):
         codes = model.codebook(encoded)
         vectors = model.codebook.look_up(codes)
-        drawn = model.draw(encoded + ms.ops.stop_gradient(vectors - encoded))
+        drawn = model.decode_vectors(encoded + ms.ops.stop_gradient(vectors - encoded))
         commitment = ms.ops.square(encoded - ms.ops.stop_gradient(vectors)).mean()
         return ms.ops.square(drawn - patches).mean() + weight * commitment
 
@@ -195,7 +198,7 @@ def test_straight_through_gradient_equals_torch(pynative):
         @staticmethod
         def forward(ctx, point):
             at = Tensor(point.detach().numpy())
-            value, ctx.slope = ms.value_and_grad(lambda z: ms.ops.square(model.draw(z) - patches).mean())(at)
+            value, ctx.slope = ms.value_and_grad(lambda z: ms.ops.square(model.decode_vectors(z) - patches).mean())(at)
             return torch.tensor(float(value))
 
         @staticmethod
@@ -223,10 +226,10 @@ def test_codes_and_images_have_their_shapes(graph):
     assert len(np.unique(codes.asnumpy())) > 1 and codes.asnumpy().max() < TINY.codes
 
 
-def test_cutting_a_image_into_patches_and_back_loses_nothing(pynative):
+def test_cutting_an_image_into_patches_and_back_loses_nothing(pynative):
     image = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), np.uint8)
     model = ImageTokenizer(TINY)
-    patches = model.split(Tensor(image))
+    patches = split_patches(Tensor(image), model.side, model.patch)
     np.testing.assert_array_equal(model.join(patches).asnumpy(), image)
     corner = image[1, 4:8, 8:12].reshape(-1) / 127.5 - 1  # row 1, column 2 of the grid
     np.testing.assert_allclose(patches.asnumpy()[1, 1 * 4 + 2], corner, atol=1e-6)
@@ -242,11 +245,11 @@ def test_one_batch_is_learned_and_graph_equals_pynative():
             ms.set_seed(1)
             step = make_step(config, ImageTokenizer(TINY))
             results = [step({"image": images()}) for _ in range(steps)]
-            histories.append([[*result.losses.values(), *result.figures.values()] for result in results])
+            histories.append([[*result.losses.values(), *result.metrics.values()] for result in results])
     finally:
         ms.set_context(mode=mode)
     np.testing.assert_allclose(histories[0], histories[1][:4], rtol=2e-3, atol=1e-5)
-    names = (*results[0].losses, *results[0].figures)
+    names = (*results[0].losses, *results[0].metrics)
     assert names == ("total", "reconstruction", "commitment", "perplexity", "usage")
     first, last = (dict(zip(names, row, strict=True)) for row in (histories[1][0], histories[1][-1]))
     assert last["reconstruction"] < 0.25 * first["reconstruction"]
@@ -302,18 +305,18 @@ def test_resumed_run_equals_the_uninterrupted_one(config, tmp_path, graph):
         np.testing.assert_array_equal(value, read_tensors(locate(whole.train.output) / MODEL)[name], err_msg=name)
 
 
-def test_evaluation_measures_and_draws(config, tmp_path, graph):
+def test_evaluation_measures_and_plots(config, tmp_path, graph):
     model = build_model(config)
     model.codebook.vectors.set_data(filled().codebook.vectors)
-    evaluator = ReconstructionEvaluator(replace(config, eval=replace(config.eval, batch_size=5)), model)
-    metrics = evaluator.run("dev", tmp_path)
+    config = replace(config, eval=replace(config.eval, batch_size=5))
+    metrics = Evaluation(Engine(config, model), (ReconstructionEvaluator,)).run("dev", tmp_path)
     loader = ImageLoader(config, "dev")
     image = np.concatenate([batch["image"][:n] for batch, n, _ in loader.evaluation(5)])
     drawn, codes = (part.asnumpy() for part in Reconstruct(model)(Tensor(image)))
     error = ((drawn.astype(float) - image) ** 2).mean((1, 2, 3))
     found = metrics["reconstruction"]
     assert found["psnr"] == pytest.approx((10 * np.log10(255**2 / error)).mean(), rel=1e-4)
-    assert found["usage"] == len(np.unique(codes)) / TINY.codes and metrics["images"] == len(image)
+    assert found["usage"] == len(np.unique(codes)) / TINY.codes and found["images"] == len(image)
     assert found["perplexity"] == pytest.approx(perplexity(np.bincount(codes.reshape(-1), minlength=TINY.codes)))
     assert (tmp_path / "figures" / "reconstruction.png").stat().st_size > 1000
     assert json.loads((tmp_path / "metrics.json").read_text())["task"] == "image_tokenizer"
@@ -358,7 +361,7 @@ def test_another_image_stands_in_where_there_is_none(config, tmp_path):
 )
 def test_shipped_configurations(name, grid, codes):
     config = load_config(ROOT / "config" / "image_tokenizer" / f"{name}.yaml")
-    tokenizer = config.model.tokenizer
+    tokenizer = config.model.image_tokenizer
     assert config.task == "image_tokenizer" and (tokenizer.size, tokenizer.side) == grid and tokenizer.codes == codes
 
 

@@ -1,16 +1,26 @@
 """Each level's losses against numpy's on what the parts of the network give, and the rows that do not count."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 from mindspore import Tensor
 
-from src.data.schema import AUDIO, IMAGE, MATCH_CASES, TEXT
+from src.data.schema import AUDIO, COUPLES, IMAGE, MATCH_CASES, TEXT
 from src.models.opt import OPT
 from src.objectives.hard_negatives import build_rows
-from src.objectives.objectives import COUPLES, Objectives
-from tests.objectives import ALL, MODEL, ROWS, TOKEN_ROWS, B, batch_with_repeats, build, gradients, losses, only
+from src.objectives.objectives import Objectives
+from tests.objectives import (
+    MODEL,
+    ROWS,
+    TOKEN_ROWS,
+    B,
+    batch_with_repeats,
+    build,
+    gradients,
+    losses,
+    only,
+    text_from,
+    weighted,
+)
 from tests.oracles import OBJECTIVES, VOCAB, Arrays, tensors, tiny_batch
 
 
@@ -92,7 +102,7 @@ def test_hidden_features_are_compared_with_the_clean_view(opt: OPT) -> None:
     masked_text = opt.text_encoder(Tensor(batch["mlm_ids"]), mask)
     rows = (masked_text, masked_image, masked_audio, mask, image_mask, audio_mask, Tensor(batch["presence"]))
     fused = opt.cross_encoder(*rows)[0]
-    config = replace(ALL, **{name: 0.0 for name in OBJECTIVES if name not in TOKEN_ROWS})
+    config = weighted(**{name: 0.0 for name in OBJECTIVES if name not in TOKEN_ROWS})
     found = losses(opt, config, batch)
     for name, loss, clean, first in (
         ("mvm", "mvm_feature", image, opt.first_image),
@@ -169,7 +179,7 @@ def test_matching_rows_of_one_image_cost_nothing_they_cannot_know(opt: OPT) -> N
 def test_a_lone_modality_is_fused_at_its_own_length_for_the_same_loss(opt: OPT, given: str, column: int) -> None:
     batch = batch_with_repeats()
     batch["denoise_text_presence"][:] = np.eye(3, dtype=np.int32)[column] * batch["presence"][:, column : column + 1]
-    objectives = Objectives(opt, replace(only("denoise_text"), denoise_given=(given,)), B)
+    objectives = Objectives(opt, text_from(only("denoise_text"), given), B)
     assert objectives.single_modality == column
     short = float(objectives(tensors(batch))[0])
     objectives.single_modality = None

@@ -7,10 +7,22 @@ import numpy as np
 import pytest
 from mindspore import Tensor, nn, ops
 
-from src.data.schema import AUDIO
+from src.config import OBJECTIVES as ALL_OBJECTIVES
+from src.config import WeightsConfig
+from src.data.schema import AUDIO, batch_fields
 from src.models.opt import OPT
 from src.objectives.levels import level_rows
-from src.objectives.objectives import Objectives, active_objectives, needed_fields
+from src.objectives.objectives import Objectives
+from src.objectives.table import (
+    MEASURED,
+    MODALITY,
+    SAMPLE,
+    TABLE,
+    TOKEN,
+    active_objectives,
+    measured_settings,
+    needed_fields,
+)
 from tests.objectives import (
     ALL,
     MODEL,
@@ -24,19 +36,20 @@ from tests.objectives import (
     gradients,
     losses,
     only,
+    weighted,
 )
-from tests.oracles import OBJECTIVES, VOCAB, Arrays, run_mode, tiny_batch
+from tests.oracles import OBJECTIVES, VOCAB, Arrays, feature_model, run_mode, tiny_batch
 
 # parameters of those parts that have nothing to do with the loss
 UNREACHED = {
     "denoise_text": ("text_project.weight", "text_project.bias"),  # no text is given
     "denoise_image": ("image_project.weight", "image_project.bias"),  # no image is given
-    # only the vector in place of hidden patches
+    # only the mask token
     "mvm_code": tuple(f"masked_image_head.{part}" for part in ("transform.weight", "transform.bias"))
     + tuple(f"masked_image_head.{part}" for part in ("project.weight", "project.bias")),
 }
 
-# what the token level hides it hides together, so that its losses change when one of them is switched off
+# the token level masks all modalities together, so that its losses change when one of them is switched off
 GROUPS = (("contrastive",), tuple(TOKEN_ROWS), ("matching",), ("denoise_text",), ("denoise_image",))
 ENCODERS = ("text_encoder", "image_encoder", "audio_encoder")
 # where the gradient of each loss goes: the text is absent from what denoising reads, the matching head takes the
@@ -44,13 +57,23 @@ ENCODERS = ("text_encoder", "image_encoder", "audio_encoder")
 FLOW = {
     "contrastive": {*ENCODERS, "text_head", "image_head", "audio_head", "scale"},
     "mlm": {*ENCODERS, "cross_encoder", "masked_text_head"},
-    "mvm_code": {*ENCODERS, "cross_encoder", "masked_code_head", "masked_image_head"},  # the latter's vector
+    "mvm_code": {
+        *ENCODERS,
+        "cross_encoder",
+        "masked_code_head",
+        "masked_image_head",
+    },  # the latter holds the mask token
     "mvm_feature": {*ENCODERS, "cross_encoder", "masked_image_head"},
     "mam_feature": {*ENCODERS, "cross_encoder", "masked_audio_head"},
     "mam_contrastive": {*ENCODERS, "cross_encoder", "masked_audio_head"},
     "matching": {*ENCODERS, "cross_encoder", "matching_head"},
     "denoise_text": {"image_encoder", "audio_encoder", "cross_encoder", "text_decoder"},
     "denoise_image": {"text_encoder", "audio_encoder", "cross_encoder", "image_decoder"},
+}
+# encoders of what is given, which the rows of the table leave out
+WITH_GIVEN = {
+    "denoise_text": {"image_encoder", "audio_encoder"},
+    "denoise_image": {"text_encoder", "audio_encoder"},
 }
 
 
@@ -104,6 +127,20 @@ def in_pynative(opt: OPT) -> tuple[Values, Arrays]:
     return gradients(opt, ALL, batch_with_repeats())
 
 
+def test_every_objective_has_a_row() -> None:
+    """The table says of each where its rows come from, what it reads, and what it trains."""
+    assert tuple(TABLE) == ALL_OBJECTIVES and [row.name for row in TABLE.values()] == list(ALL_OBJECTIVES)
+    levels = [row.level for row in TABLE.values()]
+    assert levels == sorted(levels, key=["", TOKEN, SAMPLE, MODALITY].index), "losses follow one another by level"
+    fields = batch_fields(MODEL, B, 0.15) | batch_fields(feature_model(), B, 0.15)
+    assert {field for row in TABLE.values() for field in row.fields} <= fields.keys()
+    assert {name: set(row.parts) | WITH_GIVEN.get(name, set()) for name, row in TABLE.items() if name in FLOW} == FLOW
+    everything = replace(ALL, weights=WeightsConfig(**dict.fromkeys(ALL_OBJECTIVES, 1.0)))
+    measured = measured_settings(everything)
+    assert active_objectives(measured) == MEASURED == ALL_OBJECTIVES[1:8]
+    assert measured.masking.batch_share == measured.matching.batch_share == 1
+
+
 def test_names_and_fields_follow_the_weights() -> None:
     assert active_objectives(ALL) == OBJECTIVES
     assert active_objectives(only("mlm")) == ("mlm",)
@@ -142,7 +179,7 @@ def by_group(opt: OPT, alone: dict[str, tuple[Values, Arrays]]) -> dict[tuple[st
         if len(group) == 1:
             return alone[group[0]]
         others = dict.fromkeys(set(OBJECTIVES) - set(group), 0.0)
-        return gradients(opt, replace(ALL, **others), batch_with_repeats())
+        return gradients(opt, weighted(**others), batch_with_repeats())
 
     return {group: found(group) for group in GROUPS}
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from conftest import tiny_dataset
 
-from src.config import Config
+from src.config import Config, ObjectivesConfig, WeightsConfig
 from src.data.errors import DataError
 from src.data.image import decode_image
 from src.data.pipeline import Batch, Loader
@@ -23,7 +23,8 @@ from src.data.writer import DatasetWriter
 
 @pytest.fixture
 def config(tiny: Config) -> Config:
-    return replace(tiny, objectives=replace(tiny.objectives, mlm=1.0, matching=1.0, denoise_text=1.0))
+    weights = WeightsConfig(mlm=1.0, matching=1.0, denoise_text=1.0)
+    return replace(tiny, objectives=ObjectivesConfig(weights=weights))
 
 
 def take(config: Config, first_step: int, count: int, **ranks: int) -> list[Batch]:
@@ -39,7 +40,7 @@ def test_batches_follow_the_schema_and_the_records(config: Config) -> None:
     assert loader.steps_per_epoch == len(loader.dataset) // 8 == 3
     seen = set()
     for batch in islice(loader.batches(0), 3):
-        check_batch(batch, batch_fields(config.model, 8, config.objectives.mask_ratio))
+        check_batch(batch, batch_fields(config.model, 8, config.objectives.masking.ratio))
         for row, sample in enumerate(batch["sample_id"]):
             seen.add(int(sample))
             record, caption, image = loader.dataset.samples[sample]
@@ -85,8 +86,8 @@ def test_any_step_is_the_step_of_the_whole_run(config: Config) -> None:
 
 def test_workers_and_prefetch_change_nothing(config: Config) -> None:
     whole = take(config, 0, 6)
-    for workers, prefetch in ((3, 1), (2, 4)):
-        other = replace(config, data=replace(config.data, workers=workers, prefetch=prefetch))
+    for workers, ahead in ((3, 1), (2, 4)):
+        other = replace(config, data=replace(config.data, workers=workers, prefetch=ahead))
         assert all(equal(a, b) for a, b in zip(whole, take(other, 0, 6), strict=True))
 
 
@@ -106,7 +107,7 @@ def test_ranks_share_the_step(config: Config) -> None:
 
 
 def test_words_stay_visible_without_mlm(config: Config) -> None:
-    batch = take(replace(config, objectives=replace(config.objectives, mlm=0.0)), 0, 1)[0]
+    batch = take(replace(config, objectives=ObjectivesConfig()), 0, 1)[0]
     masked = take(config, 0, 1)[0]
     assert np.array_equal(batch["mlm_ids"], batch["text_ids"]) and not batch["mlm_weights"].any()
     others = [name for name in batch if not name.startswith("mlm")]

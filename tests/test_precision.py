@@ -37,7 +37,7 @@ from src.training.schedule import learning_rates
 from src.training.step import INITIAL_LOSS_SCALE, NonFiniteError, TrainStep
 from src.training.trainer import Trainer, trained_parameters
 from tests.networks import AUDIO
-from tests.objectives import ALL, B, only
+from tests.objectives import ALL, B, only, text_from
 from tests.oracles import (
     MASK_RATIO,
     VOCAB,
@@ -55,8 +55,8 @@ HALVES = {"fp16": "DT_FLOAT16", "bf16": "DT_BFLOAT16"}
 TASKS = {
     "pretrain": ALL,
     "retrieval": ObjectivesConfig(weights=WeightsConfig(matching=1.0)),
-    "caption": replace(only("denoise_text"), denoise_given=("image",)),
-    "speech_to_text": replace(only("denoise_text"), denoise_given=("audio",)),
+    "caption": text_from(only("denoise_text"), "image"),
+    "speech_to_text": text_from(only("denoise_text"), "audio"),
     "text_to_image": only("denoise_image"),
     "image_tokenizer": ObjectivesConfig(),
 }

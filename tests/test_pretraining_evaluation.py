@@ -59,7 +59,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, Path]:
     )
     config = tiny_dataset(folder, config=Config(model=tiny_model()))
     ms.set_seed(1)
-    tokenizer = ImageTokenizer(config.model.tokenizer)
+    tokenizer = ImageTokenizer(config.model.image_tokenizer)
     randomise(tokenizer, spread=0.3)
     save_checkpoint(folder / "run" / "checkpoints", 3, replace(config, task="image_tokenizer"), tokenizer)
     config = replace(config, data=replace(config.data, codes=str(folder / "run")), objectives=ALL, eval=settings)
@@ -127,8 +127,8 @@ def test_codes_made_at_evaluation_are_those_of_the_shards(made: tuple[Config, Pa
     fresh = MaskedEvaluator(config, model, tokenizer).run(Loader(config, "dev", stored_codes=False))
     data = Path(config.data.path)
     dataset = Dataset(data, "dev")
-    codes = {"dev": encode_split(Encode(tokenizer), dataset, config.model.tokenizer, 5)}
-    write_codes(data, config.model.tokenizer, tokenizer_fingerprint(config.data.codes), {"dev": dataset}, codes)
+    codes = {"dev": encode_split(Encode(tokenizer), dataset, config.model.image_tokenizer, 5)}
+    write_codes(data, config.model.image_tokenizer, tokenizer_fingerprint(config.data.codes), {"dev": dataset}, codes)
     stored = MaskedEvaluator(config, model)
     assert stored.reads_codes
     assert stored.run(Loader(config, "dev")) == pytest.approx(fresh) and "mvm_code_accuracy" in fresh
@@ -137,6 +137,6 @@ def test_codes_made_at_evaluation_are_those_of_the_shards(made: tuple[Config, Pa
 
 def test_codes_of_another_grid_are_refused(made: tuple[Config, Path]) -> None:
     config, _ = made
-    other = replace(config.model, tokenizer=replace(config.model.tokenizer, codes=10))
-    with pytest.raises(ConfigError, match="has codes=9, model.tokenizer.codes is 10"):
+    other = replace(config.model, image_tokenizer=replace(config.model.image_tokenizer, codes=10))
+    with pytest.raises(ConfigError, match="has codes=9, model.image_tokenizer.codes is 10"):
         Evaluator(replace(config, model=other), build_model(config))

@@ -104,7 +104,7 @@ def test_cached_drawing_is_the_formula_without_a_cache(
     parts: Parts, sampler: CodeSampler, sampling: Sampling, given: str
 ) -> None:
     text, audio = TEXTS if "text" in given else None, SOUNDS if "audio" in given else None
-    codes = sampler.draw(sampling, text, audio)
+    codes = sampler.sample(sampling, text, audio)
     assert codes.shape == (ROWS, sampling.samples, P) and codes.dtype == np.int32
     np.testing.assert_array_equal(codes, draw_slowly(parts, sampling, text, audio))
     assert len(np.unique(codes[:, 0], axis=0)) > 1, "all rows alike: the memory is not read"
@@ -114,42 +114,42 @@ def test_cached_drawing_is_the_formula_without_a_cache(
 
 def test_guidance_and_temperature_matter(sampler: CodeSampler) -> None:
     """Otherwise the test above would compare nothing."""
-    found = [sampler.draw(Sampling(temperature=0, guidance=w), TEXTS) for w in (0, 2.0)]
+    found = [sampler.sample(Sampling(temperature=0, guidance=w), TEXTS) for w in (0, 2.0)]
     assert (found[0] != found[1]).any()
-    found = [sampler.draw(Sampling(temperature=t, samples=2), TEXTS) for t in (0.1, 1.0, 10.0)]
+    found = [sampler.sample(Sampling(temperature=t, samples=2), TEXTS) for t in (0.1, 1.0, 10.0)]
     assert (found[0] != found[1]).any() and (found[1] != found[2]).any()
 
 
 def test_pynative_draws_the_same(parts: Parts, sampler: CodeSampler) -> None:
     sampling = Sampling(samples=2, guidance=1.5)
-    expected = sampler.draw(sampling, None, SOUNDS)
+    expected = sampler.sample(sampling, None, SOUNDS)
     with run_mode("pynative"):
-        np.testing.assert_array_equal(CodeSampler(*parts, 8).draw(sampling, None, SOUNDS), expected)
+        np.testing.assert_array_equal(CodeSampler(*parts, 8).sample(sampling, None, SOUNDS), expected)
 
 
 def test_neither_batch_nor_order_matters(parts: Parts, sampler: CodeSampler) -> None:
     sampling = Sampling(samples=3, guidance=1.5)
-    whole = sampler.draw(sampling, None, SOUNDS)
-    np.testing.assert_array_equal(sampler.draw(sampling, None, SOUNDS), whole)  # the last call's cache is overwritten
+    whole = sampler.sample(sampling, None, SOUNDS)
+    np.testing.assert_array_equal(sampler.sample(sampling, None, SOUNDS), whole)  # the last call's cache is overwritten
     order = np.array([2, 0, 1])
-    shuffled = sampler.draw(sampling, None, tuple(x[order] for x in SOUNDS), rows=order)
+    shuffled = sampler.sample(sampling, None, tuple(x[order] for x in SOUNDS), rows=order)
     np.testing.assert_array_equal(shuffled, whole[order])
     one_by_one = CodeSampler(*parts, 1)
     for row in range(ROWS):
-        alone = one_by_one.draw(sampling, None, tuple(x[row : row + 1] for x in SOUNDS), rows=[row])
+        alone = one_by_one.sample(sampling, None, tuple(x[row : row + 1] for x in SOUNDS), rows=[row])
         np.testing.assert_array_equal(alone[0], whole[row])
-    fewer = sampler.draw(Sampling(samples=2, guidance=1.5), None, SOUNDS)
+    fewer = sampler.sample(Sampling(samples=2, guidance=1.5), None, SOUNDS)
     np.testing.assert_array_equal(fewer, whole[:, :2])
 
 
 def test_seeds_rows_and_samples_draw_apart(sampler: CodeSampler) -> None:
     same = tuple(np.repeat(x[:1], ROWS, 0) for x in TEXTS)
-    drawn = [sampler.draw(Sampling(samples=4, temperature=3.0, seed=seed), same).reshape(-1, P) for seed in (0, 1)]
+    drawn = [sampler.sample(Sampling(samples=4, temperature=3.0, seed=seed), same).reshape(-1, P) for seed in (0, 1)]
     assert len(np.unique(np.concatenate(drawn), axis=0)) > 20, "of 24"
 
 
 def test_top_k_never_leaves_the_best(parts: Parts, sampler: CodeSampler) -> None:
-    codes = sampler.draw(Sampling(samples=16, temperature=20.0, top_k=3, seed=5), TEXTS, SOUNDS)
+    codes = sampler.sample(Sampling(samples=16, temperature=20.0, top_k=3, seed=5), TEXTS, SOUNDS)
     seen = set()
     for number in range(codes.shape[1]):
         logits = code_logits(parts, codes[:, number], TEXTS, SOUNDS)
@@ -163,7 +163,7 @@ def test_frequencies_are_the_softmax(parts: Parts) -> None:
     """The first two codes together: so the second is conditional on the first."""
     samples = 3000
     text = tuple(x[:1] for x in TEXTS)
-    codes = CodeSampler(*parts, 500).draw(Sampling(samples=samples), text)[0]  # [N, P']
+    codes = CodeSampler(*parts, 500).sample(Sampling(samples=samples), text)[0]  # [N, P']
     counts = np.bincount(codes[:, 0] * K + codes[:, 1], minlength=K * K)
     starts = np.zeros((K, P), np.int32)
     starts[:, 0] = np.arange(K)
@@ -193,7 +193,7 @@ def test_last_code_at_the_last_place(parts: Parts, sampler: CodeSampler) -> None
     try:
         for code in (0, K - 1):
             bias.set_data(Tensor(before + 100 * np.eye(K, dtype=np.float32)[code]))
-            assert (sampler.draw(Sampling(), TEXTS) == code).all()
+            assert (sampler.sample(Sampling(), TEXTS) == code).all()
     finally:
         bias.set_data(Tensor(before))
 

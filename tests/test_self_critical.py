@@ -16,6 +16,8 @@ from src.config import (
     DenoiseTextConfig,
     ObjectivesConfig,
     OptimizerConfig,
+    RuntimeConfig,
+    SelfCriticalConfig,
     TrainConfig,
     WeightsConfig,
     load_config,
@@ -26,7 +28,7 @@ from src.data.schema import IMAGE
 from src.data.sources import Sources
 from src.data.store import Dataset
 from src.generation.cache import CachedDecoder
-from src.generation.text_sampling import TextSampler, never_written
+from src.generation.text_sampling import TextSampler, never_generated
 from src.metrics.captions import cider_d, words
 from src.models.build import build_model
 from src.objectives.self_critical import References, SelfCriticalObjectives, build_self_critical
@@ -35,7 +37,7 @@ from tests.conftest import tiny_dataset
 from tests.oracles import CLS, PAD, SEP, randomise, run_mode, tiny_model
 
 SAMPLES, BATCH = 4, 8
-WRITING = ObjectivesConfig(
+GIVEN_IMAGES = ObjectivesConfig(
     weights=WeightsConfig(contrastive=0.0, denoise_text=1.0), denoise_text=DenoiseTextConfig(given=("image",))
 )
 
@@ -49,8 +51,8 @@ def graph_mode() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
     """Captions of a tiny model on a tiny dataset; some of its images have no caption, some captions no image."""
-    objectives = replace(WRITING, self_critical=SAMPLES)
-    small = Config(task="caption", model=tiny_model(), objectives=objectives)
+    objectives = replace(GIVEN_IMAGES, self_critical=SelfCriticalConfig(SAMPLES))
+    small = Config(task="self_critical", model=tiny_model(), objectives=objectives)
     return tiny_dataset(tmp_path_factory.mktemp("critic"), config=small)
 
 
@@ -115,15 +117,15 @@ def test_samples_follow_the_distribution(built: SelfCriticalObjectives, batch: d
         tokens = model.image_encoder(Tensor(batch["image"][:1]))
         fused, mask = model.cross_encoder.fuse_single_modality(tokens, ms.ops.ones(tokens.shape[:2], ms.int32), IMAGE)
         cached.read(ms.ops.tile(fused, (inputs, 1, 1)), ms.ops.tile(mask, (inputs, 1)))
-        drawn = TextSampler(cached, tokenizer).draw(inputs, np.random.default_rng(0).random)[:, :, 1]
+        found = TextSampler(cached, tokenizer).sample(inputs, np.random.default_rng(0).random)[:, :, 1]
         read = model.text_decoder.read(fused, Tensor(places))
         bias = Tensor(np.zeros((1, 1, 1, 1), np.float32))
         logits = model.text_decoder.score(Tensor([[CLS]], ms.int32), read, bias).asnumpy()[0]
-    logits = logits.astype(np.float64) + never_written(tokenizer)
+    logits = logits.astype(np.float64) + never_generated(tokenizer)
     chances = np.exp(logits - np.logaddexp.reduce(logits))
-    found = np.bincount(drawn.reshape(-1), minlength=len(chances)) / drawn.size
+    found = np.bincount(found.reshape(-1), minlength=len(chances)) / found.size
     assert not found[chances == 0].any()
-    np.testing.assert_allclose(found, chances, atol=5 * np.sqrt(0.25 / drawn.size))
+    np.testing.assert_allclose(found, chances, atol=5 * np.sqrt(0.25 / found.size))
 
 
 def test_loss_is_the_policy_gradient(built: SelfCriticalObjectives, sampled: dict[str, np.ndarray]) -> None:
@@ -139,7 +141,7 @@ def test_loss_is_the_policy_gradient(built: SelfCriticalObjectives, sampled: dic
         for number in range(SAMPLES):
             ids = sampled["sampled_ids"][:, number]
             logits = model.text_decoder.score(Tensor(ids[:, :-1]), read, bias).asnumpy().astype(np.float64)
-            logits = logits.reshape(BATCH, ids.shape[1] - 1, -1) + never_written(built.before_step.tokenizer)
+            logits = logits.reshape(BATCH, ids.shape[1] - 1, -1) + never_generated(built.before_step.tokenizer)
             logs = logits - np.logaddexp.reduce(logits, axis=2, keepdims=True)
             chosen = np.take_along_axis(logs, ids[:, 1:, None], 2)[:, :, 0]
             weights = (ids[:, 1:] != PAD) * sampled["rewarded"][:, None]
@@ -154,7 +156,7 @@ def test_rewards_rise(config: Config, tmp_path: Path) -> None:
     """A captioner that has begun to learn gets better at what it is rewarded for, on the same images."""
     taught = replace(
         config,
-        objectives=WRITING,
+        task="caption",
         optimizer=OptimizerConfig(lr=5e-3, warmup_steps=5),
         train=TrainConfig(output=str(tmp_path / "taught"), steps=200, save_every=200),
     )
@@ -174,15 +176,20 @@ def test_rewards_rise(config: Config, tmp_path: Path) -> None:
 
 
 def test_what_it_needs(config: Config, tmp_path: Path) -> None:
+    listening = replace(config.objectives, denoise_text=DenoiseTextConfig(given=("audio",)))
     for change, message in (
-        ({"task": "pretrain"}, "objectives.self_critical: is for task=caption"),
-        ({"objectives": replace(config.objectives, denoise_given=("audio",))}, "denoise_given=.image."),
-        ({"model": tiny_model(dropout=0.1)}, "needs model.image.dropout=0"),
+        ({"objectives": listening}, "objectives.denoise_text.given: task=self_critical reads nothing but image"),
+        ({"model": tiny_model(dropout=0.1)}, "model.image.dropout: task=self_critical needs 0"),
+        (
+            {"runtime": RuntimeConfig(device="GPU", precision="fp16")},
+            "runtime.precision: task=self_critical needs fp32",
+        ),
     ):
         with pytest.raises(ConfigError, match=message):
             replace(config, **change)
-    with pytest.raises(ConfigError, match="self_critical: must be 0, or 2 or more"):
-        ObjectivesConfig(self_critical=1)
-    with pytest.raises(DataError, match="no captions of images"):
+        replace(config, task="caption", **change)
+    with pytest.raises(ConfigError, match="samples: must be 2 or more"):
+        SelfCriticalConfig(1)
+    with pytest.raises(DataError, match="no image of the training split has a caption"):
         References.read(Sources(config, "train"), "region")
-    assert load_config("config/caption/demo_self_critical.yaml").objectives.label_smoothing == 0
+    assert load_config("config/self_critical/demo.yaml").objectives.self_critical.samples == 5

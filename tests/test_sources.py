@@ -122,7 +122,7 @@ def test_an_epoch_mixes_by_weight_and_every_row_is_its_record(mixed: Config) -> 
     assert abs(np.count_nonzero(ids < len(spoken)) - 0.75 * steps * 8) < 1
     by_number: dict[int, Batch] = {}
     for batch in epoch:
-        check_batch(batch, batch_fields(mixed.model, 8, mixed.objectives.mask_ratio))
+        check_batch(batch, batch_fields(mixed.model, 8, mixed.objectives.masking.ratio))
         for row, number in enumerate(batch["sample_id"].tolist()):
             by_number[number] = {name: value[row] for name, value in batch.items()}
     for number, row in by_number.items():
@@ -201,7 +201,7 @@ def test_views_vary_in_training_alone_and_change_nothing_else(spoken: Config) ->
 
 
 def test_images_for_the_image_tokenizer_mix_and_vary_as_well(mixed: Config) -> None:
-    model = replace(mixed.model, tokenizer=replace(mixed.model.tokenizer, size=32))
+    model = replace(mixed.model, image_tokenizer=replace(mixed.model.image_tokenizer, size=32))
     plain, varied = (replace(config, model=model) for config in (mixed, with_data(mixed, augment=VIEWS)))
     loader = ImageLoader(plain, "train")
     images = loader.sources.samples[:, 2]

@@ -8,7 +8,7 @@ from benchmarks import torch_network, torch_twin
 from src.config import Config, DataConfig
 from src.data.schema import AUDIO
 from src.models.opt import OPT
-from src.objectives.objectives import needed_fields
+from src.objectives.table import needed_fields
 from tests.objectives import ALL, MODEL, B, batch_with_repeats, losses, only
 from tests.oracles import OBJECTIVES, VOCAB, randomise
 

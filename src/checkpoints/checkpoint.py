@@ -8,7 +8,7 @@
         optimizer.safetensors moments, step, loss scale (left out where only the model is shipped)
         state.json            step and best metric
 
-A checkpoint is written beside its place and renamed, so that a kill at any moment leaves either the whole or nothing.
+A checkpoint is written under another name and then renamed: a kill at any moment leaves all of it or nothing.
 """
 
 import json

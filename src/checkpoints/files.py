@@ -16,7 +16,7 @@ CONFIG, VOCAB, MODEL, OPTIMIZER, STATE, TOKENIZER = (
     "model.safetensors",
     "optimizer.safetensors",
     "state.json",
-    "tokenizer",  # folder of the image tokenizer whose codes the model draws, where it is shipped with it
+    "tokenizer",  # folder of the image tokenizer whose codes the model generates, in a bundled checkpoint
 )
 
 

@@ -22,7 +22,7 @@ class TokenizerObjectives(nn.Cell):
         the codebook's statistics, which :attr:`after_update` reads.
     """
 
-    names, figures, fields = ("reconstruction", "commitment"), ("perplexity", "usage"), ("image",)
+    names, metrics, fields = ("reconstruction", "commitment"), ("perplexity", "usage"), ("image",)
 
     def __init__(self, model: ImageTokenizer, config: Config, rank: int = 0, ranks: int = 1) -> None:
         super().__init__(auto_prefix=False)

@@ -135,7 +135,7 @@ class SelfCriticalObjectives(nn.Cell):
         total, self_critical and the mean reward of the samples, each () float32.
     """
 
-    names, figures = ("self_critical",), ("reward",)
+    names, metrics = ("self_critical",), ("reward",)
 
     def __init__(self, model: OPT, config: Config, sampler: CaptionSampler) -> None:
         super().__init__(auto_prefix=False)  # the parameters keep the names that they have in the model

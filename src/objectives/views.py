@@ -41,7 +41,7 @@ class Views(nn.Cell):
         shapes = (text_shape, model.image_shape, model.audio_shape)
         nothing = [Tensor(np.zeros((batch_size, *shape), np.float32)) for shape in shapes]
         self.no_text, self.no_image, self.no_audio = nothing  # (B, length, D) in place of an encoder's tokens
-        self.no_audio = Tensor(np.zeros(self.no_audio.shape[:2], np.int32))
+        self.no_audio_mask = Tensor(np.zeros(self.no_audio.shape[:2], np.int32))
         # (B, length): in the clean view nothing is masked
         self.nothing_masked = tuple(Tensor(np.zeros((batch_size, shape[0]), np.float32)) for shape in shapes)
 
@@ -90,7 +90,7 @@ class Views(nn.Cell):
         """Tokens (B, F, D) and mask (B, F) of the clean view, then of the masked one."""
         n, encode = self.masked_rows, self.model.audio_encoder
         clip, frames = batch["audio"], batch["audio_frames"]
-        tokens, mask = self.no_audio, self.no_audio
+        tokens, mask = self.no_audio, self.no_audio_mask
         if not self.masks_audio:
             if AUDIO in self.reads:
                 tokens, mask = encode(clip, frames)

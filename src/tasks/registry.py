@@ -48,7 +48,7 @@ class Task:
         evaluators: what is measured, in training and by eval.py.
         best_by: logged metrics, higher is better; the mean of those that a split has marks the best checkpoint.
         objectives: (network, config, rank, ranks, gather or None) → a Cell with names, fields, trained_parts() and,
-            where there are such, figures, before_step and after_update (:class:`src.training.step.TrainStep`).
+            where there are such, metrics, before_step and after_update (:class:`src.training.step.TrainStep`).
         loader: (config, split, rank, ranks) → batches.
     """
 

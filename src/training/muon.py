@@ -46,7 +46,7 @@ class Muon(nn.Cell):
 
     Matrices of linear layers are updated so; everything else by :class:`AdamW`. Both follow one schedule, each from
     its own peak. A layer then moves by the same amount in all directions of its input, which on small models needs
-    about a third of AdamW's steps for the same figures (docs/design.md).
+    about a third of AdamW's steps for the same quality (docs/design.md).
 
     Args:
         parameters: what is trained.

@@ -52,7 +52,7 @@ class Gradients(nn.Cell):
         constant, once a batch.)
 
     Outputs:
-        losses (1 + n,) float32: the total, each loss and each figure; norm () float32 of the unscaled gradients.
+        losses (1 + n,) float32: the total, each loss and each metric; norm () float32 of the unscaled gradients.
     """
 
     def __init__(self, objectives: nn.Cell, optimizer: AdamW, mean_gradients: nn.Cell | None = None) -> None:
@@ -93,10 +93,10 @@ class Gradients(nn.Cell):
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step did: losses with their weighted ``total`` and figures by name, gradient norm, rate, overflow."""
+    """What a step did: losses with their weighted ``total`` and metrics by name, gradient norm, rate, overflow."""
 
     losses: dict[str, float]
-    figures: dict[str, float]
+    metrics: dict[str, float]
     norm: float
     rate: float
     skipped: bool
@@ -109,7 +109,7 @@ class TrainStep:
     after 1,000 clean steps.
 
     Args:
-        objectives: :class:`src.objectives.objectives.Objectives` or another task's; ``figures`` names what follows its
+        objectives: :class:`src.objectives.objectives.Objectives` or another task's; ``metrics`` names what follows its
             losses and is logged only; ``before_step`` makes from a batch what it lacks of ``fields``.
         optimizer: the update.
         clip_norm: largest global norm of the gradients.
@@ -129,7 +129,7 @@ class TrainStep:
         mean_gradients: nn.Cell | None = None,
     ) -> None:
         self.names, self.fields = objectives.names, objectives.fields
-        self.figures: tuple[str, ...] = getattr(objectives, "figures", ())
+        self.metrics: tuple[str, ...] = getattr(objectives, "metrics", ())
         self.before_step = getattr(objectives, "before_step", None)
         self.after_update = getattr(objectives, "after_update", None)
         self.optimizer, self.clip_norm, self.scales = optimizer, clip_norm, loss_scale is not None
@@ -149,7 +149,7 @@ class TrainStep:
         tensors = [Tensor(batch[name]) for name in self.fields]
         losses, norm = self.make_gradients(self.loss_scale.value(), *tensors)
         values, norm = losses.asnumpy(), float(norm.asnumpy())
-        names = ("total", *self.names, *self.figures)
+        names = ("total", *self.names, *self.metrics)
         named = {name: float(value) for name, value in zip(names, values, strict=True)}
         overflow = not math.isfinite(norm)
         if not np.isfinite(values).all() or (overflow and not self.can_halve()):
@@ -158,8 +158,8 @@ class TrainStep:
         rate = 0.0 if overflow else self.update(norm)
         if self.scales:
             self.adapt_scale(overflow)
-        figures = {name: named.pop(name) for name in self.figures}
-        return StepResult(named, figures, norm, rate, overflow)
+        metrics = {name: named.pop(name) for name in self.metrics}
+        return StepResult(named, metrics, norm, rate, overflow)
 
     def update(self, norm: float) -> float:
         factor = min(1.0, self.clip_norm / (norm + 1e-6)) / float(self.loss_scale.asnumpy())

@@ -178,5 +178,5 @@ def parameter_table(model: nn.Cell) -> str:
 
 def _scalars(result: StepResult, rate: float) -> dict[str, Any]:
     losses = {"loss" if name == "total" else f"loss/{name}": value for name, value in result.losses.items()}
-    figures = {f"batch/{name}": value for name, value in result.figures.items()}
-    return losses | figures | {"lr": result.rate, "grad_norm": result.norm, "samples_per_second": round(rate, 2)}
+    metrics = {f"batch/{name}": value for name, value in result.metrics.items()}
+    return losses | metrics | {"lr": result.rate, "grad_norm": result.norm, "samples_per_second": round(rate, 2)}
