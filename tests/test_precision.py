@@ -34,8 +34,8 @@ from src.models.opt import OPT
 from src.tasks import registry
 from src.training.muon import build_optimizer
 from src.training.schedule import learning_rates
-from src.training.step import INITIAL_LOSS_SCALE, NonFiniteError, TrainStep
-from src.training.trainer import Trainer, trained_parameters
+from src.training.step import INITIAL_LOSS_SCALE, NonFiniteError, StepResult, TrainStep
+from src.training.trainer import Trainer, _scalars, trained_parameters
 from tests.networks import AUDIO
 from tests.objectives import ALL, B, only, text_from
 from tests.oracles import (
@@ -252,6 +252,11 @@ def test_only_fp16_has_a_loss_scale(tiny: Config, tmp_path: Path, kind: str, sca
     assert float(trainer.step.loss_scale.asnumpy()) == scale and trainer.step.scales == (kind == "fp16")
     assert {p.dtype for p in trainer.model.get_parameters()} <= {ms.float32, ms.int32}
     assert {p.dtype for p in trainer.step.state().values()} <= {ms.float32, ms.int32}
+
+
+def test_what_a_skipped_step_logs_is_finite() -> None:
+    scalars = _scalars(StepResult({"total": 2.0}, {}, float("inf"), 0.0, skipped=True), 3.0)
+    assert scalars == {"loss": 2.0, "lr": 0.0, "samples_per_second": 3.0}
 
 
 def test_a_run_that_goes_on_in_fp16_begins_with_its_scale(tiny: Config, tmp_path: Path) -> None:

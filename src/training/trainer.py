@@ -179,4 +179,5 @@ def parameter_table(model: nn.Cell) -> str:
 def _scalars(result: StepResult, rate: float) -> dict[str, Any]:
     losses = {"loss" if name == "total" else f"loss/{name}": value for name, value in result.losses.items()}
     metrics = {f"batch/{name}": value for name, value in result.metrics.items()}
-    return losses | metrics | {"lr": result.rate, "grad_norm": result.norm, "samples_per_second": round(rate, 2)}
+    norm = {} if result.skipped else {"grad_norm": result.norm}  # infinite where a step overflowed; its rate is 0
+    return losses | metrics | {"lr": result.rate, **norm, "samples_per_second": round(rate, 2)}
