@@ -163,7 +163,7 @@ class Objectives(nn.Module):
                 losses["mam_feature"] = regression(predicted, target, weights)
             if "mam_contrastive" in self.names:
                 cosine = F.normalize(predicted, dim=-1) @ F.normalize(target, dim=-1).transpose(1, 2)
-                logits = cosine / self.config.mam_temperature + (1 - weights[:, None]) * MASKED
+                logits = cosine / self.config.masking.temperature + (1 - weights[:, None]) * MASKED
                 costs = -logits.log_softmax(-1).diagonal(dim1=1, dim2=2)
                 counted = weights * (weights.sum(1, keepdim=True) > 1)
                 losses["mam_contrastive"] = (costs * counted).sum() / counted.sum().clamp(min=1)

@@ -59,7 +59,7 @@ def tiny_model(layers: int = 1, norm: str = "pre", dropout: float = 0.0) -> Mode
         cross=CrossEncoderConfig(width=20, ffn=24, **common),
         text_decoder=TextDecoderConfig(width=14, ffn=18, **common),
         image_decoder=ImageDecoderConfig(width=18, ffn=22, **common),
-        tokenizer=ImageTokenizerConfig(size=8, side=2, codes=CODES, code_dim=6, width=16, layers=1, heads=2, ffn=20),
+        image_tokenizer=ImageTokenizerConfig(size=8, side=2, codes=CODES, code_dim=6, width=16, layers=1, heads=2, ffn=20),
     )
 
 

@@ -14,15 +14,27 @@ import torch
 
 from benchmarks import device_step, flava, torch_network, torch_twin, train_step
 from benchmarks.batch import PARTS, make_batch
-from src.config import Config, DataConfig, ObjectivesConfig, WeightsConfig, load_config
+from src.config import (
+    Config,
+    DataConfig,
+    ObjectivesConfig,
+    WeightsConfig,
+    load_config,
+)
+from src.config.objectives import DenoiseImageConfig, DenoiseTextConfig, MaskingConfig, MatchingConfig
 from src.data.tokenizer import Tokenizer
 from src.errors import UserError
 from src.models.opt import OPT
 from src.objectives.objectives import Objectives, active_objectives, needed_fields
 from tests.oracles import OBJECTIVES, randomise, run_mode, tensors, tiny_model
 
-SHARES = {"token_fraction": 0.5, "sample_fraction": 0.8, "modality_fraction": 0.3, "draw_fraction": 0.4}
-EVERYTHING = ObjectivesConfig(weights=WeightsConfig(**dict.fromkeys(OBJECTIVES, 0.7)), **SHARES)
+EVERYTHING = ObjectivesConfig(
+    weights=WeightsConfig(**dict.fromkeys(OBJECTIVES, 0.7)),
+    masking=MaskingConfig(batch_share=0.5),
+    matching=MatchingConfig(batch_share=0.8),
+    denoise_text=DenoiseTextConfig(batch_share=0.3),
+    denoise_image=DenoiseImageConfig(batch_share=0.4),
+)
 IMAGE_TEXT = ObjectivesConfig(
     weights=WeightsConfig(**{name: float(name in train_step.IMAGE_TEXT) for name in OBJECTIVES})
 )
