@@ -1,6 +1,13 @@
-"""Writes a trained model as graphs for deployment, loads them back and compares them with the model; or its weights."""
+"""Writes a trained model as graphs for deployment, loads them back and compares them with the model; or its weights.
 
-import argparse
+python export.py --checkpoint pretrained/opt_demo
+python export.py --checkpoint runs/demo/retrieval --output runs/demo/export --batch-size 8
+python export.py --checkpoint runs/demo/pretrain --format WEIGHTS --output shipped
+
+The folder holds a graph a file, export.json (inputs, outputs, differences, checksums, preprocessing), config.yaml and
+vocab.txt. With --format WEIGHTS it holds what evaluation reads, as pretrained/ does.
+"""
+
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,22 +20,16 @@ from src.models.opt import count_parameters
 from src.runtime import setup
 
 
-def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        epilog="The folder holds a graph a file, export.json (inputs, outputs, differences, checksums, preprocessing), "
-        "config.yaml and vocab.txt. With --format WEIGHTS it holds what evaluation reads, as pretrained/ does.",
-        allow_abbrev=False,
-    )
-    parser.add_argument(
-        "--checkpoint", required=True, metavar="DIR", help="run or checkpoint folder, pretrained/opt_demo"
-    )
-    parser.add_argument("--config", metavar="FILE", help="configuration to use instead of the checkpoint's own")
+def parse() -> cli.Arguments:
+    parser = cli.CommandParser(description=__doc__)
+    path = {"type": cli.user_path}
+    parser.add_argument("--checkpoint", required=True, **path, metavar="DIR", help="run or checkpoint folder")
+    parser.add_argument("--config", **path, metavar="FILE", help="configuration to use instead of the checkpoint's own")
     formats = "AIR needs Ascend; WEIGHTS: no graphs, the weights alone, in half precision"
     parser.add_argument("--format", choices=("MINDIR", "AIR", "WEIGHTS"), default="MINDIR", help=formats)
-    parser.add_argument("--output", metavar="DIR", type=Path, default=Path("runs/export"), help="default: runs/export")
+    parser.add_argument("--output", **path, metavar="DIR", default=Path("runs/export"), help="default: runs/export")
     parser.add_argument("--batch-size", type=int, default=0, metavar="N", help="rows of every input; 0: any (default)")
-    parser.add_argument("settings", nargs="*", metavar="key=value", help="changes of the configuration")
+    parser.add_settings()
     return parser.parse_intermixed_args()
 
 

@@ -1,12 +1,11 @@
-"""Trains a model: pre-training, retrieval or captioning, as the configuration says.
+"""Trains a model for the task that the configuration names: pretrain, retrieval, caption, image_tokenizer and others.
 
 python train.py --config config/pretrain/demo.yaml
 python train.py --config config/pretrain/demo.yaml train.steps=1000 optimizer.lr=1e-3 train.output=runs/longer
-python train.py --config config/pretrain/demo.yaml --resume         go on where a killed run stopped
+python train.py --config config/pretrain/demo.yaml --resume         resumes a run that was stopped
 python train.py --config config/caption/demo.yaml train.init_from=runs/demo/pretrain
 """
 
-import argparse
 from pathlib import Path
 
 from src import cli
@@ -16,13 +15,11 @@ from src.runtime import setup
 from src.training.trainer import Trainer
 
 
-def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    parser.add_argument("--config", required=True, metavar="FILE", help="YAML configuration, see config/")
+def parse() -> cli.Arguments:
+    parser = cli.CommandParser(description=__doc__)
+    parser.add_argument("--config", required=True, type=cli.user_path, metavar="FILE", help="YAML file, see config/")
     parser.add_argument("--resume", action="store_true", help="go on from the latest checkpoint of train.output")
-    parser.add_argument("settings", nargs="*", metavar="key=value", help="changes of the configuration")
+    parser.add_settings()
     return parser.parse_intermixed_args()
 
 

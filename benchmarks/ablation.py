@@ -58,12 +58,13 @@ COLUMNS = {  # header → path into metrics.json; Δ: above chance
 }
 # A quarter of an hour of one core a row, and what the table in docs/pretraining.md was made with, whatever the demo's
 # own rates and shares are. Half of each batch writes and half draws, or neither would get far.
-SMALL = ("data.batch_size=64", "objectives.sample_fraction=0.25", "objectives.draw_fraction=0.5")
-SMALL += ("objectives.denoise_given=[image+audio,image,audio]",)
+SMALL = ("data.batch_size=64", "objectives.matching.batch_share=0.25", "objectives.denoise_image.batch_share=0.5")
+SMALL += ("objectives.denoise_text.given=[image+audio,image,audio]",)
 SMALL += ("optimizer.lr=0.004", "optimizer.muon_lr=0.02", "optimizer.warmup_steps=30")
 SMALL += ("train.steps=300", "train.save_every=50")
-SMALL += ("train.eval_every=0", "eval.gallery=500", "eval.captions=500", "eval.draw=200", "eval.probe=500")
-SMALL += ("eval.rerank=0",)
+SMALL += ("train.eval_every=0", "eval.retrieval.gallery_size=500", "eval.rerank.top_k=0")
+SMALL += ("eval.caption.max_items=500", "eval.transcript.max_items=500")
+SMALL += ("eval.image_generation.max_items=200", "eval.masked.max_items=500")
 
 Run = Callable[[Sequence[str]], int]  # what follows "python" → exit code
 
@@ -105,7 +106,7 @@ class Row:
             RowError: a command failed, or the folder holds something else.
         """
         book, measured = self.folder / "row.json", self.folder / "eval" / "metrics.json"
-        off = tuple(f"objectives.{name}=0" for name in VARIANTS[self.name])
+        off = tuple(f"objectives.weights.{name}=0" for name in VARIANTS[self.name])
         train = ("train.py", "--config", self.config, *self.settings, *off, f"train.output={self.folder}")
         digest = hashlib.sha256(to_yaml(load_config(self.config, train[3:])).encode()).hexdigest()
         if self.folder.exists() and not book.exists():

@@ -28,7 +28,7 @@ def build(model: ModelConfig, vocab_size: int) -> FlavaForPreTraining:
             **transformer(image),
             "image_size": image.size,
             "patch_size": image.patch,
-            "vocab_size": model.tokenizer.codes,
+            "vocab_size": model.image_tokenizer.codes,
         },
         text_config={**transformer(text), "vocab_size": vocab_size, "max_position_embeddings": text.max_len},
         multimodal_config=transformer(model.cross),

@@ -24,6 +24,8 @@ import soundfile
 from PIL import Image
 from tqdm import tqdm
 
+from tools import prepare_data
+
 DIFFERENT = 200  # images that are drawn; the files differ by bytes behind the image's end
 FILES_A_FOLDER = 1000
 WORDS = "红绿蓝黄大小猫狗鱼鸟车船山水人花草房子树木桌椅书包"
@@ -62,7 +64,7 @@ def _image(rng: np.random.Generator, size: tuple[int, int]) -> bytes:
 
 def prepare(media: Path, manifest: Path, output: Path, workers: int) -> tuple[float, int, int]:
     """Runs the command; returns seconds, and the peak MB of its process and of the largest worker."""
-    command = [sys.executable, "-m", "src.data.prepare", "manifest", "--input", str(manifest), "--media", str(media)]
+    command = [sys.executable, prepare_data.__file__, "manifest", "--input", str(manifest), "--media", str(media)]
     started = time.perf_counter()
     process = subprocess.Popen([*command, "--output", str(output), "--workers", str(workers)])
     parent = worker = 0

@@ -123,7 +123,7 @@ class AudioEncoder(nn.Module):
     def forward(
         self, audio: Tensor, frames: Tensor, hidden: Tensor | None = None, vector: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        mask = (torch.arange(self.tokens)[None] * self.stride < frames[:, None]).int()
+        mask = (torch.arange(self.tokens, device=audio.device)[None] * self.stride < frames[:, None]).int()
         x = self.project((audio.float() / 127.5 - 1.0).view(len(audio), self.tokens, -1))
         if hidden is not None:
             x = torch.where(hidden[..., None] > 0, vector, x)
@@ -148,7 +148,7 @@ class CrossEncoder(nn.Module):
         return (tokens + self.modality[which]) * here[..., None] + missing, mask * here + first * (1 - here)
 
     def forward(self, text, image, audio, text_mask, audio_mask, presence) -> tuple[Tensor, Tensor]:
-        ones = torch.ones(image.shape[:2], dtype=torch.int32)
+        ones = torch.ones(image.shape[:2], dtype=torch.int32, device=image.device)
         placed = [
             self.place(self.text_project(text), text_mask, presence, TEXT),
             self.place(self.image_project(image), ones, presence, IMAGE),
@@ -230,7 +230,7 @@ class TextDecoder(nn.Module):
 
     def forward(self, ids: Tensor, memory: Tensor, mask: Tensor) -> Tensor:
         length = ids.shape[1]
-        causal = torch.full((length, length), MASKED).triu(1)[None, None]
+        causal = torch.full((length, length), MASKED, device=ids.device).triu(1)[None, None]
         x = F.embedding(ids, self.tokens) + self.positions[:, :length]
         x = self.transformer(x, causal, memory + self.memory_positions, padding_bias(mask))
         return F.linear(x, self.tokens, self.output_bias).flatten(0, 1)  # (B·T', V)
@@ -239,7 +239,7 @@ class TextDecoder(nn.Module):
 class ImageDecoder(nn.Module):
     def __init__(self, config: ModelConfig, memory_len: int) -> None:
         super().__init__()
-        width, side, self.codes = config.image_decoder.width, config.tokenizer.side, config.tokenizer.codes
+        width, side, self.codes = config.image_decoder.width, config.image_tokenizer.side, config.image_tokenizer.codes
         self.tokens, self.output_bias = table(self.codes + 1, width), table(self.codes)
         self.row_positions, self.column_positions = table(side, 1, width), table(1, side, width)
         self.memory_positions = table(1, memory_len, config.cross.width)
@@ -248,7 +248,7 @@ class ImageDecoder(nn.Module):
     def forward(self, codes: Tensor, memory: Tensor, mask: Tensor) -> Tensor:
         length = codes.shape[1]
         ids = torch.cat((torch.full_like(codes[:, :1], self.codes), codes[:, :-1].clamp(min=0)), 1)
-        causal = torch.full((length, length), MASKED).triu(1)[None, None]
+        causal = torch.full((length, length), MASKED, device=ids.device).triu(1)[None, None]
         x = F.embedding(ids, self.tokens) + (self.row_positions + self.column_positions).flatten(0, 1)
         x = self.transformer(x, causal, memory + self.memory_positions, padding_bias(mask))
         return F.linear(x, self.tokens[: self.codes], self.output_bias).flatten(0, 1)  # (B·P', K)
@@ -274,7 +274,7 @@ class OPT(nn.Module):
             self.masked_image_head = MaskedFeatureHead(cross.width, image.width)
             self.masked_audio_head = MaskedFeatureHead(cross.width, audio.width)
         if config.image_codes:
-            self.masked_code_head = MaskedCodeHead(cross.width, config.tokenizer.codes)
+            self.masked_code_head = MaskedCodeHead(cross.width, config.image_tokenizer.codes)
             self.image_decoder = ImageDecoder(config, length)
         # where images and audio clips begin in the fused tokens
         self.first_image = 1 + text.max_len

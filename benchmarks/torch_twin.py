@@ -6,9 +6,8 @@ from torch.nn import functional as F
 
 from benchmarks.torch_network import MASKED, OPT
 from src.config import Config
-from src.data.schema import AUDIO, IMAGE, MATCH_CASES, TEXT
-from src.objectives.levels import level_rows
-from src.objectives.objectives import COUPLES, active_objectives
+from src.data.schema import AUDIO, COUPLES, IMAGE, MATCH_CASES, TEXT
+from src.objectives.table import active_objectives, level_rows
 
 FORBIDDEN = -1e9
 Batch = dict[str, Tensor]
@@ -22,12 +21,12 @@ class Objectives(nn.Module):
         self.model, self.config = model, config.objectives
         self.names = active_objectives(config.objectives)
         size = config.data.batch_size
-        self.token_rows = level_rows(size, self.config.token_fraction)
-        self.sample_rows = level_rows(size, self.config.sample_fraction)
-        self.write_rows = level_rows(size, self.config.modality_fraction)
-        self.draw_rows = level_rows(size, self.config.draw_fraction)
-        self.write_from = size - self.write_rows
-        self.draw_from = max(0, self.write_from - self.draw_rows)
+        self.token_rows = level_rows(size, self.config.masking.batch_share)
+        self.sample_rows = level_rows(size, self.config.matching.batch_share)
+        self.text_rows = level_rows(size, self.config.denoise_text.batch_share)
+        self.image_rows = level_rows(size, self.config.denoise_image.batch_share)
+        self.text_from = size - self.text_rows
+        self.image_from = max(0, self.text_from - self.image_rows)
 
     def forward(self, batch: Batch) -> Tensor:
         model = self.model
@@ -37,11 +36,11 @@ class Objectives(nn.Module):
         clean = (text, image, audio, batch["text_mask"], audio_mask)
         embeddings = (
             model.text_head(text, batch["text_mask"]),
-            model.image_head(image, torch.ones(image.shape[:2])),
+            model.image_head(image, torch.ones(image.shape[:2], device=image.device)),
             model.audio_head(audio, audio_mask),
         )
         stacks, losses, indices = [], {}, ()
-        n, w, d = self.token_rows, self.write_rows, self.draw_rows
+        n, w, d = self.token_rows, self.text_rows, self.image_rows
         token_level = {"mlm", "mvm_code", "mvm_feature", "mam_feature", "mam_contrastive"} & set(self.names)
         if token_level:
             stacks.append((*self.masked_view(batch, clean), batch["presence"][:n]))
@@ -50,8 +49,8 @@ class Objectives(nn.Module):
             rows = (x[i] for x, i in zip(clean, [*indices, indices[0], indices[2]], strict=True))
             stacks.append((*rows, batch["match_presence"][: self.sample_rows]))
         for name, first, rows, shown in (
-            ("denoise_text", self.write_from, w, "denoise_text_presence"),
-            ("denoise_image", self.draw_from, d, "denoise_image_presence"),
+            ("denoise_text", self.text_from, w, "denoise_text_presence"),
+            ("denoise_image", self.image_from, d, "denoise_image_presence"),
         ):
             if name in self.names:
                 stacks.append((*(x[first : first + rows] for x in clean), batch[shown][first : first + rows]))
@@ -60,7 +59,7 @@ class Objectives(nn.Module):
         if "contrastive" in self.names:
             losses["contrastive"] = self.contrastive(batch, embeddings)
         if token_level:
-            losses |= self.hidden_content(batch, clean, fused[:n])
+            losses |= self.masked_losses(batch, clean, fused[:n])
             fused, mask = fused[n:], mask[n:]
         if "matching" in self.names:
             r = self.sample_rows
@@ -72,11 +71,11 @@ class Objectives(nn.Module):
         if "denoise_text" in self.names:
             losses["denoise_text"] = self.denoise_text(batch, fused[:w], mask[:w])
         if "denoise_image" in self.names:
-            codes = batch["image_codes"][self.draw_from : self.draw_from + d]
+            codes = batch["image_codes"][self.image_from : self.image_from + d]
             logits = model.image_decoder(codes, fused[-d:], mask[-d:])
             known = (codes >= 0).float().flatten()
             losses["denoise_image"] = cross_entropy(logits, codes.clamp(min=0).flatten(), known)
-        return sum(getattr(self.config, name) * loss for name, loss in losses.items())
+        return sum(getattr(self.config.weights, name) * loss for name, loss in losses.items())
 
     def contrastive(self, batch: Batch, embeddings: tuple[Tensor, Tensor, Tensor]) -> Tensor:
         scale, ids, presence = self.model.scale(), batch["image_id"], batch["presence"]
@@ -84,7 +83,7 @@ class Objectives(nn.Module):
         presence = torch.cat([presence, presence[:, [TEXT]] * presence[:, [AUDIO]]], 1)
         total, directions = 0.0, 0
         for x, y in (*COUPLES, *(couple[::-1] for couple in COUPLES)):
-            directions += bool((presence[:, x] * presence[:, y]).any())
+            directions = directions + (presence[:, x] * presence[:, y]).any()
             candidate = presence[None, :, y].float()
             logits = embeddings[x] @ embeddings[y].T * scale + (1 - candidate) * MASKED
             positive = (ids[:, None] == ids[None]).float() * candidate
@@ -92,7 +91,7 @@ class Objectives(nn.Module):
             losses = -(target * logits.log_softmax(1)).sum(1)
             weights = (presence[:, x] * presence[:, y]).float() * positive.sum(1).clamp(max=1)
             total = total + (losses * weights).sum() / weights.sum().clamp(min=1)
-        return total / max(directions, 1)
+        return total / directions.clamp(min=1)
 
     def match_rows(self, batch: Batch, embeddings: tuple[Tensor, Tensor, Tensor]) -> list[Tensor]:
         """As :func:`src.objectives.hard_negatives.build_rows`."""
@@ -110,7 +109,7 @@ class Objectives(nn.Module):
         other_image = draw(text[:n] @ image.T, other * have[:, IMAGE])
         third = torch.where(none[:, None], (ids[other_image[0], None] != ids[None]).float(), 1.0)
         other_audio = draw(text[:n] @ audio.T, other * third * have[:, AUDIO])
-        own, valid, rows = torch.arange(n), torch.ones(n), []
+        own, valid, rows = torch.arange(n, device=ids.device), torch.ones(n, device=ids.device), []
         swaps = (
             (other_text, case == MATCH_CASES.index("image+audio"), TEXT),
             (other_image, none | (case == MATCH_CASES.index("text+audio")), IMAGE),
@@ -137,7 +136,7 @@ class Objectives(nn.Module):
             audio, _ = model.audio_encoder(batch["audio"][:n], batch["audio_frames"][:n], hidden, vector)
         return text, image, audio, text_mask, audio_mask
 
-    def hidden_content(self, batch: Batch, clean: tuple[Tensor, ...], fused: Tensor) -> dict[str, Tensor]:
+    def masked_losses(self, batch: Batch, clean: tuple[Tensor, ...], fused: Tensor) -> dict[str, Tensor]:
         """The token level's losses by name."""
         n, model, losses = self.token_rows, self.model, {}
         if "mlm" in self.names:
@@ -171,12 +170,12 @@ class Objectives(nn.Module):
         return losses
 
     def denoise_text(self, batch: Batch, fused: Tensor, mask: Tensor) -> Tensor:
-        n = self.write_from
+        n = self.text_from
         ids, text_mask = batch["text_ids"][n:], batch["text_mask"][n:]
         given = (batch["denoise_text_presence"][n:].sum(1, keepdim=True) > 0).float()
         logits = self.model.text_decoder(ids[:, :-1], fused, mask)
         weights = (text_mask[:, 1:] * given).flatten()
-        return cross_entropy(logits, ids[:, 1:].flatten(), weights, self.config.label_smoothing)
+        return cross_entropy(logits, ids[:, 1:].flatten(), weights, self.config.denoise_text.label_smoothing)
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor, smoothing: float = 0.0) -> Tensor:
@@ -189,7 +188,7 @@ def at(tokens: Tensor, positions: Tensor) -> Tensor:
 
 
 def slots_to_mask(positions: Tensor, weights: Tensor, length: int) -> Tensor:
-    return torch.zeros(len(positions), length).scatter_add_(1, positions.long(), weights)
+    return weights.new_zeros(len(positions), length).scatter_add_(1, positions.long(), weights)
 
 
 def normalised(features: Tensor) -> Tensor:

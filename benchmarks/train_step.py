@@ -27,17 +27,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import flava, torch_network, torch_twin
+from benchmarks.batch import LARGER, Batch, make_batch
+from benchmarks.mindspore_step import mindspore_step
+from benchmarks.torch_step import torch_step
 from src import cli, runtime
-from src.config import OBJECTIVES, Config, ModelConfig, load_config
-from src.data.schema import AUDIO, MATCH_CASES, batch_fields
-from src.data.tokenizer import Tokenizer
+from src.config import OBJECTIVES, Config, load_config
 from src.models.build import build_model
-from src.objectives.objectives import Objectives, active_objectives, needed_fields
+from src.objectives.table import active_objectives, needed_fields
 from src.report.tables import table
-from src.training.optimizer import AdamW
-from src.training.schedule import learning_rates
-from src.training.step import TrainStep
-from src.training.trainer import trained_parameters
 
 WARM_UP = 5  # rounds that are not counted: MindSpore's first four after compilation take a quarter longer
 LOSS_TOLERANCE = 1e-3  # relative; two frameworks' float32 sums in different orders
@@ -45,55 +42,14 @@ PEAK_SIZE = 2048  # of the matrix product that shows what the machine can do
 
 BOOKKEEPING = {"Load", "UpdateState", "Depend", "MakeTuple", "TupleGetItem"}  # nodes of a graph that compute nothing
 
-PARTS = ("text", "image", "audio", "cross", "text_decoder", "image_decoder")
-LARGER = tuple(f"model.{part}.{size}" for part in PARTS for size in ("width=256", "ffn=1024", "layers=4"))
-LARGER += ("model.embed_dim=256", "data.batch_size=32")
 # Images and text alone, as FLAVA has them: what is left of the audio is two frames and a layer.
 IMAGE_TEXT = ("contrastive", "mlm", "mvm_code")
-NO_AUDIO = ("objectives.token_fraction=1", "model.audio.max_frames=8", "model.audio.stride=4", "model.audio.layers=1")
-Batch = dict[str, np.ndarray]
-
-
-def make_batch(config: Config, seed: int = 0, clip: bool = True) -> Batch:
-    """Samples with all modalities (or no audio): texts and audio clips of half to full length, every level drawn."""
-    rng = np.random.default_rng(seed)
-    size, model = config.data.batch_size, config.model
-    fields = batch_fields(model, size, config.objectives.mask_ratio)
-    batch = {name: np.zeros((size, *spec.shape), spec.dtype) for name, spec in fields.items()}
-    shortest = model.text.max_len // 2
-    lengths = rng.integers(shortest, model.text.max_len + 1, (size, 1))
-    places = np.arange(model.text.max_len)
-    batch["text_mask"][:] = places < lengths
-    batch["text_ids"][:] = rng.integers(5, Tokenizer(model.text.vocab).size, batch["text_ids"].shape)
-    batch["text_ids"] *= batch["text_mask"]
-    slots = batch["mlm_positions"].shape[1]
-    batch["mlm_positions"][:] = 1 + np.argsort(rng.random((size, shortest - 2)), axis=1)[:, :slots]
-    batch["mlm_labels"][:] = np.take_along_axis(batch["text_ids"], batch["mlm_positions"], 1)
-    batch["mlm_ids"][:] = batch["text_ids"]
-    np.put_along_axis(batch["mlm_ids"], batch["mlm_positions"], 4, 1)
-    batch["mlm_weights"][:] = 1
-    batch["image"][:] = rng.integers(0, 256, batch["image"].shape)
-    batch["audio_frames"][:] = rng.integers(model.audio.max_frames // 2, model.audio.max_frames + 1, size)
-    batch["audio"][:] = rng.integers(0, 256, batch["audio"].shape)
-    batch["image_id"][:] = batch["sample_id"][:] = np.arange(size)
-    batch["presence"][:] = batch["match_presence"][:] = 1
-    batch["denoise_text_presence"][:] = np.array([(0, 1, 1), (0, 1, 0), (0, 0, 1)])[np.arange(size) % 3]
-    batch["denoise_image_presence"][:] = np.array([(1, 0, 1), (1, 0, 0), (0, 0, 1)])[np.arange(size) % 3]
-    for name, places in (("mvm", (model.image.size // model.image.patch) ** 2), ("mam", shortest_audio(model))):
-        slots = batch[f"{name}_positions"].shape[1]
-        batch[f"{name}_positions"][:] = np.argsort(rng.random((size, places)), axis=1)[:, :slots]
-        batch[f"{name}_weights"][:] = 1
-    batch["image_codes"][:] = rng.integers(0, model.tokenizer.codes, batch["image_codes"].shape)
-    batch["match_case"][:] = np.arange(size) % len(MATCH_CASES)
-    batch["match_noise"][:] = rng.gumbel(size=batch["match_noise"].shape)
-    if not clip:
-        batch["audio_frames"][:] = batch["audio"][:] = batch["presence"][:, AUDIO] = 0
-    return batch
-
-
-def shortest_audio(model: ModelConfig) -> int:
-    """Audio tokens that every sample of :func:`make_batch` has."""
-    return model.audio.max_frames // 2 // model.audio.stride
+NO_AUDIO = (
+    "objectives.masking.batch_share=1",
+    "model.audio.max_frames=8",
+    "model.audio.stride=4",
+    "model.audio.layers=1",
+)
 
 
 @dataclass(frozen=True)
@@ -130,7 +86,7 @@ def measure(variant: Variant, path: str, rounds: int) -> Result:
     twin = torch_network.OPT(config.model, model.vocab_size)
     weights = {key: torch.from_numpy(np.array(value.asnumpy())) for key, value in model.parameters_and_names()}
     twin.load_state_dict(weights)
-    batch = make_batch(config, clip=not variant.peer)
+    batch = make_batch(config, audio=not variant.peer)
     pytorch, gflop = pytorch_step(twin, config, batch)
     step = mindspore_step(model, config)
 
@@ -166,13 +122,6 @@ def count_operators(cell: ms.nn.Cell) -> int:
     return sum(node.op_type not in BOOKKEEPING for node in graph.graph.node)
 
 
-def mindspore_step(model: ms.nn.Cell, config: Config) -> TrainStep:
-    objectives = Objectives(model, config.objectives, config.data.batch_size)
-    rates = learning_rates(config.optimizer, config.train.steps)
-    optimizer = AdamW(trained_parameters(model, objectives), config.optimizer, rates)
-    return TrainStep(objectives, optimizer, config.optimizer.clip_norm)
-
-
 def pytorch_step(twin: torch.nn.Module, config: Config, batch: Batch) -> tuple[Callable[[], float], float]:
     """The step, and the GFLOP of its matrix products, forward and backward."""
     objectives = torch_twin.Objectives(twin, config)
@@ -187,37 +136,6 @@ def flava_step(config: Config, vocab_size: int, batch: Batch) -> Callable[[], fl
     return torch_step(model, config, flava.loss_of(model, batch))
 
 
-def torch_step(model: torch.nn.Module, config: Config, loss_of: Callable[[], torch.Tensor]) -> Callable[[], float]:
-    """Loss, gradients, clipping and fused AdamW at the rates of the configuration."""
-    matrices, plain = [], []
-    for name, parameter in model.named_parameters():
-        vector = "positions" in name or sum(size > 1 for size in parameter.shape) < 2
-        (plain if vector else matrices).append(parameter)
-    optimizer = torch.optim.AdamW(
-        [{"params": matrices}, {"params": plain, "weight_decay": 0.0}],
-        betas=(config.optimizer.beta1, config.optimizer.beta2),
-        eps=config.optimizer.eps,
-        weight_decay=config.optimizer.weight_decay,
-        fused=True,
-    )
-    rates = learning_rates(config.optimizer, config.train.steps)
-    done = 0
-
-    def step() -> float:
-        nonlocal done
-        for group in optimizer.param_groups:
-            group["lr"] = float(rates[min(done, len(rates) - 1)])
-        done += 1
-        optimizer.zero_grad()
-        loss = loss_of()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), config.optimizer.clip_norm)
-        optimizer.step()
-        return loss.item()
-
-    return step
-
-
 def plan(path: str, settings: tuple[str, ...]) -> list[Variant]:
     """The rows of the table."""
     fused = Variant(
@@ -226,12 +144,12 @@ def plan(path: str, settings: tuple[str, ...]) -> list[Variant]:
         environment=(("OMP_WAIT_POLICY", "PASSIVE"),),  # active waiting makes fused kernels twice as slow
     )
     losses = active_objectives(load_config(path, settings).objectives)
-    others = [f"objectives.{name}={int(name in IMAGE_TEXT)}" for name in OBJECTIVES]
+    others = [f"objectives.weights.{name}={int(name in IMAGE_TEXT)}" for name in OBJECTIVES]
     return [
         Variant("all losses", settings),
         Variant("all losses, stock operators", settings, stock=True),
         fused,
-        *(Variant(f"without {name}", (*settings, f"objectives.{name}=0")) for name in losses),
+        *(Variant(f"without {name}", (*settings, f"objectives.weights.{name}=0")) for name in losses),
         Variant("images and text alone", (*settings, *others, *NO_AUDIO), peer=True),
     ]
 

@@ -1,17 +1,23 @@
-"""What every command shares: a user's error is one line on stderr, never a traceback."""
+"""What every command shares: how it reads its arguments, and how it reports an error: one line, no traceback."""
 
+import argparse
 import errno
+import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 from src.errors import UserError
+
+Arguments = argparse.Namespace
 
 WRONG_USE, INTERRUPTED = 2, 130  # exit codes; argparse and shells use the same
 HINTS = {
     errno.ENOENT: "check the path",
     errno.ENOSPC: "make room, or write to another disk",
     errno.EDQUOT: "make room, or write to another disk",
-    errno.EFBIG: "a limit of this shell or file system (ulimit -f)",
+    errno.EFBIG: "raise the file size limit of this shell or file system (ulimit -f)",
     errno.EACCES: "name another place, or change its permissions",
     errno.EPERM: "name another place, or change its permissions",
     errno.EROFS: "name another place, or change its permissions",
@@ -21,8 +27,24 @@ HINTS = {
 }
 
 
-def run(main: Callable[[], None]) -> None:
-    """Calls a command's main function and turns what the user can mend into ``error: …`` and an exit code."""
+class CommandParser(argparse.ArgumentParser):
+    """A parser that keeps the lines of its description and takes no abbreviated options; subcommands inherit both."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False} | options)
+
+    def add_settings(self) -> None:
+        """Adds ``key=value`` words as ``settings``. They may stand anywhere if parse_intermixed_args reads the line."""
+        self.add_argument("settings", nargs="*", metavar="key=value", help="settings that win over the configuration")
+
+
+def user_path(text: str) -> Path:
+    """The type of options that name a path: ``~`` is expanded also where the shell did not do it (``--output=~/x``)."""
+    return Path(os.path.expanduser(text))
+
+
+def run(main: Callable[[], object]) -> None:
+    """Calls a command's main function and turns errors that the user can fix into ``error: …`` and an exit code."""
     try:
         main()
     except UserError as error:
@@ -37,7 +59,7 @@ def run(main: Callable[[], None]) -> None:
 
 
 def describe(error: OSError) -> str:
-    """One line that names the file, what is wrong with it, and the mend where one is known."""
+    """One line: the file, what is wrong with it and, where one is known, a hint how to fix it."""
     hint = f" ({HINTS[error.errno]})" if error.errno in HINTS else ""
     return f"{f'{error.filename}: ' if error.filename else ''}{error.strerror or error}{hint}"
 

@@ -1,5 +1,5 @@
-"""What every error that a user can mend has in common."""
+"""The base of every error that a user can fix."""
 
 
 class UserError(Exception):
-    """Its message is one line that names the file, key or row and what to do; commands print it without a traceback."""
+    """Its message is one line: what is wrong, where (file, key or row), how to fix it. Commands print no traceback."""

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+ROOT = Path(__file__).resolve().parents[1]  # of the repository
+
 
 def write_text(path: str | Path, text: str) -> None:
     """Writes UTF-8; otherwise as :func:`write_bytes`."""

@@ -45,7 +45,7 @@ def setup(config: RuntimeConfig, seed: int) -> tuple[int, int]:
         (rank, number of ranks).
 
     Raises:
-        RuntimeSetupError: the device is not there, or ``distributed`` without msrun.
+        RuntimeSetupError: the device is not there or lacks the precision, or ``distributed`` without msrun.
     """
     check_environment()
     try:
@@ -59,12 +59,21 @@ def setup(config: RuntimeConfig, seed: int) -> tuple[int, int]:
     if config.graph_kernel:
         _fuse_kernels()
     if is_cpu():
+        _check_precision(config.precision)
         keep_freed_memory()
         # an operator that pynative mode hands to another thread is waited for by spinning: 2 ms a result on a free core
         with contextlib.suppress(RuntimeError):  # too late where some operator has run: then it stays slow
             ms.runtime.launch_blocking()
     seed_everything(seed)
     return _join_ranks() if config.distributed else (0, 1)
+
+
+def _check_precision(precision: str) -> None:
+    """What half precision means on a CPU."""
+    if precision == "bf16":
+        raise RuntimeSetupError("runtime.precision=bf16: MindSpore has no bf16 products for a CPU; take fp32, or fp16")
+    if precision == "fp16":
+        print("runtime.precision=fp16 is slower than fp32 on a CPU: it is for accelerators", flush=True)
 
 
 def _fuse_kernels() -> None:

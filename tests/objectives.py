@@ -5,7 +5,7 @@ from dataclasses import replace
 import mindspore as ms
 import numpy as np
 
-from src.config import ObjectivesConfig
+from src.config import MaskingConfig, ObjectivesConfig, WeightsConfig
 from src.data.schema import AUDIO, IMAGE, TEXT
 from src.models.opt import OPT
 from src.objectives.objectives import Objectives, active_objectives, needed_fields
@@ -25,7 +25,7 @@ WEIGHTS = {
     "denoise_image": 1.1,
 }
 FRACTIONS = {"token_fraction": 0.5, "sample_fraction": 0.8, "modality_fraction": 0.3, "draw_fraction": 0.4}
-ALL = ObjectivesConfig(**WEIGHTS, mask_ratio=MASK_RATIO, **FRACTIONS)
+ALL = ObjectivesConfig(weights=WeightsConfig(**WEIGHTS), masking=MaskingConfig(ratio=MASK_RATIO), **FRACTIONS)
 # what each level reads of the batch
 TOKEN_ROWS = dict.fromkeys(("mlm", "mvm_code", "mvm_feature", "mam_feature", "mam_contrastive"), range(5))
 ROWS = {**TOKEN_ROWS, "matching": range(8), "denoise_image": range(3, 7), "denoise_text": range(7, B)}

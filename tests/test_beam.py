@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from mindspore import Tensor
 
-from src.config import Config, ConfigError, EvalConfig
+from src.config import Config, ConfigError, DecodingConfig, EvalConfig
 from src.data.schema import IMAGE
 from src.data.tokenizer import SPECIALS, Tokenizer
 from src.generation.beam import BeamSearch, BeamSettings, repeated
@@ -141,7 +141,7 @@ def test_a_beam_that_holds_every_text_finds_the_best(
     searches: dict, given: dict, tables: list, settings: BeamSettings
 ) -> None:
     limit = settings.max_length or LIMIT
-    found = search(searches, replace(settings, max_length=limit)).write(given)
+    found = search(searches, replace(settings, max_length=limit)).generate(given)
     for row, table in zip(found, tables, strict=True):
         scores = {text: score(text, table, settings) for text in every_text(limit)}
         best = max(scores, key=scores.__getitem__)
@@ -152,13 +152,13 @@ def test_a_wider_beam_finds_texts_as_good(searches: dict, given: dict, tables: l
     means = []
     for beams in (1, 3, EVERY):
         settings = BeamSettings(beams=beams, max_length=LIMIT, length_penalty=2.0)
-        rows = search(searches, settings).write(given)
+        rows = search(searches, settings).generate(given)
         means.append(np.mean([score(written(row), table, settings) for row, table in zip(rows, tables, strict=True)]))
     assert means[0] <= means[1] + 1e-5 and means[1] <= means[2] + 1e-5 and means[0] < means[2]
 
 
 def test_one_beam_is_greedy_whatever_the_penalty(searches: dict, given: dict, tables: list) -> None:
-    rows = search(searches, BeamSettings(max_length=LIMIT, length_penalty=2.0)).write(given)
+    rows = search(searches, BeamSettings(max_length=LIMIT, length_penalty=2.0)).generate(given)
     for row, table in zip(rows, tables, strict=True):
         words: tuple[int, ...] = ()
         while len(words) < LIMIT and SEP not in words:
@@ -168,10 +168,10 @@ def test_one_beam_is_greedy_whatever_the_penalty(searches: dict, given: dict, ta
 
 def test_inputs_do_not_depend_on_each_other(model: OPT, tokenizer: Tokenizer, searches: dict, given: dict) -> None:
     settings = BeamSettings(beams=3, length_penalty=1.0)
-    whole = search(searches, settings).write(given)
+    whole = search(searches, settings).generate(given)
     tokens, mask = given[IMAGE]
     np.testing.assert_array_equal(searches[3].write({IMAGE: (tokens[::-1], mask)})[::-1], whole)
-    one_by_one = BeamSearch(model, tokenizer, 1, settings).write(given)
+    one_by_one = BeamSearch(model, tokenizer, 1, settings).generate(given)
     np.testing.assert_array_equal(one_by_one, whole)
 
 
@@ -185,7 +185,7 @@ def test_of_equals_the_first_is_taken(model: OPT, searches: dict, given: dict) -
     bias.set_data(ms.ops.zeros_like(bias))
     try:
         for beams in (1, 3):
-            found = search(searches, BeamSettings(beams)).write(given)
+            found = search(searches, BeamSettings(beams)).generate(given)
             assert (found[:, 1] == SEP).all(), "the first token that may be written"
     finally:
         table.set_data(before)
@@ -202,12 +202,16 @@ def test_what_would_repeat_a_run() -> None:
 
 def test_settings_are_checked() -> None:
     with pytest.raises(ConfigError, match="beam: must be positive"):
-        EvalConfig(beam=0)
+        EvalConfig(decoding=DecodingConfig(beam_size=0))
     with pytest.raises(ConfigError, match="length_penalty: must not be negative"):
-        EvalConfig(length_penalty=-1)
+        EvalConfig(decoding=DecodingConfig(length_penalty=-1))
     with pytest.raises(ConfigError, match="min_length: must not be above max_length=2"):
-        EvalConfig(min_length=3, max_length=2)
+        EvalConfig(decoding=DecodingConfig(min_length=3, max_length=2))
     with pytest.raises(ConfigError, match="eval.max_length: model.text.max_len leaves room for 6 tokens"):
-        Config(model=tiny_model(), eval=EvalConfig(max_length=7))
-    settings = BeamSettings.of(EvalConfig(beam=3, length_penalty=0.5, no_repeat_ngram=2, min_length=1, max_length=9))
+        Config(model=tiny_model(), eval=EvalConfig(decoding=DecodingConfig(max_length=7)))
+    settings = BeamSettings.of(
+        EvalConfig(
+            decoding=DecodingConfig(beam_size=3, length_penalty=0.5, no_repeat_ngram=2, min_length=1, max_length=9)
+        )
+    )
     assert settings == BeamSettings(3, 0.5, 2, 1, 9)

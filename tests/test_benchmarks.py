@@ -1,23 +1,31 @@
 """What the benchmarks compare with: the PyTorch twin computes the same losses and gradients, FLAVA the same task."""
 
+import argparse
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import mindspore as ms
 import numpy as np
 import pytest
 import torch
 
-from benchmarks import flava, torch_network, torch_twin, train_step
-from src.config import Config, DataConfig, ObjectivesConfig, load_config
+from benchmarks import device_step, flava, torch_network, torch_twin, train_step
+from benchmarks.batch import PARTS, make_batch
+from src.config import Config, DataConfig, ObjectivesConfig, WeightsConfig, load_config
 from src.data.tokenizer import Tokenizer
+from src.errors import UserError
 from src.models.opt import OPT
 from src.objectives.objectives import Objectives, active_objectives, needed_fields
 from tests.oracles import OBJECTIVES, randomise, run_mode, tensors, tiny_model
 
 SHARES = {"token_fraction": 0.5, "sample_fraction": 0.8, "modality_fraction": 0.3, "draw_fraction": 0.4}
-EVERYTHING = ObjectivesConfig(**dict.fromkeys(OBJECTIVES, 0.7), **SHARES)
-IMAGE_TEXT = ObjectivesConfig(**{name: float(name in train_step.IMAGE_TEXT) for name in OBJECTIVES})
+EVERYTHING = ObjectivesConfig(weights=WeightsConfig(**dict.fromkeys(OBJECTIVES, 0.7)), **SHARES)
+IMAGE_TEXT = ObjectivesConfig(
+    weights=WeightsConfig(**{name: float(name in train_step.IMAGE_TEXT) for name in OBJECTIVES})
+)
 
 
 def config_of(objectives: ObjectivesConfig) -> Config:
@@ -40,7 +48,7 @@ def pynative() -> Iterator[None]:
 
 def test_twin_has_the_losses_and_gradients_of_the_network(opt: OPT) -> None:
     config = config_of(EVERYTHING)
-    batch = train_step.make_batch(config)
+    batch = make_batch(config)
     named = dict(opt.parameters_and_names())
     function = ms.value_and_grad(Objectives(opt, EVERYTHING, 10), None, list(named.values()), has_aux=True)
     values, gradients = function(tensors({name: batch[name] for name in needed_fields(EVERYTHING)}))
@@ -62,7 +70,7 @@ def test_flava_sees_what_is_hidden_and_begins_at_chance() -> None:
     config = config_of(IMAGE_TEXT)
     text, image, cross = (replace(getattr(config.model, part), width=16) for part in ("text", "image", "cross"))
     config = replace(config, model=replace(config.model, text=text, image=image, cross=cross))
-    batch = train_step.make_batch(config, clip=False)
+    batch = make_batch(config, audio=False)
     given = flava.inputs(batch)
     assert (given["mlm_labels"] != flava.IGNORED).sum() == batch["mlm_weights"].sum()
     assert given["bool_masked_pos"].sum() == batch["mvm_weights"].sum()
@@ -74,7 +82,7 @@ def test_flava_sees_what_is_hidden_and_begins_at_chance() -> None:
     pixels = given["pixel_values"].permute(0, 3, 1, 2) / 127.5 - 1
     parts = network(**{**given, "pixel_values": pixels}).loss_info
     assert parts.mmm_text.item() == pytest.approx(np.log(vocab), rel=0.1)
-    assert parts.mmm_image.item() == pytest.approx(np.log(model.tokenizer.codes), rel=0.1)
+    assert parts.mmm_image.item() == pytest.approx(np.log(model.image_tokenizer.codes), rel=0.1)
     whole = parts.mmm_text + parts.mmm_image + parts.global_contrastive
     assert loss.item() == pytest.approx(whole.item(), rel=1e-5)
 
@@ -95,9 +103,11 @@ def test_a_loss_of_weight_0_leaves_the_graph(opt: OPT) -> None:
     counts = []
     with run_mode("graph"):
         for names in (("contrastive",), ("contrastive", "mlm")):
-            config = config_of(ObjectivesConfig(**{name: float(name in names) for name in OBJECTIVES}))
+            config = config_of(
+                ObjectivesConfig(weights=WeightsConfig(**{name: float(name in names) for name in OBJECTIVES}))
+            )
             objectives = Objectives(opt, config.objectives, config.data.batch_size)
-            objectives(tensors(train_step.make_batch(config)))
+            objectives(tensors(make_batch(config)))
             counts.append(train_step.count_operators(objectives))
     assert 50 < counts[0] < counts[1] - 50
 
@@ -108,3 +118,64 @@ def test_report_says_what_each_row_costs() -> None:
     text = train_step.report({"all losses": result, "images and text alone": peer}, 30)
     assert "300" in text and "100" in text and "1,234" in text and "3.00" in text
     assert "FLAVA for images and text alone 600 ms, 0.50 of it here" in text
+
+
+def test_device_rows_start_alike_and_a_failure_costs_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both frameworks find the same first loss; what cannot run says why in the table."""
+    one_layer = tuple(f"model.{part}.layers=1" for part in PARTS)
+    small = (
+        *one_layer,
+        "data.batch_size=8",
+        "model.image.size=16",
+        "model.image_tokenizer.size=16",
+        "model.image_tokenizer.side=2",
+    )
+    monkeypatch.setitem(device_step.SIZES, "demo", (device_step.DEMO, small))
+    rows = [row for row in device_step.ROWS if row.name in ("MindSpore fp32", "PyTorch eager fp32")]
+    rows.append(device_step.Row("nothing", "benchmarks.missing"))
+    args = argparse.Namespace(device="CPU", rounds=1, seconds=120, total=300)
+    tasks = [("demo", row) for row in rows]
+    results = list(device_step.measure(tasks, tmp_path, tmp_path, args))
+    (ours, theirs, broken) = (found for _, _, found, _ in results)
+    assert ours.loss == pytest.approx(theirs.loss, rel=1e-4) and min(ours.step, theirs.step) > 0
+    assert "No module named benchmarks.missing" in broken
+    assert broken in device_step.table([device_step.cells(*result) for result in results], device_step.HEADERS)
+
+
+def test_device_rows_keep_the_frameworks_apart() -> None:
+    for module, other in ((device_step.MINDSPORE, "torch"), (device_step.PYTORCH, "mindspore")):
+        code = f"import sys, {module}; sys.exit('{other}' in sys.modules)"
+        assert subprocess.run([sys.executable, "-c", code], cwd=Path(device_step.__file__).parents[1]).returncode == 0
+
+
+def test_pytorch_does_not_see_the_other_cuda(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "libcublas.so.11").touch()
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    monkeypatch.setenv("LD_LIBRARY_PATH", f"{tmp_path}:/elsewhere")
+    theirs = device_step.environment(device_step.PYTORCH)
+    assert "CUDA_HOME" not in theirs and theirs["LD_LIBRARY_PATH"] == "/elsewhere"
+    assert device_step.environment(device_step.MINDSPORE)["CUDA_HOME"] == str(tmp_path)
+
+
+def test_device_rows_are_chosen_by_parts_of_names() -> None:
+    names = [(size, row.name) for size, row in device_step.chosen("larger,demo", "TF32,mindspore fp16", "GPU")]
+    wanted = ["MindSpore TF32", "PyTorch eager TF32", "MindSpore fp16", "PyTorch compiled TF32"]
+    assert names == [(size, name) for size in ("larger", "demo") for name in wanted]
+    assert all(row.on_cpu for _, row in device_step.chosen("demo", "", "CPU"))
+    with pytest.raises(UserError, match="--sizes huge"):
+        device_step.chosen("huge", "", "GPU")
+    with pytest.raises(UserError, match="--rows jax"):
+        device_step.chosen("demo", "jax", "GPU")
+
+
+def test_twin_computes_on_one_device_alone() -> None:
+    """A tensor that it made elsewhere would not mix with those that are nowhere."""
+    config = config_of(EVERYTHING)
+    nowhere = torch.device("meta")
+    with nowhere:
+        twin = torch_network.OPT(config.model, Tokenizer(config.model.text.vocab).size)
+    made = make_batch(config)
+    fields = {name: torch.from_numpy(made[name]).to(nowhere) for name in needed_fields(EVERYTHING)}
+    loss = torch_twin.Objectives(twin, config)(fields)
+    loss.backward()
+    assert loss.device == nowhere

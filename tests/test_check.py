@@ -1,8 +1,7 @@
-"""What python -m src.data.check says of a folder: where a byte is wrong, and that the rest is good."""
+"""What tools/check_data.py says of a folder: where a byte is wrong, and that the rest is good."""
 
 import json
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -44,38 +43,29 @@ def copy(whole: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(whole, tmp_path / "copy"))
 
 
-def run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "argv", ["check", str(folder), "--workers", "2"])
-    check.main()
-
-
 def spoil(path: Path, place: int) -> None:
     data = bytearray(path.read_bytes())
     data[place] ^= 0xFF
     path.write_bytes(data)
 
 
-def test_a_good_folder(whole: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    run(whole, monkeypatch)
+def test_a_good_folder(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    check.report(whole, 2)
     assert capsys.readouterr().out == f"{whole}: all 13 records are good\n"
 
 
-@pytest.mark.parametrize("part", ["image", "audio clips", "captions", "key"])
-def test_a_byte_of_a_record(
-    part: str, copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.mark.parametrize("part", ["image", "audio", "captions", "key"])
+def test_a_byte_of_a_record(part: str, copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     number = 5
     path = copy / "train-00001.mindrecord"
     stored = record(number)
     captions = json.dumps(stored.captions[0]).strip('"').encode()
-    content = {"image": stored.image, "audio clips": stored.audio[0].tobytes(), "key": b"r5", "captions": captions}[
-        part
-    ]
+    content = {"image": stored.image, "audio": stored.audio[0].tobytes(), "key": b"r5", "captions": captions}[part]
     spoil(path, path.read_bytes().index(content) + len(content) // 2)
     with pytest.raises(
         DataError, match=r"2 problems, 12 records are good; .*train-00001.mindrecord: the file is damaged"
     ):
-        run(copy, monkeypatch)
+        check.report(copy, 2)
     listed = capsys.readouterr().out.splitlines()
     assert len(listed) == 2 and f"split 'train', record {number} " in listed[1], listed
     dataset = Dataset(copy, "train")
@@ -117,7 +107,7 @@ def test_a_shard_cut_short(copy: Path) -> None:
     assert "the file has" in found.first[0] and all(problem.startswith(str(path)) for problem in found.first)
 
 
-def test_a_image_that_was_never_one(tmp_path: Path) -> None:
+def test_an_image_that_was_never_one(tmp_path: Path) -> None:
     with DatasetWriter(tmp_path, AUDIO, {}) as writer:
         writer.add("train", Record("odd", b"no image", (), ()))
     found, good = check.check(tmp_path)
@@ -127,13 +117,12 @@ def test_a_image_that_was_never_one(tmp_path: Path) -> None:
     ]
 
 
-def test_what_is_no_dataset(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_no_dataset(copy: Path) -> None:
     edit_info(copy, {"version": 0})
     with pytest.raises(DataError, match="format version 0"):
-        run(copy, monkeypatch)
-    monkeypatch.setattr(sys, "argv", ["check", str(copy), "--workers", "0"])
-    with pytest.raises(DataError, match="--workers must be at least 1"):
-        check.main()
+        check.report(copy, 2)
+    with pytest.raises(DataError, match="--workers 0: give at least 1"):
+        check.report(copy, 0)
 
 
 def test_only_the_first_problems_are_listed() -> None:

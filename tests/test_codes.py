@@ -1,7 +1,6 @@
 """Codes of images beside the shards: made once, read by record, refused when they are stale."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -111,7 +110,7 @@ def test_no_codes_and_no_tokenizer_are_named(copied):
     assert "no checkpoint in" in refused(copied, CheckpointError)
     (Path(copied.data.path) / "codes.json").unlink()
     message = refused(copied)
-    assert "holds no codes" in message and "python -m src.inference.image_codes --data" in message
+    assert "holds no codes" in message and "python tools/make_image_codes.py --data" in message
 
 
 def test_another_tokenizer_is_refused(copied):
@@ -119,7 +118,7 @@ def test_another_tokenizer_is_refused(copied):
     shutil.rmtree(folder)
     config = replace(copied, task="image_tokenizer")
     save_checkpoint(folder / "checkpoints", 3, config, filled(seed=1))
-    assert "tokenizer" in refused(copied) and "run python -m src.inference.image_codes" in refused(copied)
+    assert "tokenizer" in refused(copied) and "run python tools/make_image_codes.py" in refused(copied)
 
 
 def test_settings_belong_to_the_fingerprint(copied):
@@ -184,16 +183,11 @@ def test_the_command_writes_what_the_loader_reads(copied):
     for path in folder.glob("codes*"):
         path.unlink()
     command = [
-        sys.executable,
-        "-m",
-        "src.inference.image_codes",
-        "--data",
-        str(folder),
-        "--checkpoint",
-        copied.data.codes,
+        *(sys.executable, str(ROOT / "tools" / "make_image_codes.py")),
+        *("--data", str(folder), "--checkpoint", copied.data.codes),
     ]
-    done = subprocess.run(command, cwd=ROOT, env=os.environ, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     np.testing.assert_array_equal(open_codes(Dataset(folder, "train"), copied), before)
-    done = subprocess.run([*command[:-1], str(folder)], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    done = subprocess.run([*command[:-1], str(folder)], cwd=folder, capture_output=True, text=True, timeout=300)
     assert done.returncode == 2 and done.stderr.startswith("error: no checkpoint in")

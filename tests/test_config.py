@@ -222,7 +222,7 @@ def test_booleans_are_booleans(tmp_path: Path) -> None:
         ("objectives.mvm_class=1", "objectives.mvm_class", "needs model.masked_features=true"),
         ("task=swim", "task='swim'", "one of pretrain"),
         ("task=caption", "objectives.denoise_text", "task=caption needs it"),
-        ("runtime.precision=fp16", "runtime.precision='fp16'", "leave fp32"),
+        ("runtime.precision=fp8", "runtime.precision='fp8'", "one of fp32, fp16, bf16"),
     ],
 )
 def test_an_impossible_value_names_key_value_and_reason(tmp_path: Path, override: str, key: str, says: str) -> None:

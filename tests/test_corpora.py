@@ -91,14 +91,9 @@ def test_from_download_to_a_trained_step(name: str, tmp_path: Path, config: Conf
     assert result.losses["contrastive"] > 0 and np.isfinite(result.norm)
 
 
-def test_a_corpus_is_registered_once() -> None:
-    with pytest.raises(ValueError, match="'coco' is registered twice"):
-        command.register("coco", "another")
-
-
 def test_the_documented_commands(capsys: pytest.CaptureFixture[str]) -> None:
     text = (Path(__file__).parent.parent / "docs" / "data.md").read_text(encoding="utf-8")
-    found = re.findall(r"^    python -m src\.data\.prepare ([a-z][\w-]*)((?:.*\\\n)*.*)", text, re.MULTILINE)
+    found = re.findall(r"^    python tools/prepare_data\.py ([a-z][\w-]*)((?:.*\\\n)*.*)", text, re.MULTILINE)
     assert {name for name, _ in found} == command.CORPORA.keys() - {"demo"}
     for name, options in found:
         with pytest.raises(SystemExit, match="^0$"):

@@ -1,6 +1,5 @@
 """The demo's world: what its scenes, captions, images and audio clips promise."""
 
-import argparse
 import itertools
 import subprocess
 from dataclasses import replace
@@ -10,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from src.cli import Arguments, CommandParser
 from src.config import AudioEncoderConfig
 from src.data.errors import DataError
 from src.data.store import Dataset
@@ -281,8 +281,8 @@ def test_every_voice_repeats_and_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len({clip.tobytes() for clip in first}) == len(first)  # no two voices alike
 
 
-def arguments(folder: Path, *more: str) -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
+def arguments(folder: Path, *more: str) -> Arguments:
+    parser = CommandParser()
     demo.add_arguments(parser)
     sizes = ["--scenes", "6", "--dev", "3", "--test", "4"]
     return parser.parse_args(["--output", str(folder), *sizes, *more])

@@ -18,11 +18,13 @@ from src.checkpoints.checkpoint import save_checkpoint
 from src.checkpoints.files import MODEL, locate, read_tensors
 from src.config import (
     Config,
+    DenoiseTextConfig,
     ImageTokenizerConfig,
     ObjectivesConfig,
     OptimizerConfig,
     RuntimeConfig,
     TrainConfig,
+    WeightsConfig,
     to_yaml,
 )
 from src.data.schema import batch_fields
@@ -74,7 +76,9 @@ def test_two_ranks_train_on_their_mean_gradient(tmp_path, task):
     settings = TrainConfig(steps=STEPS, log_every=1, save_every=STEPS, init_from=start)
     config = replace(
         base,
-        objectives=ObjectivesConfig(contrastive=0.0, denoise_text=1.0, denoise_given=("image",)),
+        objectives=ObjectivesConfig(
+            weights=WeightsConfig(contrastive=0.0, denoise_text=1.0), denoise_text=DenoiseTextConfig(given=("image",))
+        ),
         data=replace(base.data, batch_size=4),
         optimizer=OptimizerConfig(lr=1e-3, warmup_steps=1),
         train=replace(settings, output=str(tmp_path / "two")),

@@ -8,7 +8,7 @@ import mindspore as ms
 import numpy as np
 import pytest
 
-from src.config import Config, ConfigError, DataConfig, EvalConfig
+from src.config import Config, ConfigError, DataConfig, EvalConfig, ImageGenerationConfig
 from src.data.schema import AUDIO, IMAGE, TEXT
 from src.inference.encode import Encoder, Items
 from src.inference.images import ImageGenerator
@@ -29,7 +29,11 @@ def graph_mode() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def config() -> Config:
-    return Config(model=tiny_model(), data=DataConfig(codes="x"), eval=EvalConfig(batch_size=4, draw=N))
+    return Config(
+        model=tiny_model(),
+        data=DataConfig(codes="x"),
+        eval=EvalConfig(batch_size=4, image_generation=ImageGenerationConfig(max_items=N)),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +125,6 @@ def test_figures_of_text_and_of_speech(
 
 def test_drawing_needs_a_decoder_and_a_tokenizer() -> None:
     with pytest.raises(ConfigError, match="eval.draw: needs model.image_codes=true"):
-        Config(eval=EvalConfig(draw=3))
+        Config(eval=EvalConfig(image_generation=ImageGenerationConfig(max_items=3)))
     with pytest.raises(ConfigError, match="eval.draw: needs data.codes"):
-        Config(model=tiny_model(), eval=EvalConfig(draw=3))
+        Config(model=tiny_model(), eval=EvalConfig(image_generation=ImageGenerationConfig(max_items=3)))

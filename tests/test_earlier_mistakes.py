@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from mindspore import nn
 
-from src.config import Config, EvalConfig, ObjectivesConfig, load_config
+from src.config import Config, EvalConfig, ObjectivesConfig, RerankConfig, WeightsConfig, load_config
 from src.data.masking import order_rng
 from src.data.pipeline import Loader
 from src.data.schema import IMAGE, TEXT
@@ -87,7 +87,7 @@ class Untouchable(nn.Cell):
 
 
 def test_losses_of_weight_zero_are_computed() -> None:
-    model, config = tiny_model(), ObjectivesConfig(contrastive=1.0)
+    model, config = tiny_model(), ObjectivesConfig(weights=WeightsConfig(contrastive=1.0))
     network = OPT(model, VOCAB)
     parts = ("cross_encoder", "masked_text_head", "masked_image_head", "masked_audio_head", "masked_code_head")
     for part in (*parts, "matching_head", "text_decoder", "image_decoder"):
@@ -110,7 +110,7 @@ def test_begin_end_and_padding_are_one_token() -> None:
 def test_the_end_of_the_text_is_never_learned() -> None:
     """The last target of the shortest text is its [SEP]: a wrong end costs something."""
     model = tiny_model()
-    config = ObjectivesConfig(contrastive=0.0, denoise_text=1.0)
+    config = ObjectivesConfig(weights=WeightsConfig(contrastive=0.0, denoise_text=1.0))
     objectives, batch = Objectives(OPT(model, VOCAB), config, 4), tiny_batch(model, 4)
     before = float(objectives(tensors(batch))[0])
     ends = batch["text_mask"].sum(1) - 1
@@ -121,7 +121,7 @@ def test_the_end_of_the_text_is_never_learned() -> None:
 def test_the_vocabulary_has_no_room_for_its_last_id() -> None:
     """Read, hidden and written: the highest id is a token like any other."""
     model = tiny_model()
-    config = ObjectivesConfig(contrastive=0.0, mlm=1.0, denoise_text=1.0)
+    config = ObjectivesConfig(weights=WeightsConfig(contrastive=0.0, mlm=1.0, denoise_text=1.0))
     batch = tiny_batch(model, 4)
     for name in ("text_ids", "mlm_ids", "mlm_labels"):
         batch[name][batch[name] >= 5] = VOCAB - 1
@@ -148,7 +148,9 @@ def test_labels_of_the_directions_are_swapped() -> None:
     nothing, numbers = np.zeros((2, 1, 1), np.float32), np.arange(2)
     items = {m: Items(nothing, np.ones((2, 1), np.int32), x, numbers, numbers) for m, x in vectors.items()}
     tokenizer = Tokenizer(ROOT / "config" / "vocab" / "demo.txt")
-    retriever = Retriever(OPT(tiny_model(), VOCAB), tokenizer, EvalConfig(rerank=0), encoder=None, decoder=None)
+    retriever = Retriever(
+        OPT(tiny_model(), VOCAB), tokenizer, EvalConfig(rerank=RerankConfig(top_k=0)), encoder=None, decoder=None
+    )
     figures, _, _ = retriever.evaluate(items, depth=0)
     assert (figures["t2i"]["r1"], figures["i2t"]["r1"]) == (0.5, 1.0)
 

@@ -16,15 +16,15 @@ import yaml
 import eval as command
 from src import cli
 from src.checkpoints.checkpoint import save_checkpoint
-from src.config import Config, EvalConfig
+from src.config import Config, EvalConfig, RerankConfig
 from src.data.schema import IMAGE, TEXT
-from src.evaluation import tuning as tune
 from src.evaluation.retrieval import TERMS
 from src.inference import media
 from src.inference.gallery import Gallery, keep
 from src.models.build import build_model
 from tests.conftest import CHARACTERS, png, tiny_dataset
 from tests.oracles import tiny_model
+from tools import tune_reranking
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -33,7 +33,7 @@ Run = Callable[..., tuple[int, str, str]]
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with run/ (a checkpoint with a dataset) and gallery/ (images, audio clips, a text, a broken image)."""
     folder = tmp_path_factory.mktemp("eval")
-    settings = EvalConfig(split="dev", batch_size=4, rerank=2, rerank_likelihood=1.0)
+    settings = EvalConfig(split="dev", batch_size=4, rerank=RerankConfig(top_k=2, likelihood=1.0))
     config = tiny_dataset(folder / "made", config=Config(model=tiny_model(), eval=settings))
     config = replace(config, runtime=replace(config.runtime, distributed=True))  # one process evaluates all the same
     save_checkpoint(folder / "run" / "checkpoints", 3, config, build_model(config))
@@ -161,7 +161,7 @@ def test_weights_are_chosen_on_another_split(
     def call(*arguments: str) -> int:
         monkeypatch.setattr(sys, "argv", ["tune", "--checkpoint", "run", *arguments])
         try:
-            cli.run(tune.main)
+            cli.run(tune_reranking.main)
         except SystemExit as error:
             return error.code
         return 0

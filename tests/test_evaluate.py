@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from mindspore import Tensor
 
-from src.config import Config, ConfigError, EvalConfig, ObjectivesConfig
+from src.config import Config, ConfigError, EvalConfig, ObjectivesConfig, RerankConfig, WeightsConfig
 from src.data.pipeline import Loader
 from src.data.schema import AUDIO, IMAGE, MATCH_CASES, TEXT
 from src.demo.facts import FactMetric
@@ -37,7 +37,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
     folder = tmp_path_factory.mktemp("evaluate")
     small = Config(
         model=tiny_model(),
-        eval=EvalConfig(split="dev", batch_size=4, rerank=3, rerank_matching=0.5, rerank_likelihood=1.0),
+        eval=EvalConfig(split="dev", batch_size=4, rerank=RerankConfig(top_k=3, matching=0.5, likelihood=1.0)),
     )
     return tiny_dataset(folder, config=small)
 
@@ -262,7 +262,7 @@ def test_training_mode_is_left_as_it_was(evaluator: Evaluator, model: OPT) -> No
 
 def test_task_decides_what_runs(config: Config, evaluator: Evaluator) -> None:
     other = copy.copy(evaluator)  # its graphs are compiled already
-    other.config = replace(config, task="caption", objectives=ObjectivesConfig(denoise_text=1.0))
+    other.config = replace(config, task="caption", objectives=ObjectivesConfig(weights=WeightsConfig(denoise_text=1.0)))
     metrics = other.run("dev", captions=3)
     assert "retrieval" not in metrics and metrics["caption"]["images"] <= 3
     with pytest.raises(ConfigError, match="captions=0 leaves nothing"):

@@ -153,7 +153,7 @@ def test_a_graph_of_other_weights_is_noticed(
     export.export_graphs(*model, tmp_path / "out", "MINDIR", 0)
     scaled.cell.weight.set_data(Tensor(np.full(8, weight, np.float32)))
     found = export.compare(scaled, tmp_path / "out" / "scaled.mindir", "B", {})["max_abs_diff"]
-    assert (found <= export.TOLERANCE) == (weight == 1.0)
+    assert (found <= export.TOLERANCES["fp32"]) == (weight == 1.0)
 
 
 def test_drift_leaves_the_earlier_export(
@@ -161,7 +161,7 @@ def test_drift_leaves_the_earlier_export(
 ) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "export.json").write_text("{}")
-    monkeypatch.setattr(export, "TOLERANCE", -1.0)
+    monkeypatch.setitem(export.TOLERANCES, "fp32", -1.0)
     with pytest.raises(export.ExportError, match="scaled differs from the model by"):
         export.export_graphs(*model, tmp_path / "out", "MINDIR", 2)
     assert [path.name for path in tmp_path.rglob("*")] == ["out", "export.json"]

@@ -4,7 +4,6 @@ The whole path: a model that reads pixels and audio makes features, prepare read
 on them, is evaluated and exported.
 """
 
-import argparse
 import json
 import sys
 from dataclasses import replace
@@ -17,6 +16,7 @@ import soundfile
 from conftest import CHARACTERS, png
 
 from src.checkpoints.checkpoint import load_weights, write_model
+from src.cli import CommandParser
 from src.config import Config, load_config
 from src.data.audio import read_audio
 from src.data.errors import DataError
@@ -35,6 +35,7 @@ from src.models.build import build_model
 from src.models.opt import OPT
 from src.training.trainer import Trainer
 from tests.oracles import tiny_model
+from tools import extract_features
 
 ROOT = Path(__file__).resolve().parents[1]
 ROWS = 6
@@ -70,10 +71,10 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def call(monkeypatch: pytest.MonkeyPatch, home: Path, output: Path, *more: str) -> None:
-    command = ["features", "--input", str(home / "media" / "manifest.jsonl"), "--checkpoint", str(home / "run")]
+    command = ["extract", "--input", str(home / "media" / "manifest.jsonl"), "--checkpoint", str(home / "run")]
     monkeypatch.setattr(features, "setup", lambda *_: None)  # this process has begun already
     monkeypatch.setattr(sys, "argv", [*command, "--output", str(output), *more])
-    features.main()
+    extract_features.main()
 
 
 @pytest.fixture(scope="module")
@@ -198,7 +199,7 @@ def paper(home: Path, made: Path) -> Config:
     base = ROOT / "config" / "pretrain" / "paper.yaml"
     settings = folder / "paper.yaml"
     settings.write_text(TINY.format(base=base, vocab=home / "vocab.txt", folder=folder), encoding="utf-8")
-    parser = argparse.ArgumentParser()
+    parser = CommandParser()
     manifest.add_arguments(parser)
     command = ["--input", made / "manifest.jsonl", "--output", folder / "data", "--config", settings]
     command += ["--max-bad", "1", "--workers", "1"]

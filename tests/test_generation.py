@@ -96,7 +96,7 @@ def decode_slowly(model: OPT, given: dict[int, tuple[np.ndarray, np.ndarray]]) -
 @pytest.mark.parametrize("name", ["image", "audio", "image+audio"])
 def test_cached_decoding_is_decoding_without_a_cache(model: OPT, decoder: BeamSearch, name: str) -> None:
     given = given_of(model, name)
-    written = decoder.write(given)
+    written = decoder.generate(given)
     with run_mode("pynative"):
         expected = decode_slowly(model, given)
     np.testing.assert_array_equal(written, expected)
@@ -148,9 +148,11 @@ def test_step_gives_the_logits_of_the_whole(norm: str, beams: int) -> None:
 
 def test_rows_do_not_depend_on_the_batch(model: OPT, tokenizer: Tokenizer, decoder: BeamSearch) -> None:
     tokens, mask = images(model, 5)
-    whole = decoder.write({IMAGE: (tokens, mask)})
-    np.testing.assert_array_equal(decoder.write({IMAGE: (tokens[::-1], mask)})[::-1], whole)
-    np.testing.assert_array_equal(decoder.write({IMAGE: (tokens, mask)}), whole)  # the last call's cache is overwritten
+    whole = decoder.generate({IMAGE: (tokens, mask)})
+    np.testing.assert_array_equal(decoder.generate({IMAGE: (tokens[::-1], mask)})[::-1], whole)
+    np.testing.assert_array_equal(
+        decoder.generate({IMAGE: (tokens, mask)}), whole
+    )  # the last call's cache is overwritten
     np.testing.assert_array_equal(BeamSearch(model, tokenizer, 2).write({IMAGE: (tokens[2:], mask[2:])}), whole[2:])
 
 
@@ -168,7 +170,7 @@ def output_bias(model: OPT, values: dict[int, float]) -> Iterator[None]:
 
 def test_special_tokens_are_never_written(model: OPT, decoder: BeamSearch) -> None:
     with output_bias(model, dict.fromkeys([PAD, UNK, CLS, MASK], 50.0)):
-        written = decoder.write(given_of(model, "image"))
+        written = decoder.generate(given_of(model, "image"))
     behind = np.cumsum(written == SEP, axis=1) - (written == SEP) > 0
     assert not np.isin(written[:, 1:][~behind[:, 1:]], [PAD, UNK, CLS, MASK]).any()
     assert (written[behind] == PAD).all()
@@ -176,12 +178,12 @@ def test_special_tokens_are_never_written(model: OPT, decoder: BeamSearch) -> No
 
 def test_stops_at_the_end(model: OPT, decoder: BeamSearch) -> None:
     image = given_of(model, "image", 3)
-    plain = decoder.write(image)
+    plain = decoder.generate(image)
     with output_bias(model, {SEP: 100.0}):  # also: the graph reads the weights of now, not those of its compilation
-        written = decoder.write(image)
+        written = decoder.generate(image)
     assert (written[:, :2] == [CLS, SEP]).all() and (written[:, 2:] == PAD).all()
     assert decoder.texts(written) == ["", "", ""]
-    np.testing.assert_array_equal(decoder.write(image), plain)
+    np.testing.assert_array_equal(decoder.generate(image), plain)
 
 
 def test_batches_fit_few_rows() -> None:

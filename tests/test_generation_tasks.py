@@ -15,7 +15,19 @@ import eval as command
 from src import cli
 from src.checkpoints.checkpoint import save_checkpoint
 from src.checkpoints.files import locate
-from src.config import Config, ConfigError, EvalConfig, ObjectivesConfig, OptimizerConfig, RuntimeConfig, TrainConfig
+from src.config import (
+    Config,
+    ConfigError,
+    DecodingConfig,
+    DenoiseTextConfig,
+    EvalConfig,
+    ImageGenerationConfig,
+    ObjectivesConfig,
+    OptimizerConfig,
+    RuntimeConfig,
+    TrainConfig,
+    WeightsConfig,
+)
 from src.data.image_codes import tokenizer_fingerprint, write_codes
 from src.data.store import Dataset
 from src.inference.image_codes import Encode, encode_split
@@ -27,7 +39,10 @@ from tests.conftest import CHARACTERS, png, tiny_dataset
 from tests.oracles import randomise, run_mode, tiny_model
 
 TASKS = {
-    "speech_to_text": ObjectivesConfig(contrastive=0, denoise_text=1, denoise_given=("audio", "image+audio")),
+    "speech_to_text": ObjectivesConfig(
+        weights=WeightsConfig(contrastive=0, denoise_text=1),
+        denoise_text=DenoiseTextConfig(given=("audio", "image+audio")),
+    ),
     "text_to_image": ObjectivesConfig(contrastive=0, denoise_image=1),
 }
 
@@ -37,7 +52,12 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
     """A dataset with codes, the tokenizer that made them, and a pre-trained checkpoint, all in one folder."""
     setup(RuntimeConfig(), 1)  # as the command will: the device is named before the first graph runs
     folder = tmp_path_factory.mktemp("tasks")
-    settings = EvalConfig(split="dev", batch_size=4, draw=4, draw_samples=2, beam=2)
+    settings = EvalConfig(
+        split="dev",
+        batch_size=4,
+        image_generation=ImageGenerationConfig(max_items=4, samples=2),
+        decoding=DecodingConfig(beam_size=2),
+    )
     config = tiny_dataset(folder, config=replace(Config(model=tiny_model()), name="tasks"))
     tokenizer = ImageTokenizer(config.model.tokenizer)
     randomise(tokenizer, spread=0.3)
@@ -172,7 +192,10 @@ def test_what_the_tasks_need(config: Config) -> None:
     for change, message in (
         ({"task": "speech_to_text"}, "objectives.denoise_text: task=speech_to_text needs it"),
         ({"task": "text_to_image"}, "objectives.denoise_image: task=text_to_image needs it"),
-        ({"task": "speech_to_text", "objectives": ObjectivesConfig(denoise_text=1)}, "writes down audio clips"),
+        (
+            {"task": "speech_to_text", "objectives": ObjectivesConfig(weights=WeightsConfig(denoise_text=1))},
+            "writes down audio clips",
+        ),
     ):
         with pytest.raises(ConfigError, match=message):
             replace(config, **change)

@@ -19,9 +19,11 @@ from src.data.prepare import media as reading
 from src.data.record import Record
 from src.data.store import Dataset, read_info
 
+COMMAND = Path(__file__).parents[1] / "tools" / "prepare_data.py"
+
 
 def prepare(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "src.data.prepare", *map(str, arguments)]
+    command = [sys.executable, str(COMMAND), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True)
 
 

@@ -13,6 +13,7 @@ from src.data import parts, writer
 from src.data.errors import DataError
 from src.data.prepare import media
 from src.data.store import Dataset, read_info
+from tools import prepare_data as command
 
 
 def many_rows(folder: Path, rows: int) -> Path:
@@ -42,7 +43,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[object
     return arguments, contents(output)
 
 
-def test_a_image_is_in_one_split(uninterrupted: tuple[list[object], dict[str, bytes]], tmp_path: Path) -> None:
+def test_an_image_is_in_one_split(uninterrupted: tuple[list[object], dict[str, bytes]], tmp_path: Path) -> None:
     arguments, files = uninterrupted
     for name, data in files.items():
         (tmp_path / name).write_bytes(data)
@@ -57,7 +58,7 @@ def test_a_image_is_in_one_split(uninterrupted: tuple[list[object], dict[str, by
     assert len(splits) < 54 and all(len(places) == 1 for places in splits.values())
 
 
-def test_a_image_follows_the_split_that_has_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_image_follows_the_split_that_has_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     draw(tmp_path / "a.png")
     (tmp_path / "b.png").write_bytes((tmp_path / "a.png").read_bytes())
     rows = [{"id": 1, "image": "a.png", "split": "train"}, {"id": 2, "image": "b.png", "split": "test"}]
@@ -71,7 +72,8 @@ def test_killed_and_resumed_by_several_workers(
     uninterrupted: tuple[list[object], dict[str, bytes]], tmp_path: Path
 ) -> None:
     arguments, wanted = uninterrupted
-    run = [sys.executable, "-m", "src.data.prepare", *map(str, arguments), "--output", str(tmp_path), "--workers", "3"]
+    run = [sys.executable, command.__file__, *map(str, arguments)]
+    run += ["--output", str(tmp_path), "--workers", "3"]
     process = subprocess.Popen(run, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     while not list(tmp_path.glob(".part-*.npz")) and process.poll() is None:
         time.sleep(0.002)

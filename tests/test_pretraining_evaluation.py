@@ -11,7 +11,16 @@ import pytest
 
 from src.checkpoints.checkpoint import save_checkpoint
 from src.checkpoints.files import CheckpointError, own_files
-from src.config import Config, ConfigError, EvalConfig, ObjectivesConfig
+from src.config import (
+    Config,
+    ConfigError,
+    EvalConfig,
+    ImageGenerationConfig,
+    MaskedConfig,
+    ObjectivesConfig,
+    RerankConfig,
+    WeightsConfig,
+)
 from src.data.image_codes import tokenizer_fingerprint, write_codes
 from src.data.pipeline import Loader
 from src.data.store import Dataset
@@ -28,7 +37,7 @@ from src.tasks.registry import pretrain_figures
 from tests.conftest import tiny_dataset
 from tests.oracles import OBJECTIVES, randomise, run_mode, tiny_model
 
-ALL = ObjectivesConfig(**dict.fromkeys(OBJECTIVES, 1.0))
+ALL = ObjectivesConfig(weights=WeightsConfig(**dict.fromkeys(OBJECTIVES, 1.0)))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -41,7 +50,13 @@ def graph_mode() -> Iterator[None]:
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, Path]:
     """The configuration of a pre-training whose tokenizer is a run beside the data; its box, with no codes stored."""
     folder = tmp_path_factory.mktemp("pretraining")
-    settings = EvalConfig(split="dev", batch_size=4, rerank=0, draw=3, probe=9)
+    settings = EvalConfig(
+        split="dev",
+        batch_size=4,
+        rerank=RerankConfig(top_k=0),
+        image_generation=ImageGenerationConfig(max_items=3),
+        masked=MaskedConfig(max_items=9),
+    )
     config = tiny_dataset(folder, config=Config(model=tiny_model()))
     ms.set_seed(1)
     tokenizer = ImageTokenizer(config.model.tokenizer)
@@ -105,7 +120,7 @@ def test_one_command_measures_everything(made: tuple[Config, Path], tmp_path: Pa
 
 def test_codes_made_at_evaluation_are_those_of_the_shards(made: tuple[Config, Path]) -> None:
     config, _ = made
-    config = replace(config, objectives=ObjectivesConfig(mvm_code=1.0))
+    config = replace(config, objectives=ObjectivesConfig(weights=WeightsConfig(mvm_code=1.0)))
     model, tokenizer = build_model(config), load_tokenizer(config)
     randomise(model, spread=0.3)
     model.set_train(False)

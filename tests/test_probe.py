@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from mindspore import Tensor
 
-from src.config import Config, EvalConfig, ObjectivesConfig
+from src.config import Config, EvalConfig, MaskingConfig, MatchingConfig, ObjectivesConfig, WeightsConfig
 from src.data.pipeline import Loader
 from src.data.schema import MATCH_CASES
 from src.evaluation.masked import MaskedEvaluator, _figures
@@ -30,7 +30,11 @@ def graph_mode() -> Iterator[None]:
 def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
     small = Config(
         model=tiny_model(),
-        objectives=ObjectivesConfig(**PROBED, token_fraction=0.5, sample_fraction=0.5),
+        objectives=ObjectivesConfig(
+            weights=WeightsConfig(**PROBED),
+            masking=MaskingConfig(batch_share=0.5),
+            matching=MatchingConfig(batch_share=0.5),
+        ),
         eval=EvalConfig(split="dev", batch_size=5),
     )
     return tiny_dataset(tmp_path_factory.mktemp("probe"), config=small)
@@ -77,11 +81,13 @@ def test_a_model_that_always_says_the_same_is_right_as_often_as_that_is(
 
 
 def test_only_what_is_trained_is_probed(config: Config, model: OPT) -> None:
-    objectives = ObjectivesConfig(contrastive=1.0, mlm=1.0, denoise_text=1.0)
+    objectives = ObjectivesConfig(weights=WeightsConfig(contrastive=1.0, mlm=1.0, denoise_text=1.0))
     probe = MaskedEvaluator(replace(config, objectives=objectives), model)
     assert probe.active == ("mlm",)
     assert set(probe.run(Loader(config, "dev"), 6)) == {"mlm_accuracy", "mlm_chance"}
-    nothing = MaskedEvaluator(replace(config, objectives=ObjectivesConfig(contrastive=1.0)), model)
+    nothing = MaskedEvaluator(
+        replace(config, objectives=ObjectivesConfig(weights=WeightsConfig(contrastive=1.0))), model
+    )
     assert nothing.active == ()
 
 

@@ -30,10 +30,8 @@ def help_of(*program: str) -> str:
 
 
 def program_of(command: list[str]) -> tuple[str, ...]:
-    """The words that choose the program: the interpreter, the module or script, a subcommand."""
-    words = 3 if command[1] == "-m" else 2
-    if words < len(command) and command[1] == "-m" and not command[words].startswith("-"):
-        words += 1
+    """The words that choose the program: the interpreter, the module or script, a corpus."""
+    words = 3 if command[1] == "-m" or command[1] == "tools/prepare_data.py" else 2
     return tuple(command[:words])
 
 

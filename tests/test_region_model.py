@@ -9,7 +9,7 @@ import pytest
 import torch
 from mindspore import Tensor, nn
 
-from src.config import ImageEncoderConfig, ObjectivesConfig
+from src.config import ImageEncoderConfig, MaskingConfig, ObjectivesConfig, WeightsConfig
 from src.losses.masked import feature_regression, normalised
 from src.models.audio_encoder import FeatureEncoder
 from src.models.image_encoder import RegionEncoder
@@ -36,7 +36,7 @@ MODEL = feature_model()
 B = 6
 WEIGHTS = {"contrastive": 1.0, "mlm": 1.0, "mvm_feature": 1.0, "mvm_class": 1.0, "mam_feature": 1.0}
 WEIGHTS |= {"mam_contrastive": 1.0, "matching": 1.0, "denoise_text": 1.0, "denoise_image": 1.0}
-ALL = ObjectivesConfig(**WEIGHTS, mask_ratio=MASK_RATIO)
+ALL = ObjectivesConfig(weights=WeightsConfig(**WEIGHTS), masking=MaskingConfig(ratio=MASK_RATIO))
 
 
 class _Step(nn.Cell):
@@ -88,7 +88,10 @@ def losses(opt: OPT) -> Callable[[Arrays], dict[str, float]]:
 
 
 def only(*names: str) -> ObjectivesConfig:
-    return ObjectivesConfig(**{"contrastive": 0.0, **dict.fromkeys(names, 1.0)}, mask_ratio=MASK_RATIO)
+    return ObjectivesConfig(
+        weights=WeightsConfig(**{"contrastive": 0.0, **dict.fromkeys(names, 1.0)}),
+        masking=MaskingConfig(ratio=MASK_RATIO),
+    )
 
 
 class _Paper(torch.nn.Module):

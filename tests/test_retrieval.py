@@ -13,7 +13,7 @@ import pytest
 from mindspore import Tensor
 from PIL import Image
 
-from src.config import Config, EvalConfig
+from src.config import CaptionConfig, Config, EvalConfig, RerankConfig, RetrievalConfig, TranscriptConfig
 from src.data.errors import DataError
 from src.data.pipeline import Loader
 from src.data.schema import AUDIO, IMAGE, JOINT, MATCH_CASES, TEXT
@@ -31,7 +31,14 @@ RECORDS = 90  # more than the encoder takes at once
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
-    settings = EvalConfig(split="dev", batch_size=16, gallery=0, captions=0, rerank=4, rerank_likelihood=1.0)
+    settings = EvalConfig(
+        split="dev",
+        batch_size=16,
+        retrieval=RetrievalConfig(gallery_size=0),
+        caption=CaptionConfig(max_items=0),
+        transcript=TranscriptConfig(max_items=0),
+        rerank=RerankConfig(top_k=4, likelihood=1.0),
+    )
     folder = tmp_path_factory.mktemp("retrieval")
     config = tiny_dataset(folder, 8, Config(model=tiny_model(), eval=settings))
     return write(config, folder / "records", range(RECORDS))

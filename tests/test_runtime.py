@@ -86,3 +86,12 @@ def test_kernel_fusion_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(runtime.shutil, "which", lambda name: None)
     with pytest.raises(RuntimeSetupError, match=r"runtime.graph_kernel=true needs g\+\+"):
         runtime.setup(RuntimeConfig(graph_kernel=True), seed=1)
+
+
+def test_a_cpu_says_what_fp16_is_for_and_refuses_bf16(capsys: pytest.CaptureFixture) -> None:
+    setup(RuntimeConfig(), seed=1)
+    assert not capsys.readouterr().out
+    setup(RuntimeConfig(precision="fp16"), seed=1)
+    said = capsys.readouterr().out
+    assert said.count("\n") == 1 and "slower than fp32 on a CPU" in said
+    assert "no bf16 products for a CPU" in refused(RuntimeConfig(precision="bf16"))

@@ -10,7 +10,16 @@ import numpy as np
 import pytest
 from mindspore import Tensor
 
-from src.config import Config, ConfigError, ObjectivesConfig, OptimizerConfig, TrainConfig, load_config
+from src.config import (
+    Config,
+    ConfigError,
+    DenoiseTextConfig,
+    ObjectivesConfig,
+    OptimizerConfig,
+    TrainConfig,
+    WeightsConfig,
+    load_config,
+)
 from src.data.errors import DataError
 from src.data.pipeline import Loader
 from src.data.schema import IMAGE
@@ -26,7 +35,9 @@ from tests.conftest import tiny_dataset
 from tests.oracles import CLS, PAD, SEP, randomise, run_mode, tiny_model
 
 SAMPLES, BATCH = 4, 8
-WRITING = ObjectivesConfig(contrastive=0.0, denoise_text=1.0, denoise_given=("image",))
+WRITING = ObjectivesConfig(
+    weights=WeightsConfig(contrastive=0.0, denoise_text=1.0), denoise_text=DenoiseTextConfig(given=("image",))
+)
 
 
 @pytest.fixture(autouse=True)

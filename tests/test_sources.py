@@ -16,10 +16,12 @@ from test_training import MODEL_CONFIG
 from src.config import (
     AugmentConfig,
     Config,
+    MaskingConfig,
     ObjectivesConfig,
     OptimizerConfig,
     SourceConfig,
     TrainConfig,
+    WeightsConfig,
 )
 from src.data import sources
 from src.data.errors import DataError
@@ -34,7 +36,10 @@ from tests.oracles import held_gradients
 
 MODEL = replace(MODEL_CONFIG, masked_features=True)
 OBJECTIVES = ObjectivesConfig(
-    mlm=0.5, mvm_feature=0.5, mam_feature=0.5, mam_contrastive=0.5, matching=0.5, denoise_text=1.0, mask_ratio=0.4
+    weights=WeightsConfig(
+        mlm=0.5, mvm_feature=0.5, mam_feature=0.5, mam_contrastive=0.5, matching=0.5, denoise_text=1.0
+    ),
+    masking=MaskingConfig(ratio=0.4),
 )
 VIEWS = AugmentConfig(crop_scale=(0.3, 0.9), flip=0.5, brightness=0.4, time_masks=1, time_share=0.5, frequency_masks=1)
 AUDIO_LOSSES = ("mam_feature", "mam_contrastive")
@@ -282,7 +287,9 @@ def test_rows_without_audio_do_not_count_in_the_losses_of_audio(mixed: Config, l
 
 
 def test_a_mixture_trains_and_silence_leaves_the_audio_alone(mixed: Config, silent: Path, tmp_path: Path) -> None:
-    objectives = ObjectivesConfig(contrastive=1.0, mam_feature=0.5, mask_ratio=0.4)
+    objectives = ObjectivesConfig(
+        weights=WeightsConfig(contrastive=1.0, mam_feature=0.5), masking=MaskingConfig(ratio=0.4)
+    )
     run = replace(mixed, objectives=objectives, train=TrainConfig(output=str(tmp_path / "run"), steps=3))
     run = with_data(run, augment=VIEWS, unique_images=True)
     trainer = Trainer(run)

@@ -12,6 +12,7 @@ import pytest
 
 from src.data.errors import DataError
 from src.data.tokenizer import SPECIALS, Tokenizer, build_vocab, split_words
+from tools import build_vocab as command
 
 HAN = "红色背景上左边有一只大猫右边两个苹果天安门广场電腦龍"
 PIECES = ["hello", "world", "un", "##aff", "##able", "cafe", "naive", "##ing", "run", "2", "##0", "##2", "##6", "20"]
@@ -170,10 +171,10 @@ def test_builder_spells_its_corpus(tmp_path: Path) -> None:
 
 def test_builder_command(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("一只猫\n两只狗\n", encoding="utf-8")
-    command = [sys.executable, "-m", "src.data.tokenizer", "build", "--output", str(tmp_path / "v" / "vocab.txt")]
-    subprocess.run([*command, str(tmp_path / "a.txt")], check=True, capture_output=True)
+    build = [sys.executable, command.__file__, "--output", str(tmp_path / "v" / "vocab.txt")]
+    subprocess.run([*build, str(tmp_path / "a.txt")], check=True, capture_output=True)
     assert Tokenizer(tmp_path / "v" / "vocab.txt").tokens("两只猫") == ["两", "只", "猫"]
-    failed = subprocess.run([*command, str(tmp_path / "b.txt")], capture_output=True, text=True)
+    failed = subprocess.run([*build, str(tmp_path / "b.txt")], capture_output=True, text=True)
     assert failed.returncode == 2 and failed.stderr.strip().endswith("b.txt: no such text file")
 
 

@@ -24,6 +24,7 @@ from src.config import (
     TextDecoderConfig,
     TextEncoderConfig,
     TrainConfig,
+    WeightsConfig,
 )
 from src.training.muon import Muon, Orthogonalise, build_optimizer
 from src.training.optimizer import AdamW, decays
@@ -187,7 +188,7 @@ MODEL_CONFIG = ModelConfig(
 def config(tmp_path_factory):
     """A small run with every objective."""
     base = tiny_dataset(tmp_path_factory.mktemp("data"), config=Config(model=MODEL_CONFIG))
-    objectives = ObjectivesConfig(contrastive=1.0, mlm=0.5, matching=0.5, denoise_text=1.0)
+    objectives = ObjectivesConfig(weights=WeightsConfig(contrastive=1.0, mlm=0.5, matching=0.5, denoise_text=1.0))
     data = dataclasses.replace(base.data, batch_size=4, eval_split=base.data.train_split)
     optimizer = OptimizerConfig(lr=1e-3, warmup_steps=2)
     return dataclasses.replace(base, data=data, objectives=objectives, optimizer=optimizer)
@@ -248,7 +249,7 @@ def test_a_second_run_does_not_overwrite_the_first(finished):
 @pytest.fixture(scope="module")
 def contrasting(config):
     """The same with one objective: its graph compiles faster."""
-    return dataclasses.replace(config, objectives=ObjectivesConfig(contrastive=1.0))
+    return dataclasses.replace(config, objectives=ObjectivesConfig(weights=WeightsConfig(contrastive=1.0)))
 
 
 def test_non_finite_loss_stops_the_run_and_names_the_step(contrasting, tmp_path):

@@ -13,7 +13,7 @@ from conftest import png
 from mindspore import Tensor
 
 from src.checkpoints.files import locate, read_tensors
-from src.config import Config, DataConfig, ObjectivesConfig, OptimizerConfig, TrainConfig, to_yaml
+from src.config import Config, DataConfig, ObjectivesConfig, OptimizerConfig, TrainConfig, WeightsConfig, to_yaml
 from src.data.errors import DataError
 from src.data.record import Record
 from src.data.tokenizer import SPECIALS
@@ -54,7 +54,9 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
             caption = "".join(rng.choice(list(CHARACTERS), 3))
             clip = wave(index, int(rng.integers(400, AUDIO.length))) if index % 4 else None
             writer.add("train", Record(str(index), pixels, (caption,), (clip,)))
-    objectives = ObjectivesConfig(mam_feature=1.0, mam_contrastive=1.0, mvm_feature=1.0, denoise_text=1.0)
+    objectives = ObjectivesConfig(
+        weights=WeightsConfig(mam_feature=1.0, mam_contrastive=1.0, mvm_feature=1.0, denoise_text=1.0)
+    )
     return Config(
         model=model,
         data=DataConfig(path=str(folder / "data"), batch_size=8),

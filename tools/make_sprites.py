@@ -1,14 +1,17 @@
-"""Makes ``assets/emoji/sprites.png`` from the emoji package: cut to the visible part, scaled to one cell each.
+"""Makes assets/emoji/sprites.png from the emoji package: cut to the visible part, scaled to one cell each.
 
 npm pack @lobehub/fluent-emoji-3d@1.1.0 && tar xzf lobehub-fluent-emoji-3d-1.1.0.tgz
-python -m tools.make_sprites package
+python tools/make_sprites.py package
 """
 
-import argparse
+import sys
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # wherever it is called from
 
 from PIL import Image
 
+from src import cli
 from src.data.errors import DataError
 from src.demo.render import CELL, COLUMNS
 from src.demo.world import ASSETS, all_things
@@ -20,7 +23,7 @@ def art_path(folder: Path, emoji: str) -> Path:
     for name in (f"{stem}.webp", f"{stem}-fe0f.webp"):
         if (folder / "assets" / name).is_file():
             return folder / "assets" / name
-    raise DataError(f"{folder}: no image of {emoji} ({stem}.webp): give the unpacked npm package")
+    raise DataError(f"{folder}: no image of {emoji} (assets/{stem}.webp): give the unpacked npm package")
 
 
 def make_sheet(folder: Path) -> Image.Image:
@@ -40,10 +43,10 @@ def make_sheet(folder: Path) -> Image.Image:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("package", type=Path, help="the unpacked npm package")
-    make_sheet(parser.parse_args().package).save(ASSETS / "sprites.png", optimize=True)
+    parser = cli.CommandParser(description=__doc__)
+    parser.add_argument("folder", type=cli.user_path, metavar="FOLDER", help="the unpacked npm package")
+    make_sheet(parser.parse_args().folder).save(ASSETS / "sprites.png", optimize=True)
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

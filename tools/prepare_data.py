@@ -1,51 +1,49 @@
-"""python -m src.data.prepare CORPUS …: media and annotations to a dataset folder."""
+"""Makes a dataset folder of images, captions and speech: python tools/prepare_data.py CORPUS --output DIR …
 
-import argparse
+python tools/prepare_data.py demo --output runs/demo/data
+python tools/prepare_data.py manifest --input manifest.jsonl --media FOLDER --output data/mine
+python tools/prepare_data.py coco --annotations captions_train.json --images train2017 --split train --output data/coco
+python tools/prepare_data.py CORPUS --help                 the files that a corpus consists of, and its options
+
+Rows that cannot be used are listed in rejected.jsonl of the folder, with the reason.
+"""
+
 import importlib
 import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # wherever it is called from
 
 from src import cli
 
-CORPORA: dict[str, str] = {}  # name on the command line → what it is; its module has the same name, with _ for -
-
-
-def register(name: str, purpose: str) -> None:
-    """Makes a corpus known; a name that is taken is an error."""
-    if name in CORPORA:
-        raise ValueError(f"corpus {name!r} is registered twice")
-    CORPORA[name] = purpose
-
-
-register("demo", "emoji scenes, captions and speech, drawn from a seed")
-register("manifest", "your own rows of a manifest.jsonl")
-register("coco", "MS COCO captions, the official annotations")
-register("karpathy", "MS COCO or Flickr30k in Karpathy's splits")
-register("coco-cn", "COCO-CN: Chinese captions of MS COCO images")
-register("flickr30k-cn", "Flickr30k-CN: Chinese captions of Flickr30k")
-register("aic", "AI Challenger's Chinese captions")
-register("cc3m", "Conceptual Captions: a TSV and downloaded images")
-register("localized-narratives", "Localized Narratives: spoken captions, with recordings")
+CORPORA = {  # name on the command line → its module and what it is
+    "demo": ("src.demo.prepare", "emoji scenes with captions and speech, generated from a seed"),
+    "manifest": ("src.data.prepare.manifest", "your own rows of a manifest.jsonl"),
+    "coco": ("src.data.prepare.coco", "MS COCO captions, the official annotations"),
+    "karpathy": ("src.data.prepare.karpathy", "MS COCO or Flickr30k in Karpathy's splits"),
+    "coco-cn": ("src.data.prepare.coco_cn", "COCO-CN: Chinese captions of MS COCO images"),
+    "flickr30k-cn": ("src.data.prepare.flickr30k_cn", "Flickr30k-CN: Chinese captions of Flickr30k"),
+    "aic": ("src.data.prepare.aic", "AI Challenger's Chinese captions"),
+    "cc3m": ("src.data.prepare.cc3m", "Conceptual Captions: a TSV and downloaded images"),
+    "localized-narratives": (
+        "src.data.prepare.localized_narratives",
+        "Localized Narratives: spoken captions, with recordings",
+    ),
+}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m src.data.prepare", description="Makes a dataset folder.")
+    parser = cli.CommandParser(description=__doc__)
     corpora = parser.add_subparsers(dest="corpus", metavar="CORPUS", required=True)
-    modules = {}
-    for name, purpose in CORPORA.items():
-        if name not in sys.argv[1:2]:  # the others' imports are not needed
+    chosen = None
+    for name, (module, purpose) in CORPORA.items():
+        if name not in sys.argv[1:2]:  # the imports of the other corpora are not needed
             corpora.add_parser(name, help=purpose)
             continue
-        modules[name] = importlib.import_module(f"src.data.prepare.{name.replace('-', '_')}")
-        corpus = corpora.add_parser(
-            name,
-            help=purpose,
-            description=modules[name].__doc__,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
-        )
-        modules[name].add_arguments(corpus)
+        chosen = importlib.import_module(module)
+        chosen.add_arguments(corpora.add_parser(name, help=purpose, description=chosen.__doc__))
     args = parser.parse_args()
-    modules[args.corpus].run(args)
+    chosen.run(args)
 
 
 if __name__ == "__main__":

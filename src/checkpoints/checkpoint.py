@@ -4,7 +4,7 @@
         config.yaml           the resolved configuration
         vocab.txt             the vocabulary it was trained with
         model.safetensors     weights by name
-        tokenizer/            the image tokenizer whose codes it draws (only where the model is shipped)
+        tokenizer/            the image tokenizer whose codes it generates (only in a bundled checkpoint)
         optimizer.safetensors moments, step, loss scale (left out where only the model is shipped)
         state.json            step and best metric
 
@@ -36,8 +36,14 @@ from src.checkpoints.files import (
     read_tensors,
     set_parameters,
 )
+from src.checkpoints.renames import rename
 from src.config import Config, load_config, to_yaml
 from src.files import write_text
+
+
+def read_config(folder: Path, overrides: Sequence[str] = ()) -> Config:
+    """The configuration that a checkpoint folder holds, whichever version wrote it."""
+    return load_config(folder / CONFIG, overrides, rename)
 
 
 def load_checkpoint_config(
@@ -50,8 +56,8 @@ def load_checkpoint_config(
     """
     own = own_files(folder)
     if config_file is None:
-        return load_config(folder / CONFIG, [*own, *overrides])
-    return load_config(config_file, [*_network_settings(load_config(folder / CONFIG, own)), *own, *overrides])
+        return read_config(folder, [*own, *overrides])
+    return load_config(config_file, [*_network_settings(read_config(folder, own)), *own, *overrides])
 
 
 def _network_settings(config: Config) -> list[str]:

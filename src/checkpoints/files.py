@@ -74,3 +74,8 @@ def set_parameters(parameters: Mapping[str, Parameter], arrays: Mapping[str, np.
             )
     for name, parameter in parameters.items():
         parameter.set_data(Tensor(arrays[name], parameter.dtype))
+
+
+def results_folder(checkpoint: Path) -> Path:
+    """Where results of a checkpoint go: its run folder, or for a bundled one, which is left as it is, under runs/."""
+    return checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else Path("runs") / checkpoint.name

@@ -1,7 +1,7 @@
 """Encoders that start from BERT, ViT or wav2vec 2.0: safetensors with the names of Hugging Face.
 
-The rename tables are in :mod:`src.checkpoints.layouts`. Nothing is guessed: a tensor of another shape, or a config.json that
-contradicts the configuration where shapes do not show it, is an error.
+The rename tables are in :mod:`src.checkpoints.layouts`. Nothing is guessed: a tensor of another shape is an error, and so
+is a config.json that contradicts the configuration where shapes do not show it.
 """
 
 import json

@@ -1,7 +1,18 @@
-"""Typed configuration: frozen dataclasses (model, data, run, root), filled from YAML files and overrides (load)."""
+"""Typed configuration: frozen dataclasses, filled from YAML files and overrides (load)."""
 
 from src.config.checks import ConfigError, FieldError
 from src.config.data import COLOURS, AugmentConfig, DataConfig, SourceConfig
+from src.config.evaluation import (
+    CaptionConfig,
+    DecodingConfig,
+    EvalConfig,
+    ImageGenerationConfig,
+    MaskedConfig,
+    ReconstructionConfig,
+    RerankConfig,
+    RetrievalConfig,
+    TranscriptConfig,
+)
 from src.config.load import load_config, to_yaml
 from src.config.model import (
     AudioEncoderConfig,
@@ -13,39 +24,61 @@ from src.config.model import (
     TextDecoderConfig,
     TextEncoderConfig,
 )
-from src.config.root import TASKS, Config
-from src.config.run import (
+from src.config.objectives import (
     OBJECTIVES,
-    EvalConfig,
+    DenoiseImageConfig,
+    DenoiseTextConfig,
+    MaskingConfig,
+    MatchingConfig,
     ObjectivesConfig,
-    OptimizerConfig,
-    RuntimeConfig,
-    TrainConfig,
+    SelfCriticalConfig,
+    WeightsConfig,
 )
+from src.config.paths import REPOSITORY
+from src.config.root import Config
+from src.config.run import OptimizerConfig, RuntimeConfig, TrainConfig
+from src.config.tasks import IMAGE_TOKENIZER, OPT, TASKS
 
 __all__ = [
     "COLOURS",
+    "IMAGE_TOKENIZER",
     "OBJECTIVES",
+    "OPT",
+    "REPOSITORY",
     "TASKS",
     "AudioEncoderConfig",
     "AugmentConfig",
+    "CaptionConfig",
     "Config",
     "ConfigError",
     "CrossEncoderConfig",
     "DataConfig",
+    "DecodingConfig",
+    "DenoiseImageConfig",
+    "DenoiseTextConfig",
     "EvalConfig",
     "FieldError",
     "ImageDecoderConfig",
     "ImageEncoderConfig",
+    "ImageGenerationConfig",
     "ImageTokenizerConfig",
+    "MaskedConfig",
+    "MaskingConfig",
+    "MatchingConfig",
     "ModelConfig",
     "ObjectivesConfig",
     "OptimizerConfig",
+    "ReconstructionConfig",
+    "RerankConfig",
+    "RetrievalConfig",
     "RuntimeConfig",
+    "SelfCriticalConfig",
     "SourceConfig",
     "TextDecoderConfig",
     "TextEncoderConfig",
     "TrainConfig",
+    "TranscriptConfig",
+    "WeightsConfig",
     "load_config",
     "to_yaml",
 ]

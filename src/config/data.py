@@ -3,23 +3,24 @@
 from dataclasses import dataclass, field
 
 from src.config.checks import require
+from src.config.paths import PathText
 
 COLOURS = ("brightness", "contrast", "saturation")  # strengths of AugmentConfig, in the order in which they apply
 
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """Random views of images and audio clips in training, never in evaluation; everything is off by default."""
+    """Random changes of images and audio clips in training, never in evaluation; everything is off by default."""
 
     crop_scale: tuple[float, ...] = ()  # [least, most] share of an image that a random crop keeps; empty: its centre
     crop_aspect: float = 1.3333  # a crop's longer side over its shorter one, at most
     flip: float = 0.0  # chance of a mirrored image, only where no caption says left or right
-    brightness: float = 0.0  # x: the factor is drawn from [1 − x, 1 + x]
+    brightness: float = 0.0  # x: the factor is sampled from [1 − x, 1 + x]
     contrast: float = 0.0  # ... likewise
     saturation: float = 0.0  # ... likewise; there is no hue, as captions name colours
-    time_masks: int = 0  # stretches of a log-mel's frames that are hidden (SpecAugment)
+    time_masks: int = 0  # stretches of a log-mel's frames that are masked (SpecAugment)
     time_share: float = 0.1  # each of them, at most, as a share of the audio's frames
-    frequency_masks: int = 0  # groups of neighbouring mel bands that are hidden
+    frequency_masks: int = 0  # groups of neighbouring mel bands that are masked
     frequency_share: float = 0.25  # each of them, at most, as a share of the bands
 
     def __post_init__(self) -> None:
@@ -50,7 +51,7 @@ class AugmentConfig:
 class SourceConfig:
     """One of several corpora that are mixed."""
 
-    path: str = ""  # folder of shards with dataset.json
+    path: PathText = ""  # folder of shards with dataset.json
     weight: float = 1.0  # its part of an epoch's samples, relative to the other sources' weights
 
     def __post_init__(self) -> None:
@@ -60,10 +61,10 @@ class SourceConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    path: str = ""  # folder of shards with dataset.json
+    path: PathText = ""  # folder of shards with dataset.json
     sources: tuple[SourceConfig, ...] = ()  # in its place several of them, mixed: [{path: …, weight: …}, …]
-    eval_path: str = ""  # folder whose splits are evaluated; empty: path, or the first source
-    codes: str = ""  # run or checkpoint folder of the image tokenizer whose codes are read; empty: none
+    eval_path: PathText = ""  # folder whose splits are evaluated; empty: path, or the first source
+    codes: PathText = ""  # run or checkpoint folder of the image tokenizer whose codes are read; empty: none
     train_split: str = "train"
     eval_split: str = "dev"
     batch_size: int = 128  # B: samples a step and rank

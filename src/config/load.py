@@ -7,6 +7,7 @@ parent's those of an earlier one. Every error is one line that names the key, th
 import dataclasses
 import difflib
 import math
+import re
 import types
 import typing
 from pathlib import Path
@@ -15,23 +16,31 @@ from typing import Any, Literal
 import yaml
 
 from src.config.checks import ConfigError, FieldError
+from src.config.paths import PATH, is_shipped, resolve
 from src.config.root import Config
 
 OVERRIDE = "command line"
 
 
-def load_config(path: str | Path, overrides: typing.Sequence[str] = ()) -> Config:
+Rename = typing.Callable[[dict[str, Any]], dict[str, Any]]
+
+
+def load_config(path: str | Path, overrides: typing.Sequence[str] = (), rename: Rename | None = None) -> Config:
     """Reads a YAML file with its parents, applies ``key=value`` overrides, checks and returns the configuration.
 
     Args:
         path: the YAML file.
         overrides: ``section.key=value`` strings; the value is read as YAML.
+        rename: makes today's dotted keys and values of those that an earlier version wrote to the file.
 
     Raises:
         ConfigError: unknown key, wrong type, impossible combination, or a file that cannot be read.
     """
     path = Path(path)
     values, origins = _flatten(_read(path, ()))
+    if rename is not None:
+        values = rename(values)
+        origins = {key: origins.get(key, str(path)) for key in values}
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals:
@@ -99,7 +108,7 @@ def _flatten(layers: list[tuple[Path, dict]]) -> tuple[dict[str, Any], dict[str,
 def _keys(cls: type, prefix: str = "") -> dict[str, Any]:
     """Every dotted key of a config class with its type."""
     found: dict[str, Any] = {}
-    for name, kind in typing.get_type_hints(cls).items():
+    for name, kind in typing.get_type_hints(cls, include_extras=True).items():
         nested = dataclasses.is_dataclass(kind)
         found.update(_keys(kind, f"{prefix}{name}.") if nested else {f"{prefix}{name}": kind})
     return found
@@ -109,16 +118,30 @@ def _build(cls: type, values: dict[str, Any], origins: dict[str, str], prefix: s
     known = _keys(cls, prefix)
     for key, value in values.items():
         if key not in known:
-            near = difflib.get_close_matches(key, known, n=1, cutoff=0.5) or _by_last_name(key, known)
-            hint = f"; did you mean {near[0]}?" if near else ""
+            near = _nearest(key, known)
+            hint = f"; did you mean {near}?" if near else ""
             raise ConfigError(f"unknown key {key}={value!r} in {origins[key]}{hint}")
         values[key] = _coerce(value, known[key], key, origins[key])
     return _assemble(cls, values, origins, prefix)
 
 
-def _by_last_name(key: str, known: dict[str, Any]) -> list[str]:
-    last = {name.rpartition(".")[2]: name for name in known}
-    return [last[name] for name in difflib.get_close_matches(key.rpartition(".")[2], last, n=1)]
+def _nearest(key: str, known: typing.Iterable[str]) -> str:
+    """The known key that shares most words with an unknown one, and of those the one spelt most alike; "" if none."""
+
+    def likeness(other: str) -> tuple[int, float]:
+        return len(_words(key) & _words(other)), difflib.SequenceMatcher(None, other, key).ratio()
+
+    nearest = max(known, key=likeness)
+    shared, ratio = likeness(nearest)
+    last = _words(key.rpartition(".")[2]) & _words(nearest)
+    if last or (shared and ratio >= 0.6):
+        return nearest
+    alike = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+    return alike[0] if alike else ""
+
+
+def _words(key: str) -> set[str]:
+    return set(re.split(r"[._]", key))
 
 
 def _assemble(cls: type, values: dict[str, Any], origins: dict[str, str], prefix: str) -> Any:
@@ -141,6 +164,9 @@ def _coerce(value: Any, kind: Any, key: str, file: str) -> Any:
     """The value as ``kind``, or a ConfigError; an int passes as a float, ``1e-3`` (a YAML string) too."""
     where = f"{key}={value!r} in {file}"
     origin = typing.get_origin(kind)
+    if origin is typing.Annotated:
+        value = _coerce(value, kind.__origin__, key, file)
+        return resolve(value, file != OVERRIDE and is_shipped(file)) if PATH in kind.__metadata__ else value
     if origin is Literal:
         if value not in typing.get_args(kind):
             raise ConfigError(f"{where}: must be one of {', '.join(map(str, typing.get_args(kind)))}")

@@ -4,11 +4,12 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from src.config.checks import check_pretrained, check_transformer, require
+from src.config.paths import REPOSITORY, PathText
 
 
 @dataclass(frozen=True)
 class TextEncoderConfig:
-    vocab: str = "config/vocab/demo.txt"  # WordPiece vocabulary, one token a line
+    vocab: PathText = str(REPOSITORY / "config/vocab/demo.txt")  # WordPiece vocabulary, one token a line
     max_len: int = 32  # T: tokens with [CLS] and [SEP]; longer text is cut
     width: int = 128
     layers: int = 3  # also 0: embeddings and a layer norm, as in the paper
@@ -17,7 +18,7 @@ class TextEncoderConfig:
     norm: Literal["pre", "post"] = "pre"  # post: the layer order of BERT
     eps: float = 1e-5  # of the layer norms; BERT's are 1e-12
     dropout: float = 0.0
-    init_from: str = ""  # folder or safetensors file of a BERT whose weights training starts from
+    init_from: PathText = ""  # folder or safetensors file of a BERT whose weights training starts from
 
     def __post_init__(self) -> None:
         check_transformer(self, fewest_layers=0)
@@ -41,7 +42,7 @@ class ImageEncoderConfig:
     eps: float = 1e-5  # of the layer norms; ViT's are 1e-12
     cls_token: bool = False  # with input=patch: a [CLS] beside the patches, as ViT has it; not handed on
     dropout: float = 0.0
-    init_from: str = ""  # folder or safetensors file of a ViT whose weights training starts from
+    init_from: PathText = ""  # folder or safetensors file of a ViT whose weights training starts from
 
     def __post_init__(self) -> None:
         check_transformer(self, fewest_layers=0 if self.input == "region" else 1)
@@ -77,7 +78,7 @@ class AudioEncoderConfig:
     norm: Literal["pre", "post"] = "pre"
     eps: float = 1e-5  # of the layer norms; wav2vec 2.0's are 1e-5
     dropout: float = 0.0
-    init_from: str = ""  # folder or safetensors file of a wav2vec 2.0 whose weights training starts from
+    init_from: PathText = ""  # folder or safetensors file of a wav2vec 2.0 whose weights training starts from
 
     def __post_init__(self) -> None:
         check_transformer(self, fewest_layers=0 if self.input == "feature" else 1)
@@ -95,7 +96,7 @@ class AudioEncoderConfig:
         for name in ("conv_width", "position_kernel", "position_groups"):
             require(getattr(self, name) > 0, name, "must be positive")
         require(self.width % self.position_groups == 0, "position_groups", f"must divide width={self.width}")
-        fewest = 400  # what one token hears
+        fewest = 400  # samples that one token spans
         require(self.length >= fewest, "max_frames", f"{self.length} samples are fewer than the {fewest} of one token")
 
     @property
@@ -162,15 +163,15 @@ class ImageDecoderConfig(TransformerConfig):
 @dataclass(frozen=True)
 class ModelConfig:
     embed_dim: int = 128  # E: width of the shared contrastive space
-    masked_features: bool = False  # heads that predict hidden patches and frames, for mvm_feature and mam_*
-    image_codes: bool = False  # image decoder and a head for hidden patches' codes, for denoise_image and mvm_code
+    masked_features: bool = False  # heads that predict masked patches and audio tokens, for mvm_* and mam_*
+    image_codes: bool = False  # image decoder and a head for masked patches' codes, for denoise_image and mvm_code
     text: TextEncoderConfig = field(default_factory=TextEncoderConfig)
     image: ImageEncoderConfig = field(default_factory=ImageEncoderConfig)
     audio: AudioEncoderConfig = field(default_factory=AudioEncoderConfig)
     cross: CrossEncoderConfig = field(default_factory=CrossEncoderConfig)
     text_decoder: TextDecoderConfig = field(default_factory=TextDecoderConfig)
     image_decoder: ImageDecoderConfig = field(default_factory=ImageDecoderConfig)  # built with image_codes
-    tokenizer: ImageTokenizerConfig = field(default_factory=ImageTokenizerConfig)  # of images, a model of its own
+    image_tokenizer: ImageTokenizerConfig = field(default_factory=ImageTokenizerConfig)  # a model of its own
 
     def __post_init__(self) -> None:
         require(self.embed_dim > 0, "embed_dim", "must be positive")

@@ -4,23 +4,16 @@ from dataclasses import dataclass, field
 
 from src.config.checks import require
 from src.config.data import DataConfig
+from src.config.evaluation import EvalConfig
 from src.config.model import ModelConfig
-from src.config.run import (
-    OBJECTIVES,
-    EvalConfig,
-    ObjectivesConfig,
-    OptimizerConfig,
-    RuntimeConfig,
-    TrainConfig,
-)
-
-TASKS = ("pretrain", "retrieval", "caption", "speech_to_text", "text_to_image", "image_tokenizer")
+from src.config.objectives import OBJECTIVES, ObjectivesConfig
+from src.config.run import OptimizerConfig, RuntimeConfig, TrainConfig
+from src.config.tasks import TASKS
 
 
 @dataclass(frozen=True)
 class Config:
-    task: str = "pretrain"
-    name: str = "opt"
+    task: str = "pretrain"  # a row of src.config.tasks
     seed: int = 1
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -42,62 +35,66 @@ class Config:
     @property
     def network(self) -> str:
         """Which network the task trains: a key of :data:`src.models.build.NETWORKS`."""
-        return "image_tokenizer" if self.task == "image_tokenizer" else "opt"
+        return TASKS[self.task].network
 
     def _check_task(self) -> None:
-        """The losses are those that the task is about."""
-        weights = self.objectives
-        require(any(getattr(weights, name) > 0 for name in OBJECTIVES), "objectives", "one weight must be positive")
-        for task, name in (
-            ("caption", "denoise_text"),
-            ("speech_to_text", "denoise_text"),
-            ("text_to_image", "denoise_image"),
-        ):
-            wanted = self.task != task or getattr(weights, name) > 0
-            require(wanted, f"objectives.{name}", f"task={task} needs it")
-        hears = self.task != "speech_to_text" or "image" not in weights.denoise_given
-        require(hears, "objectives.denoise_given", "task=speech_to_text writes down audio clips: audio, image+audio")
-        if weights.self_critical:
-            self._check_self_critical()
+        """The settings are those that the task's row asks for."""
+        row, weights, given = TASKS[self.task], self.objectives.weights, self.objectives.denoise_text.given
+        found = any(getattr(weights, name) > 0 for name in OBJECTIVES)
+        require(found, "objectives.weights", "one weight must be positive")
+        has_objective = not row.objective or getattr(weights, row.objective) > 0
+        require(has_objective, f"objectives.weights.{row.objective}", f"task={row.name} needs it")
+        allowed = not row.given or set(given) <= set(row.given)
+        choices = ", ".join(row.given)
+        require(allowed, "objectives.denoise_text.given", f"task={row.name} reads nothing but {choices}")
+        for part in row.no_dropout:
+            none = getattr(self.model, part).dropout == 0
+            require(none, f"model.{part}.dropout", f"task={row.name} needs 0: what is sampled must be what is scored")
+        exact = not row.full_precision or self.runtime.precision == "fp32"
+        require(exact, "runtime.precision", f"task={row.name} needs fp32")
+        alike = row.layer_decay or self.optimizer.layer_decay == 1
+        require(alike, "optimizer.layer_decay", f"task={row.name} needs 1: its layers share one learning rate")
 
     def _check_masked(self) -> None:
-        """What is hidden is there, and has a head that predicts it."""
-        weights = self.objectives
+        """What is masked is read by the model, and a head predicts it."""
+        weights = self.objectives.weights
         for name in ("mvm_code", "mvm_feature", "mvm_class", "mam_feature", "mam_contrastive"):
-            wanted = getattr(weights, name) > 0
-            require(self.model.masked_features or not wanted, f"objectives.{name}", "needs model.masked_features=true")
+            has_head = self.model.masked_features or getattr(weights, name) == 0
+            require(has_head, f"objectives.weights.{name}", "needs model.masked_features=true")
         for name, value, kind in (
-            ("objectives.mvm_class", weights.mvm_class, "region"),
-            ("objectives.mvm_code", weights.mvm_code, "patch"),
-            ("eval.draw", self.eval.draw, "patch"),  # what was drawn is judged by the image encoder
+            ("objectives.weights.mvm_class", weights.mvm_class, "region"),
+            ("objectives.weights.mvm_code", weights.mvm_code, "patch"),
+            # the image encoder judges what was generated
+            ("eval.image_generation.max_items", self.eval.image_generation.max_items, "patch"),
         ):
             require(self.model.image.input == kind or value == 0, name, f"needs model.image.input={kind}")
 
     def _check_codes(self) -> None:
-        """Who reads or draws codes has an image tokenizer that makes them."""
-        weights = self.objectives
-        reading = {f"objectives.{name}": getattr(weights, name) for name in ("mvm_code", "denoise_image")}
-        for name, value in ({"eval.draw": self.eval.draw} | reading).items():
+        """Where codes are read or generated, an image tokenizer makes them."""
+        weights, images = self.objectives.weights, self.eval.image_generation.max_items
+        users = {f"objectives.weights.{name}": getattr(weights, name) for name in ("mvm_code", "denoise_image")}
+        for name, value in ({"eval.image_generation.max_items": images} | users).items():
             require(self.model.image_codes or value == 0, name, "needs model.image_codes=true")
             require(bool(self.data.codes) or value == 0, name, "needs data.codes, an image tokenizer")
-        patches, side = self.model.image.size // self.model.image.patch, self.model.tokenizer.side
+        patches, side = self.model.image.size // self.model.image.patch, self.model.image_tokenizer.side
         require(
             weights.mvm_code == 0 or patches == side,
-            "objectives.mvm_code",
-            f"needs as many codes as patches: model.tokenizer.side={side}, an image has {patches} patches on a side",
+            "objectives.weights.mvm_code",
+            f"needs as many codes as patches: model.image_tokenizer.side={side}, "
+            f"an image has {patches} patches on a side",
         )
         require(
             weights.mvm_code == 0 or not self.data.augment.augments_images,
-            "objectives.mvm_code",
+            "objectives.weights.mvm_code",
             "the codes are those of whole images: leave data.augment's crop_scale, flip and colours off",
         )
 
     def _check_inputs(self) -> None:
-        """Only pixels and log-mel frames can be varied."""
+        """Only pixels and log-mel frames can be augmented."""
         require(
             self.model.image.input == "patch" or not self.data.augment.augments_images,
             "model.image.input",
-            "regions cannot be varied: leave data.augment's crop_scale, flip and colours off",
+            "regions cannot be augmented: leave data.augment's crop_scale, flip and colours off",
         )
         require(
             self.model.audio.input == "fbank" or not self.data.augment.augments_audio,
@@ -106,32 +103,13 @@ class Config:
         )
 
     def _check_run(self) -> None:
-        """Lengths, rates and precision fit what they are used with."""
+        """Lengths and rates fit what they are used with."""
         room = self.model.text.max_len - 1
         for name in ("min_length", "max_length"):
-            fits = getattr(self.eval, name) <= room
-            require(fits, f"eval.{name}", f"model.text.max_len leaves room for {room} tokens")
-        require(
-            self.task != "image_tokenizer" or self.optimizer.layer_decay == 1,
-            "optimizer.layer_decay",
-            "an image tokenizer's layers learn alike: leave it 1",
-        )
+            fits = getattr(self.eval.decoding, name) <= room
+            require(fits, f"eval.decoding.{name}", f"model.text.max_len leaves room for {room} tokens")
         require(
             self.optimizer.warmup_steps < self.train.steps,
             "optimizer.warmup_steps",
             f"must be below train.steps={self.train.steps}",
         )
-        require(
-            self.runtime.precision == "fp32" or self.runtime.device != "CPU",
-            "runtime.precision",
-            "fp16 is slower than fp32 on a CPU; leave fp32",
-        )
-
-    def _check_self_critical(self) -> None:
-        """What is sampled must be what is scored."""
-        model, name = self.model, "objectives.self_critical"
-        require(self.task == "caption", name, "is for task=caption")
-        require(set(self.objectives.denoise_given) == {"image"}, name, "needs objectives.denoise_given=[image]")
-        require(self.runtime.precision == "fp32", name, "needs runtime.precision=fp32")
-        for part in ("image", "cross", "text_decoder"):
-            require(getattr(model, part).dropout == 0, name, f"needs model.{part}.dropout=0")

@@ -1,12 +1,8 @@
 """Checks a dataset folder: its files against their checksums, then every record against its own, decoded.
 
-    python -m src.data.check data/mine
-
-Each shard is read on its own, so that a damaged one takes nothing with it: what is named is bad, the rest is good.
+Each shard is read on its own, so that damage to one hides nothing of the others: what is not listed is good.
 """
 
-import argparse
-import os
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +14,6 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from src import cli
 from src.data.errors import DataError
 from src.data.image import open_rgb
 from src.data.record import COLUMNS, checksum, unpack
@@ -42,22 +37,21 @@ class Findings:
             self.first.append(problem)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m src.data.check", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("folder", type=Path, metavar="DIR", help="dataset folder")
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="threads that decode")
-    args = parser.parse_args()
-    if args.workers < 1:
-        raise DataError("--workers must be at least 1")
-    found, good = check(args.folder, args.workers)
+def report(folder: Path, workers: int) -> None:
+    """Checks a dataset folder and prints what is wrong, or that nothing is.
+
+    Raises:
+        DataError: the folder has problems.
+    """
+    if workers < 1:
+        raise DataError(f"--workers {workers}: give at least 1")
+    found, good = check(folder, workers)
     for problem in found.first:
         print(problem)
     if found.count:
         further = f" ({found.count - SHOWN} more are not listed)" if found.count > SHOWN else ""
-        raise DataError(f"{args.folder}: {found.count} problems{further}, {good} records are good; {found.first[0]}")
-    print(f"{args.folder}: all {good} records are good")
+        raise DataError(f"{folder}: {found.count} problems{further}, {good} records are good; {found.first[0]}")
+    print(f"{folder}: all {good} records are good")
 
 
 def check(folder: Path, workers: int = 1) -> tuple[Findings, int]:
@@ -155,7 +149,3 @@ def _problem(row: tuple[list[np.ndarray] | str, int, int], layout: tuple[type, t
     if max(len(record.captions), 1) != samples:
         return f"({key!r}) has {len(record.captions)} captions, the index {samples} samples"
     return ""
-
-
-if __name__ == "__main__":
-    cli.run(main)

@@ -4,4 +4,4 @@ from src.errors import UserError
 
 
 class DataError(UserError):
-    """Data that cannot be used; its message is one line that names the file and what to do about it."""
+    """Data that cannot be used; the message names the file and, where possible, how to fix it."""

@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from src.checkpoints.files import CONFIG, MODEL, locate
-from src.config import Config, ImageTokenizerConfig, load_config
+from src.checkpoints.checkpoint import read_config
+from src.checkpoints.files import MODEL, locate
+from src.config import IMAGE_TOKENIZER, Config, ImageTokenizerConfig
 from src.data.errors import DataError
 from src.data.store import Dataset, describe
 from src.files import write_text
@@ -37,10 +38,10 @@ def tokenizer_fingerprint(path: str | Path) -> str:
         DataError: it is not an image tokenizer's.
     """
     folder = locate(path)
-    config = load_config(folder / CONFIG)
-    if config.task != "image_tokenizer":
+    config = read_config(folder)
+    if config.network != IMAGE_TOKENIZER:
         raise DataError(f"{folder} is a checkpoint of task={config.task}: codes need one of task=image_tokenizer")
-    digest = hashlib.sha256(json.dumps(asdict(config.model.tokenizer)).encode())
+    digest = hashlib.sha256(json.dumps(asdict(config.model.image_tokenizer)).encode())
     with (folder / MODEL).open("rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)
@@ -64,7 +65,7 @@ def write_codes(
     Args:
         folder: the dataset folder.
         tokenizer: settings of the tokenizer.
-        mark: its :func:`fingerprint`.
+        fingerprint: its :func:`tokenizer_fingerprint`.
         datasets: each split.
         codes: each split's [records, C].
     """
@@ -87,7 +88,7 @@ def open_codes(dataset: Dataset, config: Config) -> np.ndarray:
 
     Args:
         dataset: the split.
-        config: data.codes, the tokenizer whose codes are wanted, and model.tokenizer, its grid.
+        config: data.codes, the tokenizer whose codes are wanted, and model.image_tokenizer, its grid.
 
     Returns:
         [records, C] int16 or int32, mapped to memory.
@@ -95,7 +96,7 @@ def open_codes(dataset: Dataset, config: Config) -> np.ndarray:
     Raises:
         DataError: there are none, or they are another tokenizer's or of other shards.
     """
-    hint = f"run python -m src.inference.image_codes --data {dataset.folder} --checkpoint {config.data.codes}"
+    hint = f"run python tools/make_image_codes.py --data {dataset.folder} --checkpoint {config.data.codes}"
     path = dataset.folder / ABOUT
     if not path.is_file():
         raise DataError(f"{dataset.folder} holds no codes of images (data.codes): {hint}")
@@ -109,9 +110,10 @@ def open_codes(dataset: Dataset, config: Config) -> np.ndarray:
     if made != wanted:
         raise DataError(f"{path}: tokenizer {made[:12]} made the codes, data.codes is {wanted[:12]}: {hint}")
     for key, value in grid.items():
-        ours = getattr(config.model.tokenizer, key)
+        ours = getattr(config.model.image_tokenizer, key)
         if ours != value:
-            raise DataError(f"{path}: the codes have {key}={value}, model.tokenizer.{key} is {ours}: change the config")
+            message = f"the codes have {key}={value}, model.image_tokenizer.{key} is {ours}: change the config"
+            raise DataError(f"{path}: {message}")
     entry = splits.get(dataset.split)
     if entry is None or entry["shards"] != dataset.digest():
         raise DataError(f"{path}: split {dataset.split!r} was made again since its codes were: {hint}")

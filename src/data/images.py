@@ -11,7 +11,7 @@ from src.data.sources import Sources
 
 
 class ImageLoader(Loader):
-    """Batches of ``sample_id`` (B,) int32 and ``image`` (B, S, S, 3) uint8, S being model.tokenizer.size.
+    """Batches of ``sample_id`` (B,) int32 and ``image`` (B, S, S, 3) uint8, S being model.image_tokenizer.size.
 
     Order and resumption are those of :class:`Loader`. Of several captions of an image the first one's sample stands
     for it; in place of a record without an image comes the next one of its source that has one.
@@ -31,7 +31,7 @@ class ImageLoader(Loader):
             sample if sample.record.image is not None else self._next_image(sample)
             for sample in self._samples(ids, epochs)
         )
-        size = self.config.model.tokenizer.size
+        size = self.config.model.image_tokenizer.size
 
         def decode(sample: Sample) -> tuple[np.ndarray, str]:
             return self._image(sample, size, varied), sample.record.key

@@ -60,8 +60,8 @@ class Loader:
         ranks: how many there are.
         stored_codes: False: no codes are read even where data.codes names a tokenizer.
 
-    Words are hidden (mlm_*) only where config.objectives.mlm is not 0: it is what needs jieba's dictionary. Codes of
-    images are those that src.inference.image_codes has left beside the shards, if config.data.codes names their tokenizer.
+    Words are masked (mlm_*) only where config.objectives.weights.mlm is not 0: it alone needs jieba's dictionary. Codes of
+    images are those beside the shards (tools/make_image_codes.py), if config.data.codes names their tokenizer.
     """
 
     def __init__(self, config: Config, split: str, rank: int = 0, ranks: int = 1, *, stored_codes: bool = True) -> None:
@@ -151,7 +151,7 @@ class Loader:
     ) -> tuple[Batch, list[tuple[str, str]]]:
         """The batch of some samples, each in an epoch of its own, and their keys and captions."""
         size = len(ids)
-        fields = batch_fields(self.config.model, size, self.config.objectives.mask_ratio)
+        fields = batch_fields(self.config.model, size, self.config.objectives.masking.ratio)
         batch = {name: np.zeros((size, *spec.shape), spec.dtype) for name, spec in fields.items()}
         records, _, images = self.sources.samples[ids].T
         batch["sample_id"][:], batch["image_id"][:] = ids, images
@@ -200,19 +200,21 @@ class Loader:
         rng = masking.sample_rng(self.config.seed, sample.epoch, sample.number)
         batch["match_noise"][row] = rng.gumbel(size=len(batch["match_noise"]))
         batch["match_case"][row], batch["match_presence"][row] = masking.sample_match(presence, rng)
-        batch["denoise_text_presence"][row] = masking.draw_given(objectives.denoise_given, presence, TEXT, 0.0, rng)
-        shown = masking.draw_given(objectives.draw_given, presence, IMAGE, objectives.draw_drop, rng)
-        batch["denoise_image_presence"][row] = shown
+        given = masking.sample_given(objectives.denoise_text.given, presence, TEXT, 0.0, rng)
+        batch["denoise_text_presence"][row] = given
+        image = objectives.denoise_image
+        given = masking.sample_given(image.given, presence, IMAGE, image.drop_given, rng)
+        batch["denoise_image_presence"][row] = given
         places = self._places(batch, row)
-        for name, span in (("mvm", 1), ("mam", objectives.mam_span)):
+        for name, span in (("mvm", 1), ("mam", objectives.masking.audio_span)):
             slots = batch[f"{name}_positions"].shape[1]
-            drawn = masking.mask_positions(places[name], slots, objectives.mask_ratio, span, rng)
+            drawn = masking.mask_positions(places[name], slots, objectives.masking.ratio, span, rng)
             batch[f"{name}_positions"][row], batch[f"{name}_weights"][row] = drawn
         batch["mlm_ids"][row] = batch["text_ids"][row]
-        if objectives.mlm and presence[TEXT]:
+        if objectives.weights.mlm and presence[TEXT]:
             ids, slots = batch["text_ids"][row], batch["mlm_positions"].shape[1]
             words = self.tokenizer.words(sample.text, len(ids))
-            masked = masking.mask_words(ids, words, slots, objectives.mask_ratio, self.tokenizer, rng)
+            masked = masking.mask_words(ids, words, slots, objectives.masking.ratio, self.tokenizer, rng)
             for name, value in zip(("mlm_ids", "mlm_positions", "mlm_labels", "mlm_weights"), masked, strict=True):
                 batch[name][row] = value
 

@@ -15,6 +15,8 @@ from src.config import AudioEncoderConfig, ModelConfig
 TEXT, IMAGE, AUDIO = range(3)  # columns of every presence table
 MODALITIES = ("text", "image", "audio")
 JOINT = 3  # a text and its speech as one, where embeddings are compared; behind the columns of a presence table
+# what retrieval and the contrastive loss compare, each both ways
+COUPLES = ((TEXT, IMAGE), (TEXT, AUDIO), (IMAGE, AUDIO), (JOINT, IMAGE))
 # what an image encoder reads, by model.image.input
 IMAGE_FIELDS = {"patch": ("image",), "region": ("regions", "region_boxes", "region_mask")}
 # wav2vec 2.0's convolutions over the waveform, in all its sizes: kernel and stride of each
@@ -88,7 +90,7 @@ def batch_fields(model: ModelConfig, batch_size: int, mask_ratio: float) -> dict
         "text_ids": Field(np.int32, (text.max_len,), "[CLS] … [SEP] [PAD] …"),
         "text_mask": Field(np.int32, (text.max_len,), "1 on tokens, 0 on padding"),
         **image_fields(model),
-        "image_codes": Field(np.int32, (model.tokenizer.side**2,), "the tokenizer's; −1: no image, or no data.codes"),
+        "image_codes": Field(np.int32, (model.image_tokenizer.side**2,), "−1: no image, or no data.codes"),
         "audio": Field(dtype, (audio.length, *frame), SOUNDS[audio.input]),
         "audio_frames": Field(np.int32, (), "frames (of a waveform: samples) before the padding"),
         "mlm_ids": Field(np.int32, (text.max_len,), "text_ids with whole words hidden"),

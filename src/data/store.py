@@ -139,13 +139,13 @@ def read_info(folder: str | Path) -> dict[str, Any]:
     """The content of a folder's dataset.json, of this format and version."""
     path = Path(folder) / "dataset.json"
     if not str(folder):
-        raise DataError("data.path is empty: name a dataset folder; make one by python -m src.data.prepare")
+        raise DataError("data.path is empty: name a dataset folder; make one by python tools/prepare_data.py")
     if not Path(folder).is_dir():
         raise DataError(
-            f"{folder}: no such dataset folder (data.path, data.sources); make one by python -m src.data.prepare"
+            f"{folder}: no such dataset folder (data.path, data.sources); make one by python tools/prepare_data.py"
         )
     if not path.is_file():
-        raise DataError(f"{folder} is no finished dataset (no dataset.json): run python -m src.data.prepare again")
+        raise DataError(f"{folder} is no finished dataset (no dataset.json): run python tools/prepare_data.py again")
     try:
         info = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:

@@ -1,9 +1,5 @@
-"""BERT-compatible WordPiece on a ``vocab.txt``, whole words of Chinese text, and a vocabulary builder.
+"""BERT-compatible WordPiece on a ``vocab.txt``, whole words of Chinese text, and a vocabulary builder."""
 
-python -m src.data.tokenizer build --output vocab.txt captions.txt …
-"""
-
-import argparse
 import functools
 import logging
 import unicodedata
@@ -16,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from src import cli
 from src.data.errors import DataError
 from src.files import write_text
 
@@ -246,9 +241,9 @@ def build_vocab(texts: Iterable[str], size: int = 21128) -> list[str]:
     return [*SPECIALS, *order[0], *order[1]][:size]
 
 
-def _texts(paths: list[str]) -> Iterator[str]:
+def _texts(paths: Iterable[Path]) -> Iterator[str]:
     """Lines of text files, and the training captions of dataset folders."""
-    for path in map(Path, paths):
+    for path in paths:
         if path.is_dir():
             from src.data.store import Dataset
 
@@ -265,17 +260,8 @@ def _texts(paths: list[str]) -> Iterator[str]:
             raise DataError(f"{path}: not UTF-8 text") from None
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m src.data.tokenizer", description="Vocabularies.")
-    build = parser.add_subparsers(dest="command", required=True).add_parser("build", help="make a vocab.txt")
-    build.add_argument("--output", required=True, help="vocabulary file to write")
-    build.add_argument("--size", type=int, default=21128, help="most tokens it may hold")
-    build.add_argument("files", nargs="+", metavar="FILE", help="text, one sentence a line, or a dataset folder")
-    args = parser.parse_args()
-    vocab = build_vocab(_texts(args.files), args.size)
-    write_text(args.output, "\n".join(vocab) + "\n")
-    print(f"{args.output}: {len(vocab)} tokens")
-
-
-if __name__ == "__main__":
-    cli.run(main)
+def write_vocab(output: Path, files: Iterable[Path], size: int) -> None:
+    """Builds a vocabulary of text files and dataset folders, writes it and prints its size."""
+    vocab = build_vocab(_texts(files), size)
+    write_text(output, "\n".join(vocab) + "\n")
+    print(f"{output}: {len(vocab)} tokens")

@@ -1,12 +1,11 @@
 """Makes the demo's data set: emoji scenes with their captions and the captions' speech, all from a seed."""
 
-import argparse
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
+from src.cli import Arguments, CommandParser, user_path
 from src.config import AudioEncoderConfig, load_config
 from src.data.errors import DataError
 from src.data.record import Record
@@ -17,20 +16,20 @@ from src.demo.render import render_png
 from src.demo.world import SPLITS, sample_scenes
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: CommandParser) -> None:
     parser.add_argument(
         "--world", choices=("demo", "demo_full"), default="demo", help="28 objects and 6 backgrounds, or 86 and 8"
     )
-    parser.add_argument("--output", type=Path, required=True, help="folder to write")
+    parser.add_argument("--output", type=user_path, required=True, help="folder to write")
     parser.add_argument("--scenes", type=int, default=8000, help="training scenes")
     parser.add_argument("--dev", type=int, default=500, help="scenes of held-out pairs, to choose settings by")
     parser.add_argument("--test", type=int, default=1000, help="scenes of other held-out pairs, to report")
     parser.add_argument("--seed", type=int, default=1, help="what all is drawn from")
     parser.add_argument("--no-speech", action="store_true", help="images and captions only")
-    parser.add_argument("--config", type=Path, help="YAML file whose model.audio says how audio is stored")
+    parser.add_argument("--config", type=user_path, help="YAML file whose model.audio says how audio is stored")
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: Arguments) -> None:
     """Writes the data set and prints what it holds."""
     counts = {"train": args.scenes, "dev": args.dev, "test": args.test}
     for split, option in zip(SPLITS, ("--scenes", "--dev", "--test"), strict=True):
@@ -59,7 +58,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _write_split(
-    writer: DatasetWriter, args: argparse.Namespace, split: str, count: int, audio: AudioEncoderConfig | None
+    writer: DatasetWriter, args: Arguments, split: str, count: int, audio: AudioEncoderConfig | None
 ) -> tuple[str, int, int, int, int, float]:
     """Returns the split's row of the summary: its name, scenes, spoken, silent and cut captions, mean duration."""
     scenes = sample_scenes(args.world, split, count, args.seed)

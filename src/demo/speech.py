@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from src.config import AudioEncoderConfig
+from src.files import ROOT
 
-ROOT = Path(__file__).resolve().parents[3]
 HINT = "no speech: pip install espeakng-loader==0.2.4 gives the demo its voice; going on with images and text"
 # f2, f3 and f5 are missing on purpose: their breath is noise that no seed repeats
 VOICES = ("cmn", "cmn+f1", "cmn+m3", "cmn+f4", "cmn+m1", "cmn+linda", "cmn+m7")
@@ -38,7 +38,7 @@ class Voice:
 
 @dataclass(frozen=True)
 class Spoken:
-    """A chunk's audio clips in the order of its captions (uint8 [frames, mels], None where it failed) and what failed."""
+    """A chunk's audio clips in the order of its captions (uint8 [frames, mels]; None: it failed) and what failed."""
 
     audio: list[np.ndarray | None]
     trouble: str = ""
@@ -86,8 +86,8 @@ def run_worker(captions: Sequence[str], audio: AudioEncoderConfig, voice: Voice)
     # one thread each: the processes share the cores
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "audio clips.npz"
-        command = [sys.executable, "-m", "src.demo.speech_worker", str(out)]
+        out = Path(folder) / "clips.npz"
+        command = [sys.executable, "-c", "from src.demo.speech_worker import main; main()", str(out)]
         subprocess.run(
             command, input=job.encode(), env=environment, cwd=ROOT, capture_output=True, check=True, timeout=TIMEOUT
         )

@@ -1,4 +1,4 @@
-"""The process that speaks a chunk: a job as JSON on the standard input, log-mel frames into the file it is given."""
+"""What runs in the process that speaks a chunk of captions; :mod:`src.demo.speech` starts it."""
 
 import ctypes
 import json
@@ -58,6 +58,7 @@ class Synthesizer:
 
 
 def main() -> None:
+    """Reads a job as JSON from standard input and writes log-mel frames into the file that the first argument names."""
     job = json.load(sys.stdin.buffer)
     audio = AudioEncoderConfig(**job["audio"])
     voice = job["voice"]
@@ -65,7 +66,3 @@ def main() -> None:
     encode = KINDS[audio.input]
     clips = [encode(synthesizer.say(text), synthesizer.sample_rate, audio) for text in job["captions"]]
     np.savez(sys.argv[1], frames=np.concatenate(clips), lengths=[len(clip) for clip in clips])
-
-
-if __name__ == "__main__":
-    main()

@@ -33,14 +33,16 @@ from src.report.tables import table
 TRAININGS = ("image_tokenizer", "pretrain", "retrieval", "caption")
 EVALUATED = ("pretrain", "retrieval", "caption")
 # Of pre-training only what the later stages do not measure: drawing, the tokenizer, and the token and sample level.
-PRETRAIN_EVAL = ("eval.gallery=200", "eval.captions=0", "eval.rerank=0", "eval.probe=200")
+PRETRAIN_EVAL = ("eval.retrieval.gallery_size=200", "eval.caption.max_items=0", "eval.transcript.max_items=0")
+PRETRAIN_EVAL += ("eval.rerank.top_k=0", "eval.masked.max_items=200")
 
 # A smoke run: every stage once, nothing learned.
 FAST_DATA = ("--scenes", "300", "--dev", "40", "--test", "40")
 FAST_TRAIN = ("data.batch_size=32", "train.steps=10", "train.log_every=1", "train.save_every=5")
 FAST_TRAIN += ("optimizer.warmup_steps=2",)
-FAST_EVAL = ("eval.batch_size=20", "eval.gallery=40", "eval.captions=20", "eval.rerank=4")
-FAST_PRETRAIN_EVAL = ("eval.draw=8", "eval.probe=20")
+FAST_EVAL = ("eval.batch_size=20", "eval.retrieval.gallery_size=40", "eval.rerank.top_k=4")
+FAST_EVAL += ("eval.caption.max_items=20", "eval.transcript.max_items=20")
+FAST_PRETRAIN_EVAL = ("eval.image_generation.max_items=8", "eval.masked.max_items=20")
 
 AT_ONCE = 2  # commands side by side: much of what an evaluation takes is compilation, which keeps one core busy
 POLL_SECONDS = 0.5

@@ -8,13 +8,13 @@ import hashlib
 import itertools
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 
 from src.data.errors import DataError
+from src.files import ROOT
 
-ASSETS = Path(__file__).resolve().parents[3] / "assets" / "emoji"
+ASSETS = ROOT / "assets" / "emoji"
 HELD_OUT_SHARE = 0.12  # of the unordered pairs of objects; half of them for dev, half for test
 PATIENCE = 500  # draws in a row without new facts after which a split counts as used up
 SPLITS = ("train", "dev", "test")

@@ -1,42 +1,44 @@
-"""What pre-training has learned at the token and the sample level, on held-out data.
+"""Masked modelling and matching on held-out data: what pre-training has learned at the token and the sample level.
 
-Each figure stands beside what a model that looks at nothing would reach: ``*_chance``.
+Each metric stands beside what a model that looks at nothing would reach: ``*_chance``.
 """
 
+import functools
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from mindspore import Tensor, nn, ops
 
-from src.config import Config
+from src.config import Config, EvalConfig
 from src.data.pipeline import Loader
 from src.data.schema import IMAGE, MATCH_CASES
+from src.evaluation.evaluator import Evaluator, Needs, Split
+from src.inference.engine import Engine
 from src.models.batches import progress
 from src.models.image_tokenizer import ImageTokenizer
 from src.models.opt import OPT
 from src.objectives.objectives import Objectives
-
-PROBED = ("mlm", "mvm_code", "mvm_feature", "mvm_class", "mam_feature", "mam_contrastive", "matching")
+from src.objectives.table import MEASURED, measured_settings
 
 
 class _Predictions(nn.Cell):
-    """The token and the sample level on a whole batch: the tensors that :func:`_figures` counts, in ``names``' order.
+    """The token and the sample level on a whole batch: the tensors that :func:`_metrics` counts.
 
-    Args: painter: makes the codes of the batch's images; None: they are in the batch.
+    Args:
+        model: the network.
+        config: the objectives as they are trained, and the batch size.
+        image_tokenizer: makes the codes of the batch's images; None: they are in the batch.
 
     Inputs: the tensors that ``fields`` names.
     """
 
-    def __init__(self, model: OPT, config: Config, batch_size: int, image_tokenizer: ImageTokenizer | None) -> None:
+    def __init__(self, model: OPT, config: Config, image_tokenizer: ImageTokenizer | None) -> None:
         super().__init__(auto_prefix=False)
-        kept = {name: getattr(config.objectives, name) for name in PROBED}
-        others = {"contrastive": 0.0, "denoise_text": 0.0, "denoise_image": 0.0}
-        settings = replace(config.objectives, token_fraction=1.0, sample_fraction=1.0, **others, **kept)
-        self.objectives = Objectives(model, settings, batch_size)
-        self.fields, self.active = self.objectives.fields, self.objectives.names
-        self.image_tokenizer = image_tokenizer if "mvm_code" in self.active else None
+        settings = measured_settings(config.objectives)
+        self.objectives = Objectives(model, settings, config.eval.batch_size)
+        self.fields = self.objectives.fields
+        self.image_tokenizer = image_tokenizer
 
     def construct(self, *tensors):
         batch = {}
@@ -44,9 +46,8 @@ class _Predictions(nn.Cell):
             batch[self.fields[i]] = tensors[i]
         if self.image_tokenizer is not None:
             here = batch["presence"][:, IMAGE : IMAGE + 1]
-            batch["image_codes"] = (
-                self.image_tokenizer.encode(batch["image"]) + 1
-            ) * here - 1  # −1 where there is no image
+            codes = self.image_tokenizer.encode(batch["image"])
+            batch["image_codes"] = (codes + 1) * here - 1  # −1 where there is no image
         views = self.objectives.views(batch)
         clean = views[0]
         embeddings = None
@@ -60,7 +61,7 @@ class _Predictions(nn.Cell):
                 logits, weights = level.answers(batch, embeddings, fused, state)
                 found = (*found, ops.argmax(logits, -1), weights)
                 continue
-            if level.hides_text:
+            if level.masks_text:
                 found = (*found, ops.argmax(level.words(batch, fused), -1))
             if "mvm_code" in level.names:
                 logits, codes = level.codes(batch, fused)
@@ -70,35 +71,56 @@ class _Predictions(nn.Cell):
             if "mvm_class" in level.names:
                 logits, classes = level.classes(batch, fused)
                 found = (*found, ops.argmax(logits, -1), classes)
-            if level.hides_audio:
+            if level.masks_audio:
                 found = (*found, *level.frames(batch, clean, fused))
         return found
 
 
-class MaskedEvaluator:
-    """Measures masked modelling and matching of a model.
+class MaskedEvaluator(Evaluator):
+    """Accuracy of masked modelling and of matching, each objective that the model trains."""
 
-    Args:
-        config: which of the objectives are probed: those that it trains.
-        model: the network.
-        painter: makes the images' codes; None: those beside the shards are read.
-    """
+    name = "masked"
 
-    def __init__(self, config: Config, model: OPT, image_tokenizer: ImageTokenizer | None = None) -> None:
+    def __init__(self, engine: Engine) -> None:
+        super().__init__(engine)
+        config = engine.config
+        trains = config.objectives.weights
+        self.active = tuple(name for name in MEASURED if getattr(trains, name) > 0)
+        # codes are made of the images of a batch, where these have the size that the image tokenizer reads
+        same_size = config.model.image_tokenizer.size == config.model.image.size
+        self.makes_codes = bool(same_size and config.data.codes and config.model.image_codes)
+        self.reads_codes = "mvm_code" in self.active and not self.makes_codes
         self.batch_size = config.eval.batch_size
-        self.cell = _Predictions(model, config, self.batch_size, image_tokenizer)
-        self.active = self.cell.active
-        self.reads_codes = "mvm_code" in self.active and image_tokenizer is None
 
-    def run(self, loader: Loader, samples: int = 0) -> dict[str, Any]:
-        """Figures of a split's first samples (0: all), and the ``confusion`` of the five cases [truth][answer]."""
+    @functools.cached_property
+    def predictions(self) -> "_Predictions":
+        makes = self.makes_codes and "mvm_code" in self.active
+        image_tokenizer = self.engine.image_tokenizer if makes else None
+        return _Predictions(self.engine.model, self.engine.config, image_tokenizer)
+
+    def needs(self, settings: EvalConfig) -> Needs | None:
+        return Needs() if self.active else None
+
+    def run(self, split: Split) -> dict[str, Any]:
+        """``masked``: metrics of a split's first samples, and the ``confusion`` of the five cases [truth][answer]."""
+        metrics = self.measure(split.loader, split.settings.masked.max_items)
+        if split.sheets and "confusion" in metrics:
+            split.sheets.confusion(metrics["confusion"])
+        return {"masked": metrics}
+
+    def logged(self, metrics: Mapping[str, Any]) -> dict[str, float]:
+        found = metrics.get("masked", {})
+        return {name: value for name, value in found.items() if name.endswith(("accuracy", "cosine"))}
+
+    def measure(self, loader: Loader, samples: int = 0) -> dict[str, Any]:
+        """Metrics of the first samples (0: all)."""
         books: dict[str, list[np.ndarray]] = {}
         count = min(len(loader.dataset), samples or len(loader.dataset))
         batches = -(-count // self.batch_size)
-        for batch, n, _ in progress(loader.evaluation(self.batch_size, count), "probing", batches):
-            outputs = self.cell(*(Tensor(batch[name]) for name in self.cell.fields))
+        for batch, n, _ in progress(loader.evaluation(self.batch_size, count), "masked", batches):
+            outputs = self.predictions(*(Tensor(batch[name]) for name in self.predictions.fields))
             self._note(books, batch, [output.asnumpy() for output in outputs], n)
-        return _figures({name: np.concatenate(parts) for name, parts in books.items()})
+        return _metrics({name: np.concatenate(parts) for name, parts in books.items()})
 
     def _note(
         self, books: dict[str, list[np.ndarray]], batch: Mapping[str, np.ndarray], outputs: list[np.ndarray], n: int
@@ -132,23 +154,23 @@ class MaskedEvaluator:
             note("matching", weights, answers, batch["match_case"])
 
 
-def _figures(books: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    figures: dict[str, Any] = {}
+def _metrics(books: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    metrics: dict[str, Any] = {}
     for name in ("mlm", "mvm_code", "mvm_class", "matching"):
         truth = books.get(f"{name}_t", np.zeros(0))
         if len(truth):
-            figures[f"{name}_accuracy"] = float((books[f"{name}_p"] == truth).mean())
-            figures[f"{name}_chance"] = float(np.unique(truth, return_counts=True)[1].max() / len(truth))
+            metrics[f"{name}_accuracy"] = float((books[f"{name}_p"] == truth).mean())
+            metrics[f"{name}_chance"] = float(np.unique(truth, return_counts=True)[1].max() / len(truth))
     for name in ("patch", "frame"):
         truth = books.get(f"{name}_t", np.zeros(0))
         if len(truth):
-            figures[f"{name}_cosine"] = _mean_cosine(books[f"{name}_p"], truth)
-            figures[f"{name}_chance"] = _mean_cosine(truth.mean(0, keepdims=True), truth)
+            metrics[f"{name}_cosine"] = _mean_cosine(books[f"{name}_p"], truth)
+            metrics[f"{name}_chance"] = _mean_cosine(truth.mean(0, keepdims=True), truth)
     if "matching_t" in books:
         cases = len(MATCH_CASES)
         pairs = books["matching_t"].astype(int) * cases + books["matching_p"].astype(int)
-        figures["confusion"] = np.bincount(pairs.reshape(-1), minlength=cases * cases).reshape(cases, cases).tolist()
-    return figures
+        metrics["confusion"] = np.bincount(pairs.reshape(-1), minlength=cases * cases).reshape(cases, cases).tolist()
+    return metrics
 
 
 def _mean_cosine(x: np.ndarray, y: np.ndarray) -> float:

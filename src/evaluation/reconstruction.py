@@ -1,28 +1,24 @@
 """What an image tokenizer keeps of an image: peak signal-to-noise ratio, and how much of the codebook is in use."""
 
-import time
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from mindspore import Tensor, nn
 
-from src.config import Config
+from src.config import EvalConfig
 from src.data.images import ImageLoader
-from src.files import write_json
+from src.evaluation.evaluator import Evaluator, Needs, Split
+from src.inference.engine import Engine
 from src.models.batches import progress
 from src.models.image_tokenizer import ImageTokenizer
-from src.models.opt import count_parameters
-from src.report.sheets import reconstruction_sheet
-from src.report.tables import versions
 
-SHEET, TITLE = "reconstruction.png", "Images, and what their codes keep"
 SHOWN = 24  # images of the sheet: the first of the split, not the best
 EXACT = 1e-2  # mean squared error that counts as none: 68 dB
 
 
 class Reconstruct(nn.Cell):
-    """image (B, S, S, 3) uint8 → drawn again (B, S, S, 3) uint8, codes (B, C) int32."""
+    """image (B, S, S, 3) uint8 → decoded from its codes (B, S, S, 3) uint8, codes (B, C) int32."""
 
     def __init__(self, model: ImageTokenizer) -> None:
         super().__init__(auto_prefix=False)
@@ -33,71 +29,60 @@ class Reconstruct(nn.Cell):
         return self.model.decode(codes), codes
 
 
-class ReconstructionEvaluator:
-    """Measures an image tokenizer; its graph is compiled at first use and serves every later call.
+class ReconstructionEvaluator(Evaluator):
+    """PSNR of images decoded from their codes, perplexity and usage of the codes."""
 
-    Args:
-        config: data, eval and model.tokenizer.
-        model: the network, shared with whoever trains it.
-    """
+    name = "reconstruction"
 
-    def __init__(self, config: Config, model: ImageTokenizer) -> None:
-        self.config, self.model, self.reconstruct = config, model, Reconstruct(model)
+    def __init__(self, engine: Engine) -> None:
+        super().__init__(engine)
         self._loaders: dict[str, ImageLoader] = {}
+        self._graph: Reconstruct | None = None
 
-    def run(self, split: str = "", output: Path | None = None, images: int = 0) -> dict[str, Any]:
-        """Evaluates a split.
+    def needs(self, settings: EvalConfig) -> Needs | None:
+        return Needs() if self.engine.is_image_tokenizer or settings.image_generation.max_items else None
 
-        Args:
-            split: by default that of the configuration.
-            output: folder for metrics.json and figures; None: nothing is written.
-            images: only the first so many; 0: all.
+    def run(self, split: Split) -> dict[str, Any]:
+        """``reconstruction``: images, psnr, perplexity and usage."""
+        settings = split.settings
+        own = self.engine.is_image_tokenizer
+        count = settings.reconstruction.max_items if own else settings.image_generation.max_items
+        metrics, pairs = self.measure(split.name, count)
+        if split.sheets:
+            split.sheets.reconstructions(pairs)
+        return {"reconstruction": metrics}
 
-        Returns:
-            task, split, images, reconstruction (psnr, perplexity, usage), seconds, parameters and versions.
-        """
-        split = split or self.config.eval.split
-        began = time.monotonic()
-        figures, shown = self.measure(split, images)
-        metrics = {
-            "task": self.config.task,
-            "split": split,
-            "images": figures.pop("images"),
-            "reconstruction": figures,
-            "seconds": {"reconstruction": time.monotonic() - began},
-            "parameters": count_parameters(self.model),
-            "versions": versions(),
-        }
-        if output:
-            reconstruction_sheet(output / "figures" / SHEET, TITLE, shown)
-            write_json(output / "metrics.json", metrics)
-        return metrics
+    def logged(self, metrics: Mapping[str, Any]) -> dict[str, float]:
+        found = metrics["reconstruction"]
+        return {name: found[name] for name in ("psnr", "perplexity", "usage")}
 
     def measure(self, split: str, images: int = 0) -> tuple[dict[str, Any], list[tuple[np.ndarray, np.ndarray]]]:
-        """images, psnr, perplexity and usage; the first images, each with what was drawn from its codes."""
+        """images, psnr, perplexity and usage of a split's first images (0: all); the first, each with its decoded one."""
+        tokenizer = self.engine.image_tokenizer
         if split not in self._loaders:
-            self._loaders[split] = ImageLoader.held_out(self.config, split)
-        trained = self.model.training
-        self.reconstruct.set_train(False)
+            self._loaders[split] = ImageLoader.held_out(self.engine.config, split)
+        self._graph = self._graph or Reconstruct(tokenizer)
+        trained = tokenizer.training
+        self._graph.set_train(False)
         try:
             errors, counts, shown = self._measure(self._loaders[split], images)
         finally:
-            self.reconstruct.set_train(trained)
+            self._graph.set_train(trained)
         usage = float((counts > 0).mean())
-        figures = {"images": len(errors), "psnr": psnr(errors), "perplexity": perplexity(counts), "usage": usage}
-        return figures, shown
+        return {"images": len(errors), "psnr": psnr(errors), "perplexity": perplexity(counts), "usage": usage}, shown
 
     def _measure(self, loader: ImageLoader, images: int) -> tuple[np.ndarray, np.ndarray, list[Any]]:
         """Mean squared error of each image, how often each code occurs, and the first images in pairs."""
-        size = self.config.eval.batch_size
-        errors, counts, shown = [], np.zeros(self.config.model.tokenizer.codes, np.int64), []
+        config = self.engine.config
+        size = config.eval.batch_size
+        errors, counts, shown = [], np.zeros(config.model.image_tokenizer.codes, np.int64), []
         batches = -(-min(images or len(loader.ids), len(loader.ids)) // size)
         for batch, n, _ in progress(loader.evaluation(size, images), "reconstructing", batches):
             image = batch["image"][:n]
-            drawn, codes = (part.asnumpy()[:n] for part in self.reconstruct(Tensor(batch["image"])))
-            errors.append(((drawn.astype(np.float32) - image) ** 2).mean((1, 2, 3)))
+            decoded, codes = (part.asnumpy()[:n] for part in self._graph(Tensor(batch["image"])))
+            errors.append(((decoded.astype(np.float32) - image) ** 2).mean((1, 2, 3)))
             counts += np.bincount(codes.reshape(-1), minlength=len(counts))
-            shown += list(zip(image, drawn.copy(), strict=True))[: SHOWN - len(shown)]
+            shown += list(zip(image, decoded.copy(), strict=True))[: SHOWN - len(shown)]
         return np.concatenate(errors), counts, shown
 
 

@@ -1,4 +1,4 @@
-"""Images of an evaluation: what was found for the first queries of a split, and what was written under images."""
+"""What an evaluation shows: the first samples of a split with what was retrieved, captioned and generated."""
 
 from pathlib import Path
 
@@ -7,13 +7,12 @@ import numpy as np
 from src.data.audio import spectrogram
 from src.data.image import decode_image
 from src.data.pipeline import Loader
+from src.data.regions import sketch
 from src.data.schema import AUDIO, IMAGE, MATCH_CASES, MODALITIES, TEXT
 from src.demo.facts import FactMetric
-from src.evaluation.reconstruction import SHEET, TITLE
-from src.evaluation.retrieval import SHOWN, Ranking
-from src.files import write_json
 from src.inference.encode import Items
-from src.inference.media import sketch
+from src.inference.rerank import Ranking
+from src.report.coco import save_captions
 from src.report.plots import confusion_matrix
 from src.report.sheets import (
     Hit,
@@ -26,81 +25,83 @@ from src.report.sheets import (
 )
 
 ROWS = 6  # queries of a sheet: the first of the split, not the best
+HITS = 5
 CAPTIONS = 24
-DRAWINGS, ALBUM = 8, 32
-SHEETS = {  # direction → file and title
-    "t2i": ("retrieval_text.png", "Images found by text"),
-    "a2i": ("retrieval_voice.png", "Images found by voice"),
-    "i2t": ("retrieval_image.png", "Texts found by image"),
+GENERATED, ALBUM = 8, 32
+SHEETS = {  # direction → query, gallery, file and title
+    "text_to_image": (TEXT, IMAGE, "retrieval_by_text.png", "Images found by text"),
+    "audio_to_image": (AUDIO, IMAGE, "retrieval_by_speech.png", "Images found by speech"),
+    "image_to_text": (IMAGE, TEXT, "retrieval_by_image.png", "Texts found by image"),
 }
-MODALITY = {"t": TEXT, "i": IMAGE, "a": AUDIO}
 
 
 class Sheets:
-    """Draws into a folder; media are read again from the dataset, so that no evaluation keeps them in memory."""
+    """Writes into a folder; media are read again from the dataset, so that no evaluation keeps them in memory.
 
-    def __init__(self, loader: Loader, folder: Path) -> None:
+    Args:
+        loader: of the split; None where only images in pairs are shown.
+        folder: of the figure files.
+    """
+
+    def __init__(self, loader: Loader | None, folder: Path) -> None:
         self.loader, self.folder = loader, folder
-        self.model = loader.config.model
 
     def retrieval(self, items: dict[int, Items], rankings: dict[str, Ranking]) -> None:
         """A sheet for each direction of SHEETS that was ranked."""
-        for direction, (file, title) in SHEETS.items():
+        for direction, (query, gallery, file, title) in SHEETS.items():
             if direction not in rankings:
                 continue
-            asked, offered = items[MODALITY[direction[0]]], items[MODALITY[direction[2]]]
-            ranking = rankings[direction]
+            asked, offered, ranking = items[query], items[gallery], rankings[direction]
             rows = []
             for row in range(min(ROWS, len(ranking.queries))):
-                query = int(ranking.queries[row])
-                best = zip(ranking.indices[row, :SHOWN], ranking.shares[row, :SHOWN], strict=True)
-                hits = [
-                    self.hit(direction[2], offered, int(index), share, asked.images[query]) for index, share in best
-                ]
-                rows.append((self.query(direction[0], int(asked.samples[query])), hits))
+                item = int(ranking.queries[row])
+                best = zip(ranking.indices[row, :HITS], ranking.shares[row, :HITS], strict=True)
+                hits = [self._hit(gallery, offered, int(index), share, asked.images[item]) for index, share in best]
+                rows.append((self._query(query, int(asked.samples[item])), hits))
             title += f", each with its share among {ranking.indices.shape[1]} candidates"
             retrieval_sheet(self.folder / file, title, rows)
 
-    def query(self, letter: str, sample: int) -> Query:
+    def _query(self, modality: int, sample: int) -> Query:
         image, caption, clip = self.media(sample)
-        seen = {"t": None, "i": image, "a": clip}[letter]
-        return caption if seen is None else (seen, caption)
+        shown = {TEXT: None, IMAGE: image, AUDIO: clip}[modality]
+        return caption if shown is None else (shown, caption)
 
-    def hit(self, letter: str, offered: Items, index: int, share: float, wanted: int) -> Hit:
+    def _hit(self, modality: int, offered: Items, index: int, share: float, wanted: int) -> Hit:
         image, caption, _ = self.media(int(offered.samples[index]))
-        return caption, image if letter == "i" else None, share, bool(offered.images[index] == wanted)
+        return caption, image if modality == IMAGE else None, share, bool(offered.images[index] == wanted)
 
     def media(self, sample: int) -> tuple[np.ndarray | None, str, np.ndarray | None]:
-        """A sample's image uint8 [S, S, 3], caption, and audio uint8 [M, N]; None where there is nothing to see."""
-        record_index, caption, _ = self.loader.dataset.samples[sample]
-        record = next(self.loader.dataset.read([record_index]))
-        text, size = record.captions[caption] if caption >= 0 else "", self.model.image.size
+        """A sample's image uint8 [S, S, 3], caption, and log-mel uint8 [M, N]; None where there is nothing to see."""
+        model, dataset = self.loader.config.model, self.loader.dataset
+        record_index, caption, _ = dataset.samples[sample]
+        record = next(dataset.read([record_index]))
+        text, size = record.captions[caption] if caption >= 0 else "", model.image.size
         image = None
         if record.image is not None:
             image = decode_image(record.image, size, record.key)
         elif record.regions is not None:
             image = sketch(record.regions, size)
         clip = record.audio[max(caption, 0)] if record.audio else None
-        return image, text, None if clip is None else spectrogram(clip, self.model.audio)
+        return image, text, None if clip is None else spectrogram(clip, model.audio)
 
-    def drawings(self, subjects: dict[int, Items], drawn: dict[int, np.ndarray]) -> None:
-        """The first images, and beside each what was drawn of its text and of its speech; more, of texts alone."""
-        samples = subjects[TEXT].samples[:DRAWINGS].tolist()
-        places = {which: {s: at for at, s in enumerate(subjects[which].samples.tolist())} for which in drawn}
+    def generated(self, subjects: dict[int, Items], images: dict[int, np.ndarray]) -> None:
+        """The first originals, and beside each what was generated from its text and speech; more, from texts alone."""
+        samples = subjects[TEXT].samples[:GENERATED].tolist()
+        places = {which: {s: row for row, s in enumerate(subjects[which].samples.tolist())} for which in images}
         rows = []
         for sample in samples:
-            image, caption, _ = self.media(sample)
-            made = [drawn[which][at[sample]] if sample in at else None for which, at in places.items()]
-            rows.append((caption, [image, *made]))
-        names = ("original", *(f"from {MODALITIES[which]}" for which in drawn))
-        generation_sheet(self.folder / "drawings.png", "Images drawn from text and from speech", names, rows)
-        shown = zip(drawn[TEXT], subjects[TEXT].samples[:ALBUM].tolist(), strict=False)
+            original, caption, _ = self.media(sample)
+            made = [images[which][row[sample]] if sample in row else None for which, row in places.items()]
+            rows.append((caption, [original, *made]))
+        names = ("original", *(f"from {MODALITIES[which]}" for which in images))
+        generation_sheet(self.folder / "generated.png", "Images generated from text and from speech", names, rows)
+        shown = zip(images[TEXT], subjects[TEXT].samples[:ALBUM].tolist(), strict=False)
         album = [(image, self.media(sample)[1]) for image, sample in shown]
-        album_sheet(self.folder / "drawn_texts.png", "Images drawn from text", album)
+        album_sheet(self.folder / "generated_album.png", "Images generated from text", album)
 
     def reconstructions(self, pairs: list[tuple[np.ndarray, np.ndarray]]) -> None:
         """The first images above what the image tokenizer keeps of them."""
-        reconstruction_sheet(self.folder / SHEET, TITLE, pairs)
+        reconstruction_sheet(self.folder / "reconstruction.png", "Images, and what their codes keep", pairs)
 
     def confusion(self, counts: list[list[int]]) -> None:
         """What matching answered in each of its five cases."""
@@ -108,24 +109,14 @@ class Sheets:
         confusion_matrix(self.folder / "matching.png", title, MATCH_CASES, counts)
 
     def captions(
-        self, images: Items, written: list[str], references: list[list[str]], world: FactMetric | None
+        self, images: Items, generated: list[str], references: list[list[str]], facts: FactMetric | None
     ) -> None:
         """The first captions under their images, and all of them as a COCO result file."""
         shown = []
-        for sample, text, group in list(zip(images.samples, written, references, strict=True))[:CAPTIONS]:
-            right = all(world.compare(text, group).values()) if world else text in group
+        for sample, text, group in list(zip(images.samples, generated, references, strict=True))[:CAPTIONS]:
+            right = all(facts.compare(text, group).values()) if facts else text in group
             shown.append((self.media(int(sample))[0], text, group[0], right))
-        caption_sheet(self.folder / "captions.png", "Captions written from the image alone", shown)
-        keys = [record.key for record in self.loader.dataset.read(self.loader.dataset.samples[images.samples, 0])]
-        save_captions(self.folder.parent / "captions.json", keys, written)
-
-
-def save_captions(path: Path, names: list[str], written: list[str]) -> None:
-    """The COCO result format: a list of {"image_id", "caption"}."""
-    write_json(path, [{"image_id": coco_id(name), "caption": text} for name, text in zip(names, written, strict=True)])
-
-
-def coco_id(name: str) -> int | str:
-    """An image's number in COCO, which stands behind the split in the keys of its records; other names as they are."""
-    number = name.rpartition("/")[2]
-    return int(number) if number.isdecimal() and str(int(number)) == number else name
+        caption_sheet(self.folder / "captions.png", "Captions generated from the image alone", shown)
+        dataset = self.loader.dataset
+        keys = [record.key for record in dataset.read(dataset.samples[images.samples, 0])]
+        save_captions(self.folder.parent / "captions.json", keys, generated)

@@ -1,113 +1,152 @@
-"""Captions of a split's images and transcripts of its audio clips, with their figures."""
+"""Captions of a split's images and transcripts of its audio clips, measured against what the dataset says."""
 
-from dataclasses import replace
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from src.config import Config
+from src.config import EvalConfig
 from src.data.pipeline import Loader
 from src.data.schema import AUDIO, IMAGE, TEXT
 from src.demo.facts import FactMetric
-from src.evaluation.sheets import Sheets
-from src.generation.beam import BeamSearch
-from src.inference.encode import Items
+from src.evaluation.evaluator import Evaluator, Needs, Split
+from src.inference.encode import Items, first_images
 from src.metrics import captions
 from src.metrics.errors import error_rates
 
 EXAMPLES = 12  # captions that metrics.json shows
 
 
-class Writer:
-    """Writes what the task asks for.
+class CaptionEvaluator(Evaluator):
+    """Captions of images alone: BLEU, ROUGE-L, CIDEr-D, and the facts of a demo's world."""
 
-    Args:
-        config: the task, and what the model was trained to write from (objectives.denoise_given).
-        decoder: writes.
-    """
+    name = "caption"
 
-    def __init__(self, config: Config, decoder: BeamSearch) -> None:
-        given = config.objectives.denoise_given
-        self.decoder = decoder
-        self.captions = config.task != "speech_to_text"  # from images alone
-        self.transcribes = "audio" in given  # from audio clips alone
-        self.looks = config.task == "speech_to_text" and "image+audio" in given  # from audio clips with their images
+    def needs(self, settings: EvalConfig) -> Needs | None:
+        count = settings.caption.max_items
+        return Needs(count, frozenset({IMAGE}), frozenset({IMAGE})) if count else None
 
-    @property
-    def wanted(self) -> set[int]:
-        """The modalities that are read."""
-        images = {IMAGE} if self.captions or self.looks else set()
-        return images | ({AUDIO} if self.transcribes or self.looks else set())
-
-    def run(self, loader: Loader, items: dict[int, Items], sheets: Sheets | None) -> dict[str, Any]:
-        """``caption`` with ``examples``, ``transcription`` and ``transcription_with_image``, as far as there are any.
-
-        Args:
-            items: with the tokens of what is written from.
-            sheets: draws the captions; None: nothing is drawn.
-        """
-        metrics: dict[str, Any] = {}
-        if TEXT not in items:
-            return metrics
-        world = FactMetric.of(loader.dataset.info["about"])
-        texts = references(loader, items[TEXT])
-        if IMAGE in items and self.captions:
-            metrics.update(self._caption(items, texts, sheets, world))
-        if AUDIO in items:
-            said = dict(zip(items[TEXT].samples.tolist(), texts, strict=True))
-            clips = items[AUDIO].take(np.isin(items[AUDIO].samples, items[TEXT].samples))
-            if len(clips) and self.transcribes:
-                ids = self.transcribe(clips).ids
-                metrics["transcription"] = self._transcript(ids, clips, said, world)
-            if IMAGE in items and self.looks:
-                seen = clips.take(np.isin(clips.images, items[IMAGE].images))
-                if len(seen):
-                    ids = self._write_down_with(items[IMAGE], seen)
-                    metrics["transcription_with_image"] = self._transcript(ids, seen, said, world)
-        return metrics
-
-    def transcribe(self, clips: Items) -> Items:
-        """The audio clips with what the model hears in them, written once."""
-        if clips.ids is not None:
-            return clips
-        return replace(clips, ids=self.decoder.write({AUDIO: (clips.tokens, clips.mask)}, "transcripts"))
-
-    def _write_down_with(self, images: Items, clips: Items) -> np.ndarray:
-        """int32 [n, T] from the audio clips and each one's image."""
-        row_of = {number: row for row, number in enumerate(images.images.tolist())}
-        images = images.take(np.array([row_of[number] for number in clips.images.tolist()]))
-        given = {IMAGE: (images.tokens, images.mask), AUDIO: (clips.tokens, clips.mask)}
-        return self.decoder.write(given, "transcripts with images")
-
-    def _caption(
-        self, items: dict[int, Items], texts: list[str], sheets: Sheets | None, world: FactMetric | None
-    ) -> dict[str, Any]:
-        groups = _group(items[TEXT].images, texts)
+    def run(self, split: Split) -> dict[str, Any]:
+        """``caption`` and ``examples``."""
+        items = first_images(split.items, split.settings.caption.max_items)
+        if not {TEXT, IMAGE} <= items.keys():
+            return {}
+        groups = _group(items[TEXT].images, references(split.loader, items[TEXT]))
         images = items[IMAGE].take(np.isin(items[IMAGE].images, list(groups)))
         if not len(images):
             return {}
-        written = self.decoder.texts(self.decoder.write({IMAGE: (images.tokens, images.mask)}, "captions"))
+        generated, facts = self.engine.caption(images), fact_metric(split.loader)
         owned = [groups[number] for number in images.images]
-        if sheets:
-            sheets.captions(images, written, owned, world)
-        examples = list(zip(written, owned, strict=True))[:EXAMPLES]
+        if split.sheets:
+            split.sheets.captions(images, generated, owned, facts)
+        examples = list(zip(generated, owned, strict=True))[:EXAMPLES]
         return {
-            "caption": caption_figures(written, owned, world),
+            "caption": caption_metrics(generated, owned, facts),
             "examples": [{"caption": caption, "references": group} for caption, group in examples],
         }
 
-    def _transcript(
-        self, ids: np.ndarray, clips: Items, said: dict[int, str], world: FactMetric | None
-    ) -> dict[str, Any]:
-        spoken = [said[sample] for sample in clips.samples.tolist()]
-        return transcript_figures(self.decoder.texts(ids), spoken, world)
+    def logged(self, metrics: Mapping[str, Any]) -> dict[str, float]:
+        found = metrics.get("caption", {})
+        return {name: found[name] for name in ("facts_right", "cider_d") if name in found}
+
+
+class TranscriptEvaluator(Evaluator):
+    """Transcripts of audio clips alone, if the model is trained to write them: error rates by character and word."""
+
+    name = "transcription"
+
+    def needs(self, settings: EvalConfig) -> Needs | None:
+        trained = "audio" in self.engine.config.objectives.denoise_text.given
+        count = settings.transcript.max_items
+        return Needs(count, frozenset({AUDIO}), frozenset({AUDIO})) if count and trained else None
+
+    def run(self, split: Split) -> dict[str, Any]:
+        """``transcription``."""
+        items = first_images(split.items, split.settings.transcript.max_items)
+        clips = spoken(items)
+        if clips is None:
+            return {}
+        return {self.name: transcript_metrics(self.engine, split.loader, items[TEXT], self.engine.transcribe(clips))}
+
+    def logged(self, metrics: Mapping[str, Any]) -> dict[str, float]:
+        """1 − error rate of characters and of words."""
+        found = metrics.get(self.name)
+        units = ("character", "word") if found else ()
+        return {f"{self.name}_{unit}s_right": 1 - found[f"{unit}_error_rate"] for unit in units}
+
+
+class ImageTranscriptEvaluator(TranscriptEvaluator):
+    """Transcripts of audio clips that are heard beside their images."""
+
+    name = "transcription_with_image"
+
+    def needs(self, settings: EvalConfig) -> Needs | None:
+        trained = "image+audio" in self.engine.config.objectives.denoise_text.given
+        count, read = settings.transcript.max_items, frozenset({IMAGE, AUDIO})
+        return Needs(count, read, read) if count and trained else None
+
+    def run(self, split: Split) -> dict[str, Any]:
+        """``transcription_with_image``."""
+        items = first_images(split.items, split.settings.transcript.max_items)
+        clips = spoken(items)
+        if clips is None or IMAGE not in items:
+            return {}
+        clips = clips.take(np.isin(clips.images, items[IMAGE].images))
+        if not len(clips):
+            return {}
+        row_of = {number: row for row, number in enumerate(items[IMAGE].images.tolist())}
+        images = items[IMAGE].take(np.array([row_of[number] for number in clips.images.tolist()]))
+        clips = clips.with_ids(self.engine.transcribe_with_images(clips, images))
+        return {self.name: transcript_metrics(self.engine, split.loader, items[TEXT], clips)}
+
+
+def spoken(items: dict[int, Items]) -> Items | None:
+    """The audio clips whose texts are there, or None where there are none."""
+    if not {TEXT, AUDIO} <= items.keys():
+        return None
+    clips = items[AUDIO].take(np.isin(items[AUDIO].samples, items[TEXT].samples))
+    return clips if len(clips) else None
+
+
+def fact_metric(loader: Loader) -> FactMetric | None:
+    """Where the corpus is a world of the demo's, what compares the facts of texts."""
+    return FactMetric.of(loader.dataset.info["about"])
+
+
+def caption_metrics(predictions: list[str], references: list[list[str]], facts: FactMetric | None) -> dict[str, Any]:
+    """Metrics on words with those on characters inside, and the share of facts right.
+
+    Args:
+        predictions: one an image.
+        references: the captions of each image.
+        facts: compares facts, or None.
+    """
+    scored = captions.score(predictions, references)
+    stated = facts.score(predictions, references) if facts else {}
+    return {**stated, **scored["words"], "characters": scored["characters"], "images": len(predictions)}
+
+
+def transcript_metrics(engine: Any, loader: Loader, texts: Items, clips: Items) -> dict[str, Any]:
+    """Error rates of transcripts, and the share of facts right where the corpus states facts."""
+    said = dict(zip(texts.samples.tolist(), references(loader, texts), strict=True))
+    return score_transcripts(
+        engine.text_generator.decode(clips.ids),
+        [said[sample] for sample in clips.samples.tolist()],
+        fact_metric(loader),
+    )
+
+
+def score_transcripts(predictions: list[str], references: list[str], facts: FactMetric | None) -> dict[str, Any]:
+    """Error rates, the share of facts right (``facts``: compares them, or None), and the number of audio clips."""
+    stated = facts.score(predictions, [[text] for text in references]) if facts else {}
+    return {**error_rates(predictions, references), **stated, "clips": len(predictions)}
 
 
 def references(loader: Loader, texts: Items) -> list[str]:
     """The captions as they were written: the tokens lack what the vocabulary has not."""
-    records, captions = loader.dataset.samples[texts.samples, :2].T
+    records, numbers = loader.dataset.samples[texts.samples, :2].T
     found = loader.dataset.read(records)
-    return [record.captions[caption] for record, caption in zip(found, captions, strict=True)]
+    return [record.captions[number] for record, number in zip(found, numbers, strict=True)]
 
 
 def _group(numbers: np.ndarray, texts: list[str]) -> dict[int, list[str]]:
@@ -115,22 +154,3 @@ def _group(numbers: np.ndarray, texts: list[str]) -> dict[int, list[str]]:
     for number, text in zip(numbers.tolist(), texts, strict=True):
         groups.setdefault(number, []).append(text)
     return groups
-
-
-def caption_figures(predictions: list[str], references: list[list[str]], world: FactMetric | None) -> dict[str, Any]:
-    """Metrics on words with those on characters inside, and the share of facts right where a demo world was drawn.
-
-    Args:
-        predictions: one an image.
-        references: the captions of each image.
-        world: of the demo, or None.
-    """
-    scored = captions.score(predictions, references)
-    facts = world.score(predictions, references) if world else {}
-    return {**facts, **scored["words"], "characters": scored["characters"], "images": len(predictions)}
-
-
-def transcript_figures(predictions: list[str], references: list[str], world: FactMetric | None) -> dict[str, Any]:
-    """Error rates, and the share of facts right where a demo world was drawn."""
-    facts = world.score(predictions, [[text] for text in references]) if world else {}
-    return {**error_rates(predictions, references), **facts, "clips": len(predictions)}

@@ -1,35 +1,26 @@
-"""Chooses the weights of the second ranking (eval.rerank_*) on a split that nothing is reported of.
-
-    python -m src.evaluation.tuning --checkpoint runs/demo/retrieval
+"""Chooses the weights of re-ranking (eval.rerank) on a split that is not reported.
 
 The terms of every candidate's score are computed once; the weights are then tried on a grid. Only their ratio matters
-to an order, so that the largest is 1.
+to an order, so the largest is 1.
 """
 
-import argparse
 import itertools
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from src import cli
-from src.checkpoints.checkpoint import load_checkpoint_config
-from src.checkpoints.files import locate
 from src.config import ConfigError
-from src.evaluation.retrieval import TERMS, Scored
-from src.evaluation.run import Evaluator
+from src.evaluation.retrieval import RetrievalEvaluator, Scored
+from src.evaluation.run import Evaluation
 from src.files import write_json, write_text
 from src.inference.encode import encode_split
-from src.inference.load import load_model
+from src.inference.rerank import TERMS
 from src.metrics.recall import recall
-from src.report.tables import table
-from src.runtime import setup
+from src.report.tables import RECALLS, table
 
 STEPS = (0.0, 0.125, 0.25, 0.5, 1.0)
-KEYS = ("r1", "r5", "r10")  # means over the directions, the earlier the more important
 
 Weights = tuple[float, ...]  # of TERMS
 
@@ -41,72 +32,52 @@ def grid() -> list[Weights]:
 
 
 def measure(scored: Sequence[Scored], weights: Weights) -> dict[str, float]:
-    """Means over the directions of recall after ranking again."""
-    figures = []
-    for direction, items, terms in scored:
-        scores = sum(weight * terms[name] for name, weight in zip(TERMS, weights, strict=True) if weight > 0)
-        figures.append(recall(direction.reranked(items, scores)[0]))
-    return {key: float(np.mean([found[key] for found in figures])) for key in KEYS}
+    """Recall after re-ranking, mean over the directions."""
+    recalls = []
+    for one in scored:
+        scores = sum(weight * one.terms[name] for name, weight in zip(TERMS, weights, strict=True) if weight > 0)
+        recalls.append(recall(one.direction.reranked(one.items, scores)[0]))
+    return {key: float(np.mean([found[key] for found in recalls])) for key in RECALLS}
 
 
-def tune(evaluator: Evaluator, split: str, output: Path) -> Weights:
-    """Prints what weights reach and writes the best: rerank.json, and rerank.yaml to name as a ``base:``.
+def tune(evaluation: Evaluation, split: str, output: Path) -> Weights:
+    """Prints what weights reach and writes the best: reranking.json, and reranking.yaml to name as a ``base:``.
 
     Raises:
-        ConfigError: the split is the one that is reported, or there is nothing to choose.
+        ConfigError: the task is not judged by retrieval, the split is the one that is reported, or nothing is re-ranked.
     """
-    settings = evaluator.config.eval
+    config, engine = evaluation.config, evaluation.engine
+    settings = config.eval
+    evaluator = next((one for one in evaluation.evaluators if isinstance(one, RetrievalEvaluator)), None)
+    if evaluator is None:
+        raise ConfigError(f"task={config.task} is not judged by retrieval: only retrieval is re-ranked")
     if split == settings.split:
-        raise ConfigError(f"--split {split}: it is eval.split, which is reported: choose the weights on another split")
-    if not settings.rerank:
-        raise ConfigError("eval.rerank=0 ranks nothing again: there is no weight to choose")
-    items = evaluator.for_retrieval(encode_split(evaluator.encoder, evaluator.loader(split), settings.gallery))
-    scored = evaluator.retriever.scored(evaluator.retriever.first_stage(items, settings.rerank), TERMS)
-    figures = {weights: measure(scored, weights) for weights in grid()}
-    best = max(figures, key=lambda weights: [figures[weights][key] for key in KEYS])
-    shown: dict[str, Weights] = {f"{name} alone": _alone(name) for name in TERMS} | {"best": best}
-    rows = [[label, *weights, *figures[weights].values()] for label, weights in shown.items()]
-    print(f"{split}, mean of {', '.join(direction.name for direction, _, _ in scored)}\n")
-    print(table(rows, ["weights", *TERMS, "R@1", "R@5", "R@10"]), end="\n\n")
-    _write(output, split, figures, best)
+        raise ConfigError(f"--split {split} is eval.split, which is reported: choose the weights on another split")
+    if not settings.rerank.top_k:
+        raise ConfigError("eval.rerank.top_k=0 re-ranks nothing: there is no weight to choose")
+    items = encode_split(engine.encoder, evaluation.loader(split), settings.retrieval.gallery_size)
+    items = evaluator.with_transcripts(items)
+    scored = evaluator.second_stage(evaluator.first_stage(items, settings.rerank.top_k), TERMS)
+    recalls = {weights: measure(scored, weights) for weights in grid()}
+    # the earlier of RECALLS counts more
+    best = max(recalls, key=lambda weights: [recalls[weights][key] for key in RECALLS])
+    shown: dict[str, Weights] = {f"{name} only": _only(name) for name in TERMS} | {"best": best}
+    rows = [[label, *weights, *recalls[weights].values()] for label, weights in shown.items()]
+    print(f"{split}, mean of {', '.join(one.direction.name for one in scored)}\n")
+    print(table(rows, ["weights", *TERMS, *RECALLS]), end="\n\n")
+    _write(output, split, recalls, best)
     return best
 
 
-def _alone(name: str) -> Weights:
+def _only(name: str) -> Weights:
     return tuple(float(term == name) for term in TERMS)
 
 
-def _write(output: Path, split: str, figures: dict[Weights, dict[str, float]], best: Weights) -> None:
-    tried: list[dict[str, Any]] = [dict(zip(TERMS, weights, strict=True)) | found for weights, found in figures.items()]
-    write_json(output / "rerank.json", {"split": split, "tried": tried})
-    keys = {f"rerank_{name}": weight for name, weight in zip(TERMS, best, strict=True)}
-    lines = "".join(f"  {key}: {value}\n" for key, value in keys.items())
-    write_text(output / "rerank.yaml", f"# chosen on the split {split}\neval:\n{lines}")
-    print("eval.py " + " ".join(f"eval.{key}={value}" for key, value in keys.items()))
-    print(output / "rerank.yaml")
-
-
-def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    parser.add_argument("--checkpoint", required=True, metavar="DIR", help="run or checkpoint folder, pretrained/…")
-    parser.add_argument("--split", help="split of the dataset to choose on (default: data.eval_split)")
-    parser.add_argument("--output", metavar="DIR", type=Path, help="where results go (default: CHECKPOINT)")
-    parser.add_argument("settings", nargs="*", metavar="key=value", help="changes of the configuration")
-    return parser.parse_intermixed_args()
-
-
-def main() -> None:
-    args = parse()
-    folder = locate(args.checkpoint)
-    config = load_checkpoint_config(folder, args.settings)
-    if config.task not in ("pretrain", "retrieval"):
-        raise ConfigError(f"{folder} is a checkpoint of task={config.task}: retrieval alone is ranked again")
-    setup(replace(config.runtime, distributed=False), config.seed)
-    config, model = load_model(folder, args.settings)
-    tune(Evaluator(config, model), args.split or config.data.eval_split, args.output or Path(args.checkpoint))
-
-
-if __name__ == "__main__":
-    cli.run(main)
+def _write(output: Path, split: str, recalls: dict[Weights, dict[str, float]], best: Weights) -> None:
+    tried: list[dict[str, Any]] = [dict(zip(TERMS, weights, strict=True)) | found for weights, found in recalls.items()]
+    write_json(output / "reranking.json", {"split": split, "tried": tried})
+    chosen = dict(zip(TERMS, best, strict=True))
+    listed = ", ".join(f"{name}: {weight}" for name, weight in chosen.items())
+    write_text(output / "reranking.yaml", f"# chosen on the split {split}\neval:\n  rerank: {{{listed}}}\n")
+    print("eval.py " + " ".join(f"eval.rerank.{name}={weight}" for name, weight in chosen.items()))
+    print(output / "reranking.yaml")

@@ -17,43 +17,8 @@ from mindspore import nn
 
 from src.config import ModelConfig
 from src.data.schema import MATCH_CASES, Field, batch_fields
+from src.models.encoding import EncodeAudio, EncodeImage, EncodeText
 from src.models.opt import OPT
-
-
-class TextGraph(nn.Cell):
-    """text_ids, text_mask (B, T) int32 → embedding (B, E), tokens (B, T, D)."""
-
-    def __init__(self, model: OPT) -> None:
-        super().__init__()
-        self.model = model
-
-    def construct(self, text_ids, text_mask):
-        tokens = self.model.text_encoder(text_ids, text_mask)
-        return self.model.embed_text(tokens, text_mask), tokens
-
-
-class ImageGraph(nn.Cell):
-    """The batch fields that the image encoder reads → embedding (B, E), tokens (B, P, D), mask (B, P) int32."""
-
-    def __init__(self, model: OPT) -> None:
-        super().__init__()
-        self.model = model
-
-    def construct(self, *inputs):
-        tokens, mask = self.model.encode_image(inputs)
-        return self.model.embed_image(tokens, mask), tokens, mask
-
-
-class AudioGraph(nn.Cell):
-    """audio (B, M, N) uint8, audio_frames (B,) int32 → embedding (B, E), tokens (B, F, D), mask (B, F) int32."""
-
-    def __init__(self, model: OPT) -> None:
-        super().__init__()
-        self.model = model
-
-    def construct(self, audio, audio_frames):
-        tokens, mask = self.model.audio_encoder(audio, audio_frames)
-        return self.model.embed_audio(tokens, mask), tokens, mask
 
 
 class CrossGraph(nn.Cell):
@@ -112,9 +77,9 @@ def build_graphs(model: OPT, config: ModelConfig) -> dict[str, Graph]:
     meanings["text_logits"] = "of the token behind each input token"
     cross = ("text_tokens", "image_tokens", "audio_tokens", "text_mask", "image_mask", "audio_mask", "presence")
     plan: dict[str, tuple[type[nn.Cell], tuple[str, ...], tuple[str, ...]]] = {
-        "text_encoder": (TextGraph, ("text_ids", "text_mask"), ("text_embedding", "text_tokens")),
-        "image_encoder": (ImageGraph, model.image_fields, ("image_embedding", "image_tokens", "image_mask")),
-        "audio_encoder": (AudioGraph, ("audio", "audio_frames"), ("audio_embedding", "audio_tokens", "audio_mask")),
+        "text_encoder": (EncodeText, ("text_ids", "text_mask"), ("text_embedding", "text_tokens")),
+        "image_encoder": (EncodeImage, model.image_fields, ("image_embedding", "image_tokens", "image_mask")),
+        "audio_encoder": (EncodeAudio, ("audio", "audio_frames"), ("audio_embedding", "audio_tokens", "audio_mask")),
         "cross_encoder": (CrossGraph, cross, ("fused", "fused_mask", "match_logits")),
         "text_decoder": (DecoderGraph, ("text_ids", "fused", "fused_mask"), ("text_logits",)),
     }

@@ -1,4 +1,4 @@
-"""Writing text from an image, an audio clip or both: beam search over a key/value cache; greedy decoding is a beam of one.
+"""Text from an image, an audio clip or both: beam search over a key/value cache; greedy decoding is a beam of one.
 
 Letters: ``B`` inputs, ``K`` beams of each, ``N`` = B·K rows, ``T`` positions, ``V`` vocabulary, ``L`` tokens of one.
 """
@@ -10,11 +10,11 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
 
-from src.config import EvalConfig
+from src.config import DecodingConfig
 from src.data.schema import AUDIO, IMAGE
 from src.data.tokenizer import Tokenizer
 from src.generation.cache import CachedDecoder, Read, called_often, past_bias
-from src.generation.text_sampling import never_written
+from src.generation.text_sampling import never_generated
 from src.models.batches import fitting_size, pad_rows, progress
 from src.models.layers import MASKED
 from src.models.opt import OPT
@@ -24,18 +24,18 @@ Encoded = tuple[np.ndarray, np.ndarray]  # tokens float32 [n, L, D] and their ma
 
 @dataclass(frozen=True)
 class BeamSettings:
-    """How a text is searched for. Lengths count the tokens that are written, the closing [SEP] included."""
+    """Settings of the search. Lengths count the generated tokens, the closing [SEP] included."""
 
     beams: int = 1  # K
     length_penalty: float = 0.0  # α: texts compare by log p / ((5 + n) / 6)^α (Wu et al. 2016)
-    no_repeat_ngram: int = 0  # no run of so many tokens twice in a text; 0: no matter
+    no_repeat_ngram: int = 0  # no sequence of so many tokens occurs twice in a text; 0: any may
     min_length: int = 0
     max_length: int = 0  # 0: what the model has room for
 
     @classmethod
-    def of(cls, config: EvalConfig) -> "BeamSettings":
+    def of(cls, config: DecodingConfig) -> "BeamSettings":
         lengths = config.min_length, config.max_length
-        return cls(config.beam, config.length_penalty, config.no_repeat_ngram, *lengths)
+        return cls(config.beam_size, config.length_penalty, config.no_repeat_ngram, *lengths)
 
     def penalty(self, tokens: int) -> float:
         return ((5 + tokens) / 6) ** self.length_penalty
@@ -60,7 +60,7 @@ class _Fuse(nn.Cell):
 
 
 class _Step(nn.Cell):
-    """The next tokens that are worth a look.
+    """The likeliest next tokens.
 
     Args:
         cached: of N rows.
@@ -68,11 +68,11 @@ class _Step(nn.Cell):
 
     Inputs:
         ids (N,) int32, the last tokens; position () int32, where they stand; bias of :meth:`CachedDecoder.step`;
-        allowed (V,) or (N, V) float32, added to the logits: MASKED where a token may not be written.
+        allowed (V,) or (N, V) float32, added to the logits: MASKED where a token may not be generated.
 
     Outputs:
         (N,) int32, the likeliest token, where C is 1. Otherwise (N, C) int32, the likeliest first, and (N, C) float32,
-        their log-probabilities among the tokens that may be written.
+        their log-probabilities among the tokens that may be generated.
     """
 
     def __init__(self, cached: CachedDecoder, choices: int) -> None:
@@ -90,10 +90,10 @@ class _Step(nn.Cell):
 
 
 class _Hypotheses:
-    """The beams of B inputs, and how they go on. A text that has ended keeps its place while its score does.
+    """The beams of B inputs, extended token by token. A text that has ended stays while its score is among the best.
 
     Args:
-        inputs, length, limit: B, T, and the greatest number of tokens that are written.
+        inputs, length, limit: B, T, and the most tokens that are generated.
         settings: K and the penalty.
         tokenizer: what begins, ends and fills a text.
     """
@@ -104,18 +104,18 @@ class _Hypotheses:
         self.ids = np.full((inputs, beams, length), tokenizer.pad_id, np.int32)
         self.ids[:, :, 0] = tokenizer.cls_id
         self.origins = np.tile(np.arange(beams)[:, None], (inputs, 1, length))  # where the cache holds a beam's past
-        # log p of texts that go on, of which there is one at first; −inf: of no use
+        # log p of unfinished texts, of which there is one at first; −inf: none
         self.going = np.where(np.arange(beams) == 0, 0.0, np.full((inputs, 1), -np.inf))
         self.ended = np.full((inputs, beams), -np.inf)  # scores of texts that have ended
 
-    def extend(self, written: int, tokens: np.ndarray, logs: np.ndarray) -> None:
+    def extend(self, generated: int, tokens: np.ndarray, logs: np.ndarray) -> None:
         """Goes on by one token.
 
         Args:
-            written: tokens that every text then has, unless it ended before.
+            generated: tokens that every text then has, unless it ended before.
             tokens, logs: [B, K, C], choices of every beam and their log-probabilities, best first.
         """
-        penalty, beams = self.settings.penalty(written), self.settings.beams
+        penalty, beams = self.settings.penalty(generated), self.settings.beams
         logs = np.where(logs > MASKED / 2, logs, -np.inf)
         sums = self.going[:, :, None] + logs  # [B, K, C]
         scores = sums / penalty
@@ -128,14 +128,14 @@ class _Hypotheses:
         rows = np.arange(len(flat))[:, None]
         over = over[rows, parent]
         self.ids, self.origins = self.ids[rows, parent], self.origins[rows, parent]
-        self.origins[:, :, written:] = np.arange(beams)[:, None]
+        self.origins[:, :, generated:] = np.arange(beams)[:, None]
         chosen = np.where(over, self.tokenizer.pad_id, tokens[rows, parent, choice])
-        self.ids[:, :, written] = chosen
+        self.ids[:, :, generated] = chosen
         ends = ~over & (chosen == self.tokenizer.sep_id)
         sums, scores = sums[rows, parent, choice], flat[rows, order]
         self.ended = np.where(over | ends, scores, -np.inf)
         self.going = np.where(over | ends, -np.inf, sums)
-        # what even without a further loss cannot be better than the best text that has ended may stop
+        # a text that could not beat the best ended one even at no further cost is given up
         hopeless = self.going / self.settings.penalty(self.limit) <= self.ended.max(1, keepdims=True)
         self.going[hopeless] = -np.inf
 
@@ -154,19 +154,19 @@ class _Hypotheses:
 
 
 class BeamSearch:
-    """Writes the likeliest texts, from [CLS] to [SEP] or the greatest length; the same for the same input, always.
+    """Generates the likeliest texts, from [CLS] to [SEP] or the greatest length; deterministic.
 
     Args:
         model: the network.
         tokenizer: its vocabulary.
-        batch_size: inputs at once; fewer are written by a smaller graph.
-        settings: how is searched.
+        batch_size: inputs at once; fewer use a smaller graph.
+        settings: of the search.
     """
 
     def __init__(self, model: OPT, tokenizer: Tokenizer, batch_size: int, settings: BeamSettings | None = None) -> None:
         self.model, self.tokenizer, self.batch_size = model, tokenizer, batch_size
         self.settings = settings or BeamSettings()
-        self._never, self._never_or_end = never_written(tokenizer), never_written(tokenizer)
+        self._never, self._never_or_end = never_generated(tokenizer), never_generated(tokenizer)
         self._never_or_end[tokenizer.sep_id] = MASKED
         # of every position, made once
         self._allowances = Tensor(self._never), Tensor(self._never_or_end)
@@ -176,10 +176,10 @@ class BeamSearch:
 
     @property
     def limit(self) -> int:
-        """How many tokens are written at most."""
+        """The most tokens that are generated."""
         return self.settings.max_length or self.model.text_len - 1
 
-    def write(self, given: Mapping[int, Encoded], label: str = "writing") -> np.ndarray:
+    def generate(self, given: Mapping[int, Encoded], label: str = "generating") -> np.ndarray:
         """A text for every row.
 
         Args:
@@ -206,8 +206,8 @@ class BeamSearch:
             texts[rows] = self.search(size, step)[: rows.stop - start]
         return texts
 
-    def texts(self, ids: np.ndarray) -> list[str]:
-        """Rows of :meth:`write` as text."""
+    def decode(self, ids: np.ndarray) -> list[str]:
+        """Rows of :meth:`generate` as text."""
         return [self.tokenizer.decode(row) for row in ids]
 
     def build(self, size: int, places: np.ndarray) -> tuple[Read, _Step]:
@@ -240,25 +240,25 @@ class BeamSearch:
         size = self.settings.no_repeat_ngram
         if not size:
             return self._allowances[early]
-        written = found.ids[:, :, 1 : position + 1].reshape(len(found.ids) * self.settings.beams, position)
+        generated = found.ids[:, :, 1 : position + 1].reshape(len(found.ids) * self.settings.beams, position)
         allowed = self._never_or_end if early else self._never
-        return Tensor(allowed + np.float32(MASKED) * repeated(written, size, len(allowed)))
+        return Tensor(allowed + np.float32(MASKED) * repeated(generated, size, len(allowed)))
 
 
-def repeated(written: np.ndarray, size: int, vocab_size: int) -> np.ndarray:
-    """Which tokens would complete a run of ``size`` tokens that a text has already.
+def repeated(generated: np.ndarray, size: int, vocab_size: int) -> np.ndarray:
+    """Which tokens would complete a sequence of ``size`` tokens that a text already has.
 
     Args:
-        written: int32 [N, n].
+        generated: int32 [N, n].
 
     Returns:
         bool [N, V].
     """
-    rows, length = written.shape
+    rows, length = generated.shape
     found = np.zeros((rows, vocab_size), bool)
     if length >= size:
-        windows = np.lib.stride_tricks.sliding_window_view(written, size, axis=1)  # [N, n − size + 1, size]
-        same = (windows[:, :, :-1] == written[:, None, length - size + 1 :]).all(2)
+        windows = np.lib.stride_tricks.sliding_window_view(generated, size, axis=1)  # [N, n − size + 1, size]
+        same = (windows[:, :, :-1] == generated[:, None, length - size + 1 :]).all(2)
         row, place = np.nonzero(same)
         found[row, windows[row, place, -1]] = True
     return found

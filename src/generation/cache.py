@@ -12,7 +12,7 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
 from src.models.decoder import Decoder
-from src.models.layers import MASKED, Block, FeedForward, LayerNorm, padding_bias
+from src.models.layers import MASKED, Block, FeedForward, LayerNorm, cast, padding_bias
 
 
 def _normalise(norm: LayerNorm, x: Tensor) -> Tensor:
@@ -36,14 +36,15 @@ class _CachedBlock(nn.Cell):
 
     def __init__(self, block: Block, name: str, memories: int, beams: int, positions: int, memory_len: int) -> None:
         super().__init__(auto_prefix=False)
+        kind = block.compute_type
         self.block, self.beams = block, beams
         self.heads, self.head_width = block.attention.heads, block.attention.head_width
         self.groups, self.room = memories * self.heads, positions * beams
-        self.memory_keys = _state(f"{name}.memory_keys", self.groups, memory_len, self.head_width)
-        self.memory_values = _state(f"{name}.memory_values", self.groups, memory_len, self.head_width)
+        self.memory_keys = _state(f"{name}.memory_keys", self.groups, memory_len, self.head_width, kind=kind)
+        self.memory_values = _state(f"{name}.memory_values", self.groups, memory_len, self.head_width, kind=kind)
         # one row a memory, head, position and beam, so that a position's are written by number
-        self.keys = _state(f"{name}.keys", self.groups * self.room, self.head_width)
-        self.values = _state(f"{name}.values", self.groups * self.room, self.head_width)
+        self.keys = _state(f"{name}.keys", self.groups * self.room, self.head_width, kind=kind)
+        self.values = _state(f"{name}.values", self.groups * self.room, self.head_width, kind=kind)
         self.write = ops.ScatterUpdate()
 
     def read(self, keys, values):
@@ -75,7 +76,7 @@ class _CachedBlock(nn.Cell):
     def construct(self, x, rows, bias, memory_bias):
         """x (N, D); rows (N·H,) int32 of the cache to write; biases for the cache and for the memory → (N, D)."""
         block, pre = self.block, self.block.pre
-        normal = _normalise(block.attention_norm, x) if pre else x
+        normal = cast(_normalise(block.attention_norm, x) if pre else x, block.compute_type)
         attention = block.attention
         keys = self.write(self.keys, rows, attention.key(normal).reshape(-1, self.head_width))
         values = self.write(self.values, rows, attention.value(normal).reshape(-1, self.head_width))
@@ -191,5 +192,5 @@ def past_bias(position: int, length: int, origins: np.ndarray | None = None) -> 
     return bias.reshape(memories, 1, beams, length * beams)
 
 
-def _state(name: str, *shape: int) -> Parameter:
-    return Parameter(Tensor(np.zeros(shape, np.float32)), name=name, requires_grad=False)
+def _state(name: str, *shape: int, kind=ms.float32) -> Parameter:
+    return Parameter(Tensor(np.zeros(shape, np.float32), kind), name=name, requires_grad=False)

@@ -1,6 +1,6 @@
-"""Drawing images from a text, an audio clip or both: sampling of image codes, with a key/value cache.
+"""Images from a text, an audio clip or both: sampling of image codes, with a key/value cache.
 
-Letters: ``n`` rows to draw for, ``N`` samples of each, ``B`` samples drawn at once, ``L`` fused length, ``D`` width,
+Letters: ``n`` rows, ``N`` samples of each, ``B`` samples at once, ``L`` fused length, ``D`` width,
 ``K`` codes, ``P'`` codes of an image.
 """
 
@@ -22,11 +22,11 @@ Encoded = tuple[np.ndarray, np.ndarray]  # tokens float32 [n, length, width] and
 
 @dataclass(frozen=True)
 class Sampling:
-    """How codes are drawn; the order is guidance, top-k, temperature."""
+    """How codes are sampled; the order is guidance, top-k, temperature."""
 
     samples: int = 1  # N: images for each row
     temperature: float = 1.0  # 0: always the likeliest code
-    top_k: int = 0  # only the k likeliest codes are drawn; 0: all
+    top_k: int = 0  # only the k likeliest codes are sampled; 0: all
     guidance: float = 0.0  # w: logits are (1 + w) · given − w · given nothing (Ho and Salimans 2022)
     seed: int = 0
 
@@ -42,7 +42,7 @@ class _Step(nn.Cell):
     """The logits of the next code of every sample.
 
     Args:
-        cached: of B rows; with guidance of 2B, those given nothing behind those given something.
+        cached: of B rows; with guidance of 2B, first those given something, then those given nothing.
         guided: whether there is guidance.
 
     Inputs:
@@ -74,7 +74,7 @@ def sample_codes(logits: np.ndarray, noise: np.ndarray, top_k: int) -> np.ndarra
         logits: float32 [B, K].
         noise: float32 [B, K], Gumbel's times the temperature: the same as dividing the logits by it, and 0 is no
             special case.
-        top_k: codes less likely than the k-th are not drawn; 0: all may be.
+        top_k: codes less likely than the k-th are not sampled; 0: all may be.
 
     Returns:
         int32 [B].
@@ -87,32 +87,32 @@ def sample_codes(logits: np.ndarray, noise: np.ndarray, top_k: int) -> np.ndarra
 
 
 class CodeSampler:
-    """Draws code sequences; the same seed gives the same images whatever the batch and the order of rows.
+    """Samples code sequences; the same seed gives the same images whatever the batch and the order of rows.
 
     Args:
         cross_encoder: fuses what is given.
-        decoder: draws the codes.
-        batch_size: samples drawn at once; fewer are drawn by a smaller graph.
+        decoder: of the codes.
+        batch_size: samples at once; fewer use a smaller graph.
     """
 
     def __init__(self, cross_encoder: CrossEncoder, decoder: ImageDecoder, batch_size: int) -> None:
         self.cross_encoder, self.decoder, self.batch_size = cross_encoder, decoder, batch_size
         self._graphs: dict[tuple, dict[int, tuple[Read, _Step]]] = {}  # by what is given and guidance, then size
 
-    def draw(
+    def sample(
         self,
         sampling: Sampling,
         text: Encoded | None = None,
         audio: Encoded | None = None,
         rows: Sequence[int] | None = None,
-        label: str = "drawing",
+        label: str = "generating",
     ) -> np.ndarray:
-        """Draws N images for every row.
+        """Samples the codes of N images for every row.
 
         Args:
-            sampling: how.
+            sampling: settings.
             text, audio: encoded; None: absent.
-            rows: numbers of the rows, of which with the seed the noise is made; 0 … n − 1 by default.
+            rows: numbers of the rows, which with the seed determine the noise; 0 … n − 1 by default.
             label: of the progress bar.
 
         Returns:
@@ -130,17 +130,17 @@ class CodeSampler:
         size = fitting_size(count * sampling.samples, self.batch_size, graphs)
         if size not in graphs:
             graphs[size] = self._build(size, places, bool(sampling.guidance))
-        owner, sample = np.divmod(np.arange(count * sampling.samples), sampling.samples)
+        owner, number_of = np.divmod(np.arange(count * sampling.samples), sampling.samples)
         codes = np.empty((len(owner), self.decoder.length), np.int32)
         for start in progress(range(0, len(owner), size), label):
             part = slice(start, start + size)
             chosen = pad_rows(owner[part], size)
             streams = [
                 np.random.default_rng((sampling.seed, int(rows[row]), int(number)))
-                for row, number in zip(owner[part], sample[part], strict=True)
+                for row, number in zip(owner[part], number_of[part], strict=True)
             ]
             given_rows = memory[chosen], mask[chosen]
-            codes[part] = self._draw(graphs[size], given_rows, nothing, streams, sampling)[: len(streams)]
+            codes[part] = self._sample(graphs[size], given_rows, nothing, streams, sampling)[: len(streams)]
         return codes.reshape(count, sampling.samples, -1)
 
     def _fuse(self, text: Encoded | None, audio: Encoded | None, label: str) -> tuple[np.ndarray, ...]:
@@ -159,7 +159,7 @@ class CodeSampler:
         cached = CachedDecoder(self.decoder, size * (1 + guided), places)
         return Read(cached), called_often(_Step(cached, guided))
 
-    def _draw(
+    def _sample(
         self,
         graphs: tuple[Read, _Step],
         given: Encoded,
@@ -167,7 +167,7 @@ class CodeSampler:
         streams: list[np.random.Generator],
         sampling: Sampling,
     ) -> np.ndarray:
-        """int32 [B, P'] for one batch; rows without a stream of noise are filling."""
+        """int32 [B, P'] for one batch; rows without a stream of noise are padding."""
         read, step = graphs
         size = len(given[0])
         if nothing is not None:

@@ -1,4 +1,4 @@
-"""Texts drawn from the model's own distribution.
+"""Texts sampled from the model's own distribution.
 
 Letters: ``B`` inputs, ``S`` texts of each, ``N`` = B·S, ``T`` positions, ``V`` vocabulary.
 """
@@ -14,7 +14,7 @@ from src.generation.cache import CachedDecoder, called_often, past_bias
 from src.models.layers import MASKED
 
 
-def never_written(tokenizer: Tokenizer) -> np.ndarray:
+def never_generated(tokenizer: Tokenizer) -> np.ndarray:
     """float32 [V]: MASKED for the tokens that no text may hold, 0 for the others; it is added to logits."""
     never = np.zeros(tokenizer.size, np.float32)
     never[[tokenizer.pad_id, tokenizer.cls_id, tokenizer.mask_id, tokenizer.unk_id]] = MASKED
@@ -43,18 +43,18 @@ class _SampleStep(nn.Cell):
 
 
 class TextSampler:
-    """Draws texts at temperature 1.
+    """Samples texts at temperature 1.
 
     Args:
-        cached: a decoder of texts with S beams a memory: the samples.
+        cached: a text decoder with S beams per memory: the samples.
         tokenizer: its vocabulary.
     """
 
     def __init__(self, cached: CachedDecoder, tokenizer: Tokenizer) -> None:
         self.cached, self.tokenizer = cached, tokenizer
-        self.step = called_often(_SampleStep(cached, never_written(tokenizer)))
+        self.step = called_often(_SampleStep(cached, never_generated(tokenizer)))
 
-    def draw(self, inputs: int, random: Callable[[int], np.ndarray]) -> np.ndarray:
+    def sample(self, inputs: int, random: Callable[[int], np.ndarray]) -> np.ndarray:
         """Texts of what the cache has read.
 
         Args:
@@ -72,9 +72,9 @@ class TextSampler:
         for position in range(length - 1):
             uniform = (1 - random(len(texts))).astype(np.float32)[:, None]
             state = texts[:, position].copy(), np.int32(position), past_bias(position, length, origins), uniform
-            drawn = self.step(*map(Tensor, state)).asnumpy()
-            texts[going, position + 1] = drawn[going]
-            going &= drawn != tokenizer.sep_id
+            sampled = self.step(*map(Tensor, state)).asnumpy()
+            texts[going, position + 1] = sampled[going]
+            going &= sampled != tokenizer.sep_id
             if not going.any():
                 break
         return texts.reshape(inputs, beams, length)

@@ -1,7 +1,7 @@
-"""Encodes what is compared: every text, image and audio once.
+"""Encodes what is compared: every text, image and audio clip once.
 
-Kernels round a row otherwise at another batch size or in another place of the batch. So a split is encoded in the
-order of its records' keys, a fixed number of rows at a time: figures are the same whatever the batch size and the order
+Kernels round a row differently at another batch size or in another place of the batch. So a split is encoded in the
+order of its records' keys, a fixed number of rows at a time: metrics are the same whatever the batch size and the order
 of the split.
 
 Letters: ``n`` items, ``L`` tokens of an item, ``D`` their width, ``E`` embedding width.
@@ -17,46 +17,11 @@ from src.data.pipeline import Loader
 from src.data.schema import AUDIO, IMAGE, IMAGE_FIELDS, JOINT, TEXT
 from src.data.store import Dataset
 from src.models.batches import fitting_size, pad_rows, progress, run_batched
+from src.models.encoding import EncodeAudio, EncodeImage, EncodeText
 from src.models.opt import OPT
 
 ROWS = 64  # that a graph encodes at once
-NAMES = {TEXT: "t", IMAGE: "i", AUDIO: "a", JOINT: "ta"}  # in names of directions
-
-
-class _EncodeText(nn.Cell):
-    """ids, mask (B, T) int32 → tokens (B, T, D), mask, embeddings (B, E)."""
-
-    def __init__(self, model: OPT) -> None:
-        super().__init__(auto_prefix=False)
-        self.model = model
-
-    def construct(self, ids, mask):
-        tokens = self.model.text_encoder(ids, mask)
-        return tokens, mask, self.model.embed_text(tokens, mask)
-
-
-class _EncodeImage(nn.Cell):
-    """The batch fields that the image encoder reads → tokens (B, P, D), mask (B, P) int32, embeddings (B, E)."""
-
-    def __init__(self, model: OPT) -> None:
-        super().__init__(auto_prefix=False)
-        self.model = model
-
-    def construct(self, *inputs):
-        tokens, mask = self.model.encode_image(inputs)
-        return tokens, mask, self.model.embed_image(tokens, mask)
-
-
-class _EncodeAudio(nn.Cell):
-    """audio (B, M, …), frames (B,) int32 → tokens (B, F, D), mask (B, F) int32, embeddings (B, E)."""
-
-    def __init__(self, model: OPT) -> None:
-        super().__init__(auto_prefix=False)
-        self.model = model
-
-    def construct(self, audio, frames):
-        tokens, mask = self.model.audio_encoder(audio, frames)
-        return tokens, mask, self.model.embed_audio(tokens, mask)
+NAMES = {TEXT: "text", IMAGE: "image", AUDIO: "audio", JOINT: "text+audio"}  # in names of directions
 
 
 class _Join(nn.Cell):
@@ -84,11 +49,15 @@ class Items:
     embeddings: np.ndarray  # float32 [n, E]
     images: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # int64 [n]
     samples: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # int64 [n]
-    ids: np.ndarray | None = None  # int32 [n, T]: of texts; of audio clips what the model wrote down, where it did
+    ids: np.ndarray | None = None  # int32 [n, T]: of texts; of audio clips their transcripts, once made
     parts: np.ndarray | None = None  # int64 [n, 2]: of joint items, the places of their text and audio
 
     def __len__(self) -> int:
         return len(self.embeddings)
+
+    def with_ids(self, ids: np.ndarray) -> "Items":
+        """The same items with other token ids, int32 [n, T]."""
+        return replace(self, ids=ids)
 
     def take(self, rows: np.ndarray | slice) -> "Items":
         """Some of the items: an index, a mask or a slice."""
@@ -100,20 +69,23 @@ class Encoder:
     """The three encoders with their embedding heads, :data:`ROWS` at once; a smaller graph encodes fewer items."""
 
     def __init__(self, model: OPT) -> None:
-        self._text, self._image, self._audio = _EncodeText(model), _EncodeImage(model), _EncodeAudio(model)
+        self._text, self._image, self._audio = EncodeText(model), EncodeImage(model), EncodeAudio(model)
         self._join = _Join(model)
 
     def text(self, ids: np.ndarray, mask: np.ndarray) -> Items:
         """ids, mask int32 [n, T]."""
-        return replace(Items(*self._run(self._text, (ids, mask))), ids=ids)
+        embeddings, tokens = self._run(self._text, (ids, mask))
+        return Items(tokens, mask, embeddings, ids=ids)
 
     def image(self, *inputs: np.ndarray) -> Items:
         """pixels uint8 [n, S, S, 3], or of regions the fields that ``schema.IMAGE_FIELDS`` names."""
-        return Items(*self._run(self._image, inputs))
+        embeddings, tokens, mask = self._run(self._image, inputs)
+        return Items(tokens, mask, embeddings)
 
     def audio(self, clips: np.ndarray, frames: np.ndarray) -> Items:
-        """audio clips [n, M, …] as ``schema.audio_layout`` says, frames int32 [n]."""
-        return Items(*self._run(self._audio, (clips, frames)))
+        """clips [n, M, …] as ``schema.audio_layout`` says, frames int32 [n]."""
+        embeddings, tokens, mask = self._run(self._audio, (clips, frames))
+        return Items(tokens, mask, embeddings)
 
     def joint(self, texts: Items, clips: Items) -> Items | None:
         """The texts whose sample has an audio clip, each with it, or None where there are none."""

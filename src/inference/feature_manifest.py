@@ -1,4 +1,4 @@
-"""A manifest whose media become features: the files that it names, and the manifest that names the features instead."""
+"""Reads the manifest whose media become features, and writes the one that names the features instead."""
 
 import hashlib
 import json
@@ -23,7 +23,7 @@ def read_manifest(path: Path) -> list[Entry]:
     for line in path.read_bytes().split(b"\n"):
         try:
             entry = json.loads(line)
-        except ValueError:  # UnicodeDecodeError is one, too
+        except ValueError:  # UnicodeDecodeError is one too
             entry = line
         if line.strip():
             entries.append(entry if isinstance(entry, dict) else line)
@@ -45,9 +45,9 @@ def safe_name(name: str) -> str:
 
 
 def write_manifest(output: Path, entries: Sequence[Entry], media: Path, names: dict[str, dict[str, Path]]) -> None:
-    """The manifest with features in place of audio clips and beside images; paths start from its own folder.
+    """Writes the manifest with features in place of audio clips and beside images; paths start from its own folder.
 
-    An image or audio without features loses only them: its row stays.
+    Where an image or an audio clip has no features, its row stays without them.
     """
     lines: list[bytes] = []
     for entry in entries:
@@ -72,7 +72,7 @@ def _encode(entry: dict[str, Any]) -> bytes:
 
 
 def _audio(value: Any, output: Path, media: Path, features: dict[str, Path] | None) -> Any:
-    """A row's audio clips as its features, null where there are none; without features the audio clips themselves."""
+    """A row's audio as paths of features, null where one has none; without any features as paths of the clips."""
     if isinstance(value, list):
         return [_audio(name, output, media, features) for name in value]
     if not isinstance(value, str):

@@ -1,13 +1,9 @@
 """Writes features of a manifest's images and audio clips with trained encoders, for models that read features instead.
 
-python -m src.inference.features --input manifest.jsonl --checkpoint runs/mine --output data/features
-python -m src.inference.features --input manifest.jsonl --config mine.yaml --output data/features     with its init_from
-
-The folder gets an image's patches as regions in regions/….npz, an audio clip's tokens in audio/….npy, and manifest.jsonl,
-which names them. What is there already is not made again: repeat an interrupted call.
+The folder gets an image's patches as regions in regions/….npz, an audio clip's tokens in audio/….npy, and
+manifest.jsonl, which names them. Features that are there already are not made again: repeat an interrupted call.
 """
 
-import argparse
 import hashlib
 import json
 import os
@@ -19,7 +15,6 @@ import numpy as np
 from mindspore import Tensor, nn
 from tqdm import tqdm
 
-from src import cli
 from src.checkpoints.checkpoint import load_checkpoint_config
 from src.checkpoints.files import locate
 from src.checkpoints.pretrained import init_encoders
@@ -43,7 +38,7 @@ Arrays = dict[str, np.ndarray]
 
 
 class ImageFeatures(nn.Cell):
-    """An image's patches, as if a detector had found them.
+    """The tokens of an image's patches, stored as a detector's regions are.
 
     Inputs:
         image (B, S, S, 3) uint8.
@@ -126,55 +121,58 @@ def patch_boxes(width: int, height: int, side: int) -> np.ndarray:
     return np.stack([x[columns], y[rows], x[columns + 1], y[rows + 1]], 1).astype(np.float32)
 
 
-def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    parser.add_argument("--input", required=True, metavar="FILE", type=Path, help="manifest.jsonl, one object a line")
-    parser.add_argument("--media", metavar="DIR", type=Path, help="where its paths start (default: its folder)")
-    parser.add_argument("--output", required=True, metavar="DIR", type=Path, help="folder of features, new or begun")
-    encoders = parser.add_mutually_exclusive_group(required=True)
-    encoders.add_argument("--checkpoint", metavar="DIR", help="run or checkpoint folder of the encoders")
-    encoders.add_argument("--config", metavar="FILE", help="configuration with init_from of ViT, wav2vec 2.0")
-    parser.add_argument("--only", choices=KINDS, help="images or audio clips alone (default: what the encoders read)")
-    parser.add_argument("settings", nargs="*", metavar="key=value", help="changes of the configuration")
-    return parser.parse_intermixed_args()
+def extract_features(
+    manifest: Path,
+    output: Path,
+    checkpoint: Path | None = None,
+    config_file: Path | None = None,
+    media: Path | None = None,
+    only: str | None = None,
+    settings: Sequence[str] = (),
+) -> None:
+    """Writes the features of a manifest's media and a manifest that names them; prints how a model reads them.
 
-
-def main() -> None:
-    args = parse()
-    media = args.media or args.input.parent
-    entries = read_manifest(args.input)
+    Args:
+        manifest: manifest.jsonl.
+        output: folder of features, new or begun.
+        checkpoint: run or checkpoint folder of the encoders; None: those that ``config_file`` names by ``init_from``.
+        config_file: configuration, in place of a checkpoint.
+        media: folder that the manifest's paths start from; None: the manifest's own.
+        only: of KINDS; None: what the encoders read.
+        settings: ``key=value`` settings that win over the configuration.
+    """
+    media = media or manifest.parent
+    entries = read_manifest(manifest)
     if not media.is_dir():
         raise DataError(f"--media {media}: no such folder")
-    if args.config:
-        config = load_config(args.config, args.settings)
-    else:
-        config = load_checkpoint_config(locate(args.checkpoint), args.settings)
-    kinds = usable(config.model, args.only)
+    folder = None if config_file else locate(checkpoint)
+    config = load_config(config_file, settings) if config_file else load_checkpoint_config(folder, settings)
+    kinds = usable(config.model, only)
     setup(replace(config.runtime, distributed=False), config.seed)
-    model = started(config, kinds) if args.config else load_model(locate(args.checkpoint), args.settings)[1]
+    model = initialised(config, kinds) if config_file else load_model(folder, settings)[1]
     model.set_train(False)
-    claim(args.output, model, config.model, kinds)
+    claim(output, model, config.model, kinds)
     names, failed = {}, 0
     for kind in kinds:
         extractor = (ImageFeatures if kind == "image" else AudioFeatures)(model, config.model)
-        jobs = plan(entries, kind, media, args.output, extractor)
+        jobs = plan(entries, kind, media, output, extractor)
         bad = extract(extractor, list(jobs.values()), config.eval.batch_size)
         names[kind] = {name: job.target for name, job in jobs.items() if job not in bad}
         failed += len(bad)
-        print(f"{kind}: {len(jobs) - len(bad)} of {len(jobs)} files in {args.output / extractor.folder}")
-    write_manifest(args.output, entries, media, names)
-    print(f"{args.output / MANIFEST}; skipped files: {failed}")
-    print("read them with " + " ".join(settings(model, kinds)))
+        print(f"{kind}: {len(jobs) - len(bad)} of {len(jobs)} files in {output / extractor.folder}")
+    write_manifest(output, entries, media, names)
+    print(f"{output / MANIFEST}; skipped files: {failed}")
+    print("read them with " + " ".join(reading_settings(model, kinds)))
 
 
-def started(config: Config, kinds: Sequence[str]) -> OPT:
-    """A network whose encoders are those of ``init_from``; the rest of it is new and not used."""
+def initialised(config: Config, kinds: Sequence[str]) -> OPT:
+    """A network with the encoders that ``init_from`` names; the rest of it is untrained and not used."""
     for kind in kinds:
         if not getattr(config.model, kind).init_from:
             key = f"model.{kind}.init_from"
-            raise DataError(f"{key} is empty, and features of an untrained encoder are of no use: set it, or --only")
+            raise DataError(
+                f"{key} is empty: features of an untrained encoder are useless; set it, or choose another kind by --only"
+            )
     model = build_model(config)
     for report in init_encoders(model, config.model):
         print(report)
@@ -182,21 +180,23 @@ def started(config: Config, kinds: Sequence[str]) -> OPT:
 
 
 def usable(config: ModelConfig, only: str | None) -> list[str]:
-    """Which of KINDS the encoders can make features of."""
+    """The KINDS that the encoders read as pixels or audio, and can therefore extract features of."""
     reads = {"image": config.image.input == "patch", "audio": config.audio.input != "feature"}
     wanted = [kind for kind in KINDS if only in (None, kind)]
     found = [kind for kind in wanted if reads[kind]]
     if not found:
         what = " and ".join(f"model.{kind}.input={getattr(config, kind).input}" for kind in wanted)
-        raise DataError(f"{what}: features are made of pixels and audio by an encoder that reads them")
+        raise DataError(
+            f"{what}: such an encoder reads features already; extract them with one that reads pixels or audio"
+        )
     return found
 
 
 def claim(folder: Path, model: OPT, config: ModelConfig, kinds: Sequence[str]) -> None:
-    """Notes which encoders the folder's features are of, or finds that they are these.
+    """Writes into the folder which encoders make its features.
 
     Raises:
-        DataError: the folder holds features of others.
+        DataError: the folder holds features of other encoders.
     """
     encoders = {}
     for kind in kinds:
@@ -210,10 +210,10 @@ def claim(folder: Path, model: OPT, config: ModelConfig, kinds: Sequence[str]) -
         try:
             known = dict(json.loads(path.read_text(encoding="utf-8")))
         except (ValueError, TypeError):
-            raise DataError(f"{path} does not describe features: name another folder by --output") from None
+            raise DataError(f"{path} does not describe features: choose another --output") from None
     for kind, digest in encoders.items():
         if known.get(kind, digest) != digest:
-            raise DataError(f"{folder} holds features of another {kind} encoder: name another folder by --output")
+            raise DataError(f"{folder} holds features of another {kind} encoder: choose another --output")
     folder.mkdir(parents=True, exist_ok=True)
     write_text(path, json.dumps(known | encoders, indent=1) + "\n")
 
@@ -229,7 +229,7 @@ def plan(entries: Sequence[Entry], kind: str, media: Path, output: Path, extract
 
 
 def extract(extractor: Extractor, jobs: Sequence[Job], batch_size: int) -> set[Job]:
-    """Writes the features that are not there yet; what cannot be read is named and left out.
+    """Writes the features that are not there yet; files that cannot be read are named and skipped.
 
     Returns:
         The jobs that failed.
@@ -253,7 +253,7 @@ def extract(extractor: Extractor, jobs: Sequence[Job], batch_size: int) -> set[J
 def _batches(
     extractor: Extractor, jobs: Sequence[Job], batch_size: int, failed: set[Job], bar: tqdm
 ) -> Iterator[list[tuple[Job, tuple[np.ndarray, ...], Arrays]]]:
-    """The media that can be read, so many at once."""
+    """Batches of the media that can be read."""
     ready = []
     for job in jobs:
         try:
@@ -281,8 +281,8 @@ def _write(extractor: Extractor, job: Job, features: np.ndarray, beside: Arrays)
     os.replace(unfinished, job.target)
 
 
-def settings(model: OPT, kinds: Sequence[str]) -> list[str]:
-    """The settings of a model that reads these features."""
+def reading_settings(model: OPT, kinds: Sequence[str]) -> list[str]:
+    """The settings with which a model reads these features."""
     (patches, width), (frames, audio_width) = model.image_shape, model.audio_shape
     found = {
         "image": [f"model.image.{key}" for key in ("input=region", f"regions={patches}", f"region_dim={width}")],
@@ -290,7 +290,3 @@ def settings(model: OPT, kinds: Sequence[str]) -> list[str]:
     }
     found["audio"] = [f"model.audio.{key}" for key in found["audio"]]
     return [setting for kind in kinds for setting in found[kind]]
-
-
-if __name__ == "__main__":
-    cli.run(main)

@@ -20,10 +20,10 @@ from src.checkpoints.files import MODEL, VOCAB
 from src.config import ModelConfig
 from src.data.errors import DataError
 from src.data.schema import AUDIO, IMAGE, MODALITIES, TEXT
-from src.data.tokenizer import Tokenizer
 from src.files import digest, write_bytes
 from src.inference import media
-from src.inference.encode import ROWS, Encoder
+from src.inference.encode import ROWS
+from src.inference.engine import Engine
 from src.inference.media import MODALITY
 from src.models.batches import progress
 
@@ -101,12 +101,13 @@ def plan(folder: Path | None, index: Path | None, fingerprint: str) -> Plan:
     return made
 
 
-def embed(plan: Plan, encoder: Encoder, tokenizer: Tokenizer, model: ModelConfig) -> Gallery:
+def embed(plan: Plan, engine: Engine) -> Gallery:
     """Encodes what the index does not hold; what cannot be read is named on stderr, counted and left out.
 
     Raises:
         DataError: nothing could be read.
     """
+    model = engine.config.model
     fresh = np.flatnonzero(plan.known < 0).tolist()
     found = {at: plan.index.embeddings[row] for at, row in enumerate(plan.known.tolist()) if row >= 0}
     failures: list[str] = []
@@ -117,10 +118,10 @@ def embed(plan: Plan, encoder: Encoder, tokenizer: Tokenizer, model: ModelConfig
             part = own[start : start + ROWS]
             read, errors = media.try_files([plan.files[at] for at in part], model)
             failures += errors
-            cut += sum(bool(media.losses(medium, tokenizer, model)) for medium in read if medium)
+            cut += sum(bool(media.losses(medium, engine.tokenizer, model)) for medium in read if medium)
             kept = [(at, medium) for at, medium in zip(part, read, strict=True) if medium]
             if kept:
-                vectors = media.encode(encoder, tokenizer, [medium for _, medium in kept], model).embeddings
+                vectors = engine.encode([medium for _, medium in kept]).embeddings
                 found |= dict(zip((at for at, _ in kept), vectors, strict=True))
     media.report(failures, len(plan.files), bool(found))
     if cut:

@@ -1,12 +1,9 @@
-"""Computes the codes of every image of a dataset once, and keeps them beside its shards.
+"""Computes the image tokenizer's codes of every image of a dataset once, and keeps them beside its shards.
 
-python -m src.inference.image_codes --data runs/demo/data --checkpoint runs/demo/image_tokenizer
-
-A training whose data.codes names the same tokenizer finds them in the batch as image_codes.
+A training whose data.codes names the same image tokenizer finds them in the batch as image_codes.
 """
 
-import argparse
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +11,6 @@ import numpy as np
 from mindspore import Tensor, nn
 from tqdm import tqdm
 
-from src import cli
 from src.checkpoints.checkpoint import load_checkpoint_config
 from src.checkpoints.files import locate
 from src.config import ImageTokenizerConfig
@@ -41,34 +37,29 @@ class Encode(nn.Cell):
         return self.model.encode(image)
 
 
-def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    parser.add_argument("--data", required=True, metavar="DIR", type=Path, help="dataset folder")
-    parser.add_argument("--checkpoint", required=True, metavar="DIR", help="run or checkpoint folder of the tokenizer")
-    parser.add_argument("settings", nargs="*", metavar="key=value", help="changes of the configuration")
-    return parser.parse_intermixed_args()
+def make_codes(data: Path, checkpoint: Path, settings: Sequence[str] = ()) -> None:
+    """Writes the codes of every split of a dataset beside its shards and prints how many different codes occur.
 
-
-def main() -> None:
-    args = parse()
-    folder = locate(args.checkpoint)
+    Args:
+        data: dataset folder.
+        checkpoint: run or checkpoint folder of an image tokenizer.
+        settings: ``key=value`` settings that win over the checkpoint's configuration.
+    """
+    folder = locate(checkpoint)
     fingerprint = tokenizer_fingerprint(folder)
-    splits = read_info(args.data)["splits"]
-    config = load_checkpoint_config(folder, args.settings)
+    splits = read_info(data)["splits"]
+    config = load_checkpoint_config(folder, settings)
     setup(replace(config.runtime, distributed=False), config.seed)
-    config, model = load_model(folder, args.settings)
-    tokenizer = config.model.tokenizer
+    config, model = load_model(folder, settings)
+    sizes = config.model.image_tokenizer
     encode = Encode(model.set_train(False))
-    datasets = {name: Dataset(args.data, name) for name in splits}
-    codes = {
-        name: encode_split(encode, dataset, tokenizer, config.eval.batch_size) for name, dataset in datasets.items()
-    }
-    write_codes(args.data, tokenizer, fingerprint, datasets, codes)
+    datasets = {name: Dataset(data, name) for name in splits}
+    codes = {name: encode_split(encode, dataset, sizes, config.eval.batch_size) for name, dataset in datasets.items()}
+    write_codes(data, sizes, fingerprint, datasets, codes)
     used = len(np.unique(np.concatenate([np.unique(array) for array in codes.values()])))
     print(
-        f"{args.data}: codes by tokenizer {fingerprint[:12]}, {tokenizer.side}×{tokenizer.side} of {tokenizer.codes} ({used})"
+        f"{data}: codes by image tokenizer {fingerprint[:12]}, "
+        f"{sizes.side}×{sizes.side} an image, {used} of {sizes.codes} codes in use"
     )
 
 
@@ -85,7 +76,7 @@ def encode_split(encode: nn.Cell, dataset: Dataset, tokenizer: ImageTokenizerCon
 def _images(
     dataset: Dataset, size: int, batch_size: int, bar: tqdm
 ) -> Generator[tuple[list[int], np.ndarray], None, None]:
-    """Batches of (record numbers, uint8 [n, S, S, 3]); records without an image are passed over."""
+    """Batches of (record numbers, uint8 [n, S, S, 3]); records without an image are skipped."""
     rows: list[int] = []
     images: list[np.ndarray] = []
     for index, record in enumerate(dataset.read(range(dataset.records))):
@@ -99,7 +90,3 @@ def _images(
             rows, images = [], []
     if rows:
         yield rows, np.stack(images)
-
-
-if __name__ == "__main__":
-    cli.run(main)

@@ -1,47 +1,42 @@
-"""Images drawn from words and from speech: does the model recognise in them what it was told to draw?"""
-
-from collections.abc import Mapping
-from typing import Any
+"""Generates images from texts and from speech: samples codes, decodes them, and keeps those that suit best."""
 
 import numpy as np
 from mindspore import nn
 
-from src.checkpoints.files import CONFIG, MODEL, locate, read_tensors, set_parameters
-from src.config import Config, ConfigError, load_config
+from src.config import Config, ConfigError
 from src.data.image_codes import GRID
 from src.data.schema import AUDIO, IMAGE, TEXT
 from src.generation.sampling import CodeSampler, Sampling
 from src.inference.encode import Encoder, Items
+from src.inference.load import load_model
 from src.inference.scorers import Matching
-from src.metrics.recall import ranks, recall
 from src.models.batches import fitting_size, run_batched
 from src.models.image_tokenizer import ImageTokenizer
 from src.models.opt import OPT
 
-SOURCES = {TEXT: "text", AUDIO: "speech"}
-ARGUMENTS = {TEXT: "text", AUDIO: "audio"}  # of CodeSampler.draw
+ARGUMENTS = {TEXT: "text", AUDIO: "audio"}  # of CodeSampler.sample
 
 
-def load_tokenizer(config: Config) -> ImageTokenizer:
+def load_image_tokenizer(config: Config) -> ImageTokenizer:
     """The image tokenizer that data.codes names.
 
     Raises:
         CheckpointError: there is none, or it does not fit its configuration.
-        ConfigError: its codes are not those of model.tokenizer.
+        ConfigError: it is another network, or its codes are not those of model.image_tokenizer.
     """
-    folder = locate(config.data.codes)
-    settings = load_config(folder / CONFIG).model.tokenizer
+    own, tokenizer = load_model(config.data.codes, [f"runtime.precision={config.runtime.precision}"])
+    if not isinstance(tokenizer, ImageTokenizer):
+        raise ConfigError(f"data.codes={config.data.codes} is a checkpoint of task={own.task}: name an image tokenizer")
     for key in GRID:
-        theirs, ours = getattr(settings, key), getattr(config.model.tokenizer, key)
+        theirs, ours = getattr(own.model.image_tokenizer, key), getattr(config.model.image_tokenizer, key)
         if theirs != ours:
-            raise ConfigError(f"data.codes={folder} has {key}={theirs}, model.tokenizer.{key} is {ours}")
-    tokenizer = ImageTokenizer(settings)
-    set_parameters(dict(tokenizer.parameters_and_names()), read_tensors(folder / MODEL), folder / MODEL)
+            where = f"data.codes={config.data.codes}"
+            raise ConfigError(f"{where} has {key}={theirs}, model.image_tokenizer.{key} is {ours}: change the latter")
     return tokenizer
 
 
 class _DecodeCodes(nn.Cell):
-    """codes (B, P') int32 → images (B, S, S, 3) uint8."""
+    """codes (B, C) int32 → images (B, S, S, 3) uint8."""
 
     def __init__(self, tokenizer: ImageTokenizer) -> None:
         super().__init__(auto_prefix=False)
@@ -52,88 +47,65 @@ class _DecodeCodes(nn.Cell):
 
 
 class ImageGenerator:
-    """Draws images and measures them.
+    """Generates images and ranks the samples of each.
 
     Args:
-        config: eval.draw_* say how codes are drawn.
+        config: eval.image_generation says how codes are sampled.
         model: the network, with an image decoder.
-        tokenizer: whose codes it draws.
-        encoder: embeds what was drawn.
+        tokenizer: decodes the codes.
+        encoder: embeds what was generated.
     """
 
     def __init__(self, config: Config, model: OPT, tokenizer: ImageTokenizer, encoder: Encoder) -> None:
-        settings = config.eval
-        self.sampling = Sampling(
-            settings.draw_samples, settings.draw_temperature, settings.draw_top_k, settings.draw_guidance, config.seed
-        )
-        self.batch_size, self.encoder, self.rank = settings.batch_size, encoder, settings.draw_rank
+        settings = config.eval.image_generation
+        self.sampling = Sampling(settings.samples, settings.temperature, settings.top_k, settings.guidance, config.seed)
+        self.batch_size, self.encoder, self.rank_by = config.eval.batch_size, encoder, settings.rank_by
         self.matching = Matching(model)
-        self.sampler = CodeSampler(model.cross_encoder, model.image_decoder, settings.batch_size)
-        self.paint = _DecodeCodes(tokenizer)
+        self.sampler = CodeSampler(model.cross_encoder, model.image_decoder, config.eval.batch_size)
+        self.decode = _DecodeCodes(tokenizer)
 
-    def draw(self, which: int, given: Items) -> np.ndarray:
-        """The best of ``draw_samples`` images for each text or audio.
+    def generate(self, modality: int, given: Items) -> np.ndarray:
+        """The best of the sampled images for each text or audio clip.
 
         Args:
-            which: TEXT or AUDIO.
-            given: what is to be drawn, with its tokens.
+            modality: TEXT or AUDIO.
+            given: what is to be shown, with its tokens.
 
         Returns:
             uint8 [n, S, S, 3].
         """
-        images, scores = self.draw_all(which, given)
+        images, scores = self.generate_all(modality, given)
         return images[np.arange(len(scores)), scores.argmax(1)]
 
-    def draw_all(self, which: int, given: Items) -> tuple[np.ndarray, np.ndarray]:
-        """All N images for each text or audio, uint8 [n, N, S, S, 3], and how well each suits it, float64 [n, N].
+    def generate_all(self, modality: int, given: Items) -> tuple[np.ndarray, np.ndarray]:
+        """All N images for each text or audio clip, uint8 [n, N, S, S, 3], and how well each suits it, float64 [n, N].
 
-        By ``eval.draw_rank`` that is the cosine of the embeddings, or the matching head's log p; of a lone one nothing.
+        By ``eval.image_generation.rank_by`` that is the cosine of the embeddings, or the matching head's log p. A
+        single sample is not scored.
         """
         rows = given.samples.tolist() if len(given.samples) else None
-        codes = self.sampler.draw(self.sampling, **{ARGUMENTS[which]: (given.tokens, given.mask)}, rows=rows)
+        codes = self.sampler.sample(self.sampling, **{ARGUMENTS[modality]: (given.tokens, given.mask)}, rows=rows)
         flat = codes.reshape(-1, codes.shape[-1])
         size = fitting_size(len(flat), self.batch_size)
-        images = run_batched(self.paint, size, (flat,), "painting")[0]
+        images = run_batched(self.decode, size, (flat,), "decoding")[0]
         shape = codes.shape[:2]
         if shape[1] == 1:
             scores = np.zeros(shape)
         else:
-            drawn = self.encoder.image(images)
+            generated = self.encoder.image(images)
             owners = np.repeat(np.arange(shape[0]), shape[1])
-            scores = RANKINGS[self.rank](self, which, given, drawn, owners).reshape(shape)
+            scores = RANKINGS[self.rank_by](self, modality, given, generated, owners).reshape(shape)
         return images.reshape(*shape, *images.shape[1:]), scores
 
-    def cosines(self, which: int, given: Items, drawn: Items, owners: np.ndarray) -> np.ndarray:
-        """float64 [n·N] of drawn images and what they were drawn from."""
-        return np.einsum("pe,pe->p", drawn.embeddings.astype(np.float64), given.embeddings[owners])
+    def cosines(self, modality: int, given: Items, generated: Items, owners: np.ndarray) -> np.ndarray:
+        """float64 [n·N] of generated images and what they were generated from."""
+        return np.einsum("pe,pe->p", generated.embeddings.astype(np.float64), given.embeddings[owners])
 
-    def matches(self, which: int, given: Items, drawn: Items, owners: np.ndarray) -> np.ndarray:
+    def matches(self, modality: int, given: Items, generated: Items, owners: np.ndarray) -> np.ndarray:
         """float64 [n·N]: log p that they belong together."""
         pairs = np.stack([owners, np.arange(len(owners))], 1)  # text, image
-        pairs = pairs if which < IMAGE else pairs[:, ::-1]
-        return self.matching.score({which: given, IMAGE: drawn}, pairs, "matching")
-
-    def measure(self, items: Mapping[int, Items]) -> tuple[dict[str, Any], dict[int, np.ndarray]]:
-        """Draws every text and every audio, and looks for each one's text by what was drawn of it.
-
-        Args:
-            items: with the tokens of texts and audio clips.
-
-        Returns:
-            by source, "text" and "speech": r1, r5, r10 and median_rank of the text among all texts; the images.
-            Without texts nothing is drawn; an audio clip without one is drawn and does not count.
-        """
-        figures, drawn = {}, {}
-        texts = items.get(TEXT)
-        for which, name in SOURCES.items():
-            if texts is None or which not in items:
-                continue
-            drawn[which] = self.draw(which, items[which])
-            told = np.isin(items[which].images, texts.images)
-            if told.any():
-                embeddings, images = self.encoder.image(drawn[which]).embeddings[told], items[which].images[told]
-                figures[name] = recall(ranks(embeddings, texts.embeddings, images, texts.images))
-        return figures, drawn
+        pairs = pairs if modality < IMAGE else pairs[:, ::-1]
+        return self.matching.score({modality: given, IMAGE: generated}, pairs, "matching")
 
 
 RANKINGS = {"embedding": ImageGenerator.cosines, "matching": ImageGenerator.matches}

@@ -1,4 +1,4 @@
-"""The user's own images, audio clips and texts: found, read, and what cannot be read named."""
+"""The user's own images, audio clips and texts: finds and reads them, and names what cannot be read."""
 
 import os
 import sys
@@ -6,16 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw
 
 from src.config import AudioEncoderConfig, ModelConfig
 from src.data.audio import KINDS, check_kind, load_audio, spectrogram
 from src.data.errors import DataError
 from src.data.image import decode_image
-from src.data.regions import Regions, fill_regions, load_features, load_regions
-from src.data.schema import AUDIO, IMAGE, IMAGE_FIELDS, MODALITIES, TEXT, audio_layout, image_fields
+from src.data.regions import Regions, load_features, load_regions, sketch
+from src.data.schema import AUDIO, IMAGE, MODALITIES, TEXT
 from src.data.tokenizer import Tokenizer
-from src.inference.encode import Encoder, Items
 
 IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 REGIONS = ".npz"  # of an image, for a model that reads them
@@ -34,7 +32,7 @@ class Medium:
     name: str  # file, or the text itself
     modality: int
     content: np.ndarray | Regions | str
-    cut: str = ""  # what of it the model does not read, if that shows when it is read
+    cut: str = ""  # what of it the model does not read, if reading shows it
 
 
 def find_files(path: Path, modalities: tuple[int, ...]) -> list[Path]:
@@ -132,22 +130,6 @@ def read_query(query: str, model: ModelConfig, option: str = "--query") -> Mediu
     return Medium(query, TEXT, query)
 
 
-def encode(encoder: Encoder, tokenizer: Tokenizer, media: list[Medium], model: ModelConfig) -> Items:
-    """Items of media that are all of one modality."""
-    modality = media[0].modality
-    contents = [medium.content for medium in media]
-    if modality == IMAGE:
-        return encoder.image(*_images(media, model))
-    if modality == AUDIO:
-        dtype, frame = audio_layout(model.audio.input, model.audio.mels, model.audio.feature_dim)
-        clips = np.zeros((len(media), model.audio.length, *frame), dtype)
-        for row, clip in zip(clips, contents, strict=True):
-            row[: len(clip)] = clip
-        return encoder.audio(clips, np.array([len(clip) for clip in contents], np.int32))
-    rows = [tokenizer.encode(text, model.text.max_len) for text in contents]
-    return encoder.text(np.stack([ids for ids, _ in rows]), np.stack([mask for _, mask in rows]))
-
-
 def _read_audio(file: Path, config: AudioEncoderConfig) -> Medium:
     """An audio clip as the model reads it, and how much of it that is."""
     check_kind(file, config)
@@ -159,25 +141,6 @@ def _read_audio(file: Path, config: AudioEncoderConfig) -> Medium:
     limit = config.max_frames * config.hop_ms / 1000
     cut = f"is cut to its first {limit:.1f} s (model.audio.max_frames)" if len(wave) / rate > limit else ""
     return Medium(str(file), AUDIO, KINDS[config.input](wave, rate, config), cut)
-
-
-def _images(media: list[Medium], model: ModelConfig) -> list[np.ndarray]:
-    """What the image encoder reads of images, or of their regions."""
-    if model.image.input == "patch":
-        return [np.stack([medium.content for medium in media])]
-    batch = {name: np.zeros((len(media), *spec.shape), spec.dtype) for name, spec in image_fields(model).items()}
-    for row, medium in enumerate(media):
-        fill_regions(batch, row, medium.content, model.image, medium.name)
-    return [batch[name] for name in IMAGE_FIELDS["region"]]
-
-
-def sketch(regions: Regions, size: int) -> np.ndarray:
-    """Where the regions of an image are, uint8 [S, S, 3]: for the eye, where the image itself is not at hand."""
-    canvas = Image.new("RGB", (size, size), "white")
-    pen = ImageDraw.Draw(canvas)
-    for x1, y1, x2, y2 in (regions.box_vectors()[:, :4] * (size - 1)).tolist():
-        pen.rectangle((x1, y1, x2, y2), outline="#3566b8")
-    return np.asarray(canvas)
 
 
 def shown(medium: Medium, model: ModelConfig) -> np.ndarray | None:
@@ -196,13 +159,13 @@ def losses(medium: Medium, tokenizer: Tokenizer, model: ModelConfig) -> list[str
     text, room = medium.content, model.text.max_len - 2
     pieces = tokenizer.tokens(text)
     if set(pieces) <= {"[UNK]"}:
-        return [f"the model knows nothing of {text[:20]!r}: what it finds means nothing"]
+        return [f"no token of {text[:20]!r} is in the vocabulary: results are meaningless"]
     found = []
     if len(pieces) > room:
         found.append(f"{text[:20]!r}… is cut to its first {room} tokens (model.text.max_len)")
     unknown = sorted({char for char in text if not char.isspace() and "[UNK]" in tokenizer.tokens(char)})
     if unknown:
-        found.append(f"the model does not know {' '.join(unknown)}")
+        found.append(f"not in the vocabulary: {' '.join(unknown)}")
     return found
 
 

@@ -15,6 +15,7 @@ from src.inference.encode import Items
 from src.models.batches import absent, fitting_size, pad_rows, progress, run_batched
 from src.models.layers import padding_bias
 from src.models.opt import OPT
+from src.models.text_decoder import repeat_memory
 
 PAIRS_AT_ONCE = 256
 LOGITS_AT_ONCE = 1 << 24  # entries of the table of logits: 64 MB
@@ -43,15 +44,12 @@ class _TextLikelihood(nn.Cell):
         self.places = Tensor(model.cross_encoder.single_modality_positions(given))
 
     def construct(self, tokens, mask, owner, ids):
+        decoder = self.model.text_decoder
         fused, fused_mask = self.model.cross_encoder.fuse_single_modality(tokens, mask, self.given)
-        memory = ()
-        for keys, values in self.model.text_decoder.read(fused, self.places):
-            memory = (*memory, (ops.gather(keys, owner, 0), ops.gather(values, owner, 0)))
+        memory = repeat_memory(decoder.read(fused, self.places), owner)
         bias = ops.gather(padding_bias(fused_mask), owner, 0)
-        logits = self.model.text_decoder.score(ids[:, :-1], memory, bias)  # (R·(T−1), V)
-        labels = ids[:, 1:].reshape(-1, 1)
-        chosen = ops.gather_elements(ops.log_softmax(logits.astype(ms.float32), -1), 1, labels)
-        return (chosen * (labels != self.pad_id).astype(ms.float32)).reshape(ids.shape[0], -1).sum(1)
+        logs = decoder.log_probabilities(ids, memory, bias)  # (R, T−1)
+        return (logs * (ids[:, 1:] != self.pad_id).astype(ms.float32)).sum(1)
 
 
 class TextLikelihood:

@@ -25,7 +25,7 @@ def contrastive_loss(
         gallery: (G, E) unit vectors.
         query_ids, gallery_ids: (B,), (G,) int32; equal ids are positives.
         query_present, gallery_present: (B,), (G,) int32.
-        scale: () inverse temperature.
+        scale: () logit scale.
 
     Returns:
         () float32; 0 when no query is present.

@@ -1,4 +1,4 @@
-"""Losses of masked image and audio tokens: regression to the clean features, and telling frames apart."""
+"""Losses of masked image and audio tokens: regression to the clean features, and a contrastive loss."""
 
 import mindspore as ms
 from mindspore import Tensor, ops
@@ -38,7 +38,7 @@ def frame_contrastive(predicted: Tensor, target: Tensor, weights: Tensor, temper
     """Each masked slot finds its own clean frame among those of the same sample (wav2vec 2.0, equation 3).
 
     loss = −mean over slots of log softmax_j(cos(predicted_i, target_j) / temperature) at j = i, with j over the masked
-    slots of the sample. A slot that is alone in its sample has nothing to be told from and does not count.
+    slots of the sample. A sample with one masked slot has no negatives and does not count.
 
     Args:
         predicted: (B, K, D) float; target: (B, K, D) float32, without gradient.

@@ -1,8 +1,7 @@
-"""Ranks and recall: of exact ranking by embeddings, and of the best ``k`` ranked again by a second score.
+"""Ranks and recall: of exact ranking by embeddings, and of the top ``k`` re-ranked by a second score.
 
-Letters: ``Q`` queries, ``G`` gallery items, ``E`` embedding width, ``k`` items ranked again. Directions are named
-``x2y``: query x, gallery y. An item is relevant to a query when both carry the same image id. Among equal scores the
-lower gallery index comes first, in every function below.
+Letters: ``Q`` queries, ``G`` gallery items, ``E`` embedding width, ``k`` re-ranked items. An item is relevant to a query
+when both carry the same image id. Among equal scores the lower gallery index comes first, in every function below.
 """
 
 import numpy as np
@@ -74,8 +73,8 @@ def recall(ranks: np.ndarray) -> dict[str, float]:
     """
     if not len(ranks):
         raise ValueError("recall of no queries: the split is empty")
-    figures = {f"r{k}": float((ranks < k).mean()) for k in (1, 5, 10)}
-    return {**figures, "median_rank": float(np.median(ranks)) + 1}
+    shares = {f"R@{k}": float((ranks < k).mean()) for k in (1, 5, 10)}
+    return {**shares, "median_rank": float(np.median(ranks)) + 1}
 
 
 def _best_relevant(

@@ -1,4 +1,4 @@
-"""Audio encoders: of log-mel frames, or of frames that another network has made of the audio."""
+"""Audio encoders: of log-mel frames, of precomputed audio features, or of the waveform (wav2vec 2.0)."""
 
 import mindspore as ms
 import numpy as np
@@ -40,7 +40,7 @@ class AudioEncoder(nn.Cell):
 
 
 class FeatureEncoder(nn.Cell):
-    """Frames that another network has made, joined ``stride`` at a time: projection, positions, layer norm, layers.
+    """Precomputed features of frames, joined ``stride`` at a time: projection, positions, layer norm, layers.
 
     Without layers it is the encoder of the paper, with positions added. Inputs and outputs are those of
     :class:`AudioEncoder`, with audio (B, M, N) float16 of N = feature_dim numbers a frame.

@@ -6,6 +6,7 @@ from mindspore import nn
 
 from src.config import Config, ConfigError
 from src.data.tokenizer import Tokenizer
+from src.models import precision
 from src.models.image_tokenizer import ImageTokenizer
 from src.models.opt import OPT
 
@@ -15,18 +16,19 @@ def build_opt(config: Config) -> OPT:
 
 
 def build_image_tokenizer(config: Config) -> ImageTokenizer:
-    return ImageTokenizer(config.model.tokenizer)
+    return ImageTokenizer(config.model.image_tokenizer)
 
 
 NETWORKS = {"opt": build_opt, "image_tokenizer": build_image_tokenizer}
 
 
 def build_model(config: Config) -> nn.Cell:
-    """The network of a configuration's task.
+    """The network of a configuration's task, which multiplies in runtime.precision.
 
     Raises:
         ConfigError: there is no vocabulary where model.text.vocab says.
     """
     if not Path(config.model.text.vocab).is_file():
         raise ConfigError(f"model.text.vocab={config.model.text.vocab}: no such file")
-    return NETWORKS[config.network](config)
+    with precision.building(config.runtime.precision):
+        return NETWORKS[config.network](config)

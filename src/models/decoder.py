@@ -1,13 +1,16 @@
 """What the decoders of text and of images share: causal, reading the fused tokens by cross-attention."""
 
+import mindspore as ms
 from mindspore import Parameter, nn, ops
 from mindspore.common.initializer import Normal, initializer
 
+from src.models import precision
 from src.models.layers import (
     MEMORY_POSITION_STD,
     POSITION_STD,
     TOKEN_STD,
     Transformer,
+    cast,
     causal_bias,
     padding_bias,
 )
@@ -43,6 +46,7 @@ class Decoder(nn.Cell):
     ) -> None:
         super().__init__()
         self.width, self.outputs, self.memory_len = config.width, outputs, memory_len
+        self.compute_type = precision.compute_type()
         self.tokens = Parameter(initializer(Normal(TOKEN_STD), (inputs, config.width)), name="tokens")
         for name, shape in positions.items():
             setattr(self, name, Parameter(initializer(Normal(POSITION_STD), shape), name=name))
@@ -69,8 +73,9 @@ class Decoder(nn.Cell):
         return self.logits(x)
 
     def logits(self, x):
-        """Hidden (B, T', D) → (B·T', V)."""
-        return self.product_bt(x.reshape(-1, self.width), self.output_table()) + self.output_bias  # (B·T', V)
+        """Hidden (B, T', D) → (B·T', V) float32."""
+        rows, table = cast(x.reshape(-1, self.width), self.compute_type), cast(self.output_table(), self.compute_type)
+        return cast(self.product_bt(rows, table), ms.float32) + self.output_bias  # (B·T', V)
 
     def read(self, memory, places):
         """Keys and values of a memory, made once for any number of sequences.

@@ -1,4 +1,4 @@
-"""Heads: what is read off the encoders."""
+"""Heads on the encoders: embeddings, masked predictions, matching."""
 
 import math
 
@@ -6,7 +6,8 @@ import mindspore as ms
 from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import Normal, initializer
 
-from src.models.layers import POSITION_STD, Gelu, LayerNorm, Linear
+from src.models import precision
+from src.models.layers import POSITION_STD, Gelu, LayerNorm, Linear, cast
 
 INITIAL_SCALE = math.log(1 / 0.07)  # of the contrastive logits, as in CLIP
 MAX_SCALE = math.log(100.0)
@@ -19,10 +20,10 @@ def masked_mean(tokens: Tensor, mask: Tensor) -> Tensor:
 
 
 class EmbeddingHead(nn.Cell):
-    """Mean of the tokens, projected to the shared space and scaled to length 1.
+    """Mean of the tokens, projected to the shared space and scaled to length 1; float32 in every precision.
 
     Inputs:
-        tokens (B, L, D) float; mask (B, L) int32.
+        tokens (B, L, D) float32; mask (B, L) int32.
 
     Outputs:
         (B, E) float32 of unit length.
@@ -30,10 +31,11 @@ class EmbeddingHead(nn.Cell):
 
     def __init__(self, width: int, embed_dim: int) -> None:
         super().__init__()
-        self.project = Linear(width, embed_dim)
+        with precision.building("fp32"):  # similarities, a hundredfold in the logits, must not be rounded; it is small
+            self.project = Linear(width, embed_dim)
 
     def construct(self, tokens, mask):
-        x = self.project(masked_mean(tokens, mask)).astype(ms.float32)
+        x = self.project(masked_mean(tokens, mask))
         return x * ops.rsqrt((x * x).sum(-1, keepdims=True) + 1e-12)
 
 
@@ -74,11 +76,12 @@ class MaskedTextHead(nn.Cell):
         hidden (N, D) float: fused tokens at the masked positions; table (V, Dt) float.
 
     Outputs:
-        logits (N, V) float.
+        logits (N, V) float32.
     """
 
     def __init__(self, width: int, text_width: int, vocab_size: int) -> None:
         super().__init__()
+        self.compute_type = precision.compute_type()
         self.transform = Linear(width, text_width)
         self.gelu = Gelu()
         self.norm = LayerNorm(text_width)
@@ -86,14 +89,15 @@ class MaskedTextHead(nn.Cell):
         self.product_bt = ops.MatMul(transpose_b=True)
 
     def construct(self, hidden, table):
-        return self.product_bt(self.norm(self.gelu(self.transform(hidden))), table) + self.bias
+        x = cast(self.norm(self.gelu(self.transform(hidden))), self.compute_type)
+        return cast(self.product_bt(x, cast(table, self.compute_type)), ms.float32) + self.bias
 
 
 class MaskedCodeHead(nn.Cell):
-    """Predicts what hidden patches or regions are: the image tokenizer's codes, the detector's classes.
+    """Predicts what masked patches or regions are: the image tokenizer's codes, the detector's classes.
 
     Inputs:
-        hidden (N, D) float: fused patches or regions at the hidden positions.
+        hidden (N, D) float: fused patches or regions at the masked positions.
 
     Outputs:
         logits (N, K) float, one for every code of the codebook, or every class.
@@ -111,7 +115,7 @@ class MaskedCodeHead(nn.Cell):
 
 
 class MaskedFeatureHead(nn.Cell):
-    """Predicts the features of an encoder's tokens where they were hidden, and holds what stood there instead.
+    """Predicts the features of masked tokens of an encoder, and holds the mask token (``vector``).
 
     Args:
         width: D.
@@ -119,7 +123,7 @@ class MaskedFeatureHead(nn.Cell):
         feature_width: Df, of what is predicted.
 
     Inputs:
-        hidden (…, D) float: fused tokens at the hidden positions.
+        hidden (…, D) float: fused tokens at the masked positions.
 
     Outputs:
         (…, Df) float.

@@ -1,4 +1,4 @@
-"""Image decoder: draws the codes of an image tokenizer, row by row from the top left."""
+"""Image decoder: generates the codes of an image tokenizer, row by row from the top left."""
 
 from mindspore import ops
 

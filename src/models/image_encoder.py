@@ -6,12 +6,13 @@ from mindspore.common.initializer import Normal, initializer
 
 from src.config import ImageEncoderConfig
 from src.models.layers import POSITION_STD, TOKEN_STD, LayerNorm, Linear, Transformer, apply_mask_token, padding_bias
+from src.models.patches import split_patches
 
 BOX_WIDTH = 7  # corners, sides and area
 
 
 class ImageEncoder(nn.Cell):
-    """Patches, a linear projection, positions, Transformer; a [CLS] is attended to like a patch and then left out.
+    """Patches, a linear projection, positions, Transformer; a [CLS] is attended to like a patch and not returned.
 
     Inputs:
         image (B, S, S, 3) uint8; to mask patches also masked (B, P) float32, 1 where one is masked, and the mask_token
@@ -32,14 +33,8 @@ class ImageEncoder(nn.Cell):
             self.cls = Parameter(initializer(Normal(TOKEN_STD), (1, 1, config.width)), name="cls")
         self.transformer = Transformer(config, epsilon=config.eps)
 
-    def split_patches(self, image):
-        """(B, S, S, 3) uint8 → (B, P, patch·patch·3) float in [−1, 1]."""
-        x = image.astype(ms.float32) / 127.5 - 1.0
-        x = x.reshape(-1, self.side, self.patch, self.side, self.patch, 3).transpose(0, 1, 3, 2, 4, 5)
-        return x.reshape(-1, self.patches, self.patch**2 * 3)  # (B, P, patch·patch·3)
-
     def construct(self, image, masked=None, mask_token=None):
-        x = self.project(self.split_patches(image))
+        x = self.project(split_patches(image, self.side, self.patch))
         if masked is not None:
             x = apply_mask_token(x, masked, mask_token)
         x = x + self.positions
@@ -52,7 +47,7 @@ class ImageEncoder(nn.Cell):
 class RegionEncoder(nn.Cell):
     """Features of a detector's regions and where they are: two projections, summed, layer norm, Transformer.
 
-    There are no other positions: regions have no order. Without layers it is the encoder of the paper. A hidden
+    There are no other positions: regions have no order. Without layers it is the encoder of the paper. A masked
     region loses its feature and keeps its box.
 
     Inputs:

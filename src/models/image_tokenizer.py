@@ -11,6 +11,7 @@ from mindspore.common.initializer import Normal, initializer
 
 from src.config import ImageTokenizerConfig
 from src.models.layers import POSITION_STD, Linear, Transformer
+from src.models.patches import split_patches
 
 SMOOTHING = 1e-5  # ε of the counts (Laplace smoothing)
 
@@ -93,38 +94,34 @@ class ImageTokenizer(nn.Cell):
         self.decoder = Patches(config, config.code_dim, self.pixels)
 
     def construct(self, image):
-        patches = self.split(image)
+        patches = split_patches(image, self.side, self.patch)
         encoded = self.features(patches)
         codes = self.codebook(ops.stop_gradient(encoded))
         vectors = self.codebook.look_up(codes)
         # straight-through: the decoder's gradient reaches the encoder as if nothing had been rounded
         through = encoded + ops.stop_gradient(vectors - encoded)
-        return patches, self.draw(through), encoded, vectors, codes
+        return patches, self.decode_vectors(through), encoded, vectors, codes
 
     def encode(self, image):
         """(B, S, S, 3) uint8 → codes (B, C) int32, rows of the grid from the top."""
-        return self.codebook(self.features(self.split(image))).reshape(-1, self.places)  # (B, C)
+        return self.codebook(self.features(split_patches(image, self.side, self.patch))).reshape(
+            -1, self.places
+        )  # (B, C)
 
     def decode(self, codes):
         """(B, C) int32 → (B, S, S, 3) uint8."""
-        return self.join(self.draw(self.codebook.look_up(codes)))
+        return self.join(self.decode_vectors(self.codebook.look_up(codes)))
 
     def features(self, patches):
         """(B, C, pixels) → (N, d) float32."""
-        return self.encoder(patches).reshape(-1, self.code_dim).astype(ms.float32)  # (N, d)
+        return self.encoder(patches).reshape(-1, self.code_dim)  # (N, d)
 
-    def draw(self, vectors):
+    def decode_vectors(self, vectors):
         """(…, d), N rows → patches (B, C, pixels) float32."""
-        return self.decoder(vectors.reshape(-1, self.places, self.code_dim)).astype(ms.float32)
-
-    def split(self, image):
-        """(B, S, S, 3) uint8 → (B, C, pixels) float32 in [−1, 1]."""
-        x = image.astype(ms.float32) / 127.5 - 1.0
-        x = x.reshape(-1, self.side, self.patch, self.side, self.patch, 3).transpose(0, 1, 3, 2, 4, 5)
-        return x.reshape(-1, self.places, self.pixels)  # (B, C, pixels)
+        return self.decoder(vectors.reshape(-1, self.places, self.code_dim))
 
     def join(self, patches):
-        """(B, C, pixels) float32 → (B, S, S, 3) uint8, what is outside [−1, 1] cut off."""
+        """(B, C, pixels) float32 → (B, S, S, 3) uint8, values outside [−1, 1] clipped."""
         x = patches.reshape(-1, self.side, self.side, self.patch, self.patch, 3).transpose(0, 1, 3, 2, 4, 5)
         x = x.reshape(-1, self.side * self.patch, self.side * self.patch, 3)  # (B, S, S, 3)
         return ops.floor(ops.clamp((x + 1.0) * 127.5, 0.0, 255.0) + 0.5).astype(ms.uint8)

@@ -3,15 +3,17 @@
 Letters: ``B`` batch, ``L`` length, ``D`` width, ``H`` heads, ``N`` rows (B·L).
 
 On a CPU :class:`Linear`, :class:`LayerNorm`, :class:`Gelu` and :class:`Attention` run what :mod:`src.models.kernels`
-holds for them; elsewhere the stock operators, which accelerators fuse.
+holds for them; elsewhere, and in half precision, the stock operators, which accelerators fuse.
+
+The residual stream is float32. In half precision (:mod:`src.models.precision`) it is cast once where it enters a part,
+and back once where the part's output is added to it; between the products of a part everything is of the compute type.
 """
 
 import mindspore as ms
 from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import Normal, initializer
 
-from src import runtime
-from src.models import kernels
+from src.models import kernels, precision
 from src.models.kernels import bias_add, cast, matmul_bt, reshape
 
 # Primitives instead of Tensor methods: the graph compiler resolves a method call many times slower.
@@ -31,6 +33,7 @@ class Linear(nn.Cell):
     Args:
         inputs: width of x.
         outputs: width of y.
+        inner: y stays in the compute type, for it goes into another product; otherwise it is float32.
 
     Inputs:
         x (…, I) float.
@@ -39,37 +42,40 @@ class Linear(nn.Cell):
         (…, O) float.
     """
 
-    def __init__(self, inputs: int, outputs: int) -> None:
+    def __init__(self, inputs: int, outputs: int, inner: bool = False) -> None:
         super().__init__()
+        self.compute_type = precision.compute_type()
+        self.output_type = self.compute_type if inner else ms.float32
         self.inputs, self.outputs = inputs, outputs
         # 1/√(3·inputs): BERT's 0.02 at BERT's width; at width 128 the same 0.02 costs a third of a short run's recall
         self.weight = Parameter(initializer(Normal((3 * inputs) ** -0.5), (outputs, inputs)), name="weight")
         self.bias = Parameter(initializer("zeros", (outputs,)), name="bias")
-        self.kernel = kernels.linear if runtime.is_cpu() else None
+        self.kernel = kernels.linear if precision.runs_own_kernels() else None
 
     def construct(self, x):
         if self.kernel is not None:
             return self.kernel(x, self.weight, self.bias)
-        rows = reshape(x, (-1, self.inputs))  # (N, I)
-        y = bias_add(matmul_bt(rows, self.weight), self.bias)
+        rows = cast(reshape(x, (-1, self.inputs)), self.compute_type)  # (N, I)
+        y = cast(matmul_bt(rows, cast(self.weight, self.compute_type)), self.output_type)
+        y = bias_add(y, cast(self.bias, self.output_type))
         return reshape(y, x.shape[:-1] + (self.outputs,))  # (…, O)
 
 
 class LayerNorm(nn.Cell):
-    """Layer normalisation over the last axis (Ba et al. 2016).
+    """Layer normalisation over the last axis (Ba et al. 2016), float32 in every precision.
 
     Inputs:
-        x (…, D) float.
+        x (…, D) float32.
 
     Outputs:
-        (…, D) float.
+        (…, D) float32.
     """
 
     def __init__(self, width: int, epsilon: float = EPSILON) -> None:
         super().__init__()
         self.gain = Parameter(initializer("ones", (width,)), name="gain")
         self.shift = Parameter(initializer("zeros", (width,)), name="shift")
-        self.kernel = kernels.layer_norm(epsilon) if runtime.is_cpu() else None
+        self.kernel = kernels.layer_norm(epsilon) if precision.runs_own_kernels() else None
         self.stock = ops.LayerNorm(begin_norm_axis=-1, begin_params_axis=-1, epsilon=epsilon)
 
     def construct(self, x):
@@ -83,7 +89,7 @@ class Gelu(nn.Cell):
 
     def __init__(self) -> None:
         super().__init__()
-        self.kernel = kernels.gelu if runtime.is_cpu() else None
+        self.kernel = kernels.gelu if precision.runs_own_kernels() else None
         self.stock = nn.GELU(approximate=False)
 
     def construct(self, x):
@@ -129,7 +135,7 @@ class Attention(nn.Cell):
         x (B, Lq, D); memory (B, Lk, memory width); bias, broadcastable to (B, H, Lq, Lk), or None.
 
     Outputs:
-        (B, Lq, D).
+        (B, Lq, D) float32.
     """
 
     def __init__(self, width: int, heads: int, memory_width: int | None = None) -> None:
@@ -137,14 +143,15 @@ class Attention(nn.Cell):
         memory_width = memory_width or width
         self.width, self.heads, self.head_width = width, heads, width // heads
         self.scale = self.head_width**-0.5
-        self.query = Linear(width, width)
-        self.key = Linear(memory_width, width)
-        self.value = Linear(memory_width, width)
+        self.compute_type = precision.compute_type()
+        self.query = Linear(width, width, inner=True)
+        self.key = Linear(memory_width, width, inner=True)
+        self.value = Linear(memory_width, width, inner=True)
         self.output = Linear(width, width)
         self.scores = ops.BatchMatMul(transpose_b=True)
         self.mix = ops.BatchMatMul()
         self.softmax = ops.Softmax(-1)
-        self.kernel = kernels.mix if runtime.is_cpu() else None
+        self.kernel = kernels.mix if precision.runs_own_kernels() else None
 
     def split_heads(self, x):
         split = reshape(x, (x.shape[0], x.shape[1], self.heads, self.head_width))
@@ -152,6 +159,7 @@ class Attention(nn.Cell):
 
     def keys_values(self, memory):
         """(B, Lk, memory width) → keys and values (B, H, Lk, D/H)."""
+        memory = cast(memory, self.compute_type)  # once for both
         return self.split_heads(self.key(memory)), self.split_heads(self.value(memory))
 
     def attend(self, x, keys, values, bias):
@@ -172,11 +180,11 @@ class Attention(nn.Cell):
 
 
 class FeedForward(nn.Cell):
-    """Linear → GELU → Linear. Inputs and outputs (B, L, D)."""
+    """Linear → GELU → Linear. Inputs (B, L, D) float, outputs (B, L, D) float32."""
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
-        self.up = Linear(width, hidden)
+        self.up = Linear(width, hidden, inner=True)
         self.gelu = Gelu()
         self.down = Linear(hidden, width)
 
@@ -213,6 +221,7 @@ class Block(nn.Cell):
     ) -> None:
         super().__init__()
         self.pre = norm == "pre"
+        self.compute_type = precision.compute_type()
         self.attention = Attention(width, heads)
         self.attention_norm = LayerNorm(width, epsilon)
         self.crosses = memory_width is not None
@@ -232,7 +241,7 @@ class Block(nn.Cell):
 
     def extend(self, x, bias, memory=None, memory_bias=None):
         """The layer over a memory's keys and values (B, H, Lm, D/H) that were made before, or None."""
-        normal = self.attention_norm(x) if self.pre else x
+        normal = cast(self.attention_norm(x) if self.pre else x, self.compute_type)  # once for query, key and value
         x = x + self.drop(self.attention(normal, normal, bias))
         if not self.pre:
             x = self.attention_norm(x)

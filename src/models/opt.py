@@ -20,7 +20,7 @@ from src.models.text_encoder import TextEncoder
 
 
 class OPT(nn.Cell):
-    """Three encoders with embedding heads, a cross-modal encoder with its heads, decoders of text and of images.
+    """Three encoders with embedding heads, a cross-modal encoder with its heads, a text and an image decoder.
 
     Args:
         config: sizes of the parts.
@@ -44,7 +44,7 @@ class OPT(nn.Cell):
         self.audio_head = EmbeddingHead(audio.width, config.embed_dim)
         self.scale = LogitScale()
         self.cross_encoder = CrossEncoder(config, self.text_len, self.image_shape[0], self.audio_shape[0])
-        # where each modality begins in the fused tokens, behind the [CLS]
+        # where each modality begins in the fused tokens, after the [CLS]
         self.first_text = 1
         self.first_image = self.first_text + self.text_len
         self.first_audio = self.first_image + self.image_shape[0]
@@ -57,7 +57,7 @@ class OPT(nn.Cell):
             if self.region_features:
                 self.masked_class_head = MaskedCodeHead(width, image.region_classes)
         if config.image_codes:
-            codes, side = config.tokenizer.codes, config.tokenizer.side
+            codes, side = config.image_tokenizer.codes, config.image_tokenizer.side
             if not self.region_features:
                 self.masked_code_head = MaskedCodeHead(width, codes)
             self.image_decoder = ImageDecoder(config.image_decoder, codes, side, self.cross_encoder.length, width)

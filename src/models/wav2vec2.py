@@ -10,6 +10,7 @@ from mindspore.common.initializer import Normal, initializer
 
 from src.config import AudioEncoderConfig
 from src.data.schema import WAVE_CONVOLUTIONS, audio_tokens
+from src.models import precision
 from src.models.kernels import row_mean
 from src.models.layers import (
     EPSILON,
@@ -49,17 +50,19 @@ class WaveConvolution(nn.Cell):
         x (B, inputs, 1, N) float.
 
     Outputs:
-        (B, outputs, 1, N') float with N' = (N − kernel) / stride + 1.
+        (B, outputs, 1, N') of the compute type with N' = (N − kernel) / stride + 1.
     """
 
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int) -> None:
         super().__init__()
         spread = (2 / (kernel * inputs)) ** 0.5  # He et al. 2015: seven layers on end with one norm between them
+        self.compute_type = precision.compute_type()
         self.weight = Parameter(initializer(Normal(spread), (outputs, inputs, kernel)), name="weight")
         self.convolve = ops.Conv2D(outputs, (1, kernel), pad_mode="valid", stride=(1, stride))
 
     def construct(self, x):
-        return self.convolve(x, cast(ops.expand_dims(self.weight, 2), x.dtype))
+        weight = cast(ops.expand_dims(self.weight, 2), self.compute_type)  # (outputs, inputs, 1, kernel)
+        return self.convolve(cast(x, self.compute_type), weight)
 
 
 class ChannelNorm(nn.Cell):
@@ -92,11 +95,12 @@ class PositionConvolution(nn.Cell):
         kernel: tokens that it spans.
         groups: of the channels.
 
-    Inputs and outputs: (B, F, D) float.
+    Inputs and outputs: (B, F, D) float32.
     """
 
     def __init__(self, width: int, kernel: int, groups: int) -> None:
         super().__init__()
+        self.compute_type = precision.compute_type()
         shape, spread = (width, width // groups, kernel), 2 * (kernel * width) ** -0.5
         self.direction = Parameter(initializer(Normal(spread), shape), name="direction")
         length = spread * (width * width // groups) ** 0.5  # that of a random direction
@@ -108,15 +112,15 @@ class PositionConvolution(nn.Cell):
 
     def weight(self):
         """(D, D / groups, 1, kernel)."""
-        direction = cast(self.direction, ms.float32)  # fp32: a sum over D²/groups numbers
-        squares = (direction * direction).sum((0, 1), keepdims=True)  # (1, 1, kernel)
-        return ops.expand_dims(direction * (self.length * ops.rsqrt(squares)), 2)
+        squares = (self.direction * self.direction).sum((0, 1), keepdims=True)  # (1, 1, kernel)
+        return ops.expand_dims(self.direction * (self.length * ops.rsqrt(squares)), 2)
 
     def construct(self, x):
         channels = ops.expand_dims(transpose(x, (0, 2, 1)), 2)  # (B, D, 1, F)
-        y = self.convolve(channels, cast(self.weight(), x.dtype))  # one token more than F for an even kernel
+        # one token more than F for an even kernel
+        y = self.convolve(cast(channels, self.compute_type), cast(self.weight(), self.compute_type))
         y = transpose(y[:, :, 0, : x.shape[1]], (0, 2, 1))  # (B, F, D)
-        return self.gelu(y + cast(self.bias, x.dtype))
+        return self.gelu(cast(y, ms.float32) + self.bias)
 
 
 class Wav2Vec2Encoder(nn.Cell):
@@ -159,7 +163,7 @@ class Wav2Vec2Encoder(nn.Cell):
             if i == 0:
                 x = self.wave_norm(x)
             x = self.gelu(x)  # (B, C, 1, N)
-        return transpose(x[:, :, 0], (0, 2, 1))  # (B, F, C)
+        return cast(transpose(x[:, :, 0], (0, 2, 1)), ms.float32)  # (B, F, C)
 
     def construct(self, waveform, samples, masked=None, mask_token=None):
         mask = cast(self.ends <= reshape(samples, (-1, 1)), ms.int32)  # (B, F)

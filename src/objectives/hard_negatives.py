@@ -5,16 +5,16 @@ from mindspore import Tensor, ops
 
 from src.data.schema import AUDIO, IMAGE, MATCH_CASES, TEXT
 
-FORBIDDEN = -1e9  # added to the score of a candidate that must not be drawn
+FORBIDDEN = -1e9  # added to the score of a candidate that must not be sampled
 CASE = {name: number for number, name in enumerate(MATCH_CASES)}
 
 
 def sample_negative(similarity: Tensor, allowed: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-    """Draws one candidate a row with probability ∝ exp(similarity) among the allowed (the Gumbel-max trick).
+    """Samples one candidate per row with probability ∝ exp(similarity) among the allowed (the Gumbel-max trick).
 
     Args:
         similarity: (R, B) float32, scaled; without gradient.
-        allowed: (R, B) float32, 1 where the candidate may be drawn.
+        allowed: (R, B) float32, 1 where the candidate may be sampled.
         noise: (R, B) float32, Gumbel.
 
     Returns:
@@ -37,17 +37,17 @@ def build_rows(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Which text, image and audio each sample-level row is made of.
 
-    A row starts from its own triplet; what its case says does not belong is replaced by a hard negative: a text
-    that resembles the row's image, an image or an audio clip that resembles its text. Samples of the same
-    image are never drawn. In the case ``none`` the three come from three images.
+    A row starts from its own triplet; what does not belong, by its case, is replaced by a hard negative: a text
+    that resembles the row's image, an image or an audio clip that resembles its text. Samples of the
+    same image are never negatives. In the case ``none`` the three come from three images.
 
     Args:
         case: (R,) int32, a column of ``schema.MATCH_CASES``.
         row_presence: (R, 3) int32: the modalities that the row shows.
         ids: (B,) int32 image ids; the rows are the first R samples of the batch.
-        presence: (B, 3) int32: what the samples have, so that absent content is never drawn.
+        presence: (B, 3) int32: what the samples have, so that absent content is never sampled.
         text, image, audio: (B, E) embeddings.
-        scale: () inverse temperature.
+        scale: () logit scale.
         noise: (R, B) Gumbel noise.
 
     Returns:
@@ -84,5 +84,5 @@ def build_rows(
 
 
 def _kept(swap: Tensor, valid: Tensor) -> Tensor:
-    """1 unless a swap was asked for that the batch could not serve."""
+    """1 unless the row needs a negative that the batch does not hold."""
     return 1.0 - swap.astype(ms.float32) * (1.0 - valid)

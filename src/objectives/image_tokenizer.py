@@ -1,4 +1,4 @@
-"""Training of the image tokenizer: what is lost between an image and its codes."""
+"""The objectives of the image tokenizer: reconstruction and commitment."""
 
 from mindspore import nn, ops
 
@@ -7,11 +7,11 @@ from src.models.image_tokenizer import CodebookStatistics, CodebookUpdate, Image
 
 
 class TokenizerObjectives(nn.Cell):
-    """|x − decoded|² + β·|encoded − stop(code)|² (van den Oord et al. 2017, equation 3; the codebook moves by itself).
+    """|x − decoded|² + β·|encoded − stop(code)|² (van den Oord et al. 2017, eq. 3; the codebook follows moving means).
 
     Args:
         model: the network.
-        config: model.tokenizer, data.batch_size and the seed.
+        config: model.image_tokenizer, data.batch_size and the seed.
         rank, ranks: this process among its peers.
 
     Inputs:
@@ -26,7 +26,7 @@ class TokenizerObjectives(nn.Cell):
 
     def __init__(self, model: ImageTokenizer, config: Config, rank: int = 0, ranks: int = 1) -> None:
         super().__init__(auto_prefix=False)
-        tokenizer = config.model.tokenizer
+        tokenizer = config.model.image_tokenizer
         rows = config.data.batch_size * tokenizer.side**2
         self.model, self.rows, self.weight = model, float(rows), tokenizer.commitment
         self.observe = CodebookStatistics(model.codebook, rows, config.seed, rank, ranks)
@@ -37,8 +37,8 @@ class TokenizerObjectives(nn.Cell):
         return frozenset({"encoder", "decoder"})
 
     def construct(self, batch):
-        patches, drawn, encoded, vectors, codes = self.model(batch["image"])
-        reconstruction = ops.square(drawn - patches).mean()
+        patches, decoded, encoded, vectors, codes = self.model(batch["image"])
+        reconstruction = ops.square(decoded - patches).mean()
         commitment = ops.square(encoded - ops.stop_gradient(vectors)).mean()
         statistics = self.observe(ops.stop_gradient(encoded), codes)
         shares = statistics[0] / self.rows

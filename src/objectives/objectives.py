@@ -1,62 +1,22 @@
-"""One forward for every objective: each token is encoded once a view, and fused once.
+"""One forward pass for every objective: each token is encoded once per view, and fused once.
 
-The single-modal encoders read the clean view of the batch and, below it, the masked view of the token level's rows.
+The single-modal encoders read the clean view of the batch, with the masked view of the token level's rows appended.
 The clean encodings serve the contrastive loss, the modality level (by presence masks) and the sample level (by
-permuting rows). The cross-modal encoder runs once, on the stacked rows of the levels (:mod:`src.objectives.levels`) that
-have a weight.
+permuting rows). The cross-modal encoder runs once, on the stacked rows of all levels (:mod:`src.objectives.levels`)
+that have a loss.
 """
 
 import mindspore as ms
 from mindspore import Tensor, nn, ops
 
-from src.config import OBJECTIVES, ObjectivesConfig
-from src.data.schema import AUDIO, IMAGE, IMAGE_FIELDS, JOINT, MODALITIES, TEXT
+from src.config import ObjectivesConfig
+from src.data.schema import AUDIO, COUPLES, IMAGE, MODALITIES, TEXT
 from src.losses.contrastive import contrastive_loss
 from src.models.layers import padding_bias
 from src.models.opt import OPT
 from src.objectives.levels import ModalityLevel, SampleLevel, TokenLevel
+from src.objectives.table import ENCODERS, active_objectives, needed_fields, reached_parts
 from src.objectives.views import Views
-
-CLEAN_FIELDS = ("image_id", "presence", "text_ids", "text_mask", "audio", "audio_frames")  # and IMAGE_FIELDS
-LEVEL_FIELDS = {
-    "mlm": ("mlm_ids", "mlm_positions", "mlm_labels", "mlm_weights"),
-    "mvm_code": ("mvm_positions", "mvm_weights", "image_codes"),
-    "mvm_feature": ("mvm_positions", "mvm_weights"),
-    "mvm_class": ("mvm_positions", "mvm_weights", "region_classes"),
-    "mam_feature": ("mam_positions", "mam_weights"),
-    "mam_contrastive": ("mam_positions", "mam_weights"),
-    "matching": ("match_case", "match_presence", "match_noise"),
-    "denoise_text": ("denoise_text_presence",),
-    "denoise_image": ("denoise_image_presence", "image_codes"),
-}
-# what the contrastive loss compares, each both ways
-COUPLES = ((TEXT, IMAGE), (TEXT, AUDIO), (IMAGE, AUDIO), (JOINT, IMAGE))
-# parts of the model whose parameters an objective's gradient reaches, beside the encoders of what it is given
-ENCODERS = ("text_encoder", "image_encoder", "audio_encoder")
-FUSED = frozenset({*ENCODERS, "cross_encoder"})
-REACHED = {
-    "contrastive": frozenset({*ENCODERS, "text_head", "image_head", "audio_head", "scale"}),
-    "mlm": FUSED | {"masked_text_head"},
-    "mvm_code": FUSED | {"masked_code_head", "masked_image_head"},  # the latter's vector
-    "mvm_feature": FUSED | {"masked_image_head"},
-    "mvm_class": FUSED | {"masked_class_head", "masked_image_head"},  # the latter's vector
-    "mam_feature": FUSED | {"masked_audio_head"},
-    "mam_contrastive": FUSED | {"masked_audio_head"},
-    "matching": FUSED | {"matching_head"},
-    "denoise_text": frozenset({"cross_encoder", "text_decoder"}),
-    "denoise_image": frozenset({"cross_encoder", "image_decoder"}),
-}
-
-
-def active_objectives(config: ObjectivesConfig) -> tuple[str, ...]:
-    """Names of the objectives whose weight is not 0, in the order of the losses."""
-    return tuple(name for name in OBJECTIVES if getattr(config, name) > 0)
-
-
-def needed_fields(config: ObjectivesConfig, image_input: str = "patch") -> tuple[str, ...]:
-    """The batch fields that the active objectives read, each once; ``image_input`` is model.image.input."""
-    fields = [field for name in active_objectives(config) for field in LEVEL_FIELDS.get(name, ())]
-    return (*CLEAN_FIELDS, *IMAGE_FIELDS[image_input], *dict.fromkeys(fields))
 
 
 class Objectives(nn.Cell):
@@ -64,7 +24,7 @@ class Objectives(nn.Cell):
 
     Args:
         model: the network.
-        config: weights and shares of the batch; an objective of weight 0 is not in the graph.
+        config: weights and shares of the batch; an objective of weight 0 is left out of the graph.
         batch_size: B.
         gather: joins a tensor's rows over all ranks (:class:`src.training.ranks.GatherRows`), or None.
 
@@ -79,7 +39,7 @@ class Objectives(nn.Cell):
         super().__init__(auto_prefix=False)  # the parameters keep the names that they have in the model
         self.model, self.gather = model, gather
         self.names, self.fields = active_objectives(config), needed_fields(config, model.image_input)
-        self.weights = tuple(float(getattr(config, name)) for name in self.names)
+        self.weights = tuple(float(getattr(config.weights, name)) for name in self.names)
         self.contrasts = "contrastive" in self.names
         self.embeds = self.contrasts or "matching" in self.names
         # in the order of their losses
@@ -89,19 +49,20 @@ class Objectives(nn.Cell):
         if self.single_modality is not None:
             self.single_modality_positions = Tensor(model.cross_encoder.single_modality_positions(self.single_modality))
         read = {TEXT, IMAGE, AUDIO} if self.embeds else set()
-        self.reads = read.union(*(level.reads for level in self.levels))  # what no active loss reads is not encoded
+        self.reads = read.union(*(level.reads for level in self.levels))  # only what a loss reads is encoded
         self.views = Views(model, batch_size, self.reads, levels[0] if levels[0].names else None)
 
     def _find_single_modality(self, config: ObjectivesConfig) -> int | None:
-        """The modality that every fused row shows alone, if the losses leave it at that."""
-        if [level.names for level in self.levels] != [("denoise_text",)] or len(set(config.denoise_given)) > 1:
+        """The modality that is the only one in every fused row; None if rows differ or show several."""
+        given = config.denoise_text.given
+        if [level.names for level in self.levels] != [("denoise_text",)] or len(set(given)) > 1:
             return None
-        names = config.denoise_given[0].split("+")
+        names = given[0].split("+")
         return MODALITIES.index(names[0]) if len(names) == 1 else None
 
     def trained_parts(self) -> frozenset[str]:
         """The model's parts that some active objective trains."""
-        parts = frozenset().union(*(REACHED[name] for name in self.names))
+        parts = reached_parts(self.names)
         return parts.union(ENCODERS[which] for level in self.levels for which in level.reads)
 
     def construct(self, batch):
@@ -129,7 +90,7 @@ class Objectives(nn.Cell):
         return model.embed_text(text, text_mask), embedded_image, model.embed_audio(audio, audio_mask)
 
     def level_losses(self, batch, views, embeddings):
-        """Every level's losses, on one pass of the cross-modal encoder over all their rows."""
+        """The losses of all levels, from one pass of the cross-modal encoder over all their rows."""
         stacks, states = ((), (), (), (), (), (), ()), ()
         for level in self.levels:
             rows, state = level.rows(batch, views, embeddings)
@@ -146,10 +107,10 @@ class Objectives(nn.Cell):
         return losses
 
     def single_modality_loss(self, batch, clean):
-        """The modality level when its rows show one modality: fused at its own length, for the same numbers."""
+        """The modality level where its rows show one modality: fused at that length alone, with the same result."""
         level = self.levels[0]
         _, image, audio, _, image_mask, audio_mask = clean
-        n = level.write_from
+        n = level.text_from
         if self.single_modality == IMAGE:
             tokens, mask = image[n:], image_mask[n:]
         else:
@@ -162,7 +123,7 @@ class Objectives(nn.Cell):
         return level.text_loss(batch, logits)
 
     def contrastive(self, batch, embeddings):
-        """Mean over the directions that the batch has pairs for, both of each couple; negatives come from all ranks."""
+        """Mean over both directions of every couple that the batch has pairs of; negatives come from all ranks."""
         scale = self.model.scale()
         ids, presence = batch["image_id"], batch["presence"]
         all_ids, all_presence, all_embeddings = ids, presence, embeddings

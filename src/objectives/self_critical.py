@@ -1,6 +1,6 @@
-"""Self-critical training (Rennie et al. 2017): captions that the model samples are rewarded by their CIDEr-D.
+"""Self-critical training (Rennie et al. 2017): the model's own sampled captions are rewarded by their CIDEr-D.
 
-Letters: ``B`` images, ``S`` captions sampled of each, ``T`` text tokens, ``P`` patches, ``V`` vocabulary.
+Letters: ``B`` images, ``S`` captions sampled for each, ``T`` text tokens, ``P`` patches, ``V`` vocabulary.
 """
 
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from src.data.schema import IMAGE
 from src.data.sources import Sources
 from src.data.tokenizer import Tokenizer
 from src.generation.cache import CachedDecoder
-from src.generation.text_sampling import TextSampler, never_written
+from src.generation.text_sampling import TextSampler, never_generated
 from src.metrics.captions import CiderD, Weighted, words
 from src.models.batches import progress
 from src.models.layers import padding_bias
@@ -26,10 +26,10 @@ from src.objectives.views import image_inputs
 
 @dataclass(frozen=True)
 class References:
-    """What the training split says of its images, weighed by how few of them share a run of words."""
+    """The captions of the training split, their n-grams weighted by TF-IDF."""
 
     cider: CiderD
-    by_image: dict[int, list[Weighted]]  # by image_id; images without a caption are left out
+    by_image: dict[int, list[Weighted]]  # by image_id; only images with a caption
 
     @classmethod
     def read(cls, sources: Sources, image_input: str = "patch") -> "References":
@@ -52,7 +52,7 @@ class References:
                         groups.setdefault(images[number], []).extend(texts)
                     bar.update()
         if not groups:
-            raise DataError("objectives.self_critical: the training split has no captions of images to reward by")
+            raise DataError("task=self_critical: no image of the training split has a caption to compare with")
         cider = CiderD(groups.values())
         return cls(cider, {number: list(map(cider.weigh, group)) for number, group in groups.items()})
 
@@ -61,13 +61,13 @@ class References:
 
 
 def fuse_images(model: OPT, inputs):
-    """Images, as model.image_fields names what the encoder reads, alone: fused (B, Lm, D) and mask (B, Lm)."""
+    """Images alone, fused (B, Lm, D), and their mask (B, Lm); ``inputs`` are those that model.image_fields names."""
     tokens, mask = model.encode_image(inputs)
     return model.cross_encoder.fuse_single_modality(tokens, mask, IMAGE)
 
 
-class _Look(nn.Cell):
-    """Begins a cache with images."""
+class _ReadImages(nn.Cell):
+    """Fills a decoder's cache with images."""
 
     def __init__(self, model: OPT, cached: CachedDecoder) -> None:
         super().__init__(auto_prefix=False)
@@ -80,12 +80,12 @@ class _Look(nn.Cell):
 
 
 class CaptionSampler:
-    """Samples captions of a batch's images and says how much better each is than the others of its image.
+    """Samples captions for the images of a batch; the advantage of each is its reward less the mean of the others'.
 
-    The other samples are the baseline: it is as unbiased as the greedy caption of the paper, and is there already.
+    The other samples of an image are the baseline: as unbiased as the paper's greedy caption, without decoding it.
 
     Args:
-        model: the network that writes, shared with whoever trains it.
+        model: the network that generates, shared with the one that trains it.
         config: S, the batch and the vocabulary.
         references: of the training split.
     """
@@ -94,16 +94,16 @@ class CaptionSampler:
         self.references, self.size, self.fields = references, config.data.batch_size, model.image_fields
         self.tokenizer = Tokenizer(config.model.text.vocab)
         places = model.cross_encoder.single_modality_positions(IMAGE)
-        cached = CachedDecoder(model.text_decoder, self.size, places, config.objectives.self_critical)
-        self.look = _Look(model, cached).set_train(False)
+        cached = CachedDecoder(model.text_decoder, self.size, places, config.objectives.self_critical.samples)
+        self.read_images = _ReadImages(model, cached).set_train(False)
         self.sampler = TextSampler(cached, self.tokenizer)
 
     def __call__(self, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """``sampled_ids`` int32 [B, S, T], ``advantage`` and ``reward`` float32 [B, S], ``rewarded`` float32 [B]."""
-        self.look(*[Tensor(batch[name]) for name in self.fields])
-        # the batch's noise was drawn from (seed, epoch, sample): a resumed run samples what it would have sampled
+        self.read_images(*[Tensor(batch[name]) for name in self.fields])
+        # the batch's noise comes from (seed, epoch, sample), so that a resumed run samples the same captions
         rng = np.random.default_rng(batch["match_noise"][:, 0].view(np.uint32))
-        ids = self.sampler.draw(self.size, rng.random)
+        ids = self.sampler.sample(self.size, rng.random)
         rewarded = np.array([number in self.references.by_image for number in batch["image_id"].tolist()])
         rewarded &= batch["presence"][:, IMAGE] == 1
         reward = np.zeros(ids.shape[:2], np.float32)
@@ -126,7 +126,7 @@ class SelfCriticalObjectives(nn.Cell):
     Args:
         model: the network.
         config: S and the batch.
-        critic: samples and judges, before every step.
+        sampler: samples and rewards captions before every step.
 
     Inputs:
         batch: dict of the tensors that ``fields`` names.
@@ -137,14 +137,14 @@ class SelfCriticalObjectives(nn.Cell):
 
     names, figures = ("self_critical",), ("reward",)
 
-    def __init__(self, model: OPT, config: Config, critic: CaptionSampler) -> None:
+    def __init__(self, model: OPT, config: Config, sampler: CaptionSampler) -> None:
         super().__init__(auto_prefix=False)  # the parameters keep the names that they have in the model
-        self.model, self.before_step = model, critic
+        self.model, self.before_step = model, sampler
         self.fields = (*model.image_fields, "sampled_ids", "advantage", "reward", "rewarded")
         self.places = Tensor(model.cross_encoder.single_modality_positions(IMAGE))
-        owner = np.repeat(np.arange(config.data.batch_size), config.objectives.self_critical)
+        owner = np.repeat(np.arange(config.data.batch_size), config.objectives.self_critical.samples)
         self.owner = Tensor(owner.astype(np.int32))  # (B·S,)
-        self.pad_id, self.never = critic.tokenizer.pad_id, Tensor(never_written(critic.tokenizer))
+        self.pad_id, self.never = sampler.tokenizer.pad_id, Tensor(never_generated(sampler.tokenizer))
 
     def trained_parts(self) -> frozenset[str]:
         """The model's parts that gradients train."""
@@ -163,7 +163,7 @@ class SelfCriticalObjectives(nn.Cell):
         return loss, loss, batch["reward"].mean(1).sum() / images
 
     def log_probabilities(self, inputs, ids, labels):
-        """(B·S, T − 1): of the labels, in the distribution that they were sampled from."""
+        """(B·S, T − 1): of the labels, under the distribution that they were sampled from."""
         model = self.model
         fused, mask = fuse_images(model, inputs)
         memory = ()

@@ -1,4 +1,4 @@
-"""Results as files and as tables to read: JSON written in one piece, text columns that line up with Chinese in them."""
+"""Results as tables to read: text columns that line up with Chinese in them."""
 
 import platform
 import unicodedata
@@ -10,22 +10,13 @@ import numpy as np
 
 from src.data.schema import MATCH_CASES
 
-DIRECTIONS = {
-    "t2i": "text → image",
-    "i2t": "image → text",
-    "a2i": "speech → image",
-    "i2a": "image → speech",
-    "t2a": "text → speech",
-    "a2t": "speech → text",
-    "i2ta": "image → text + speech",
-    "ta2i": "text + speech → image",
-}
+RECALLS = ("R@1", "R@5", "R@10")
 RECONSTRUCTION = {
     "psnr": "PSNR in dB, mean of the images",
     "perplexity": "perplexity of the codes",
     "usage": "share of the codebook in use",
 }
-FIGURES = {
+TEXT_METRICS = {
     "facts_right": "all facts right",
     "bleu1": "BLEU-1",
     "bleu2": "BLEU-2",
@@ -37,14 +28,12 @@ FIGURES = {
     "word_error_rate": "word error rate",
     "sentences_right": "whole sentences right",
 }
-
-
-PROBES = {
-    "mlm_accuracy": "hidden words right",
-    "mvm_code_accuracy": "codes of hidden patches right",
-    "mvm_class_accuracy": "classes of hidden regions right",
-    "patch_cosine": "cosine of hidden patches",
-    "frame_cosine": "cosine of hidden audio",
+MASKED = {
+    "mlm_accuracy": "masked words right",
+    "mvm_code_accuracy": "codes of masked patches right",
+    "mvm_class_accuracy": "classes of masked regions right",
+    "patch_cosine": "cosine of masked patches",
+    "frame_cosine": "cosine of masked audio frames",
     "matching_accuracy": "matching, five cases",
 }
 
@@ -55,9 +44,9 @@ def table(rows: Sequence[Sequence[Any]], headers: Sequence[str]) -> str:
         if len(row) != len(headers):
             raise ValueError(f"table row {number} has {len(row)} cells for {len(headers)} headers")
     cells = [[_cell(value) for value in row] for row in rows]
-    columns = [[header, *(row[at] for row in cells)] for at, header in enumerate(headers)]
+    columns = [[header, *(row[place] for row in cells)] for place, header in enumerate(headers)]
     widths = [max(map(_width, column)) for column in columns]
-    right = [all(_is_number(row[at]) for row in rows) for at in range(len(headers))]
+    right = [all(_is_number(row[place]) for row in rows) for place in range(len(headers))]
     lines = [list(headers), ["─" * width for width in widths], *cells]
     return "\n".join(
         "  ".join(_pad(*spec) for spec in zip(line, widths, right, strict=True)).rstrip() for line in lines
@@ -67,40 +56,40 @@ def table(rows: Sequence[Sequence[Any]], headers: Sequence[str]) -> str:
 def retrieval_table(
     retrieval: Mapping[str, Mapping[str, float]], reranked: Mapping[str, Mapping[str, float]] | None = None
 ) -> str:
-    """Recall by direction ({"t2i": {"r1": …, "r5": …, "r10": …, "median_rank": …}, …}), re-ranked at the right.
+    """Recall by direction ({"text_to_image": {"R@1": …, "R@5": …, "R@10": …, "median_rank": …}, …}), re-ranked at right.
 
-    ``gallery`` among the figures is how many items were ranked.
+    ``gallery`` among the metrics is how many items were ranked.
     """
     reranked = reranked or {}
-    sized = any("gallery" in figures for figures in retrieval.values())
-    headers = ["query → gallery", *(["items"] if sized else []), "R@1", "R@5", "R@10", "median"]
-    headers += ["re-ranked R@1", "R@5", "R@10"] if reranked else []
+    sized = any("gallery" in found for found in retrieval.values())
+    headers = ["query → gallery", *(["items"] if sized else []), *RECALLS, "median"]
+    headers += ["re-ranked R@1", *RECALLS[1:]] if reranked else []
     rows = []
-    for direction, figures in retrieval.items():
-        row = [DIRECTIONS.get(direction, direction), *([f"{figures['gallery']:.0f}"] if sized else [])]
-        row += [figures[key] for key in ("r1", "r5", "r10")]
-        row.append(f"{figures['median_rank']:.1f}")
+    for direction, found in retrieval.items():
+        row = [direction.replace("_to_", " → "), *([f"{found['gallery']:.0f}"] if sized else [])]
+        row += [found[key] for key in RECALLS]
+        row.append(f"{found['median_rank']:.1f}")
         if reranked:
-            row += [reranked.get(direction, {}).get(key) for key in ("r1", "r5", "r10")]
+            row += [reranked.get(direction, {}).get(key) for key in RECALLS]
         rows.append(row)
     return table(rows, headers)
 
 
-def caption_table(caption: Mapping[str, Any], title: str = "captions") -> str:
-    """Caption figures, one a line: {"facts_right": …, "bleu4": …} or by tokens {"words": {"bleu4": …}, …}."""
+def text_table(metrics: Mapping[str, Any], title: str = "captions") -> str:
+    """Metrics of generated texts, one a line: {"facts_right": …, "bleu4": …, "characters": {"bleu4": …}, …}."""
     rows = []
-    for name, value in caption.items():
+    for name, value in metrics.items():
         if isinstance(value, Mapping):
-            rows += [[f"{FIGURES.get(inner, inner)}, {name}", figure] for inner, figure in value.items()]
+            rows += [[f"{TEXT_METRICS.get(inner, inner)}, {name}", number] for inner, number in value.items()]
         else:
-            rows.append([FIGURES.get(name, name), value])
+            rows.append([TEXT_METRICS.get(name, name), value])
     return table(rows, [title, ""])
 
 
-def probe_table(probe: Mapping[str, Any]) -> str:
+def masked_table(masked: Mapping[str, Any]) -> str:
     """What was learned ("mlm_accuracy", …) beside what looking at nothing reaches ("mlm_chance", …)."""
-    names = [name for name in PROBES if name in probe]
-    rows = [[PROBES[name], probe[name], probe[f"{name.rpartition('_')[0]}_chance"]] for name in names]
+    names = [name for name in MASKED if name in masked]
+    rows = [[MASKED[name], masked[name], masked[f"{name.rpartition('_')[0]}_chance"]] for name in names]
     return table(rows, ["held-out", "model", "chance"])
 
 
@@ -114,7 +103,7 @@ def confusion_table(counts: Sequence[Sequence[int]]) -> str:
 
 def summary(metrics: Mapping[str, Any]) -> str:
     """What an evaluation found, as text: ``retrieval`` with ``gallery``, ``reranked`` and ``folds``,
-    ``reconstruction``, ``caption``, ``transcription``, ``transcription_with_image``, ``drawing``, ``probe``,
+    ``reconstruction``, ``caption``, ``transcription``, ``transcription_with_image``, ``image_generation``, ``masked``,
     ``parameters``.
 
     What is absent is left out.
@@ -128,29 +117,29 @@ def summary(metrics: Mapping[str, Any]) -> str:
         parts.append(f"Retrieval, mean of {folds['count']} galleries of {folds['gallery']:,}")
         parts.append(retrieval_table(folds["retrieval"], folds["reranked"]))
     if metrics.get("reconstruction"):
-        parts.append(
-            table([[name, metrics["reconstruction"][key]] for key, name in RECONSTRUCTION.items()], ["codes", ""])
-        )
-    if metrics.get("caption"):
-        parts.append(caption_table(metrics["caption"]))
-    if metrics.get("transcription"):
-        parts.append(caption_table(metrics["transcription"], "transcripts of speech"))
-    if metrics.get("transcription_with_image"):
-        parts.append(caption_table(metrics["transcription_with_image"], "transcripts of speech with its image"))
-    if metrics.get("drawing"):
-        rows = [[name, *(figures[key] for key in ("r1", "r5", "r10"))] for name, figures in metrics["drawing"].items()]
-        parts.append(table(rows, ["text found by what was drawn from", "R@1", "R@5", "R@10"]))
-    if metrics.get("probe"):
-        parts.append(probe_table(metrics["probe"]))
-        if "confusion" in metrics["probe"]:
-            parts.append(confusion_table(metrics["probe"]["confusion"]))
+        rows = [[name, metrics["reconstruction"][key]] for key, name in RECONSTRUCTION.items()]
+        parts.append(table(rows, ["codes", ""]))
+    for section, title in (
+        ("caption", "captions"),
+        ("transcription", "transcripts of speech"),
+        ("transcription_with_image", "transcripts of speech with its image"),
+    ):
+        if metrics.get(section):
+            parts.append(text_table(metrics[section], title))
+    if metrics.get("image_generation"):
+        rows = [[name, *(found[key] for key in RECALLS)] for name, found in metrics["image_generation"].items()]
+        parts.append(table(rows, ["text found by the image generated from", *RECALLS]))
+    if metrics.get("masked"):
+        parts.append(masked_table(metrics["masked"]))
+        if "confusion" in metrics["masked"]:
+            parts.append(confusion_table(metrics["masked"]["confusion"]))
     if metrics.get("parameters"):
         parts.append(table(list(metrics["parameters"].items()), ["parameters", ""]))
     return "\n\n".join(parts)
 
 
 def versions() -> dict[str, str]:
-    """Of what the figures depend on."""
+    """Versions of what the results depend on."""
     return {"python": platform.python_version()} | {name: version(name) for name in ("mindspore", "numpy")}
 
 

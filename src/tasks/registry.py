@@ -1,11 +1,9 @@
-"""The tasks: of what a run is built, and what it is judged by while it trains.
+"""The tasks: the objectives that a run trains, the batches it reads, and the evaluators that judge it.
 
-Pre-training, retrieval, captioning, writing down speech and drawing train the same network with the same objectives
-and differ in their weights, which are configuration, and in the figures they are judged by. The image tokenizer is a
-network of its own.
+All tasks but the image tokenizer train the same network; which losses count is configuration.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,98 +13,25 @@ from src.config import TASKS, Config
 from src.data.errors import DataError
 from src.data.images import ImageLoader
 from src.data.pipeline import Loader
+from src.evaluation.evaluator import Evaluator
+from src.evaluation.image_generation import ImageGenerationEvaluator
+from src.evaluation.masked import MaskedEvaluator
 from src.evaluation.reconstruction import ReconstructionEvaluator
-from src.evaluation.run import Evaluator
+from src.evaluation.retrieval import RetrievalEvaluator
+from src.evaluation.text_generation import CaptionEvaluator, ImageTranscriptEvaluator, TranscriptEvaluator
 from src.models.image_tokenizer import ImageTokenizer
 from src.models.opt import OPT
 from src.objectives.image_tokenizer import TokenizerObjectives
 from src.objectives.objectives import Objectives
 from src.objectives.self_critical import build_self_critical
 
-# items of the held-out split that are looked at, and drawn, during training: a glance, not the final figure
-HELD_OUT, DRAWN = 500, 100
-
 
 def build_objectives(network: OPT, config: Config, rank: int, ranks: int, gather: nn.Cell | None) -> Objectives:
     return Objectives(network, config.objectives, config.data.batch_size, gather)
 
 
-def caption_objectives(network: OPT, config: Config, rank: int, ranks: int, gather: nn.Cell | None) -> nn.Cell:
-    if config.objectives.self_critical:
-        return build_self_critical(network, config)
-    return build_objectives(network, config, rank, ranks, gather)
-
-
-@dataclass(frozen=True)
-class Task:
-    """How a run is built, and how it is judged during training.
-
-    Args:
-        figures: (evaluator, config) → figures of data.eval_split by name, higher is better.
-        best: name of the figure that marks the best checkpoint.
-        objectives: (network, config, rank, ranks, gather or None) → a Cell with names, fields, trained_parts() and,
-            where there are such, figures, before_step and after_update (:class:`src.training.step.TrainStep`).
-        loader: (config, split, rank, ranks) → batches.
-        evaluator: (config, network) → what eval.py runs.
-    """
-
-    figures: Callable[[Any, Config], dict[str, float]]
-    best: str
-    objectives: Callable[[Any, Config, int, int, nn.Cell | None], nn.Cell] = build_objectives
-    loader: type[Loader] = Loader
-    evaluator: type[Evaluator] | type[ReconstructionEvaluator] = Evaluator
-
-
-def _measure(evaluator: Evaluator, config: Config) -> dict[str, Any]:
-    draw = min(DRAWN, config.eval.draw)
-    return evaluator.run(config.data.eval_split, gallery=HELD_OUT, captions=HELD_OUT, rerank=0, draw=draw)
-
-
-def _retrieval(metrics: dict[str, Any]) -> dict[str, float]:
-    recalls = {f"{direction}_r1": figures["r1"] for direction, figures in metrics["retrieval"].items()}
-    return recalls | {"mean_r1": sum(recalls.values()) / len(recalls)}
-
-
-def _caption(metrics: dict[str, Any]) -> dict[str, float]:
-    return {name: metrics["caption"][name] for name in ("facts_right", "cider_d") if name in metrics["caption"]}
-
-
-def pretrain_figures(evaluator: Evaluator, config: Config) -> dict[str, float]:
-    metrics = _measure(evaluator, config)
-    probe = {name: value for name, value in metrics.get("probe", {}).items() if name.endswith(("accuracy", "cosine"))}
-    drawn = {f"drawn_{source}_r10": figures["r10"] for source, figures in metrics.get("drawing", {}).items()}
-    return _retrieval(metrics) | _caption(metrics) | probe | drawn
-
-
-def retrieval_figures(evaluator: Evaluator, config: Config) -> dict[str, float]:
-    return _retrieval(_measure(evaluator, config))
-
-
-def caption_figures(evaluator: Evaluator, config: Config) -> dict[str, float]:
-    return _caption(_measure(evaluator, config))
-
-
-def transcript_figures(evaluator: Evaluator, config: Config) -> dict[str, float]:
-    """1 − error rate of characters and of words; the first, over audio clips with and without image, marks the best."""
-    metrics = _measure(evaluator, config)
-    figures = {}
-    for name in ("transcription", "transcription_with_image"):
-        for unit in ("character", "word"):
-            if name in metrics:
-                figures[f"{name}_{unit}s_right"] = 1 - metrics[name][f"{unit}_error_rate"]
-    rates = [value for name, value in figures.items() if name.endswith("characters_right")]
-    if not rates:
-        raise DataError(f"{config.data.path}: split {config.data.eval_split!r} has no audio with their texts")
-    return figures | {"characters_right": sum(rates) / len(rates)}
-
-
-def drawing_figures(evaluator: Evaluator, config: Config) -> dict[str, float]:
-    """How often a text is found by what was drawn from it, and from its speech."""
-    drawing = evaluator.run(config.data.eval_split, draw=min(DRAWN, config.eval.draw))["drawing"]
-    if not drawing:
-        raise DataError(f"{config.data.path}: split {config.data.eval_split!r} has no texts to draw")
-    recalls = {f"{source}_r{k}": figures[f"r{k}"] for source, figures in drawing.items() for k in (1, 10)}
-    return recalls | {"mean_r1": sum(figures["r1"] for figures in drawing.values()) / len(drawing)}
+def sampled_objectives(network: OPT, config: Config, rank: int, ranks: int, gather: nn.Cell | None) -> nn.Cell:
+    return build_self_critical(network, config)
 
 
 def tokenizer_objectives(
@@ -115,17 +40,56 @@ def tokenizer_objectives(
     return TokenizerObjectives(network, config, rank, ranks)
 
 
-def tokenizer_figures(evaluator: ReconstructionEvaluator, config: Config) -> dict[str, float]:
-    return evaluator.run(config.data.eval_split, images=HELD_OUT)["reconstruction"]
+@dataclass(frozen=True)
+class Task:
+    """How a run is built, and how it is judged.
+
+    Args:
+        evaluators: what is measured, in training and by eval.py.
+        best_by: logged metrics, higher is better; the mean of those that a split has marks the best checkpoint.
+        objectives: (network, config, rank, ranks, gather or None) → a Cell with names, fields, trained_parts() and,
+            where there are such, figures, before_step and after_update (:class:`src.training.step.TrainStep`).
+        loader: (config, split, rank, ranks) → batches.
+    """
+
+    evaluators: tuple[type[Evaluator], ...]
+    best_by: tuple[str, ...]
+    objectives: Callable[[Any, Config, int, int, nn.Cell | None], nn.Cell] = build_objectives
+    loader: type[Loader] = Loader
+
+    def best_metric(self, logged: Mapping[str, float]) -> float:
+        """By what a checkpoint is compared with the others.
+
+        Raises:
+            DataError: the split has nothing of it to measure.
+        """
+        found = [logged[name] for name in self.best_by if name in logged]
+        if not found:
+            raise DataError(f"the evaluated split has nothing to measure {' or '.join(self.best_by)} by")
+        return sum(found) / len(found)
 
 
 REGISTRY = {
-    "pretrain": Task(pretrain_figures, "mean_r1"),
-    "retrieval": Task(retrieval_figures, "mean_r1"),
-    "caption": Task(caption_figures, "cider_d", objectives=caption_objectives),
-    "speech_to_text": Task(transcript_figures, "characters_right"),
-    "text_to_image": Task(drawing_figures, "mean_r1"),
-    "image_tokenizer": Task(tokenizer_figures, "psnr", tokenizer_objectives, ImageLoader, ReconstructionEvaluator),
+    "pretrain": Task(
+        (
+            RetrievalEvaluator,
+            CaptionEvaluator,
+            TranscriptEvaluator,
+            ReconstructionEvaluator,
+            ImageGenerationEvaluator,
+            MaskedEvaluator,
+        ),
+        ("mean_R@1",),
+    ),
+    "retrieval": Task((RetrievalEvaluator,), ("mean_R@1",)),
+    "caption": Task((CaptionEvaluator, TranscriptEvaluator), ("cider_d",)),
+    "self_critical": Task((CaptionEvaluator,), ("cider_d",), sampled_objectives),
+    "speech_to_text": Task(
+        (TranscriptEvaluator, ImageTranscriptEvaluator),
+        ("transcription_characters_right", "transcription_with_image_characters_right"),
+    ),
+    "text_to_image": Task((ReconstructionEvaluator, ImageGenerationEvaluator), ("generated_mean_R@1",)),
+    "image_tokenizer": Task((ReconstructionEvaluator,), ("psnr",), tokenizer_objectives, ImageLoader),
 }
 if REGISTRY.keys() != set(TASKS):
     raise RuntimeError("src.config.TASKS and the registry name different tasks")

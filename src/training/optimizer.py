@@ -12,6 +12,12 @@ from src.config import OptimizerConfig
 from src.training.layer_rates import rate_shares
 
 
+def trained_parameters(model: nn.Cell, objectives: nn.Cell) -> list[Parameter]:
+    """The parameters that an active objective reaches; the others keep their values and cost no memory."""
+    parts = objectives.trained_parts()
+    return [p for name, p in model.parameters_and_names() if name.split(".")[0] in parts]
+
+
 def decays(parameter: Parameter) -> bool:
     """Weight decay applies to matrices alone: never to gains, biases, or tables of single vectors such as positions."""
     is_matrix = sum(size > 1 for size in parameter.shape) > 1

@@ -105,19 +105,19 @@ class StepResult:
 class TrainStep:
     """Runs a step; call it with a batch of numpy arrays.
 
-    With a loss scale (mixed precision) a step whose gradients overflow updates nothing and halves the scale, which
-    doubles again after 1,000 clean steps.
+    With a loss scale (fp16) a step whose gradients overflow updates nothing and halves the scale, which doubles again
+    after 1,000 clean steps.
 
     Args:
         objectives: :class:`src.objectives.objectives.Objectives` or another task's; ``figures`` names what follows its
             losses and is logged only; ``before_step`` makes from a batch what it lacks of ``fields``.
         optimizer: the update.
         clip_norm: largest global norm of the gradients.
-        loss_scale: start of the dynamic loss scale, or None in full precision.
+        loss_scale: start of the dynamic loss scale, or None without one.
         mean_gradients: :class:`src.training.ranks.MeanGradients`, or None on one device.
 
     Raises:
-        NonFiniteError: when called, if a loss (in full precision: or a gradient) is not finite.
+        NonFiniteError: when called, if a loss is not finite, or a gradient although no scale is left to be halved.
     """
 
     def __init__(
@@ -133,7 +133,8 @@ class TrainStep:
         self.before_step = getattr(objectives, "before_step", None)
         self.after_update = getattr(objectives, "after_update", None)
         self.optimizer, self.clip_norm, self.scales = optimizer, clip_norm, loss_scale is not None
-        self.loss_scale = Parameter(Tensor(loss_scale or 1.0, ms.float32), name="loss_scale", requires_grad=False)
+        self.first_scale = loss_scale or 1.0
+        self.loss_scale = Parameter(Tensor(self.first_scale, ms.float32), name="loss_scale", requires_grad=False)
         self.clean_steps = Parameter(Tensor(0, ms.int32), name="clean_steps", requires_grad=False)
         self.make_gradients = Gradients(objectives, optimizer, mean_gradients)
         self.make_gradients.set_train()
@@ -151,7 +152,7 @@ class TrainStep:
         names = ("total", *self.names, *self.figures)
         named = {name: float(value) for name, value in zip(names, values, strict=True)}
         overflow = not math.isfinite(norm)
-        if not np.isfinite(values).all() or (overflow and not self.scales):
+        if not np.isfinite(values).all() or (overflow and not self.can_halve()):
             bad = [name for name, value in named.items() if not math.isfinite(value)]
             raise NonFiniteError(f"not finite: {', '.join(bad) or 'the gradients'}")
         rate = 0.0 if overflow else self.update(norm)
@@ -166,6 +167,15 @@ class TrainStep:
         if self.after_update is not None:
             self.after_update()
         return rate
+
+    def can_halve(self) -> bool:
+        """False without a loss scale, and where it is 1: then an overflow is the gradients' own."""
+        return self.scales and float(self.loss_scale.asnumpy()) > 1.0
+
+    def reset_scale(self) -> None:
+        """Begins anew with the loss scale, as a run needs it that goes on in another precision."""
+        self.loss_scale.set_data(Tensor(self.first_scale, ms.float32))
+        self.clean_steps.set_data(Tensor(0, ms.int32))
 
     def adapt_scale(self, overflow: bool) -> None:
         scale, clean = float(self.loss_scale.asnumpy()), int(self.clean_steps.asnumpy()) + 1

@@ -4,20 +4,23 @@ import time
 from pathlib import Path
 from typing import Any
 
-import mindspore as ms
 from mindspore import nn
 
-from src.checkpoints import checkpoint
+from src.checkpoints import checkpoint, files
 from src.checkpoints.pretrained import init_encoders
 from src.config import Config, ConfigError, to_yaml
 from src.data.pipeline import Batch
+from src.evaluation.run import Evaluation, glance
 from src.files import write_text
+from src.inference.engine import Engine
+from src.models.build import build_model
 from src.models.opt import count_parameters
 from src.report.tables import table
 from src.tasks import registry
 from src.training.layer_rates import unfrozen
 from src.training.log import RunLog
 from src.training.muon import build_optimizer
+from src.training.optimizer import trained_parameters
 from src.training.ranks import GatherRows, MeanGradients
 from src.training.schedule import learning_rates
 from src.training.step import INITIAL_LOSS_SCALE, NonFiniteError, StepResult, TrainingError, TrainStep
@@ -40,23 +43,20 @@ class Trainer:
             raise ConfigError(f"train.output={self.folder} holds a run already: --resume, or take another folder")
         self.task = registry.get(config.task)
         self.loader = self.task.loader(config, config.data.train_split, rank, ranks)
-        self.model = checkpoint.build_model(config)
+        self.model = build_model(config)
         self.step_number, self.best = 0, float("-inf")
         if not resume:
             self._start()
         self.step = self._build_step(ranks)
         if resume:
             self._resume()
-        self.evaluator = self.task.evaluator(config, self.model) if rank == 0 and config.train.eval_every else None
+        evaluates = rank == 0 and config.train.eval_every
+        self.evaluation = Evaluation(Engine(config, self.model), self.task.evaluators) if evaluates else None
 
     def _build_step(self, ranks: int) -> TrainStep:
         config = self.config
-        half = config.runtime.precision == "fp16"
-        network: nn.Cell = self.model
-        if half:
-            network = ms.amp.auto_mixed_precision(self.model, "auto", ms.float16)
         gather = GatherRows(self.rank) if ranks > 1 else None
-        objectives = self.task.objectives(network, config, self.rank, ranks, gather)
+        objectives = self.task.objectives(self.model, config, self.rank, ranks, gather)
         rates = learning_rates(config.optimizer, config.train.steps)
         parameters = unfrozen(trained_parameters(self.model, objectives), config.optimizer.freeze)
         optimizer = build_optimizer(parameters, config.optimizer, rates)
@@ -64,7 +64,8 @@ class Trainer:
             objectives,
             optimizer,
             config.optimizer.clip_norm,
-            INITIAL_LOSS_SCALE if half else None,
+            # bf16 has the exponents of fp32: its gradients do not vanish
+            INITIAL_LOSS_SCALE if config.runtime.precision == "fp16" else None,
             MeanGradients(ranks) if ranks > 1 else None,
         )
 
@@ -75,16 +76,18 @@ class Trainer:
                 print(report, flush=True)
         if not self.config.train.init_from:
             return
-        folder = checkpoint.locate(self.config.train.init_from)
+        folder = files.locate(self.config.train.init_from)
         new, left = checkpoint.load_parts(self.model, folder)
         if self.rank == 0:
             print(f"weights of {folder}{_listed('; new: ', new)}{_listed('; not used: ', left)}", flush=True)
 
     def _resume(self) -> None:
-        folder = checkpoint.locate(self.folder)
+        folder = files.locate(self.folder)
         checkpoint.load_weights(self.model, folder)
-        path = folder / checkpoint.OPTIMIZER
-        checkpoint.set_parameters(self.step.state(), checkpoint.read_tensors(path), path)
+        path = folder / files.OPTIMIZER
+        files.set_parameters(self.step.state(), files.read_tensors(path), path)
+        if checkpoint.load_checkpoint_config(folder).runtime.precision != self.config.runtime.precision:
+            self.step.reset_scale()
         state = checkpoint.read_state(folder)
         self.step_number, self.best = state["step"], state["best"] if state["best"] is not None else float("-inf")
 
@@ -135,15 +138,16 @@ class Trainer:
         return result
 
     def _evaluate(self, log: RunLog) -> bool:
-        """Measures the held-out split; True when the task's figure is the best so far."""
-        if self.evaluator is None:
+        """Measures the held-out split; True when the task's metric is the best so far."""
+        if self.evaluation is None:
             return False
         self.step.make_gradients.set_train(False)
-        figures = self.task.figures(self.evaluator, self.config)
+        metrics = self.evaluation.run(self.config.data.eval_split, settings=glance(self.config.eval))
         self.step.make_gradients.set_train(True)
-        log.write(self.step_number, {f"eval/{name}": value for name, value in figures.items()})
-        log.say(f"step {self.step_number}: " + "  ".join(f"{name} {value:.3f}" for name, value in figures.items()))
-        value = figures[self.task.best]
+        logged = self.evaluation.logged(metrics)
+        log.write(self.step_number, {f"eval/{name}": value for name, value in logged.items()})
+        log.say(f"step {self.step_number}: " + "  ".join(f"{name} {value:.3f}" for name, value in logged.items()))
+        value = self.task.best_metric(logged)
         improved, self.best = value > self.best, max(value, self.best)
         return improved
 
@@ -164,12 +168,6 @@ class Trainer:
 
 def _listed(title: str, names: list[str]) -> str:
     return title + ", ".join(names) if names else ""
-
-
-def trained_parameters(model: nn.Cell, objectives: nn.Cell) -> list[ms.Parameter]:
-    """The parameters that an active objective reaches; the others keep their values and cost no memory."""
-    parts = objectives.trained_parts()
-    return [p for name, p in model.parameters_and_names() if name.split(".")[0] in parts]
 
 
 def parameter_table(model: nn.Cell) -> str:

@@ -5,23 +5,23 @@
         --split test --output data/aic
 """
 
-import argparse
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from src.cli import Arguments, CommandParser
 from src.data.errors import DataError
 from src.data.prepare.common import add_common_arguments, add_file_arguments, file_groups, write_dataset
 from src.data.prepare.rows import Corpus, Row, check_caption, check_name, describe_inputs, read_json
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: CommandParser) -> None:
     add_file_arguments(parser, "annotations JSON")
     add_common_arguments(parser)
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: Arguments) -> None:
     groups = file_groups(args)
     about = describe_inputs("aic", args.annotations, "--annotations")
     contents = [read_json(path, "--annotations") for path in args.annotations]

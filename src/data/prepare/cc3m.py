@@ -5,12 +5,12 @@
 Images are named by row (--name, as in "{row:09d}.jpg"), or by a mapping file of lines row<TAB>path or URL<TAB>path.
 """
 
-import argparse
 import functools
 from collections.abc import Callable, Iterator
 from itertools import chain
 from pathlib import Path
 
+from src.cli import Arguments, CommandParser, user_path
 from src.data.errors import DataError
 from src.data.prepare import translations
 from src.data.prepare.common import add_common_arguments, add_file_arguments, file_groups, write_dataset
@@ -22,18 +22,18 @@ HEADER = "caption\turl"  # some downloaders want one
 Finder = Callable[[int, str], str]  # row and URL to the image's path
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: CommandParser) -> None:
     add_file_arguments(parser, "TSV of caption and URL")
     parser.add_argument("--name", default="{row}.jpg", help="an image's path by its row (default: %(default)s)")
     parser.add_argument("--first-row", type=int, default=0, help="what the images call the first row")
     parser.add_argument(
-        "--mapping", type=Path, action="append", help="TSV of row or URL and path, in place of --name; one a TSV"
+        "--mapping", type=user_path, action="append", help="TSV of row or URL and path, in place of --name; one a TSV"
     )
     translations.add_argument(parser, "SPLIT/ROW, or ROW without --split")
     add_common_arguments(parser)
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: Arguments) -> None:
     groups = file_groups(args)
     about = describe_inputs("cc3m", [*args.annotations, *(args.mapping or ())], "--annotations or --mapping")
     if args.mapping and len(args.mapping) != len(groups):

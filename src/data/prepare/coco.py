@@ -4,13 +4,13 @@
          --annotations captions_val2017.json --images val2017 --split test --output data/coco
 """
 
-import argparse
 import functools
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from src.cli import Arguments, CommandParser
 from src.data.errors import DataError
 from src.data.prepare import translations
 from src.data.prepare.common import add_common_arguments, add_file_arguments, file_groups, write_dataset
@@ -18,13 +18,13 @@ from src.data.prepare.rows import Corpus, Row, check_caption, check_name, descri
 from src.data.prepare.translations import Translations
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: CommandParser) -> None:
     add_file_arguments(parser, "captions JSON")
     translations.add_argument(parser, "that of the annotation")
     add_common_arguments(parser)
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: Arguments) -> None:
     groups = file_groups(args)
     about = describe_inputs("coco", args.annotations, "--annotations")
     chinese = Translations(args.translations)
@@ -37,7 +37,7 @@ class _Captions:
     """The rows of one file: one for each image with all its captions, and a rejected one for each bad caption."""
 
     def __init__(self, path: Path, images: Path, split: str | None, chinese: Translations) -> None:
-        self.file, self.images, self.split, self.chinese = path.name, images, split, chinese
+        self.file, self.folder, self.split, self.chinese = path.name, images, split, chinese
         content = read_json(path, "--annotations")
         for name in ("images", "annotations"):
             if not isinstance(content, dict) or not isinstance(content.get(name), list):
@@ -71,7 +71,7 @@ class _Captions:
         key = _get(entry, "id")
         if key is None:
             raise DataError("the image has no id")
-        image = self.images / check_name(_get(entry, "file_name"))
+        image = self.folder / check_name(_get(entry, "file_name"))
         captions, translated = self.chinese.apply(self.captions[key])
         key = f"{self.split}/{key}" if self.split else str(key)  # COCO's ids repeat in other collections
         return Row(self.file, number, key, image, captions, (), self.split, translated)

@@ -5,10 +5,10 @@
 The images lie in the folders train2014 and val2014 of --images; val becomes dev.
 """
 
-import argparse
 from collections.abc import Iterator
 from pathlib import Path
 
+from src.cli import Arguments, CommandParser, user_path
 from src.data.errors import DataError
 from src.data.prepare.caption_lines import read_captions
 from src.data.prepare.common import add_common_arguments, write_dataset
@@ -18,16 +18,18 @@ LISTS = {"train": "coco-cn_train.txt", "dev": "coco-cn_val.txt", "test": "coco-c
 WRITTEN, TRANSLATED = "imageid.human-written-caption.txt", "imageid.manually-translated-caption.txt"
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--annotations", type=Path, required=True, help="the unpacked folder coco-cn-version1805v1.1")
-    parser.add_argument("--images", type=Path, required=True, help="folder of train2014 and val2014")
+def add_arguments(parser: CommandParser) -> None:
+    parser.add_argument(
+        "--annotations", type=user_path, required=True, help="the unpacked folder coco-cn-version1805v1.1"
+    )
+    parser.add_argument("--images", type=user_path, required=True, help="folder of train2014 and val2014")
     parser.add_argument(
         "--with-translated", action="store_true", help="also the manually translated captions, five a test image"
     )
     add_common_arguments(parser)
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: Arguments) -> None:
     check_folder(args.images, "--images")
     check_folder(args.annotations, "--annotations")
     texts = [args.annotations / name for name in (WRITTEN, TRANSLATED)[: 1 + args.with_translated]]

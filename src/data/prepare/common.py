@@ -1,6 +1,5 @@
 """What the readers share: their options, and the way from rows to a dataset folder."""
 
-import argparse
 import os
 import re
 from collections import deque
@@ -11,6 +10,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from src.cli import Arguments, CommandParser, user_path
 from src.config import ModelConfig, load_config
 from src.data.digests import DigestTable, digest
 from src.data.errors import DataError
@@ -22,26 +22,28 @@ from src.data.record import Packed
 from src.data.writer import DatasetWriter
 
 
-def add_common_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--output", type=Path, required=True, help="dataset folder to write")
+def add_common_arguments(parser: CommandParser) -> None:
+    parser.add_argument("--output", type=user_path, required=True, help="dataset folder to write")
     parser.add_argument("--dev-share", type=float, default=0.05, help="share of the images without a split for dev")
     parser.add_argument("--test-share", type=float, default=0.05, help="... for test; the rest is train")
     parser.add_argument("--max-side", type=int, default=512, help="larger images are stored smaller, in pixels")
     parser.add_argument("--max-bad", type=float, default=0.01, help="share of bad rows that fails the whole")
-    parser.add_argument("--config", type=Path, help="YAML file whose model says how audio and regions are stored")
+    parser.add_argument("--config", type=user_path, help="YAML file whose model says how audio and regions are stored")
     parser.add_argument("--shard-records", type=int, default=10000, help="records of a shard file")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes that read media")
     parser.add_argument("--resume", action="store_true", help="keep the finished shards of a run that was cut short")
 
 
-def add_file_arguments(parser: argparse.ArgumentParser, annotations: str) -> None:
+def add_file_arguments(parser: CommandParser, annotations: str) -> None:
     """Options of corpora that come as annotation files with a folder of images each."""
-    parser.add_argument("--annotations", type=Path, action="append", required=True, help=f"{annotations}; repeatable")
-    parser.add_argument("--images", type=Path, action="append", required=True, help="its folder of images")
+    parser.add_argument(
+        "--annotations", type=user_path, action="append", required=True, help=f"{annotations}; repeatable"
+    )
+    parser.add_argument("--images", type=user_path, action="append", required=True, help="its folder of images")
     parser.add_argument("--split", action="append", help="its split (default: by hash of the image)")
 
 
-def file_groups(args: argparse.Namespace) -> list[tuple[Path, Path, str | None]]:
+def file_groups(args: Arguments) -> list[tuple[Path, Path, str | None]]:
     """Annotation files, each with its images and its split."""
     count = len(args.annotations)
     splits = args.split or [None] * count
@@ -62,7 +64,7 @@ def check_split(split: Any) -> str:
     return split
 
 
-def write_dataset(corpus: Corpus, args: argparse.Namespace) -> None:
+def write_dataset(corpus: Corpus, args: Arguments) -> None:
     """Reads the rows' media, writes the dataset folder and prints its counts.
 
     Bad rows go to rejected.jsonl in the folder. Too many of them are an error, and the folder stays unfinished.
@@ -91,7 +93,7 @@ def write_dataset(corpus: Corpus, args: argparse.Namespace) -> None:
     tally.print(args.output)
 
 
-def _check_arguments(args: argparse.Namespace) -> None:
+def _check_arguments(args: Arguments) -> None:
     if args.dev_share < 0 or args.test_share < 0 or args.dev_share + args.test_share >= 1:
         raise DataError("--dev-share and --test-share must not be negative and must leave something for train")
     for name in ("max_side", "workers", "shard_records"):
@@ -123,9 +125,7 @@ def _results(
         ) from None
 
 
-def _store(
-    writer: DatasetWriter, number: int, row: Row, packed: Packed | None, args: argparse.Namespace
-) -> tuple[str, str]:
+def _store(writer: DatasetWriter, number: int, row: Row, packed: Packed | None, args: Arguments) -> tuple[str, str]:
     """Adds the record, or counts in one that is finished; returns the split that was wanted and the split it is in.
 
     An image is in one split only: a row whose image is in another split already goes there, too.

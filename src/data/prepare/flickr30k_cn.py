@@ -7,23 +7,23 @@ A line is the image's name (with or without .jpg and #number), white space, the 
 files, seg.flickr30kzhbbosontrain.caption.txt and the like, hold words with spaces between and want --segmented.
 """
 
-import argparse
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 
+from src.cli import Arguments, CommandParser
 from src.data.prepare.caption_lines import read_captions
 from src.data.prepare.common import add_common_arguments, add_file_arguments, file_groups, write_dataset
 from src.data.prepare.rows import Corpus, Row, describe_inputs
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: CommandParser) -> None:
     add_file_arguments(parser, "captions, a line each")
     parser.add_argument("--segmented", action="store_true", help="the captions are cut into words: join them")
     add_common_arguments(parser)
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: Arguments) -> None:
     groups = file_groups(args)
     about = describe_inputs("flickr30k-cn", args.annotations, "--annotations")
     sources = [_Captions(*group, args.segmented) for group in groups]
@@ -35,7 +35,7 @@ class _Captions:
     """The rows of one file: one for each image with all its captions, and a rejected one for each bad line."""
 
     def __init__(self, path: Path, images: Path, split: str | None, segmented: bool) -> None:
-        self.file, self.images, self.split = path.name, images, split
+        self.file, self.folder, self.split = path.name, images, split
         self.rejected: list[Row] = []
         self.images: dict[str, tuple[int, list[str]]] = {}
         for line in read_captions(path, segmented):
@@ -50,4 +50,4 @@ class _Captions:
     def __iter__(self) -> Iterator[Row]:
         yield from self.rejected
         for name, (number, captions) in self.images.items():
-            yield Row(self.file, number, name, self.images / f"{name}.jpg", tuple(captions), (), self.split)
+            yield Row(self.file, number, name, self.folder / f"{name}.jpg", tuple(captions), (), self.split)

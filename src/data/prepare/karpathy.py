@@ -6,12 +6,12 @@ COCO's images lie in the folders train2014 and val2014 of --images, Flickr's in 
 training data, val becomes dev.
 """
 
-import argparse
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from src.cli import Arguments, CommandParser, user_path
 from src.data.errors import DataError
 from src.data.prepare import translations
 from src.data.prepare.common import add_common_arguments, write_dataset
@@ -21,14 +21,14 @@ from src.data.prepare.translations import Translations
 SPLITS = {"train": "train", "restval": "train", "val": "dev", "test": "test"}
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--input", type=Path, required=True, help="the split's JSON file")
-    parser.add_argument("--images", type=Path, required=True, help="folder of images (of COCO: that of train2014)")
+def add_arguments(parser: CommandParser) -> None:
+    parser.add_argument("--input", type=user_path, required=True, help="the split's JSON file")
+    parser.add_argument("--images", type=user_path, required=True, help="folder of images (of COCO: that of train2014)")
     translations.add_argument(parser, "its sentid")
     add_common_arguments(parser)
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: Arguments) -> None:
     check_folder(args.images, "--images")
     about = describe_inputs("karpathy", [args.input], "--input")
     content = read_json(args.input, "--input")

@@ -9,7 +9,6 @@ Recordings are looked for at --recordings/voice_recording, the field's path, and
 Open Images name images otherwise: MS COCO's are --name "{image_id:0>12}.jpg".
 """
 
-import argparse
 import functools
 import math
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from src.cli import Arguments, CommandParser, user_path
 from src.data.errors import DataError
 from src.data.prepare import translations
 from src.data.prepare.common import add_common_arguments, add_file_arguments, file_groups, write_dataset
@@ -36,12 +36,12 @@ from src.data.prepare.translations import Translations
 TIMED = ("utterance", "start_time", "end_time")
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: CommandParser) -> None:
     add_file_arguments(parser, "narratives, JSONL")
     parser.add_argument(
         "--name", default="{image_id}.jpg", help="an image's path by its image_id (default: %(default)s)"
     )
-    parser.add_argument("--recordings", type=Path, help="folder of recordings (default: none are read)")
+    parser.add_argument("--recordings", type=user_path, help="folder of recordings (default: none are read)")
     parser.add_argument(
         "--pieces", type=float, metavar="SECONDS", help="cut narratives into captions no longer than this"
     )
@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_common_arguments(parser)
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: Arguments) -> None:
     groups = file_groups(args)
     about = describe_inputs("localized-narratives", args.annotations, "--annotations")
     about |= {"name": args.name, "recordings": args.recordings is not None, "pieces": args.pieces}
@@ -70,9 +70,7 @@ def run(args: argparse.Namespace) -> None:
 class _Narratives:
     """The rows of one file, one a line."""
 
-    def __init__(
-        self, path: Path, images: Path, split: str | None, args: argparse.Namespace, chinese: Translations
-    ) -> None:
+    def __init__(self, path: Path, images: Path, split: str | None, args: Arguments, chinese: Translations) -> None:
         self.path, self.images, self.split, self.chinese = path, images, split, chinese
         self.name, self.recordings, self.pieces = args.name, args.recordings, args.pieces
 

@@ -7,12 +7,12 @@
 --config whose model.audio.input is feature, ``audio`` names files of features instead of audio clips.
 """
 
-import argparse
 import functools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from src.cli import Arguments, CommandParser, user_path
 from src.data.errors import DataError
 from src.data.prepare.common import add_common_arguments, check_split, write_dataset
 from src.data.prepare.rows import (
@@ -29,13 +29,15 @@ from src.data.prepare.rows import (
 KEYS = ("id", "image", "regions", "caption", "captions", "audio", "split")
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--input", type=Path, required=True, help="the manifest, one JSON object a line")
-    parser.add_argument("--media", type=Path, help="folder that the media paths start from (default: the manifest's)")
+def add_arguments(parser: CommandParser) -> None:
+    parser.add_argument("--input", type=user_path, required=True, help="the manifest, one JSON object a line")
+    parser.add_argument(
+        "--media", type=user_path, help="folder that the media paths start from (default: the manifest's)"
+    )
     add_common_arguments(parser)
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: Arguments) -> None:
     about = describe_inputs("manifest", [args.input], "--input")
     media = check_folder(args.media or args.input.parent, "--media")
     write_dataset(Corpus(read_rows(args.input, media), count_lines([args.input]), about), args)

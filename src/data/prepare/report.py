@@ -63,10 +63,11 @@ class Tally(contextlib.AbstractContextManager):
         return counts
 
     def print(self, folder: Path) -> None:
-        columns = ("records", "samples", "images", *MODALITIES, "regions")
+        columns = {name: name for name in ("records", "samples", "images", *MODALITIES, "regions")}
+        columns["images"] = "pictures"  # the stored name of the count of different images
         print(f"{'split':12}" + "".join(f"{name:>10}" for name in columns))
         for split, entry in read_info(folder)["splits"].items():
-            print(f"{split:12}" + "".join(f"{entry[name]:10}" for name in columns))
+            print(f"{split:12}" + "".join(f"{entry[name]:10}" for name in columns.values()))
         if self.english:
             print(f"captions: {self.translated} translated, {self.captions - self.translated} kept in English")
         if self.moved:

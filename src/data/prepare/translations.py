@@ -4,19 +4,21 @@
 770337<TAB>一个男人骑着红色的自行车                        id and text a line (any other name)
 """
 
-import argparse
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from src.cli import CommandParser, user_path
 from src.data.errors import DataError
 from src.data.prepare.rows import Row, check_caption, read_lines, read_objects
 
 
-def add_argument(parser: argparse.ArgumentParser, ids: str) -> None:
+def add_argument(parser: CommandParser, ids: str) -> None:
     """Adds --translations; ``ids`` says what the corpus calls a caption."""
     text = f"Chinese captions: JSONL of id and caption, or id<TAB>caption a line; the id is {ids}"
-    parser.add_argument("--translations", type=Path, help=text + ". Captions without one stay English and are counted")
+    parser.add_argument(
+        "--translations", type=user_path, help=text + ". Captions without one stay English and are counted"
+    )
 
 
 class Translations:

@@ -1,0 +1,63 @@
+"""Images generated from texts and from speech: does the model recognise in them what they were generated from?"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from src.config import EvalConfig
+from src.data.schema import AUDIO, TEXT
+from src.evaluation.evaluator import Evaluator, Needs, Split
+from src.inference.encode import Items, first_images
+from src.metrics.recall import ranks, recall
+
+SOURCES = {TEXT: "text", AUDIO: "speech"}
+
+
+class ImageGenerationEvaluator(Evaluator):
+    """Generates an image of every text and audio clip, and looks for each one's text by the image."""
+
+    name = "image_generation"
+
+    def needs(self, settings: EvalConfig) -> Needs | None:
+        count, read = settings.image_generation.max_items, frozenset({TEXT, AUDIO})
+        return Needs(count, read, read) if count else None
+
+    def run(self, split: Split) -> dict[str, Any]:
+        """``image_generation``: by source, "text" and "speech"."""
+        subjects = first_images(split.items, split.settings.image_generation.max_items)
+        metrics, generated = self.measure(subjects)
+        if split.sheets and TEXT in generated:
+            split.sheets.generated(subjects, generated)
+        return {"image_generation": metrics}
+
+    def measure(self, items: Mapping[int, Items]) -> tuple[dict[str, Any], dict[int, np.ndarray]]:
+        """Metrics and images.
+
+        Args:
+            items: with the tokens of texts and audio clips.
+
+        Returns:
+            by source, recall of the text among all texts; by modality, images uint8 [n, S, S, 3]. Without texts nothing
+            is generated; an audio clip without one has its image and does not count.
+        """
+        metrics, generated = {}, {}
+        texts = items.get(TEXT)
+        for modality, name in SOURCES.items():
+            if texts is None or modality not in items:
+                continue
+            generated[modality] = self.engine.image_generator.generate(modality, items[modality])
+            told = np.isin(items[modality].images, texts.images)
+            if told.any():
+                embeddings = self.engine.encoder.image(generated[modality]).embeddings[told]
+                found = ranks(embeddings, texts.embeddings, items[modality].images[told], texts.images)
+                metrics[name] = recall(found)
+        return metrics, generated
+
+    def logged(self, metrics: Mapping[str, Any]) -> dict[str, float]:
+        """Recall by source, and the mean at 1."""
+        found = metrics.get("image_generation")
+        if not found:
+            return {}
+        recalls = {f"generated_{source}_R@{k}": of[f"R@{k}"] for source, of in found.items() for k in (1, 10)}
+        return recalls | {"generated_mean_R@1": sum(of["R@1"] for of in found.values()) / len(found)}
