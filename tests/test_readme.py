@@ -1,7 +1,7 @@
 """The READMEs: both say the same, what they link exists, and each of their commands runs.
 
-The commands run as they stand in the README, in a folder that looks like a fresh clone, each made small by what VARIANTS
-adds to it. They build on each other, in the README's order.
+The commands run as they stand in the README, in a folder that looks like a fresh clone. VARIANTS adds what makes each
+of them small. They build on each other, in the README's order.
 """
 
 import json
@@ -53,11 +53,11 @@ TRAIN = (
 GENERATE = ("eval.image_generation.max_items=2", "eval.image_generation.samples=1")
 NO_DEVICE = Variant(error="runtime.device=Ascend is not usable here")  # a machine with an Ascend would train
 
+PIP = (sys.executable, "-m", "pip", "install", "--dry-run", "--no-index", "--no-deps")  # all is installed already
+
 # beginning of a documented command → how it is made small; the longest one that fits counts
 VARIANTS = {
-    "pip install": Variant(
-        instead=(sys.executable, "-m", "pip", "install", "--dry-run", "--no-index", "--no-deps", "-r", "requirements.txt")
-    ),
+    "pip install": Variant(instead=(*PIP, "-r", "requirements.txt")),
     # their stages and checks: tests/test_demo_stages.py, tests/test_scripts.py
     "bash scripts/run_demo.sh": Variant(("--help",)),
     "bash scripts/run_tests.sh": Variant(("--help",)),
@@ -104,15 +104,19 @@ def tables(name: str) -> list[list[list[str]]]:
     return [[row for row in table if not set("".join(row)) <= set("-: ")] for table in rows]
 
 
+def without_code(text: str) -> str:
+    return re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+
+
 def links(text: str) -> list[str]:
     """Targets of links, images and pictures, in their order."""
-    prose = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
-    return [target for pair in re.findall(r"\]\(([^)\s]+)\)|(?:src|srcset)=\"([^\"]+)\"", prose) for target in pair if target]
+    found = re.findall(r"\]\(([^)\s]+)\)|(?:src|srcset)=\"([^\"]+)\"", without_code(text))
+    return [linked or shown for linked, shown in found]
 
 
 def anchors(text: str) -> set[str]:
     """What GitHub calls the page's headings."""
-    headings = re.findall(r"^#+ (.+)$", re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE), re.MULTILINE)
+    headings = re.findall(r"^#+ (.+)$", without_code(text), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
@@ -161,7 +165,8 @@ def test_links_lead_somewhere(page: Path):
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page.name != "CHANGELOG.md"], ids=lambda page: page.stem)
 def test_files_that_a_page_names_are_there(page: Path):
-    named = re.findall(r"`((?:src|tools|config|scripts|tests|benchmarks|docs|assets)/[\w./-]*)`", page.read_text(encoding="utf-8"))
+    rooms = "src|tools|config|scripts|tests|benchmarks|docs|assets"
+    named = re.findall(rf"`((?:{rooms})/[\w./-]*)`", page.read_text(encoding="utf-8"))
     missing = [path for path in named if "NAME" not in path and not (ROOT / path).exists()]
     assert not missing
 
