@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from mindspore import Tensor, nn
+from mindspore import Tensor
 from tqdm import tqdm
 
 from src.checkpoints.checkpoint import load_checkpoint_config
@@ -29,6 +29,7 @@ from src.inference.feature_manifest import MANIFEST, Entry, named_files, read_ma
 from src.inference.load import load_model
 from src.models.batches import pad_rows
 from src.models.build import build_model
+from src.models.encoding import EncodeAudio, EncodeImage
 from src.models.opt import OPT
 from src.runtime import setup
 
@@ -37,24 +38,14 @@ KINDS = ("image", "audio")
 Arrays = dict[str, np.ndarray]
 
 
-class ImageFeatures(nn.Cell):
-    """The tokens of an image's patches, stored as a detector's regions are.
-
-    Inputs:
-        image (B, S, S, 3) uint8.
-
-    Outputs:
-        tokens (B, P, D), mask (B, P) int32.
-    """
+class ImageFeatures:
+    """The tokens of an image's patches, stored as a detector's regions are."""
 
     folder, suffix = "regions", ".npz"
 
     def __init__(self, model: OPT, config: ModelConfig) -> None:
-        super().__init__(auto_prefix=False)
-        self.model, self.size, self.side = model, config.image.size, config.image.size // config.image.patch
-
-    def construct(self, pixels):
-        return self.model.encode_image((pixels,))
+        self.encode = EncodeImage(model)
+        self.size, self.side = config.image.size, config.image.size // config.image.patch
 
     def read(self, path: Path) -> tuple[tuple[np.ndarray, ...], Arrays]:
         """What the graph reads of a file, and what is written beside the features: where the patches are."""
@@ -70,24 +61,13 @@ class ImageFeatures(nn.Cell):
         np.savez(path, features=features, **beside)
 
 
-class AudioFeatures(nn.Cell):
-    """An audio clip's tokens.
-
-    Inputs:
-        audio (B, M, …), frames (B,) int32.
-
-    Outputs:
-        tokens (B, F, D), mask (B, F) int32.
-    """
+class AudioFeatures:
+    """An audio clip's tokens."""
 
     folder, suffix = "audio", ".npy"
 
     def __init__(self, model: OPT, config: ModelConfig) -> None:
-        super().__init__(auto_prefix=False)
-        self.model, self.config = model, config.audio
-
-    def construct(self, clips, frames):
-        return self.model.audio_encoder(clips, frames)
+        self.encode, self.config = EncodeAudio(model), config.audio
 
     def read(self, path: Path) -> tuple[tuple[np.ndarray, ...], Arrays]:
         """What the graph reads of a file; nothing is written beside the features."""
@@ -236,8 +216,8 @@ def extract(extractor: Extractor, jobs: Sequence[Job], batch_size: int) -> set[J
     with tqdm(total=len(jobs), initial=len(jobs) - len(todo), desc=extractor.folder, dynamic_ncols=True) as bar:
         for ready in _batches(extractor, todo, batch_size, failed, bar):
             columns = zip(*(inputs for _, inputs, _ in ready), strict=True)
-            outputs = extractor(*[Tensor(pad_rows(np.stack(column), batch_size)) for column in columns])
-            tokens, mask = (output.asnumpy() for output in outputs)
+            outputs = extractor.encode(*[Tensor(pad_rows(np.stack(column), batch_size)) for column in columns])
+            _, tokens, mask = (output.asnumpy() for output in outputs)
             for (job, _, beside), row, here in zip(ready, tokens, mask, strict=False):
                 try:
                     _write(extractor, job, half(row[here == 1], job.source, "the features"), beside)

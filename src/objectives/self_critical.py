@@ -21,6 +21,7 @@ from src.metrics.captions import CiderD, Weighted, words
 from src.models.batches import progress
 from src.models.layers import padding_bias
 from src.models.opt import OPT
+from src.models.text_decoder import repeat_memory
 from src.objectives.views import image_inputs
 
 
@@ -156,23 +157,19 @@ class SelfCriticalObjectives(nn.Cell):
         weights = (labels != self.pad_id).astype(ms.float32) * ops.gather(batch["rewarded"], self.owner, 0).expand_dims(
             1
         )
-        logs = self.log_probabilities(image_inputs(batch, self.model.image_fields), ids[:, :-1], labels)
+        logs = self.log_probabilities(image_inputs(batch, self.model.image_fields), ids)
         gain = (logs * weights * batch["advantage"].reshape(-1, 1)).sum()
         loss = -gain / ops.maximum(weights.sum(), Tensor(1.0, ms.float32))
         images = ops.maximum(batch["rewarded"].sum(), Tensor(1.0, ms.float32))
         return loss, loss, batch["reward"].mean(1).sum() / images
 
-    def log_probabilities(self, inputs, ids, labels):
-        """(B·S, T − 1): of the labels, under the distribution that they were sampled from."""
-        model = self.model
-        fused, mask = fuse_images(model, inputs)
-        memory = ()
-        for keys, values in model.text_decoder.read(fused, self.places):
-            memory = (*memory, (ops.gather(keys, self.owner, 0), ops.gather(values, self.owner, 0)))
+    def log_probabilities(self, inputs, ids):
+        """(B·S, T − 1): of the tokens behind [CLS], under the distribution that they were sampled from."""
+        decoder = self.model.text_decoder
+        fused, mask = fuse_images(self.model, inputs)
+        memory = repeat_memory(decoder.read(fused, self.places), self.owner)
         bias = ops.gather(padding_bias(mask), self.owner, 0)
-        logits = model.text_decoder.score(ids, memory, bias) + self.never  # (B·S·(T−1), V)
-        logs = ops.gather_elements(ops.log_softmax(logits, -1), 1, labels.reshape(-1, 1))
-        return logs.reshape(labels.shape)
+        return decoder.log_probabilities(ids, memory, bias, self.never)
 
 
 def build_self_critical(model: OPT, config: Config) -> SelfCriticalObjectives:
