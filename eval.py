@@ -1,7 +1,7 @@
 """Measures a trained model on a split of a dataset.
 
 python eval.py --checkpoint runs/demo/pretrain                      everything that pre-training is judged by
-python eval.py --checkpoint runs/demo/retrieval eval.rerank.top_k=0 retrieval by embeddings alone
+python eval.py --checkpoint runs/demo/retrieval eval.rerank.top_k=0 retrieval by embeddings only
 python eval.py --checkpoint runs/demo/caption eval.decoding.beam_size=4 eval.decoding.length_penalty=0.6
 """
 

@@ -25,7 +25,7 @@ def parse() -> cli.Arguments:
     path = {"type": cli.user_path}
     parser.add_argument("--checkpoint", required=True, **path, metavar="DIR", help="run or checkpoint folder")
     parser.add_argument("--config", **path, metavar="FILE", help="configuration to use instead of the checkpoint's own")
-    formats = "AIR needs Ascend; WEIGHTS: no graphs, the weights alone, in half precision"
+    formats = "AIR needs Ascend; WEIGHTS: no graphs, only the weights, in half precision"
     parser.add_argument("--format", choices=("MINDIR", "AIR", "WEIGHTS"), default="MINDIR", help=formats)
     parser.add_argument("--output", **path, metavar="DIR", default=Path("runs/export"), help="default: runs/export")
     parser.add_argument("--batch-size", type=int, default=0, metavar="N", help="rows of every input; 0: any (default)")

@@ -19,7 +19,7 @@ PYTHONS = ((3, 10), (3, 12))  # first and last version that MindSpore 2.10 has a
 
 
 class RuntimeSetupError(UserError):
-    """The environment cannot run the project; the message is one line with the mend."""
+    """The environment cannot run the project; the message is one line and says how to fix it."""
 
 
 def check_environment() -> None:

@@ -77,7 +77,7 @@ class TensorFiles:
             return [path / name for name in sorted(set(_read_json(path / INDEX)["weight_map"].values()))]
         if any(path.glob("*.bin")):
             raise PretrainedError(
-                f"{self.shown} holds a .bin file alone, which can run code when read: save it as {WEIGHTS}"
+                f"{self.shown} holds only a .bin file, which can run code when read: save it as {WEIGHTS}"
             )
         raise PretrainedError(f"{self.shown}: no such safetensors file, nor a folder with {WEIGHTS}")
 

@@ -57,7 +57,7 @@ class ReconstructionEvaluator(Evaluator):
         return {name: found[name] for name in ("psnr", "perplexity", "usage")}
 
     def measure(self, split: str, images: int = 0) -> tuple[dict[str, Any], list[tuple[np.ndarray, np.ndarray]]]:
-        """images, psnr, perplexity and usage of a split's first images (0: all); the first, each with its decoded one."""
+        """Metrics of a split's first images (0: all), and the first ones beside their reconstructions."""
         tokenizer = self.engine.image_tokenizer
         if split not in self._loaders:
             self._loaders[split] = ImageLoader.held_out(self.engine.config, split)
@@ -92,6 +92,6 @@ def psnr(errors: np.ndarray) -> float:
 
 
 def perplexity(counts: np.ndarray) -> float:
-    """exp of the entropy of the codes: K when all are used alike, 1 when one is used alone."""
+    """exp of the entropy of the codes: K when all are used equally, 1 when only one is used."""
     shares = counts[counts > 0] / counts.sum()
     return float(np.exp(-(shares * np.log(shares)).sum()))

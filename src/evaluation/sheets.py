@@ -85,7 +85,7 @@ class Sheets:
         return image, text, None if clip is None else spectrogram(clip, model.audio)
 
     def generated(self, subjects: dict[int, Items], images: dict[int, np.ndarray]) -> None:
-        """The first originals, and beside each what was generated from its text and speech; more, from texts alone."""
+        """The first originals, each beside what was generated from its text and speech; more, from text only."""
         samples = subjects[TEXT].samples[:GENERATED].tolist()
         places = {which: {s: row for row, s in enumerate(subjects[which].samples.tolist())} for which in images}
         rows = []
@@ -116,7 +116,7 @@ class Sheets:
         for sample, text, group in list(zip(images.samples, generated, references, strict=True))[:CAPTIONS]:
             right = all(facts.compare(text, group).values()) if facts else text in group
             shown.append((self.media(int(sample))[0], text, group[0], right))
-        caption_sheet(self.folder / "captions.png", "Captions generated from the image alone", shown)
+        caption_sheet(self.folder / "captions.png", "Captions generated from the image only", shown)
         dataset = self.loader.dataset
         keys = [record.key for record in dataset.read(dataset.samples[images.samples, 0])]
         save_captions(self.folder.parent / "captions.json", keys, generated)

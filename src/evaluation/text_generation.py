@@ -18,7 +18,7 @@ EXAMPLES = 12  # captions that metrics.json shows
 
 
 class CaptionEvaluator(Evaluator):
-    """Captions of images alone: BLEU, ROUGE-L, CIDEr-D, and the facts of a demo's world."""
+    """Captions generated from the image only: BLEU, ROUGE-L, CIDEr-D, and the facts of a demo's world."""
 
     name = "caption"
 
@@ -51,7 +51,7 @@ class CaptionEvaluator(Evaluator):
 
 
 class TranscriptEvaluator(Evaluator):
-    """Transcripts of audio clips alone, if the model is trained to write them: error rates by character and word."""
+    """Transcripts generated from audio only, if the model is trained for it: error rates by character and word."""
 
     name = "transcription"
 
@@ -76,7 +76,7 @@ class TranscriptEvaluator(Evaluator):
 
 
 class ImageTranscriptEvaluator(TranscriptEvaluator):
-    """Transcripts of audio clips that are heard beside their images."""
+    """Transcripts generated from audio together with its image."""
 
     name = "transcription_with_image"
 

@@ -44,7 +44,7 @@ def tune(evaluation: Evaluation, split: str, output: Path) -> Weights:
     """Prints what weights reach and writes the best: reranking.json, and reranking.yaml to name as a ``base:``.
 
     Raises:
-        ConfigError: the task is not judged by retrieval, the split is the one that is reported, or nothing is re-ranked.
+        ConfigError: the task is not judged by retrieval, the split is the reported one, or nothing is re-ranked.
     """
     config, engine = evaluation.config, evaluation.engine
     settings = config.eval

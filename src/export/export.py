@@ -26,7 +26,7 @@ from src.models.opt import OPT
 
 # largest absolute difference between a loaded graph and the model: kernels round a row otherwise in another batch
 TOLERANCES = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 1e-1}  # by runtime.precision
-CHECKED_ROWS = 3  # batch of the comparison; a graph for any batch is also run on the first row alone
+CHECKED_ROWS = 3  # batch of the comparison; a graph for any batch size also runs on the first row by itself
 REPORT = "export.json"
 ANY = "B"  # the batch axis of a graph that takes any number of rows
 Limits = Mapping[str, tuple[int, int]]  # the first value and the one behind the last, by input; else bytes
@@ -84,7 +84,7 @@ def export_graphs(config: Config, model: OPT, output: Path, file_format: str, ba
 def export_weights(config: Config, model: OPT, output: Path) -> Path:
     """Writes what evaluation reads, the weights in half precision; other files in the folder stay.
 
-    The image tokenizer that data.codes names goes along, if the model draws its codes.
+    The image tokenizer that data.codes names goes along, if the model generates its codes.
 
     Returns:
         The folder.
@@ -244,7 +244,7 @@ def describe_preprocessing(config: ModelConfig, tokenizer: Tokenizer) -> dict[st
             "ids": {token: tokenizer.vocab.index(token) for token in SPECIALS},
         },
         "image": IMAGES[config.image.input](config.image),
-        "audio": SOUNDS[config.audio.input](config.audio),
+        "audio": AUDIO[config.audio.input](config.audio),
     }
 
 
@@ -286,4 +286,4 @@ def _describe_waveform(audio: AudioEncoderConfig) -> dict[str, Any]:
 
 
 IMAGES = {"patch": _describe_patches, "region": _describe_regions}
-SOUNDS = {"fbank": _describe_fbank, "feature": _describe_features, "wav2vec2": _describe_waveform}
+AUDIO = {"fbank": _describe_fbank, "feature": _describe_features, "wav2vec2": _describe_waveform}

@@ -138,7 +138,7 @@ class Found:
 def search(engine: Engine, modality: int, asked: Items, offered: Gallery, places: np.ndarray, top: int) -> list[Found]:
     """The best of a gallery, the best first, re-ranked as the configuration says.
 
-    What is of the query's own modality is ranked by embeddings alone.
+    What is of the query's own modality is ranked by embeddings only.
 
     Args:
         engine: the model and its settings.
@@ -152,7 +152,7 @@ def search(engine: Engine, modality: int, asked: Items, offered: Gallery, places
     depth = min(max(top, config.eval.rerank.top_k), len(places))
     (candidates,), (cosines,) = top_k(asked.embeddings, offered.embeddings[places], depth)
     files = [offered.folder / offered.names[place] for place in places[candidates]]
-    read, failures = media.try_files(files, config.model)  # again: an index holds no content
+    read, failures = media.try_files(files, config.model)  # an index holds no content
     media.report(failures, len(files), len(failures) < len(files))
     kept = np.array([medium is not None for medium in read])
     found, cosines = [medium for medium in read if medium], cosines[kept]

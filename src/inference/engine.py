@@ -1,4 +1,4 @@
-"""What a trained model can do: embed, rank, caption, transcribe, generate images. Evaluators and commands both call it."""
+"""What a trained model can do: embed, rank, caption, transcribe, generate images. Evaluators and commands call it."""
 
 import functools
 from collections.abc import Sequence

@@ -150,7 +150,7 @@ def initialised(config: Config, kinds: Sequence[str]) -> OPT:
     for kind in kinds:
         if not getattr(config.model, kind).init_from:
             key = f"model.{kind}.init_from"
-            hint = "set it, or extract the other kind alone by --only"
+            hint = "set it, or extract only the other kind by --only"
             raise DataError(f"{key} is empty: features of an untrained encoder are useless; {hint}")
     model = build_model(config)
     for report in init_encoders(model, config.model):

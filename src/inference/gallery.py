@@ -1,9 +1,9 @@
-"""A folder of the user's own files as embeddings, which a file can keep: a second query then encodes nothing of them.
+"""A folder of the user's own files as embeddings. An index file can keep them, a second query then encodes only itself.
 
-An index is a safetensors file of ``embeddings`` float32 [n, E] and ``stamps`` int64 [n, 2] (bytes, and when the file
-last changed); its header holds the folder, the files' names, and the mark of the checkpoint, without which embeddings
-mean nothing. Tokens, which ranking again reads, are not kept: they take a hundred times the room, and the best k files
-are read for every query anyway, to be shown.
+An index is a safetensors file of ``embeddings`` float32 [n, E] and ``stamps`` int64 [n, 2] (bytes, and time of the last
+change). Its header holds the folder, the names of the files, and the fingerprint of the checkpoint, without which
+embeddings mean nothing. Tokens, which re-ranking reads, are not kept: they take a hundred times the space, and the top k
+files are read for every query anyway, to be shown.
 """
 
 import hashlib

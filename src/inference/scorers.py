@@ -24,7 +24,7 @@ ITEM_STEP = 4  # room for items, rounded up likewise
 
 
 class _TextLikelihood(nn.Cell):
-    """Fuses items alone, reads them into keys and values once, and scores texts over those.
+    """Fuses items of one modality, reads them into keys and values once, and scores texts over those.
 
     Args:
         model: the network.
@@ -53,7 +53,7 @@ class _TextLikelihood(nn.Cell):
 
 
 class TextLikelihood:
-    """log p(text | image alone) or log p(text | audio alone) of pairs, in nats, under the text decoder."""
+    """log p(text | image) or log p(text | audio) of pairs, in nats, under the text decoder."""
 
     def __init__(self, model: OPT, pad_id: int) -> None:
         self.model, self.pad_id = model, pad_id
@@ -164,7 +164,7 @@ class Matching:
             inputs += [embeddings[m] for m in (TEXT, IMAGE, AUDIO)]
             logits[start : start + rows] = run_batched(self.cell, rows, inputs)[0]
             self.fused += len(part)
-        # that two match is the case of these two alone, or of all three; that three match is the latter
+        # that two match is the case of just these two, or of all three; that three match is the latter
         own = "+".join(MODALITIES[modality] for modality in here)
         cases = [MATCH_CASES.index(case) for case in dict.fromkeys((own, "all")) if case in MATCH_CASES]
         return np.logaddexp.reduce(logits[:, cases], axis=1) - np.logaddexp.reduce(logits, axis=1)

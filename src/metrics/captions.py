@@ -1,8 +1,8 @@
 """Caption metrics: corpus BLEU-1 to BLEU-4, ROUGE-L and CIDEr-D, by words and by characters.
 
-The figures equal those of the COCO caption evaluation (pycocoevalcap) on the same tokens. As there, punctuation does
+The results equal those of the COCO caption evaluation (pycocoevalcap) on the same tokens. As there, punctuation does
 not count and case is ignored. Chinese has no spaces: ``words`` are those of jieba; ``characters`` do not depend on a
-segmenter and are the figures to compare across projects.
+segmenter and are the results to compare across projects.
 """
 
 import functools
@@ -135,13 +135,13 @@ def _score_tokens(
             raise ValueError(f"image {row} has no reference caption")
         if not all(group):
             raise ValueError(f"image {row}: reference caption {texts[group.index([])]!r} has no words")
-    figures = {f"bleu{n}": value for n, value in enumerate(bleu(hypotheses, groups), 1)}
-    return {**figures, "rouge_l": rouge_l(hypotheses, groups), "cider_d": cider_d(hypotheses, groups)}
+    scores = {f"bleu{n}": value for n, value in enumerate(bleu(hypotheses, groups), 1)}
+    return {**scores, "rouge_l": rouge_l(hypotheses, groups), "cider_d": cider_d(hypotheses, groups)}
 
 
 @functools.cache
 def _segmenter() -> Callable[[str], list[str]]:
-    # Imported late: its dictionary takes a second to load, and its import warns about things a user cannot mend.
+    # Imported late: its dictionary takes a second to load, and its import warns about things that a user cannot fix.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import jieba

@@ -15,7 +15,7 @@ GALLERY_BLOCK = 8192  # a block of scores takes 16 MB
 GRID_BITS = 26
 FAISS_BLOCK = 1024  # queries: fewer at once cost it more
 SPARE = 8  # candidates that faiss is asked for beyond k: its sums are rounded
-GATHERED = 1 << 23  # numbers of candidates that are scored again at once: 64 MB
+GATHERED = 1 << 23  # numbers of candidates that are scored exactly at once: 64 MB
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Ranks and recall: of exact ranking by embeddings, and of the top ``k`` re-ranked by a second score.
 
-Letters: ``Q`` queries, ``G`` gallery items, ``E`` embedding width, ``k`` re-ranked items. An item is relevant to a query
-when both carry the same image id. Among equal scores the lower gallery index comes first, in every function below.
+Letters: ``Q`` queries, ``G`` gallery items, ``E`` embedding width, ``k`` re-ranked items. An item is relevant to a
+query when both carry the same image id. Among equal scores the lower gallery index comes first everywhere.
 """
 
 import numpy as np

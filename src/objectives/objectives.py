@@ -107,7 +107,7 @@ class Objectives(nn.Cell):
         return losses
 
     def single_modality_loss(self, batch, clean):
-        """The modality level where its rows show one modality: fused at that length alone, with the same result."""
+        """The modality level where its rows show one modality: fused at its own length, with the same result."""
         level = self.levels[0]
         _, image, audio, _, image_mask, audio_mask = clean
         n = level.text_from

@@ -62,7 +62,7 @@ class References:
 
 
 def fuse_images(model: OPT, inputs):
-    """Images alone, fused (B, Lm, D), and their mask (B, Lm); ``inputs`` are those that model.image_fields names."""
+    """Fused images (B, Lm, D), and their mask (B, Lm); ``inputs`` are those that model.image_fields names."""
     tokens, mask = model.encode_image(inputs)
     return model.cross_encoder.fuse_single_modality(tokens, mask, IMAGE)
 

@@ -1,4 +1,4 @@
-"""A blank page measured in inches from its top left corner, with a Chinese font: what the figures are drawn on."""
+"""A blank page measured in inches from its top left corner, with a Chinese font: what the sheets are drawn on."""
 
 import logging
 import unicodedata

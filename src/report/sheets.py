@@ -12,7 +12,8 @@ AUDIO_COLOURS = (PANEL, "#c3d0ea", "#3566b8", INK)  # from silence to the loudes
 MARGIN = 0.45
 SHOWN_HITS = 5
 
-Query = str | np.ndarray | tuple[np.ndarray, str]  # text, an image [S, S, 3] or an audio clip [M, N]; with its caption
+# text, image [S, S, 3] or log-mel [M, N]; the latter two with or without a caption
+Query = str | np.ndarray | tuple[np.ndarray, str]
 Hit = tuple[str, np.ndarray | None, float, bool]  # label, image, score, relevant
 
 
@@ -107,7 +108,7 @@ def album_sheet(out_png: str | Path, title: str, items: Sequence[tuple[np.ndarra
 
 
 def reconstruction_sheet(out_png: str | Path, title: str, pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> None:
-    """Images in rows, each row above what was drawn from its codes.
+    """Images in rows, each row above what is decoded from its codes.
 
     Args: pairs: (original, reconstruction), both uint8 [S, S, 3].
     """

@@ -56,7 +56,7 @@ def table(rows: Sequence[Sequence[Any]], headers: Sequence[str]) -> str:
 def retrieval_table(
     retrieval: Mapping[str, Mapping[str, float]], reranked: Mapping[str, Mapping[str, float]] | None = None
 ) -> str:
-    """Recall by direction ({"text_to_image": {"R@1": …, "R@5": …, "R@10": …, "median_rank": …}, …}), re-ranked at right.
+    """Recall by direction ({"text_to_image": {"R@1": …, "R@5": …, "R@10": …, "median_rank": …}}), re-ranked at right.
 
     ``gallery`` among the metrics is how many items were ranked.
     """

@@ -19,7 +19,7 @@ def trained_parameters(model: nn.Cell, objectives: nn.Cell) -> list[Parameter]:
 
 
 def decays(parameter: Parameter) -> bool:
-    """Weight decay applies to matrices alone: never to gains, biases, or tables of single vectors such as positions."""
+    """Weight decay applies to matrices only: never to gains, biases, or tables of single vectors such as positions."""
     is_matrix = sum(size > 1 for size in parameter.shape) > 1
     return is_matrix and not parameter.name.endswith(("positions", "modality", "absent"))
 
@@ -103,12 +103,12 @@ class AdamW(nn.Cell):
     def __init__(self, parameters: Sequence[Parameter], config: OptimizerConfig, rates: np.ndarray) -> None:
         super().__init__()
         shares = dict(zip((p.name for p in parameters), rate_shares(parameters, config.layer_decay), strict=True))
-        alone = [p for p in parameters if p.ndim != 1]
+        single = [p for p in parameters if p.ndim != 1]
         groups = group_alike([p for p in parameters if p.ndim == 1], shares)
         self.vectors, self.stacks = tuple(groups.values()), stacked_zeros("vectors", groups)
-        self.members = (*((p,) for p in alone), *self.vectors)
+        self.members = (*((p,) for p in single), *self.vectors)
         self.parameters_ = ParameterTuple([p for group in self.members for p in group])
-        self.places = ParameterTuple((*alone, *self.stacks))
+        self.places = ParameterTuple((*single, *self.stacks))
         self.gradients = self.places.clone("gradient", init="zeros")
         self.first = self.places.clone("adam_m", init="zeros")
         self.second = self.places.clone("adam_v", init="zeros")
@@ -127,8 +127,8 @@ class AdamW(nn.Cell):
 
     def pack(self, gradients: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """What ``gradients`` hold. Args: gradients: one a trained parameter, in the order of ``parameters_``."""
-        alone = len(self.places) - len(self.stacks)
-        return (*gradients[:alone], *stack_groups(gradients[alone:], self.vectors))
+        single = len(self.places) - len(self.stacks)
+        return (*gradients[:single], *stack_groups(gradients[single:], self.vectors))
 
     def construct(self, factor):
         rate = self.rates[ops.minimum(self.step, self.last)]

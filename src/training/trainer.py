@@ -123,7 +123,7 @@ class Trainer:
             improved = bool(train.eval_every) and self.step_number % train.eval_every == 0 and self._evaluate(log)
             if improved or self.step_number % train.save_every == 0 or self.step_number == train.steps:
                 self._save(improved)
-                marked, marked_step = time.perf_counter(), self.step_number  # the rate is that of training alone
+                marked, marked_step = time.perf_counter(), self.step_number  # the rate is that of training only
 
     def _advance(self, batch: Batch) -> StepResult:
         try:
