@@ -186,7 +186,7 @@ def config_keys(kind: type = Config, prefix: str = "") -> set[str]:
 def test_settings_that_a_page_names_are_there(page: Path):
     sections = "|".join(section.name for section in fields(Config) if is_dataclass(section.type))
     named = re.findall(rf"[`\s']((?:{sections})\.[\w.]*\w)[`=:]", page.read_text(encoding="utf-8"))
-    files = (".md", ".json", ".npy", ".safetensors")
+    files = (".py", ".md", ".json", ".npy", ".safetensors")
     assert {key for key in named if not key.endswith(files)} <= config_keys()
 
 
