@@ -11,10 +11,13 @@ import shlex
 import signal
 import subprocess
 import sys
-from dataclasses import dataclass, field
+import typing
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 
 import pytest
+
+from src.config import Config
 
 ROOT = Path(__file__).resolve().parent.parent
 READMES = ("README.md", "README_CN.md")
@@ -169,6 +172,22 @@ def test_files_that_a_page_names_are_there(page: Path):
     named = re.findall(rf"`((?:{rooms})/[\w./-]*)`", page.read_text(encoding="utf-8"))
     missing = [path for path in named if "NAME" not in path and not (ROOT / path).exists()]
     assert not missing
+
+
+def config_keys(kind: type = Config, prefix: str = "") -> set[str]:
+    """Every dotted key of the configuration, sections included."""
+    found = set()
+    for name, inner in typing.get_type_hints(kind).items():
+        found |= {prefix + name} | (config_keys(inner, f"{prefix}{name}.") if is_dataclass(inner) else set())
+    return found
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name != "CHANGELOG.md"], ids=lambda page: page.stem)
+def test_settings_that_a_page_names_are_there(page: Path):
+    sections = "|".join(section.name for section in fields(Config) if is_dataclass(section.type))
+    named = re.findall(rf"[`\s']((?:{sections})\.[\w.]*\w)[`=:]", page.read_text(encoding="utf-8"))
+    files = (".py", ".md", ".json", ".npy", ".safetensors")
+    assert {key for key in named if not key.endswith(files)} <= config_keys()
 
 
 @pytest.mark.parametrize("command", commands(READMES[0]))
