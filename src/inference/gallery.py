@@ -2,7 +2,7 @@
 
 An index is a safetensors file of ``embeddings`` float32 [n, E] and ``stamps`` int64 [n, 2] (bytes, and time of the last
 change). Its header holds the folder, the names of the files, and the fingerprint of the checkpoint, without which
-embeddings mean nothing. Tokens, which re-ranking reads, are not kept: they take a hundred times the space, and the top k
+embeddings mean nothing. Tokens, which re-ranking reads, are not kept: they take a hundred times the space; the top k
 files are read for every query anyway, to be shown.
 """
 

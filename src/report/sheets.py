@@ -20,7 +20,7 @@ Hit = tuple[str, np.ndarray | None, float, bool]  # label, image, score, relevan
 def retrieval_sheet(out_png: str | Path, title: str, rows: Sequence[tuple[Query, Sequence[Hit]]]) -> None:
     """Each row a query at the left and its best five hits, the relevant ones framed green.
 
-    Args: rows: (query, hits) with images uint8 [S, S, 3] and audio clips uint8 [M, N]; a hit without image is its label.
+    Args: rows: (query, hits) with images uint8 [S, S, 3] and log-mels uint8 [M, N]; a hit without image is its label.
     """
     if not rows:
         raise ValueError("retrieval sheet: no queries to draw")
