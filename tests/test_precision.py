@@ -11,7 +11,7 @@ import pytest
 from mindspore import Tensor, nn, ops
 from mindspore.graph.api import _cell_graph_executor
 from mindspore.train.anf_ir_pb2 import DataType, ModelProto
-from src.evaluation.encode import Encoder
+from src.inference.encode import Encoder
 from src.models.graphs import build_graphs
 from src.training.checkpoint import build_model, load_model, save_checkpoint
 
