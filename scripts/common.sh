@@ -146,6 +146,8 @@ train_distributed() {
     check_rank_table "$ranks"
     table=("--rank_table_file=$RANK_TABLE_FILE")
   fi
+  # msrun waits for ever for workers that end before they meet
+  [[ $DEVICE_TARGET == CPU ]] || "$PYTHON" "$ROOT/tools/check_device.py" "$DEVICE_TARGET" || exit
   # msrun starts the "python" on PATH, whichever Python runs msrun itself: a stand-in on PATH starts the chosen one
   mkdir -p "$LOG/bin"
   printf '#!/bin/sh\nexec "%s" "$@"\n' "$PYTHON" > "$LOG/bin/python"

@@ -15,6 +15,7 @@ import numpy as np
 from src.config import RuntimeConfig
 from src.errors import UserError
 
+PRODUCT_TOLERANCE = 0.2  # of sums of 96 products, also where an accelerator multiplies fp32 in a shorter type
 PYTHONS = ((3, 10), (3, 12))  # first and last version that MindSpore 2.10 has a wheel for
 
 
@@ -74,6 +75,21 @@ def _check_precision(precision: str) -> None:
         raise RuntimeSetupError("runtime.precision=bf16: MindSpore has no bf16 products for a CPU; take fp32, or fp16")
     if precision == "fp16":
         print("runtime.precision=fp16 is slower than fp32 on a CPU: it is for accelerators", flush=True)
+
+
+def check_product() -> str:
+    """Multiplies two matrices on the device and says in one line how far the product is from NumPy's.
+
+    Raises:
+        RuntimeSetupError: the device gives a wrong product.
+    """
+    x = np.random.default_rng(0).standard_normal((64, 96), np.float32)
+    found, wanted = ms.ops.matmul(ms.Tensor(x), ms.Tensor(x.T.copy())).asnumpy(), x @ x.T
+    error = float(np.abs(found - wanted).max())
+    device = ms.get_context("device_target")
+    if not error <= PRODUCT_TOLERANCE:
+        raise RuntimeSetupError(f"{device}: a product of two matrices is off by {error:.1e}: check the driver's version")
+    return f"{device}: MindSpore {ms.__version__}, a product of two matrices is off by {error:.1e}"
 
 
 def _fuse_kernels() -> None:

@@ -254,6 +254,14 @@ def test_rank_table(house: House):
     assert "--rank_table_file=hccl.json" in call["arguments"]
 
 
+def test_a_device_that_is_not_there_ends_a_distributed_run(house: House):
+    """msrun itself would wait for its workers for ever."""
+    result = house.run(DISTRIBUTED, DEVICE_TARGET="Ascend", EXIT="2")
+    assert result.returncode == 2
+    (call,) = house.calls()
+    assert call["arguments"] == [str(house.root / "tools" / "check_device.py"), "Ascend"]
+
+
 def test_a_rank_table_that_does_not_fit_is_refused(house: House):
     table = house.elsewhere / "hccl.json"
     table.write_text(json.dumps({"server_list": [{"device": [{"rank_id": "0"}]}]}))

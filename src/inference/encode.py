@@ -62,7 +62,8 @@ class Items:
     def take(self, rows: np.ndarray | slice) -> "Items":
         """Some of the items: an index, a mask or a slice."""
         arrays = (self.tokens, self.mask, self.embeddings, self.images, self.samples, self.ids, self.parts)
-        return Items(*(None if array is None else array[rows] for array in arrays))
+        # of a user's own files nothing says where they stand: what is empty stays empty
+        return Items(*(array if array is None or not len(array) else array[rows] for array in arrays))
 
 
 class Encoder:
