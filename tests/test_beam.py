@@ -20,7 +20,7 @@ ORDINARY = 4  # tokens beside the special ones
 VOCAB = len(SPECIALS) + ORDINARY
 LETTERS = range(len(SPECIALS), VOCAB)
 EVERY = 90  # beams that hold every text: 1 + 4 + 16 + 64 of them end, or are cut off
-ROWS, LIMIT = 3, 3  # inputs, and tokens that are written at most
+ROWS, LIMIT = 3, 3  # inputs, and tokens that are generated at most
 
 
 @pytest.fixture(scope="module")
@@ -115,8 +115,8 @@ def score(text: tuple[int, ...], table: dict[tuple[int, ...], np.ndarray], setti
     return total / ((5 + len(text)) / 6) ** settings.length_penalty
 
 
-def written(row: np.ndarray) -> tuple[int, ...]:
-    """The tokens of a row of what was written, checked to be well formed."""
+def text_of(row: np.ndarray) -> tuple[int, ...]:
+    """The tokens of a row of what was generated, checked to be well formed."""
     ids = row.tolist()
     assert ids[0] == CLS
     text = ids[1 : ids.index(SEP) + 1] if SEP in ids else ids[1 : 1 + LIMIT]
@@ -145,7 +145,7 @@ def test_a_beam_that_holds_every_text_finds_the_best(
     for row, table in zip(found, tables, strict=True):
         scores = {text: score(text, table, settings) for text in every_text(limit)}
         best = max(scores, key=scores.__getitem__)
-        assert written(row) == best, (scores[written(row)], scores[best])
+        assert text_of(row) == best, (scores[text_of(row)], scores[best])
 
 
 def test_a_wider_beam_finds_texts_as_good(searches: dict, given: dict, tables: list) -> None:
@@ -153,7 +153,7 @@ def test_a_wider_beam_finds_texts_as_good(searches: dict, given: dict, tables: l
     for beams in (1, 3, EVERY):
         settings = BeamSettings(beams=beams, max_length=LIMIT, length_penalty=2.0)
         rows = search(searches, settings).generate(given)
-        means.append(np.mean([score(written(row), table, settings) for row, table in zip(rows, tables, strict=True)]))
+        means.append(np.mean([score(text_of(row), table, settings) for row, table in zip(rows, tables, strict=True)]))
     assert means[0] <= means[1] + 1e-5 and means[1] <= means[2] + 1e-5 and means[0] < means[2]
 
 
@@ -163,7 +163,7 @@ def test_one_beam_is_greedy_whatever_the_penalty(searches: dict, given: dict, ta
         words: tuple[int, ...] = ()
         while len(words) < LIMIT and SEP not in words:
             words = (*words, max((*LETTERS, SEP), key=table[words].__getitem__))
-        assert written(row) == words
+        assert text_of(row) == words
 
 
 def test_inputs_do_not_depend_on_each_other(model: OPT, tokenizer: Tokenizer, searches: dict, given: dict) -> None:
@@ -186,7 +186,7 @@ def test_of_equals_the_first_is_taken(model: OPT, searches: dict, given: dict) -
     try:
         for beams in (1, 3):
             found = search(searches, BeamSettings(beams)).generate(given)
-            assert (found[:, 1] == SEP).all(), "the first token that may be written"
+            assert (found[:, 1] == SEP).all(), "the first token that may be generated"
     finally:
         table.set_data(before)
         bias.set_data(bias_before)
@@ -210,8 +210,6 @@ def test_settings_are_checked() -> None:
     with pytest.raises(ConfigError, match="eval.decoding.max_length: model.text.max_len leaves room for 6 tokens"):
         Config(model=tiny_model(), eval=EvalConfig(decoding=DecodingConfig(max_length=7)))
     settings = BeamSettings.of(
-        EvalConfig(
-            decoding=DecodingConfig(beam_size=3, length_penalty=0.5, no_repeat_ngram=2, min_length=1, max_length=9)
-        )
+        DecodingConfig(beam_size=3, length_penalty=0.5, no_repeat_ngram=2, min_length=1, max_length=9)
     )
     assert settings == BeamSettings(3, 0.5, 2, 1, 9)

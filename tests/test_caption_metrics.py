@@ -54,7 +54,7 @@ def test_equal_to_the_reference_implementation(seed, images):
     assert cider_d(predictions, references) == pytest.approx(Cider().compute_score(given, found)[0], abs=1e-9)
 
 
-def test_figures_worked_out_by_hand():
+def test_metrics_worked_out_by_hand():
     prediction, reference = list("abcd"), list("acdef")
     # Three of four words, one of three pairs (c d), no triple; one word too short.
     brevity = np.exp(1 - 5 / 4)
@@ -69,14 +69,14 @@ def test_figures_worked_out_by_hand():
 def test_a_right_caption_has_the_best_score():
     texts = ["红色背景上，左边有一只大猫。", "蓝色背景上有三个苹果", "绿色背景上，右边有两辆车", "黄色背景有太阳"]
     perfect = score(texts, [[text] for text in texts])
-    for figures in perfect.values():
-        assert list(figures) == ["bleu1", "bleu2", "bleu3", "bleu4", "rouge_l", "cider_d"]
-        assert figures["bleu4"] == pytest.approx(1, abs=1e-6)
-        assert figures["rouge_l"] == pytest.approx(1)
-        assert figures["cider_d"] == pytest.approx(10)
+    for metrics in perfect.values():
+        assert list(metrics) == ["bleu1", "bleu2", "bleu3", "bleu4", "rouge_l", "cider_d"]
+        assert metrics["bleu4"] == pytest.approx(1, abs=1e-6)
+        assert metrics["rouge_l"] == pytest.approx(1)
+        assert metrics["cider_d"] == pytest.approx(10)
     shuffled = score(texts[1:] + texts[:1], [[text] for text in texts])
-    for level, figures in shuffled.items():
-        assert all(figures[name] < perfect[level][name] - 0.1 for name in figures)
+    for level, metrics in shuffled.items():
+        assert all(metrics[name] < perfect[level][name] - 0.1 for name in metrics)
 
 
 def test_tokens_leave_out_punctuation_and_case():

@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 from mindspore import nn
 
-from src.config import Config, EvalConfig, ObjectivesConfig, RerankConfig, WeightsConfig, load_config
+from src.config import Config, ModelConfig, ObjectivesConfig, TextEncoderConfig, WeightsConfig, load_config
 from src.data.masking import order_rng
 from src.data.pipeline import Loader
 from src.data.schema import IMAGE, TEXT
 from src.data.tokenizer import Tokenizer
-from src.evaluation.retrieval import Retriever
+from src.evaluation.retrieval import RetrievalEvaluator
 from src.inference.encode import Items
+from src.inference.engine import Engine
 from src.models.opt import OPT
 from src.objectives.objectives import Objectives
 from src.objectives.table import needed_fields
@@ -120,7 +121,7 @@ def test_the_end_of_the_text_is_never_learned() -> None:
 
 
 def test_the_vocabulary_has_no_room_for_its_last_id() -> None:
-    """Read, hidden and written: the highest id is a token like any other."""
+    """Read, masked and generated: the highest id is a token like any other."""
     model = tiny_model()
     config = ObjectivesConfig(weights=WeightsConfig(contrastive=0.0, mlm=1.0, denoise_text=1.0))
     batch = tiny_batch(model, 4)
@@ -143,17 +144,15 @@ def test_an_epoch_is_cut_short_for_what_comes_last(tiny: Config) -> None:
 
 
 def test_labels_of_the_directions_are_swapped() -> None:
-    """``t2i`` asks with a text: here one of two texts finds its image, while both images find their text."""
+    """``text_to_image`` asks with a text: here one of two texts finds its image, while both images find their text."""
     similarity = np.array([[0.8, 0.1], [0.7, 0.6]], np.float32)  # text by image
     vectors = {TEXT: similarity, IMAGE: np.eye(2, dtype=np.float32)}
     nothing, numbers = np.zeros((2, 1, 1), np.float32), np.arange(2)
     items = {m: Items(nothing, np.ones((2, 1), np.int32), x, numbers, numbers) for m, x in vectors.items()}
-    tokenizer = Tokenizer(ROOT / "config" / "vocab" / "demo.txt")
-    retriever = Retriever(
-        OPT(tiny_model(), VOCAB), tokenizer, EvalConfig(rerank=RerankConfig(top_k=0)), encoder=None, decoder=None
-    )
-    figures, _, _ = retriever.evaluate(items, depth=0)
-    assert (figures["t2i"]["r1"], figures["i2t"]["r1"]) == (0.5, 1.0)
+    vocab = str(ROOT / "config" / "vocab" / "demo.txt")
+    engine = Engine(Config(model=ModelConfig(text=TextEncoderConfig(vocab=vocab))), OPT(tiny_model(), VOCAB))
+    metrics, _, _ = RetrievalEvaluator(engine).evaluate(items, depth=0)
+    assert (metrics["text_to_image"]["R@1"], metrics["image_to_text"]["R@1"]) == (0.5, 1.0)
 
 
 def test_settings_choose_the_validation_split_for_training() -> None:
@@ -172,9 +171,9 @@ def test_sizes_are_constants() -> None:
 
 
 def test_every_command_is_a_script_of_its_own() -> None:
-    """Three entry points that parse, build and run; a task adds none."""
+    """Four entry points that parse, build and run; a task adds none."""
     commands = {path.name: len(path.read_text(encoding="utf-8").splitlines()) for path in ROOT.glob("*.py")}
-    assert set(commands) <= {"train.py", "eval.py", "export.py", "mindspore_hub_conf.py"}
+    assert set(commands) <= {"train.py", "eval.py", "infer.py", "export.py", "mindspore_hub_conf.py"}
     assert all(lines <= 80 for lines in commands.values()), commands
 
 

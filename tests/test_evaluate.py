@@ -1,4 +1,4 @@
-"""The evaluation engine against plain computation: scores of pairs, what is encoded, figures, whole runs."""
+"""Evaluation against plain computation: scores of pairs, what is encoded, metrics, whole runs."""
 
 import copy
 import json
@@ -11,20 +11,32 @@ import numpy as np
 import pytest
 from mindspore import Tensor
 
-from src.config import Config, ConfigError, EvalConfig, ObjectivesConfig, RerankConfig, WeightsConfig
+from src.config import (
+    CaptionConfig,
+    Config,
+    ConfigError,
+    EvalConfig,
+    ObjectivesConfig,
+    RerankConfig,
+    RetrievalConfig,
+    TranscriptConfig,
+    WeightsConfig,
+)
 from src.data.pipeline import Loader
 from src.data.schema import AUDIO, IMAGE, MATCH_CASES, TEXT
 from src.demo.facts import FactMetric
-from src.evaluation.retrieval import Retriever
-from src.evaluation.run import Evaluator
-from src.evaluation.sheets import save_captions
-from src.evaluation.text_generation import caption_figures, transcript_figures
-from src.inference import scorers as rerank
+from src.evaluation.retrieval import RetrievalEvaluator
+from src.evaluation.run import Evaluation
+from src.evaluation.text_generation import caption_metrics, score_transcripts
+from src.inference import scorers
 from src.inference.encode import Items, encode_split, first_images, number_images
+from src.inference.engine import Engine
 from src.inference.scorers import Matching, TextLikelihood
 from src.metrics.errors import edit_distance
 from src.models.build import build_model
 from src.models.opt import OPT
+from src.report.coco import save_captions
+from src.tasks import registry
 from tests.conftest import tiny_dataset
 from tests.oracles import random, randomise, run_mode, tiny_model
 
@@ -52,8 +64,15 @@ def model(config: Config) -> OPT:
 
 
 @pytest.fixture(scope="module")
-def evaluator(config: Config, model: OPT) -> Evaluator:
-    return Evaluator(config, model)
+def evaluation(config: Config, model: OPT) -> Evaluation:
+    return evaluation_of(Engine(config, model), config)
+
+
+def evaluation_of(engine: Engine, config: Config) -> Evaluation:
+    """Of the configuration's task, by an engine whose graphs may be compiled already."""
+    other = copy.copy(engine)
+    other.config = config
+    return Evaluation(other, registry.get(config.task).evaluators)
 
 
 @pytest.fixture(autouse=True)
@@ -96,8 +115,8 @@ def fuse(model: OPT, items: dict[int, Items], rows: dict[int, int]) -> tuple[Ten
 @pytest.mark.parametrize(("given", "at_once"), [(IMAGE, 4), (AUDIO, 256)])
 def test_likelihood_of_pairs(model: OPT, monkeypatch: pytest.MonkeyPatch, given: int, at_once: int) -> None:
     """Σ log p over the tokens behind [CLS], whatever the order of the pairs and however they are cut into chunks."""
-    monkeypatch.setattr(rerank, "PAIRS_AT_ONCE", at_once)
-    monkeypatch.setattr(rerank, "ITEM_STEP", 2)
+    monkeypatch.setattr(scorers, "PAIRS_AT_ONCE", at_once)
+    monkeypatch.setattr(scorers, "ITEM_STEP", 2)
     items = made_up(model)
     pairs = np.random.default_rng(1).permutation([(text, item) for text in range(6) for item in (0, 2, 5)][:11])
     scorer = TextLikelihood(model, pad_id=0)
@@ -122,7 +141,7 @@ def matching(model: OPT) -> Matching:
 def test_matching_of_pairs(
     model: OPT, matching: Matching, monkeypatch: pytest.MonkeyPatch, couple: tuple[int, int]
 ) -> None:
-    monkeypatch.setattr(rerank, "PAIRS_AT_ONCE", 4)
+    monkeypatch.setattr(scorers, "PAIRS_AT_ONCE", 4)
     items = made_up(model)
     pairs = np.array([(0, 0), (0, 3), (4, 1), (5, 5), (2, 3)])
     found = matching.score({modality: items[modality] for modality in couple}, pairs)
@@ -138,7 +157,7 @@ def test_matching_of_pairs(
             assert score == pytest.approx(expected, abs=1e-3)
 
 
-class Told:
+class KnownMatching:
     """A scorer that knows the answer."""
 
     def __init__(self) -> None:
@@ -149,25 +168,25 @@ class Told:
         return np.where(pairs[:, 0] == pairs[:, 1], 0.0, -5.0)
 
 
-def test_second_ranking_follows_the_second_score(config: Config, model: OPT, evaluator: Evaluator) -> None:
+def test_second_ranking_follows_the_second_score(config: Config, model: OPT) -> None:
     items = {modality: group for modality, group in made_up(model).items() if modality != AUDIO}
-    settings = replace(config.eval, rerank_embedding=0.0, rerank_matching=2.0, rerank_likelihood=0.0)
-    retriever = Retriever(model, evaluator.tokenizer, settings, evaluator.encoder, evaluator.decoder)
-    retriever.matching = told = Told()
-    first, second, rankings = retriever.evaluate(items, depth=4)
-    assert first.keys() == second.keys() == {"t2i", "i2t"}
+    weights = RerankConfig(embedding=0.0, matching=2.0, likelihood=0.0)
+    engine = Engine(replace(config, eval=replace(config.eval, rerank=weights)), model)
+    engine.reranker.matching = known = KnownMatching()
+    first, second, rankings = RetrievalEvaluator(engine).evaluate(items, depth=4)
+    assert first.keys() == second.keys() == {"text_to_image", "image_to_text"}
     similarity = items[TEXT].embeddings @ items[IMAGE].embeddings.T
-    for direction, table in (("t2i", similarity), ("i2t", similarity.T)):
+    for direction, table in (("text_to_image", similarity), ("image_to_text", similarity.T)):
         ranks = (table > np.diag(table)[:, None]).sum(1)
-        assert first[direction]["r1"] == pytest.approx((ranks < 1).mean())
-        assert second[direction]["r1"] == pytest.approx((ranks < 4).mean()), "what is among the best four comes first"
+        assert first[direction]["R@1"] == pytest.approx((ranks < 1).mean())
+        assert second[direction]["R@1"] == pytest.approx((ranks < 4).mean()), "what is among the best four comes first"
         share = rankings[direction].shares[ranks < 4][0]
         np.testing.assert_allclose(share, np.array([1, *[np.exp(-10)] * 3]) / (1 + 3 * np.exp(-10)))
-    (pairs,) = told.asked
+    (pairs,) = known.asked
     assert len(np.unique(pairs, axis=0)) == len(pairs), "a pair that both directions propose is scored once"
-    settings = replace(settings, rerank_matching=0.0)
-    retriever = Retriever(model, evaluator.tokenizer, settings, evaluator.encoder, evaluator.decoder)
-    assert retriever.evaluate(items, depth=4)[1] == {}, "nothing to rank again by"
+    weights = replace(weights, matching=0.0)
+    engine = Engine(replace(config, eval=replace(config.eval, rerank=weights)), model)
+    assert RetrievalEvaluator(engine).evaluate(items, depth=4)[1] == {}, "nothing to re-rank by"
 
 
 def test_images_are_numbered_as_they_appear() -> None:
@@ -177,9 +196,9 @@ def test_images_are_numbered_as_they_appear() -> None:
     assert number_images(np.array([7, 7, 2]), 9)[1] == 3
 
 
-def test_every_item_is_encoded_once(config: Config, model: OPT, evaluator: Evaluator) -> None:
+def test_every_item_is_encoded_once(config: Config, model: OPT, evaluation: Evaluation) -> None:
     loader = Loader(config, "dev")
-    items = encode_split(evaluator.encoder, loader)
+    items = encode_split(evaluation.engine.encoder, loader)
     samples = loader.dataset.samples
     records = list(loader.dataset.read(samples[:, 0]))
     present = np.array([record.presence(caption) for record, caption in zip(records, samples[:, 1], strict=True)])
@@ -194,7 +213,7 @@ def test_every_item_is_encoded_once(config: Config, model: OPT, evaluator: Evalu
         np.testing.assert_allclose(items[TEXT].embeddings, vectors, atol=1e-5)
     few = first_images(items, 3)
     assert max(group.images.max() for group in few.values()) == 2
-    again = encode_split(evaluator.encoder, loader, 3, keep_tokens=[TEXT])
+    again = encode_split(evaluation.engine.encoder, loader, 3, keep_tokens=[TEXT])
     assert again[TEXT].tokens.size and not again[IMAGE].tokens.size and again[IMAGE].embeddings.size
     assert {m: group.samples.tolist() for m, group in few.items()} == {m: g.samples.tolist() for m, g in again.items()}
 
@@ -214,59 +233,71 @@ def _slow_distance(first: str, second: str) -> int:
     return min(same, 1 + _slow_distance(first[1:], second), 1 + _slow_distance(first, second[1:]))
 
 
-def test_facts_of_captions() -> None:
+def test_metrics_of_captions_and_transcripts() -> None:
     references = [["红底，左边一只大猫，右边两个苹果"], ["红底，左边一只大猫，右边两个苹果"]]
-    written = ["左边一只大猫，右边两个苹果，红底", "红底，左边一只小猫，右边两个苹果"]
-    figures = caption_figures(written, references, FactMetric("demo"))
-    assert figures["facts_right"] == 0.5 and figures["facts"]["sizes"] == 0.5 and figures["facts"]["objects"] == 1.0
-    assert {"bleu4", "cider_d", "characters"} <= figures.keys()
-    assert "facts_right" not in caption_figures(written, references, None)
-    assert FactMetric("demo").compare("红", references[0]) == dict.fromkeys(figures["facts"], False)
-    heard = transcript_figures(written, [references[0][0]] * 2, FactMetric("demo"))
-    assert heard["facts_right"] == 0.5 and heard["sentences_right"] == 0.0
-    assert transcript_figures(["一二三"], ["一，二四"], None)["character_error_rate"] == pytest.approx(1 / 3)
+    generated = ["左边一只大猫，右边两个苹果，红底", "红底，左边一只小猫，右边两个苹果"]
+    metrics = caption_metrics(generated, references, FactMetric("demo"))
+    assert metrics["facts_right"] == 0.5 and metrics["facts"]["sizes"] == 0.5 and metrics["facts"]["objects"] == 1.0
+    assert {"bleu4", "cider_d", "characters"} <= metrics.keys()
+    assert "facts_right" not in caption_metrics(generated, references, None)
+    assert FactMetric("demo").compare("红", references[0]) == dict.fromkeys(metrics["facts"], False)
+    transcribed = score_transcripts(generated, [references[0][0]] * 2, FactMetric("demo"))
+    assert transcribed["facts_right"] == 0.5 and transcribed["sentences_right"] == 0.0
+    assert score_transcripts(["一二三"], ["一，二四"], None)["character_error_rate"] == pytest.approx(1 / 3)
     # by jieba: 左边 有 两个 苹果
-    assert transcript_figures(["左边有一个苹果"], ["左边有两个苹果"], None)["word_error_rate"] == pytest.approx(1 / 4)
+    assert score_transcripts(["左边有一个苹果"], ["左边有两个苹果"], None)["word_error_rate"] == pytest.approx(1 / 4)
 
 
-def test_ids_that_public_tools_take(tmp_path: Path) -> None:
+def test_saved_captions_have_the_ids_of_coco(tmp_path: Path) -> None:
     """COCO's images have numbers, behind the split in the keys of their records."""
     save_captions(tmp_path / "x.json", ["train/139", "42", "a/b.png", "007"], ["一", "二", "三", "四"])
     entries = json.loads((tmp_path / "x.json").read_text(encoding="utf-8"))
     assert [entry["image_id"] for entry in entries] == [139, 42, "a/b.png", "007"]
 
 
-def test_whole_run(config: Config, evaluator: Evaluator, tmp_path: Path) -> None:
-    metrics = evaluator.run("dev", tmp_path)
-    directions = {"t2i", "i2t", "t2a", "a2t", "i2a", "a2i", "ta2i", "i2ta"}
+def limited(settings: EvalConfig, gallery_size: int = 1000, max_items: int = 1000, top_k: int = 0) -> EvalConfig:
+    """Other sizes; captions and transcripts have one limit."""
+    return replace(
+        settings,
+        retrieval=RetrievalConfig(gallery_size=gallery_size),
+        caption=CaptionConfig(max_items=max_items),
+        transcript=TranscriptConfig(max_items=max_items),
+        rerank=replace(settings.rerank, top_k=top_k),
+    )
+
+
+def test_whole_run(config: Config, evaluation: Evaluation, tmp_path: Path) -> None:
+    metrics = evaluation.run("dev", tmp_path)
+    couples = (("text", "image"), ("text", "audio"), ("image", "audio"), ("text+audio", "image"))
+    directions = {f"{query}_to_{gallery}" for couple in couples for query, gallery in (couple, couple[::-1])}
     assert metrics["retrieval"].keys() == metrics["reranked"].keys() == directions
     assert metrics["fused_passes"] > 0 and metrics["parameters"]["total"] > 0
     assert metrics["caption"]["images"] > 0 and metrics["transcription"]["clips"] > 0
     assert json.loads((tmp_path / "metrics.json").read_text())["gallery"] == metrics["gallery"]
     files = {path.name for path in (tmp_path / "figures").iterdir()}
-    assert files == {"retrieval_text.png", "retrieval_voice.png", "retrieval_image.png", "captions.png"}
+    assert files == {"retrieval_by_text.png", "retrieval_by_speech.png", "retrieval_by_image.png", "captions.png"}
     results = json.loads((tmp_path / "captions.json").read_text())
     assert len(results) == metrics["caption"]["images"] and results[0].keys() == {"image_id", "caption"}
 
-    quick = evaluator.run("dev", rerank=0, captions=2)
+    quick = evaluation.run("dev", settings=limited(config.eval, max_items=2))
     assert quick["retrieval"] == metrics["retrieval"] and quick["reranked"] == {}
     assert quick["caption"]["images"] <= 2 and quick["fused_passes"] == 0
 
 
-def test_training_mode_is_left_as_it_was(evaluator: Evaluator, model: OPT) -> None:
+def test_training_mode_is_left_as_it_was(config: Config, evaluation: Evaluation, model: OPT) -> None:
     model.set_train(True)
-    evaluator.run("dev", gallery=4, captions=0, rerank=0)
+    evaluation.run("dev", settings=limited(config.eval, gallery_size=4, max_items=0))
     assert model.training and model.text_encoder.training
     model.set_train(False)
 
 
-def test_task_decides_what_runs(config: Config, evaluator: Evaluator) -> None:
-    other = copy.copy(evaluator)  # its graphs are compiled already
-    other.config = replace(config, task="caption", objectives=ObjectivesConfig(weights=WeightsConfig(denoise_text=1.0)))
-    metrics = other.run("dev", captions=3)
+def test_task_decides_what_runs(config: Config, evaluation: Evaluation) -> None:
+    objectives = ObjectivesConfig(weights=WeightsConfig(denoise_text=1.0))
+    other = evaluation_of(evaluation.engine, replace(config, task="caption", objectives=objectives))
+    metrics = other.run("dev", settings=limited(config.eval, max_items=3, top_k=3))
     assert "retrieval" not in metrics and metrics["caption"]["images"] <= 3
-    with pytest.raises(ConfigError, match="captions=0 leaves nothing"):
-        other.run("dev", captions=0)
-    other.config = replace(config, task="retrieval")
-    metrics = other.run("dev", gallery=3, rerank=0)
+    with pytest.raises(ConfigError, match="task=caption: eval leaves nothing of caption, transcription to measure"):
+        other.run("dev", settings=limited(config.eval, max_items=0, top_k=3))
+    other = evaluation_of(evaluation.engine, replace(config, task="retrieval"))
+    metrics = other.run("dev", settings=limited(config.eval, gallery_size=3))
     assert "caption" not in metrics and metrics["retrieval"]

@@ -1,4 +1,4 @@
-"""Writing: the cache changes nothing, rows are independent, the end is found, special tokens never written."""
+"""Generating text: the cache changes nothing, rows are independent, texts end, special tokens are never generated."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,7 +26,7 @@ def model() -> OPT:
     ms.set_seed(1)
     model = OPT(tiny_model(), VOCAB)
     randomise(model, seed=1)
-    for block in model.text_decoder.transformer.blocks:  # what is written must depend on the memory, not the biases
+    for block in model.text_decoder.transformer.blocks:  # the text must depend on the memory, not the biases
         value = block.cross_attention.value.weight
         value.set_data(value * 5)
     model.set_train(False)
@@ -68,7 +68,7 @@ def given_of(model: OPT, name: str, rows: int = ROWS) -> dict[int, tuple[np.ndar
 
 
 def whole_logits(model: OPT, ids: np.ndarray, given: dict[int, tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
-    """Logits [n, T', V] by the decoder as it is trained, over everything written so far."""
+    """Logits [n, T', V] by the decoder as it is trained, over all tokens so far."""
     rows = len(ids)
     presence = np.zeros((rows, 3), np.int32)
     presence[:, list(given)] = 1
@@ -96,11 +96,11 @@ def decode_slowly(model: OPT, given: dict[int, tuple[np.ndarray, np.ndarray]]) -
 @pytest.mark.parametrize("name", ["image", "audio", "image+audio"])
 def test_cached_decoding_is_decoding_without_a_cache(model: OPT, decoder: BeamSearch, name: str) -> None:
     given = given_of(model, name)
-    written = decoder.generate(given)
+    generated = decoder.generate(given)
     with run_mode("pynative"):
         expected = decode_slowly(model, given)
-    np.testing.assert_array_equal(written, expected)
-    assert len(np.unique(written, axis=0)) > 1, "all rows alike: the memory is not read"
+    np.testing.assert_array_equal(generated, expected)
+    assert len(np.unique(generated, axis=0)) > 1, "all rows alike: the memory is not read"
 
 
 class Cached(nn.Cell):
@@ -123,14 +123,14 @@ def test_step_gives_the_logits_of_the_whole(norm: str, beams: int) -> None:
     randomise(decoder)
     rng = np.random.default_rng(0)
     memory = random(memories, fused, config.cross.width)
-    seen = np.array([0, 2, 3, 5], np.int32)  # the other places are masked, so leaving them out changes nothing
-    mask = np.tile(np.isin(np.arange(fused), seen).astype(np.int32), (memories, 1))
-    cached = CachedDecoder(decoder, memories, seen, beams)
+    places = np.array([0, 2, 3, 5], np.int32)  # the other places are masked, so leaving them out changes nothing
+    mask = np.tile(np.isin(np.arange(fused), places).astype(np.int32), (memories, 1))
+    cached = CachedDecoder(decoder, memories, places, beams)
     for block in cached.blocks:
         for table in (block.keys, block.values):
             table.set_data(Tensor(9 * random(*table.shape)))
     step = Cached(cached)
-    Read(cached)(Tensor(memory[:, seen]), Tensor(mask[:, seen]))
+    Read(cached)(Tensor(memory[:, places]), Tensor(mask[:, places]))
     ids = rng.integers(0, VOCAB, (memories, beams, length)).astype(np.int32)
     origins = np.tile(np.arange(beams)[:, None], (memories, 1, length))
     for position in range(length):
@@ -150,9 +150,8 @@ def test_rows_do_not_depend_on_the_batch(model: OPT, tokenizer: Tokenizer, decod
     tokens, mask = images(model, 5)
     whole = decoder.generate({IMAGE: (tokens, mask)})
     np.testing.assert_array_equal(decoder.generate({IMAGE: (tokens[::-1], mask)})[::-1], whole)
-    np.testing.assert_array_equal(
-        decoder.generate({IMAGE: (tokens, mask)}), whole
-    )  # the last call's cache is overwritten
+    again = decoder.generate({IMAGE: (tokens, mask)})  # the last call's cache is overwritten
+    np.testing.assert_array_equal(again, whole)
     np.testing.assert_array_equal(BeamSearch(model, tokenizer, 2).generate({IMAGE: (tokens[2:], mask[2:])}), whole[2:])
 
 
@@ -170,19 +169,19 @@ def output_bias(model: OPT, values: dict[int, float]) -> Iterator[None]:
 
 def test_special_tokens_are_never_generated(model: OPT, decoder: BeamSearch) -> None:
     with output_bias(model, dict.fromkeys([PAD, UNK, CLS, MASK], 50.0)):
-        written = decoder.generate(given_of(model, "image"))
-    behind = np.cumsum(written == SEP, axis=1) - (written == SEP) > 0
-    assert not np.isin(written[:, 1:][~behind[:, 1:]], [PAD, UNK, CLS, MASK]).any()
-    assert (written[behind] == PAD).all()
+        generated = decoder.generate(given_of(model, "image"))
+    behind = np.cumsum(generated == SEP, axis=1) - (generated == SEP) > 0
+    assert not np.isin(generated[:, 1:][~behind[:, 1:]], [PAD, UNK, CLS, MASK]).any()
+    assert (generated[behind] == PAD).all()
 
 
 def test_stops_at_the_end(model: OPT, decoder: BeamSearch) -> None:
     image = given_of(model, "image", 3)
     plain = decoder.generate(image)
     with output_bias(model, {SEP: 100.0}):  # also: the graph reads the weights of now, not those of its compilation
-        written = decoder.generate(image)
-    assert (written[:, :2] == [CLS, SEP]).all() and (written[:, 2:] == PAD).all()
-    assert decoder.texts(written) == ["", "", ""]
+        generated = decoder.generate(image)
+    assert (generated[:, :2] == [CLS, SEP]).all() and (generated[:, 2:] == PAD).all()
+    assert decoder.decode(generated) == ["", "", ""]
     np.testing.assert_array_equal(decoder.generate(image), plain)
 
 

@@ -1,4 +1,4 @@
-"""Writing down speech and drawing as tasks: trained from a pre-trained checkpoint, evaluated, and asked."""
+"""Speech to text and text to image: trained from a pre-trained checkpoint, evaluated, and asked."""
 
 import json
 import sys
@@ -6,14 +6,16 @@ import wave
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import mindspore as ms
 import numpy as np
 import pytest
 
-import eval as command
+import eval as eval_command
+import infer as infer_command
 from src import cli
-from src.checkpoints.checkpoint import save_checkpoint
+from src.checkpoints.checkpoint import read_state, save_checkpoint
 from src.checkpoints.files import locate
 from src.config import (
     Config,
@@ -78,7 +80,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
     config = replace(config, data=replace(config.data, codes=str(folder / "tokenizer")), eval=settings)
     save_checkpoint(folder / "pretrained" / "checkpoints", 1, config, build_model(config))
     rng = np.random.default_rng(0)
-    (folder / "seen.png").write_bytes(png(rng.integers(0, 256, (20, 30, 3), np.uint8)))
+    (folder / "image.png").write_bytes(png(rng.integers(0, 256, (20, 30, 3), np.uint8)))
     with wave.open(str(folder / "said.wav"), "wb") as file:
         file.setparams((1, 2, 8000, 0, "NONE", ""))
         file.writeframes(rng.integers(-9000, 9000, 1600, np.int16).tobytes())
@@ -112,9 +114,9 @@ def mode_is_kept() -> Iterator[None]:
     ms.set_context(mode=before)
 
 
-def call(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> int:
-    """eval.py, without compiling: it is asked only few things."""
-    monkeypatch.setattr(sys, "argv", ["eval.py", *map(str, arguments), "runtime.mode=pynative"])
+def call(monkeypatch: pytest.MonkeyPatch, command: ModuleType, *arguments: str | Path) -> int:
+    """eval.py or infer.py, without compiling: it is asked only few things."""
+    monkeypatch.setattr(sys, "argv", [f"{command.__name__}.py", *map(str, arguments), "runtime.mode=pynative"])
     try:
         cli.run(command.main)
     except SystemExit as error:
@@ -127,70 +129,69 @@ def lines(folder: Path) -> list[dict]:
 
 
 @pytest.mark.e2e
-def test_speech_is_written_down(
+def test_speech_is_transcribed(
     trained: dict[str, Path], home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     run = trained["speech_to_text"]
     assert lines(run)[0].keys() >= {"loss/denoise_text"} and not any("loss/contrastive" in line for line in lines(run))
-    figures = lines(run)[-1]
-    rates = [figures[f"eval/transcription{name}_characters_right"] for name in ("", "_with_image")]
-    assert figures["eval/characters_right"] == pytest.approx(np.mean(rates)) and locate(run).name == "step-00000002"
-    assert (run / "checkpoints" / "best").exists()
-    assert call(monkeypatch, "--checkpoint", run) == 0
+    logged = lines(run)[-1]
+    rates = [logged[f"eval/transcription{name}_characters_right"] for name in ("", "_with_image")]
+    assert locate(run).name == "step-00000002" and (run / "checkpoints" / "best").exists()
+    assert read_state(locate(run))["best"] == pytest.approx(np.mean(rates))
+    assert call(monkeypatch, eval_command, "--checkpoint", run) == 0
     assert "transcripts of speech with its image" in capsys.readouterr().out
     metrics = json.loads((run / "eval-dev" / "metrics.json").read_text())
     assert "retrieval" not in metrics and "caption" not in metrics
     for name in ("transcription", "transcription_with_image"):
-        assert {"character_error_rate", "word_error_rate"} <= metrics[name].keys() and metrics[name]["audio clips"] > 0
-    assert metrics["transcription_with_image"]["audio clips"] < metrics["transcription"]["audio clips"], (
-        "one has no image"
-    )
-    for extra in ([], ["--seen", home / "seen.png"]):
-        assert call(monkeypatch, "--checkpoint", run, "--input", home / "said.wav", *extra) == 0
+        assert {"character_error_rate", "word_error_rate"} <= metrics[name].keys() and metrics[name]["clips"] > 0
+    assert metrics["transcription_with_image"]["clips"] < metrics["transcription"]["clips"], "one has no image"
+    for extra in ([], ["--with-image", home / "image.png"]):
+        assert call(monkeypatch, infer_command, "--checkpoint", run, "--input", home / "said.wav", *extra) == 0
         assert "said.wav" in capsys.readouterr().out
 
 
 @pytest.mark.e2e
-def test_texts_and_audio_are_drawn(
+def test_images_are_generated_from_text_and_from_speech(
     trained: dict[str, Path], home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     run = trained["text_to_image"]
-    assert lines(run)[0].keys() >= {"loss/denoise_image"} and "eval/text_r1" in lines(run)[-1]
-    assert call(monkeypatch, "--checkpoint", run, "eval.draw_rank=matching") == 0
-    assert "text found by what was drawn from" in capsys.readouterr().out
+    assert lines(run)[0].keys() >= {"loss/denoise_image"} and "eval/generated_text_R@1" in lines(run)[-1]
+    assert call(monkeypatch, eval_command, "--checkpoint", run, "eval.image_generation.rank_by=matching") == 0
+    assert "text found by the image generated from" in capsys.readouterr().out
     metrics = json.loads((run / "eval-dev" / "metrics.json").read_text())
-    assert metrics["drawing"].keys() == {"text", "speech"} and "retrieval" not in metrics
-    assert (run / "eval-dev" / "figures" / "drawings.png").stat().st_size > 1000
+    assert metrics["image_generation"].keys() == {"text", "speech"} and "retrieval" not in metrics
+    assert (run / "eval-dev" / "figures" / "generated.png").stat().st_size > 1000
     for subject in (CHARACTERS[:4], home / "said.wav"):
-        output = home / "drawn"
-        assert call(monkeypatch, "--checkpoint", run, "--draw", subject, "--draw-samples", 3, "--output", output) == 0
-        made = json.loads((output / "drawing.json").read_text(encoding="utf-8"))
-        scores = [drawing["score"] for drawing in made["drawings"]]
+        output = home / "generated"
+        options = ("--generate", subject, "--samples", 3, "--output", output)
+        assert call(monkeypatch, infer_command, "--checkpoint", run, *options) == 0
+        made = json.loads((output / "generated.json").read_text(encoding="utf-8"))
+        scores = [image["score"] for image in made["images"]]
         assert len(scores) == 3 and scores == sorted(scores, reverse=True) and made["subject"] == str(subject)
-        assert all((output / drawing["file"]).stat().st_size > 50 for drawing in made["drawings"])
-        assert (output / "drawing.png").stat().st_size > 1000
-        assert "drawing-1.png" in capsys.readouterr().out
+        assert all((output / image["file"]).stat().st_size > 50 for image in made["images"])
+        assert (output / "generated.png").stat().st_size > 1000
+        assert "generated-1.png" in capsys.readouterr().out
 
 
 def test_mistakes_are_one_line(
     config: Config, home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     pretrained = ("--checkpoint", home / "pretrained")
-    seen = home / "seen.png"
+    image, nothing = home / "image.png", "eval.image_generation.max_items=0"
     for arguments, message in (
-        (("--draw", " "), "--draw is empty"),
-        (("--draw", home), "is a folder: expected a text, an image or an audio clip"),
-        (("--draw", seen), "an image is drawn already"),
-        (("--draw", "猫", "--input", seen), "exclude each other"),
-        (("--draw-samples", "2"), "--draw-samples goes with --draw"),
-        (("--draw", "猫", "model.image_codes=false", "eval.draw=0"), "model.image_codes=false"),
-        (("--draw", "猫", "data.codes=''", "eval.draw=0"), "data.codes is empty"),
-        (("--seen", seen), "--seen goes with --input"),
-        (("--input", seen, "--seen", seen), "holds no audio that it could belong to"),
-        (("--input", home / "said.wav", "--seen", home), "is a folder: expected an image"),
-        (("--input", home / "said.wav", "--seen", home / "none.png"), "none.png: no such file"),
+        (("--generate", " "), "--generate is empty"),
+        (("--generate", home), "is a folder: expected a text, an image or an audio clip"),
+        (("--generate", image), "is an image: expected a text or an audio clip"),
+        (("--generate", "猫", "--input", image), "give one of --query (or --save-index), --input, --generate"),
+        (("--samples", "2"), "--samples goes with --generate"),
+        (("--generate", "猫", "model.image_codes=false", nothing), "model.image_codes=false"),
+        (("--generate", "猫", "data.codes=''", nothing), "data.codes is empty"),
+        (("--with-image", image), "--with-image goes with --input"),
+        (("--input", image, "--with-image", image), "holds no audio clip that it could belong to"),
+        (("--input", home / "said.wav", "--with-image", home), "is a folder: expected an image"),
+        (("--input", home / "said.wav", "--with-image", home / "none.png"), "none.png: no such file"),
     ):
-        assert call(monkeypatch, *pretrained, *arguments) == 2
+        assert call(monkeypatch, infer_command, *pretrained, *arguments) == 2
         assert message in capsys.readouterr().err.strip().splitlines()[-1]
 
 

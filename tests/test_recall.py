@@ -116,7 +116,7 @@ def test_another_caption_of_the_image_counts():
 
 def test_a_collapsed_model_is_not_rewarded():
     same = np.ones((50, 8))
-    assert recall(ranks(same, same, np.arange(50), np.arange(50)))["r1"] == pytest.approx(0.02)
+    assert recall(ranks(same, same, np.arange(50), np.arange(50)))["R@1"] == pytest.approx(0.02)
 
 
 def test_rerank_moves_the_candidates_only(problem):
@@ -136,7 +136,7 @@ def test_rerank_moves_the_candidates_only(problem):
 
 
 def test_recall_of_known_ranks():
-    assert recall(np.array([0, 0, 4, 9, 10])) == {"r1": 0.4, "r5": 0.6, "r10": 0.8, "median_rank": 5.0}
+    assert recall(np.array([0, 0, 4, 9, 10])) == {"R@1": 0.4, "R@5": 0.6, "R@10": 0.8, "median_rank": 5.0}
 
 
 @pytest.mark.parametrize(

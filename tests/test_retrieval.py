@@ -16,13 +16,16 @@ from PIL import Image
 from src.config import CaptionConfig, Config, EvalConfig, RerankConfig, RetrievalConfig, TranscriptConfig
 from src.data.errors import DataError
 from src.data.pipeline import Loader
-from src.data.schema import AUDIO, IMAGE, JOINT, MATCH_CASES, TEXT
+from src.data.schema import AUDIO, COUPLES, IMAGE, JOINT, MATCH_CASES, TEXT
 from src.data.writer import DatasetWriter
-from src.evaluation.retrieval import COUPLES, Proposal
-from src.evaluation.run import Evaluator
+from src.evaluation.retrieval import RetrievalEvaluator
+from src.evaluation.run import Evaluation
 from src.inference.encode import Items, encode_split, first_images
+from src.inference.engine import Engine
+from src.inference.rerank import Proposal
 from src.models.build import build_model
 from src.models.opt import OPT
+from src.tasks import registry
 from tests.conftest import tiny_dataset, tiny_record
 from tests.oracles import random, randomise, run_mode, tiny_model
 
@@ -54,14 +57,24 @@ def model(config: Config) -> OPT:
 
 
 @pytest.fixture(scope="module")
-def evaluator(config: Config, model: OPT) -> Evaluator:
-    return Evaluator(config, model)
+def engine(config: Config, model: OPT) -> Engine:
+    return Engine(config, model)
 
 
 @pytest.fixture(scope="module")
-def items(evaluator: Evaluator, config: Config) -> dict[int, Items]:
+def evaluation(config: Config, engine: Engine) -> Evaluation:
+    return Evaluation(engine, registry.get(config.task).evaluators)
+
+
+@pytest.fixture(scope="module")
+def retrieval(engine: Engine) -> RetrievalEvaluator:
+    return RetrievalEvaluator(engine)
+
+
+@pytest.fixture(scope="module")
+def items(engine: Engine, config: Config) -> dict[int, Items]:
     with run_mode("graph"):
-        return encode_split(evaluator.encoder, Loader(config, "dev"))
+        return encode_split(engine.encoder, Loader(config, "dev"))
 
 
 @pytest.fixture(autouse=True)
@@ -91,77 +104,84 @@ def write(config: Config, folder: Path, order: Iterable[int]) -> Config:
     return replace(config, data=replace(config.data, path=str(folder)))
 
 
-def with_config(evaluator: Evaluator, config: Config) -> Evaluator:
+def with_config(evaluation: Evaluation, config: Config) -> Evaluation:
     """The same with another configuration: its graphs are compiled already."""
-    other = copy.copy(evaluator)
+    other = copy.copy(evaluation)
     other.config, other._loaders = config, {}
     return other
 
 
-def found(evaluator: Evaluator) -> dict[str, Any]:
-    metrics = evaluator.run("dev")
+def found(evaluation: Evaluation) -> dict[str, Any]:
+    metrics = evaluation.run("dev")
     return {name: metrics[name] for name in ("gallery", "retrieval", "reranked", "fused_passes")}
 
 
 def test_neither_batch_size_nor_order_changes_anything(
-    config: Config, evaluator: Evaluator, items: dict[int, Items], tmp_path: Path
+    config: Config, evaluation: Evaluation, items: dict[int, Items], tmp_path: Path
 ) -> None:
-    """To the last digit: embeddings and figures, re-ranked ones included."""
-    expected = found(evaluator)
+    """To the last digit: embeddings and metrics, re-ranked ones included."""
+    expected = found(evaluation)
     other = write(config, tmp_path / "data", np.random.default_rng(1).permutation(RECORDS))
-    again = with_config(evaluator, replace(other, eval=replace(other.eval, batch_size=7)))
-    moved = encode_split(again.encoder, Loader(again.config, "dev"))
+    again = with_config(evaluation, replace(other, eval=replace(other.eval, batch_size=7)))
+    moved = encode_split(again.engine.encoder, Loader(again.config, "dev"))
     for modality, group in items.items():
         np.testing.assert_array_equal(moved[modality].embeddings, group.embeddings)
         assert (moved[modality].samples != group.samples).any()
     assert found(again) == expected
 
 
-def test_every_direction_has_its_figures(evaluator: Evaluator, items: dict[int, Items]) -> None:
-    figures = evaluator.retriever.evaluate(items, 0)[0]
-    assert figures.keys() == {"t2i", "i2t", "t2a", "a2t", "i2a", "a2i", "ta2i", "i2ta"}
-    sizes = {name: figure["gallery"] for name, figure in figures.items()}
-    assert sizes["t2i"] == sizes["ta2i"] == len(items[IMAGE]) and sizes["i2t"] == len(items[TEXT])
-    assert sizes["i2ta"] == len(np.intersect1d(items[TEXT].samples, items[AUDIO].samples)) < sizes["i2t"]
-    for figure in figures.values():
-        assert figure.keys() == {"r1", "r5", "r10", "median_rank", "gallery"}
+def test_every_direction_is_measured(retrieval: RetrievalEvaluator, items: dict[int, Items]) -> None:
+    metrics = retrieval.evaluate(items, 0)[0]
+    couples = (("text", "image"), ("text", "audio"), ("image", "audio"), ("text+audio", "image"))
+    assert metrics.keys() == {f"{query}_to_{gallery}" for pair in couples for query, gallery in (pair, pair[::-1])}
+    sizes = {name: found["gallery"] for name, found in metrics.items()}
+    assert sizes["text_to_image"] == sizes["text+audio_to_image"] == len(items[IMAGE]) and sizes[
+        "image_to_text"
+    ] == len(items[TEXT])
+    assert (
+        sizes["image_to_text+audio"]
+        == len(np.intersect1d(items[TEXT].samples, items[AUDIO].samples))
+        < sizes["image_to_text"]
+    )
+    for found in metrics.values():
+        assert found.keys() == {"R@1", "R@5", "R@10", "median_rank", "gallery"}
 
 
-def test_several_captions_count_as_in_coco(evaluator: Evaluator, items: dict[int, Items]) -> None:
+def test_several_captions_count_as_in_coco(retrieval: RetrievalEvaluator, items: dict[int, Items]) -> None:
     """Every caption asks; of an image's captions the best counts."""
     distinct = first_images(items, RECORDS - 10)
     texts, images = distinct[TEXT], distinct[IMAGE]
     scores = texts.embeddings.astype(np.float64) @ images.embeddings.T.astype(np.float64)
     same = texts.images[:, None] == images.images
-    figures = evaluator.retriever.evaluate({TEXT: texts, IMAGE: images}, 0)[0]
-    for name, table, relevant in (("t2i", scores, same), ("i2t", scores.T, same.T)):
+    metrics = retrieval.evaluate({TEXT: texts, IMAGE: images}, 0)[0]
+    for name, table, relevant in (("text_to_image", scores, same), ("image_to_text", scores.T, same.T)):
         asked = relevant.any(1)
         best = np.where(relevant, table, -np.inf).max(1, keepdims=True)
         ranks = (table > best).sum(1)[asked]
-        assert figures[name]["r5"] == pytest.approx((ranks < 5).mean(), abs=1e-12)
-        assert figures[name]["median_rank"] == np.median(ranks) + 1
+        assert metrics[name]["R@5"] == pytest.approx((ranks < 5).mean(), abs=1e-12)
+        assert metrics[name]["median_rank"] == np.median(ranks) + 1
     assert same.sum(0).max() == 2, "some image has two captions"
 
 
-def test_joint_items_are_texts_with_their_own_audio(model: OPT, evaluator: Evaluator, items: dict[int, Items]) -> None:
-    joint = evaluator.encoder.joint(items[TEXT], items[AUDIO])
+def test_joint_items_are_texts_with_their_own_audio(engine: Engine, items: dict[int, Items]) -> None:
+    joint = engine.encoder.joint(items[TEXT], items[AUDIO])
     texts, clips = (items[which].take(joint.parts[:, at]) for at, which in enumerate((TEXT, AUDIO)))
     for part in (texts, clips):
         np.testing.assert_array_equal(joint.samples, part.samples)
     both = texts.embeddings + clips.embeddings
     np.testing.assert_allclose(joint.embeddings, both / np.linalg.norm(both, axis=1, keepdims=True), atol=1e-6)
     unlike = items[AUDIO].take(np.zeros(0, np.int64))
-    assert evaluator.encoder.joint(items[TEXT], unlike) is None
+    assert engine.encoder.joint(items[TEXT], unlike) is None
 
 
-def test_second_score_of_a_text_with_its_audio(model: OPT, evaluator: Evaluator, items: dict[int, Items]) -> None:
+def test_second_score_of_a_text_with_its_audio(model: OPT, engine: Engine, items: dict[int, Items]) -> None:
     """All three match; the likelihood is that of the text, given the image."""
-    some = items | {JOINT: evaluator.encoder.joint(items[TEXT], items[AUDIO])}
+    some = items | {JOINT: engine.encoder.joint(items[TEXT], items[AUDIO])}
     pairs, cosines = np.array([[3, 0], [0, 5], [3, 5]]), np.zeros(3)
-    (terms,) = evaluator.retriever.terms([Proposal(some, pairs, cosines)])
+    (terms,) = engine.reranker.terms([Proposal(some, pairs, cosines)])
     parts = some[JOINT].parts[pairs[:, 1]]
     texts = Proposal({which: items[which] for which in (TEXT, IMAGE)}, np.stack([parts[:, 0], pairs[:, 0]], 1), cosines)
-    (of_text,) = evaluator.retriever.terms([texts], ["likelihood"])
+    (of_text,) = engine.reranker.terms([texts], ["likelihood"])
     np.testing.assert_allclose(terms["likelihood"], of_text["likelihood"], atol=1e-4)
     rows = {TEXT: parts[:, 0], IMAGE: pairs[:, 0], AUDIO: parts[:, 1]}
     chosen = {which: items[which].take(places) for which, places in rows.items()}
@@ -175,8 +195,8 @@ def test_second_score_of_a_text_with_its_audio(model: OPT, evaluator: Evaluator,
     np.testing.assert_allclose(terms["matching"], expected, atol=1e-4)
 
 
-def test_a_text_and_a_image_are_scored_once_with_and_without_the_speech(
-    evaluator: Evaluator, items: dict[int, Items], monkeypatch: pytest.MonkeyPatch
+def test_a_text_and_an_image_are_scored_once_with_and_without_the_speech(
+    engine: Engine, retrieval: RetrievalEvaluator, items: dict[int, Items], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[np.ndarray] = []
 
@@ -185,21 +205,22 @@ def test_a_text_and_a_image_are_scored_once_with_and_without_the_speech(
             asked.append(pairs)
         return pairs[:, 0] * 100.0 + pairs[:, 1]
 
-    monkeypatch.setattr(evaluator.retriever.likelihood, "score", score)
-    proposed = evaluator.retriever.first_stage(items, 4)
-    scored = evaluator.retriever.scored(proposed, ["likelihood"])
+    monkeypatch.setattr(engine.reranker.likelihood, "score", score)
+    scored = retrieval.second_stage(retrieval.first_stage(items, 4), ["likelihood"])
     (pairs,) = asked
     assert len(np.unique(pairs, axis=0)) == len(pairs)
-    assert {direction.name for direction, _, _ in scored} >= {"t2i", "i2t", "ta2i", "i2ta"}
-    for direction, chosen, terms in scored:
+    directions = {"text_to_image", "image_to_text", "text+audio_to_image", "image_to_text+audio"}
+    assert {one.direction.name for one in scored} >= directions
+    for one in scored:
+        direction = one.direction
         if {direction.query, direction.gallery} == {IMAGE, JOINT}:
             images, joint = direction.pairs().T
-            texts = chosen[JOINT].parts[joint, 0]
+            texts = one.items[JOINT].parts[joint, 0]
         elif {direction.query, direction.gallery} == {TEXT, IMAGE}:
             texts, images = direction.pairs().T
         else:
             continue
-        np.testing.assert_array_equal(terms["likelihood"].reshape(-1), texts * 100.0 + images)
+        np.testing.assert_array_equal(one.terms["likelihood"].reshape(-1), texts * 100.0 + images)
 
 
 def made_up(count: int, captions: int) -> dict[int, Items]:
@@ -216,24 +237,33 @@ def made_up(count: int, captions: int) -> dict[int, Items]:
     return groups
 
 
-def test_folds_are_the_mean_over_consecutive_galleries(evaluator: Evaluator) -> None:
+def folds(config: Config, count: int) -> EvalConfig:
+    """So many galleries, nothing re-ranked."""
+    settings = config.eval
+    return replace(
+        settings, retrieval=replace(settings.retrieval, folds=count), rerank=replace(settings.rerank, top_k=0)
+    )
+
+
+def test_folds_are_the_mean_over_consecutive_galleries(config: Config, retrieval: RetrievalEvaluator) -> None:
     whole = made_up(50, 5)
-    first, second = evaluator.retriever.evaluate_folds(whole, 0, 5)
+    found = retrieval.folds(whole, folds(config, 5))
+    first = found["retrieval"]
     parts = []
     for start in range(0, 50, 10):
         own = range(start, start + 10)
         part = {which: group.take(np.isin(group.images, own)) for which, group in whole.items()}
-        parts.append(evaluator.retriever.evaluate(part, 0)[0])
-    assert second == {} and first.keys() == {"t2i", "i2t"}
-    assert first["t2i"]["gallery"] == 10 and first["i2t"]["gallery"] == 50
+        parts.append(retrieval.evaluate(part, 0)[0])
+    assert found["reranked"] == {} and first.keys() == {"text_to_image", "image_to_text"}
+    assert first["text_to_image"]["gallery"] == 10 and first["image_to_text"]["gallery"] == 50
     for direction in first:
-        assert first[direction]["r1"] == pytest.approx(np.mean([part[direction]["r1"] for part in parts]))
-    assert first["t2i"]["r1"] > evaluator.retriever.evaluate(whole, 0)[0]["t2i"]["r1"], "a small gallery is easier"
-    with pytest.raises(DataError, match="eval.folds=60: the gallery has only 50 images"):
-        evaluator.retriever.evaluate_folds(whole, 0, 60)
+        assert first[direction]["R@1"] == pytest.approx(np.mean([part[direction]["R@1"] for part in parts]))
+    at_once = retrieval.evaluate(whole, 0)[0]
+    assert first["text_to_image"]["R@1"] > at_once["text_to_image"]["R@1"], "a small gallery is easier"
+    with pytest.raises(DataError, match="eval.retrieval.folds=60: the gallery has only 50 images"):
+        retrieval.folds(whole, folds(config, 60))
 
 
-def test_folds_are_reported(config: Config, evaluator: Evaluator) -> None:
-    other = with_config(evaluator, replace(config, eval=replace(config.eval, folds=3)))
-    figures = other.run("dev", rerank=0)["folds"]
-    assert figures["count"] == 3 and figures["gallery"] == 26 and len(figures["retrieval"]) == 2 * len(COUPLES)
+def test_folds_are_reported(config: Config, evaluation: Evaluation) -> None:
+    metrics = evaluation.run("dev", settings=folds(config, 3))["folds"]
+    assert metrics["count"] == 3 and metrics["gallery"] == 26 and len(metrics["retrieval"]) == 2 * len(COUPLES)

@@ -30,7 +30,7 @@ def parts() -> Parts:
     randomise(cross, seed=1)
     randomise(decoder, seed=2)
     value = decoder.transformer.blocks[0].cross_attention.value.weight
-    value.set_data(value * 3)  # what is drawn must depend on the memory
+    value.set_data(value * 3)  # what is sampled must depend on the memory
     decoder.tokens.set_data(decoder.tokens * 0.6)  # and leave more than one code likely
     return cross, decoder
 
@@ -53,7 +53,7 @@ def encoded(length: int, width: int, rows: int = ROWS) -> Encoded:
     return random(rows, length, width), mask.astype(np.int32)
 
 
-TEXTS, SOUNDS = encoded(TEXT_LEN, MODEL.text.width), encoded(AUDIO_LEN, MODEL.audio.width)
+TEXTS, CLIPS = encoded(TEXT_LEN, MODEL.text.width), encoded(AUDIO_LEN, MODEL.audio.width)
 
 
 def code_logits(parts: Parts, codes: np.ndarray, text: Encoded | None, audio: Encoded | None) -> np.ndarray:
@@ -75,20 +75,20 @@ def guided_logits(parts: Parts, codes: np.ndarray, w: float, text: Encoded | Non
     return (1 + w) * code_logits(parts, codes, text, audio) - w * code_logits(parts, codes, None, None)
 
 
-def draw_slowly(parts: Parts, sampling: Sampling, text: Encoded | None, audio: Encoded | None) -> np.ndarray:
-    """As the sampler, but everything is computed again for every code, and written as it is usually written."""
-    drawn = np.zeros((ROWS, sampling.samples, P), np.int32)
+def sample_slowly(parts: Parts, sampling: Sampling, text: Encoded | None, audio: Encoded | None) -> np.ndarray:
+    """As the sampler, but everything is computed again for every code, in the usual form of the formula."""
+    sampled = np.zeros((ROWS, sampling.samples, P), np.int32)
     for number in range(sampling.samples):
         streams = [np.random.default_rng((sampling.seed, row, number)) for row in range(ROWS)]
         for position in range(P):
-            logits = guided_logits(parts, drawn[:, number], sampling.guidance, text, audio)[:, position]
+            logits = guided_logits(parts, sampled[:, number], sampling.guidance, text, audio)[:, position]
             if sampling.top_k:
                 worst = np.sort(logits, 1)[:, -sampling.top_k]
                 logits[logits < worst[:, None]] = -np.inf
             if sampling.temperature:
                 logits = logits / sampling.temperature + np.stack([stream.gumbel(size=K) for stream in streams])
-            drawn[:, number, position] = logits.argmax(1)
-    return drawn
+            sampled[:, number, position] = logits.argmax(1)
+    return sampled
 
 
 @pytest.mark.parametrize(
@@ -100,13 +100,13 @@ def draw_slowly(parts: Parts, sampling: Sampling, text: Encoded | None, audio: E
         (Sampling(samples=2, temperature=0, guidance=2.0, top_k=K), "text"),
     ],
 )
-def test_cached_drawing_is_the_formula_without_a_cache(
+def test_cached_sampling_is_the_formula_without_a_cache(
     parts: Parts, sampler: CodeSampler, sampling: Sampling, given: str
 ) -> None:
-    text, audio = TEXTS if "text" in given else None, SOUNDS if "audio" in given else None
+    text, audio = TEXTS if "text" in given else None, CLIPS if "audio" in given else None
     codes = sampler.sample(sampling, text, audio)
     assert codes.shape == (ROWS, sampling.samples, P) and codes.dtype == np.int32
-    np.testing.assert_array_equal(codes, draw_slowly(parts, sampling, text, audio))
+    np.testing.assert_array_equal(codes, sample_slowly(parts, sampling, text, audio))
     assert len(np.unique(codes[:, 0], axis=0)) > 1, "all rows alike: the memory is not read"
     if not sampling.temperature:
         assert (codes == codes[:, :1]).all(), "without noise the samples of a row are one"
@@ -120,39 +120,39 @@ def test_guidance_and_temperature_matter(sampler: CodeSampler) -> None:
     assert (found[0] != found[1]).any() and (found[1] != found[2]).any()
 
 
-def test_pynative_draws_the_same(parts: Parts, sampler: CodeSampler) -> None:
+def test_pynative_samples_the_same(parts: Parts, sampler: CodeSampler) -> None:
     sampling = Sampling(samples=2, guidance=1.5)
-    expected = sampler.sample(sampling, None, SOUNDS)
+    expected = sampler.sample(sampling, None, CLIPS)
     with run_mode("pynative"):
-        np.testing.assert_array_equal(CodeSampler(*parts, 8).sample(sampling, None, SOUNDS), expected)
+        np.testing.assert_array_equal(CodeSampler(*parts, 8).sample(sampling, None, CLIPS), expected)
 
 
 def test_neither_batch_nor_order_matters(parts: Parts, sampler: CodeSampler) -> None:
     sampling = Sampling(samples=3, guidance=1.5)
-    whole = sampler.sample(sampling, None, SOUNDS)
-    np.testing.assert_array_equal(sampler.sample(sampling, None, SOUNDS), whole)  # the last call's cache is overwritten
+    whole = sampler.sample(sampling, None, CLIPS)
+    np.testing.assert_array_equal(sampler.sample(sampling, None, CLIPS), whole)  # the last call's cache is overwritten
     order = np.array([2, 0, 1])
-    shuffled = sampler.sample(sampling, None, tuple(x[order] for x in SOUNDS), rows=order)
+    shuffled = sampler.sample(sampling, None, tuple(x[order] for x in CLIPS), rows=order)
     np.testing.assert_array_equal(shuffled, whole[order])
     one_by_one = CodeSampler(*parts, 1)
     for row in range(ROWS):
-        alone = one_by_one.sample(sampling, None, tuple(x[row : row + 1] for x in SOUNDS), rows=[row])
+        alone = one_by_one.sample(sampling, None, tuple(x[row : row + 1] for x in CLIPS), rows=[row])
         np.testing.assert_array_equal(alone[0], whole[row])
-    fewer = sampler.sample(Sampling(samples=2, guidance=1.5), None, SOUNDS)
+    fewer = sampler.sample(Sampling(samples=2, guidance=1.5), None, CLIPS)
     np.testing.assert_array_equal(fewer, whole[:, :2])
 
 
-def test_seeds_rows_and_samples_draw_apart(sampler: CodeSampler) -> None:
+def test_seeds_rows_and_samples_are_independent(sampler: CodeSampler) -> None:
     same = tuple(np.repeat(x[:1], ROWS, 0) for x in TEXTS)
-    drawn = [sampler.sample(Sampling(samples=4, temperature=3.0, seed=seed), same).reshape(-1, P) for seed in (0, 1)]
-    assert len(np.unique(np.concatenate(drawn), axis=0)) > 20, "of 24"
+    sampled = [sampler.sample(Sampling(samples=4, temperature=3.0, seed=seed), same).reshape(-1, P) for seed in (0, 1)]
+    assert len(np.unique(np.concatenate(sampled), axis=0)) > 20, "of 24"
 
 
 def test_top_k_never_leaves_the_best(parts: Parts, sampler: CodeSampler) -> None:
-    codes = sampler.sample(Sampling(samples=16, temperature=20.0, top_k=3, seed=5), TEXTS, SOUNDS)
+    codes = sampler.sample(Sampling(samples=16, temperature=20.0, top_k=3, seed=5), TEXTS, CLIPS)
     seen = set()
     for number in range(codes.shape[1]):
-        logits = code_logits(parts, codes[:, number], TEXTS, SOUNDS)
+        logits = code_logits(parts, codes[:, number], TEXTS, CLIPS)
         chosen = np.take_along_axis(logits, codes[:, number, :, None], 2)
         rank = (logits > chosen).sum(2)  # [n, P']
         seen |= set(rank.ravel().tolist())
@@ -180,7 +180,7 @@ def test_frequencies_are_the_softmax(parts: Parts) -> None:
         return float(((found - wanted) ** 2 / wanted).sum()), int(often.sum())
 
     value, freedom = statistic(1.0)
-    assert freedom >= 5, "nearly one code is drawn: the test would show nothing"
+    assert freedom >= 5, "hardly more than one code is sampled: the test would show nothing"
     bound = freedom + 4 * (2 * freedom) ** 0.5
     assert value < bound
     assert min(statistic(0.8)[0], statistic(1.25)[0]) > bound, "another temperature would pass as well"

@@ -53,7 +53,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
     """Captions of a tiny model on a tiny dataset; some of its images have no caption, some captions no image."""
     objectives = replace(GIVEN_IMAGES, self_critical=SelfCriticalConfig(SAMPLES))
     small = Config(task="self_critical", model=tiny_model(), objectives=objectives)
-    return tiny_dataset(tmp_path_factory.mktemp("critic"), config=small)
+    return tiny_dataset(tmp_path_factory.mktemp("self_critical"), config=small)
 
 
 @pytest.fixture(scope="module")
@@ -84,9 +84,9 @@ def test_rewards_are_cider_d_on_words(config: Config) -> None:
     usable = {numbers[i]: r.captions for i, r in enumerate(records) if r.image is not None and r.captions}
     assert found.by_image.keys() == usable.keys() and len(usable) < dataset.records
     tokens = {number: [words(text) for text in texts] for number, texts in usable.items()}
-    written = {number: texts[0][:4] for number, texts in usable.items()}
-    whole = cider_d([words(text) for text in written.values()], list(tokens.values()))
-    assert np.mean([found.reward(text, number) for number, text in written.items()]) == pytest.approx(whole)
+    captions = {number: texts[0][:4] for number, texts in usable.items()}
+    whole = cider_d([words(text) for text in captions.values()], list(tokens.values()))
+    assert np.mean([found.reward(text, number) for number, text in captions.items()]) == pytest.approx(whole)
 
 
 def test_samples_end_and_are_compared_with_the_others(
@@ -117,19 +117,19 @@ def test_samples_follow_the_distribution(built: SelfCriticalObjectives, batch: d
         tokens = model.image_encoder(Tensor(batch["image"][:1]))
         fused, mask = model.cross_encoder.fuse_single_modality(tokens, ms.ops.ones(tokens.shape[:2], ms.int32), IMAGE)
         cached.read(ms.ops.tile(fused, (inputs, 1, 1)), ms.ops.tile(mask, (inputs, 1)))
-        found = TextSampler(cached, tokenizer).sample(inputs, np.random.default_rng(0).random)[:, :, 1]
+        first = TextSampler(cached, tokenizer).sample(inputs, np.random.default_rng(0).random)[:, :, 1]
         read = model.text_decoder.read(fused, Tensor(places))
         bias = Tensor(np.zeros((1, 1, 1, 1), np.float32))
         logits = model.text_decoder.score(Tensor([[CLS]], ms.int32), read, bias).asnumpy()[0]
     logits = logits.astype(np.float64) + never_generated(tokenizer)
     chances = np.exp(logits - np.logaddexp.reduce(logits))
-    found = np.bincount(found.reshape(-1), minlength=len(chances)) / found.size
+    found = np.bincount(first.reshape(-1), minlength=len(chances)) / first.size
     assert not found[chances == 0].any()
-    np.testing.assert_allclose(found, chances, atol=5 * np.sqrt(0.25 / found.size))
+    np.testing.assert_allclose(found, chances, atol=5 * np.sqrt(0.25 / first.size))
 
 
 def test_loss_is_the_policy_gradient(built: SelfCriticalObjectives, sampled: dict[str, np.ndarray]) -> None:
-    """−Σ A log p / tokens by the decoder as it is trained, ends of texts included, unjudged images left out."""
+    """−Σ A log p / tokens by the decoder as it is trained; ends of texts count, images without a caption do not."""
     model, total = built.model, 0.0
     with run_mode("pynative"):
         loss, _, reward = built({name: Tensor(sampled[name]) for name in built.fields})
@@ -192,4 +192,5 @@ def test_what_it_needs(config: Config, tmp_path: Path) -> None:
         SelfCriticalConfig(1)
     with pytest.raises(DataError, match="no image of the training split has a caption"):
         References.read(Sources(config, "train"), "region")
-    assert load_config("config/self_critical/demo.yaml").objectives.self_critical.samples == 5
+    objectives = load_config("config/self_critical/demo.yaml").objectives
+    assert objectives.self_critical.samples == 5 and objectives.denoise_text.label_smoothing == 0

@@ -110,12 +110,12 @@ def check_request(args: Any, refuse: Callable[[str], None]) -> None:
     searches = args.gallery is not None or args.index is not None
     if searches != (args.query is not None or args.save_index is not None):
         refuse("--query or --save-index goes together with --gallery or --index")
-    if searches + (args.input is not None) + (args.generate is not None) != 1:
-        refuse("give one of --query (or --save-index), --input, --generate")
     if args.with_image is not None and args.input is None:
         refuse("--with-image goes with --input")
     if args.samples is not None and (args.generate is None or args.samples < 1):
         refuse("--samples goes with --generate and must be at least 1")
+    if searches + (args.input is not None) + (args.generate is not None) != 1:
+        refuse("give one of --query (or --save-index), --input, --generate")
     if args.top < 1:
         refuse("--top must be at least 1")
 
