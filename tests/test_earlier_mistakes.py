@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from mindspore import nn
 
-from src.config import Config, ModelConfig, ObjectivesConfig, TextEncoderConfig, WeightsConfig, load_config
+from src.config import Config, ObjectivesConfig, WeightsConfig, load_config
 from src.data.masking import order_rng
 from src.data.pipeline import Loader
 from src.data.schema import IMAGE, TEXT
@@ -149,8 +149,7 @@ def test_labels_of_the_directions_are_swapped() -> None:
     vectors = {TEXT: similarity, IMAGE: np.eye(2, dtype=np.float32)}
     nothing, numbers = np.zeros((2, 1, 1), np.float32), np.arange(2)
     items = {m: Items(nothing, np.ones((2, 1), np.int32), x, numbers, numbers) for m, x in vectors.items()}
-    vocab = str(ROOT / "config" / "vocab" / "demo.txt")
-    engine = Engine(Config(model=ModelConfig(text=TextEncoderConfig(vocab=vocab))), OPT(tiny_model(), VOCAB))
+    engine = Engine(Config(), OPT(tiny_model(), VOCAB))
     metrics, _, _ = RetrievalEvaluator(engine).evaluate(items, depth=0)
     assert (metrics["text_to_image"]["R@1"], metrics["image_to_text"]["R@1"]) == (0.5, 1.0)
 

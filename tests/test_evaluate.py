@@ -22,8 +22,11 @@ from src.config import (
     TranscriptConfig,
     WeightsConfig,
 )
+from src.data.errors import DataError
 from src.data.pipeline import Loader
+from src.data.record import Record
 from src.data.schema import AUDIO, IMAGE, MATCH_CASES, TEXT
+from src.data.writer import DatasetWriter
 from src.demo.facts import FactMetric
 from src.evaluation.retrieval import RetrievalEvaluator
 from src.evaluation.run import Evaluation
@@ -37,7 +40,7 @@ from src.models.build import build_model
 from src.models.opt import OPT
 from src.report.coco import save_captions
 from src.tasks import registry
-from tests.conftest import tiny_dataset
+from tests.conftest import png, tiny_dataset
 from tests.oracles import random, randomise, run_mode, tiny_model
 
 COUPLES = [(TEXT, IMAGE), (TEXT, AUDIO), (IMAGE, AUDIO)]
@@ -301,3 +304,20 @@ def test_task_decides_what_runs(config: Config, evaluation: Evaluation) -> None:
     other = evaluation_of(evaluation.engine, replace(config, task="retrieval"))
     metrics = other.run("dev", settings=limited(config.eval, gallery_size=3))
     assert "caption" not in metrics and metrics["retrieval"]
+
+
+def test_a_split_with_nothing_to_measure_is_an_error(config: Config, evaluation: Evaluation, tmp_path: Path) -> None:
+    """Images without texts are neither captioned nor compared."""
+    with DatasetWriter(tmp_path, config.model.audio, {"name": "images"}, shard_records=10) as writer:
+        for number in range(3):
+            writer.add("dev", Record(f"image-{number}", png(np.full((8, 8, 3), number, np.uint8)), (), ()))
+    images = replace(config, data=replace(config.data, path=str(tmp_path)))
+    for task, message in (
+        ("caption", "split 'dev' has nothing of caption, transcription to measure"),
+        ("retrieval", "split 'dev' has only one modality: nothing to compare"),
+    ):
+        objectives = ObjectivesConfig(weights=WeightsConfig(denoise_text=1.0))
+        other = evaluation_of(evaluation.engine, replace(images, task=task, objectives=objectives))
+        with pytest.raises(DataError, match=message):
+            other.run("dev", tmp_path / "results")
+        assert not (tmp_path / "results" / "metrics.json").exists()

@@ -144,7 +144,7 @@ def test_files_that_are_not_there_or_not_such(tmp_path: Path) -> None:
     with pytest.raises(PretrainedError, match="no tensor of a wav2vec2, as encoder.layers.0.attention.q_proj"):
         loaded("audio", folder)
     (folder / "vocab.txt").write_text("[PAD]\n", encoding="utf-8")
-    with pytest.raises(PretrainedError, match="its vocab.txt is not model.text.vocab=.*config/vocab/demo.txt"):
+    with pytest.raises(PretrainedError, match=f"its vocab.txt is not model.text.vocab={TEXT.vocab}"):
         loaded("text", folder)
     shutil.copyfile(TEXT.vocab, folder / "vocab.txt")
     loaded("text", folder)
@@ -152,7 +152,7 @@ def test_files_that_are_not_there_or_not_such(tmp_path: Path) -> None:
     with pytest.raises(PretrainedError, match="cannot read .*model.safetensors"):
         loaded("text", folder)
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-    with pytest.raises(PretrainedError, match="holds a .bin file alone"):
+    with pytest.raises(PretrainedError, match="holds only a .bin file"):
         loaded("text", folder)
     (folder / "model.safetensors.index.json").write_text("{", encoding="utf-8")
     with pytest.raises(PretrainedError, match="cannot read .*index.json"):

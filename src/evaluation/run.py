@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from src.config import ConfigError, EvalConfig
+from src.data.errors import DataError
 from src.data.pipeline import Loader
 from src.evaluation.evaluator import Evaluator, Needs, Split
 from src.evaluation.sheets import Sheets
@@ -91,10 +92,18 @@ class Evaluation:
             split.sheets = Sheets(split.loader, output / "figures")
         with _timed(seconds, "encode"):
             split.items = self._encode(split, needs.values())
+        found: dict[str, Any] = {}
         for evaluator in needs:
             with _timed(seconds, evaluator.name):
-                metrics |= evaluator.run(split)
-        metrics |= {"seconds": seconds, "parameters": count_parameters(self.engine.model), "versions": versions()}
+                found |= evaluator.run(split)
+        if not any(found.values()):
+            names = ", ".join(evaluator.name for evaluator in needs)
+            raise DataError(f"{self.config.data.path}: split {name!r} has nothing of {names} to measure")
+        metrics |= found | {
+            "seconds": seconds,
+            "parameters": count_parameters(self.engine.model),
+            "versions": versions(),
+        }
         if output:
             write_json(output / "metrics.json", metrics)
         return metrics
