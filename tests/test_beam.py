@@ -148,7 +148,7 @@ def test_a_beam_that_holds_every_text_finds_the_best(
         assert text_of(row) == best, (scores[text_of(row)], scores[best])
 
 
-def test_a_wider_beam_finds_texts_as_good(searches: dict, given: dict, tables: list) -> None:
+def test_a_wider_beam_finds_texts_at_least_as_good(searches: dict, given: dict, tables: list) -> None:
     means = []
     for beams in (1, 3, EVERY):
         settings = BeamSettings(beams=beams, max_length=LIMIT, length_penalty=2.0)
@@ -175,7 +175,7 @@ def test_inputs_do_not_depend_on_each_other(model: OPT, tokenizer: Tokenizer, se
     np.testing.assert_array_equal(one_by_one, whole)
 
 
-def test_of_equals_the_first_is_taken(model: OPT, searches: dict, given: dict) -> None:
+def test_ties_go_to_the_first_token(model: OPT, searches: dict, given: dict) -> None:
     """With a table of zeros every token is as likely as any other."""
     table = model.text_decoder.tokens
     before = Tensor(table.asnumpy().copy())
@@ -192,7 +192,7 @@ def test_of_equals_the_first_is_taken(model: OPT, searches: dict, given: dict) -
         bias.set_data(bias_before)
 
 
-def test_what_would_repeat_a_run() -> None:
+def test_tokens_that_would_repeat_an_ngram() -> None:
     rows = np.array([[5, 6, 5, 6, 5], [5, 6, 7, 8, 6], [5, 5, 5, 5, 5]], np.int32)
     found = [np.flatnonzero(row).tolist() for row in repeated(rows, 3, 9)]
     assert found == [[6], [], [5]]

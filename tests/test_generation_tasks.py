@@ -195,7 +195,7 @@ def test_mistakes_are_one_line(
         assert message in capsys.readouterr().err.strip().splitlines()[-1]
 
 
-def test_what_the_tasks_need(config: Config) -> None:
+def test_configuration_is_checked(config: Config) -> None:
     for change, message in (
         ({"task": "speech_to_text"}, "objectives.weights.denoise_text: task=speech_to_text needs it"),
         ({"task": "text_to_image"}, "objectives.weights.denoise_image: task=text_to_image needs it"),

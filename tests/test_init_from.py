@@ -25,7 +25,7 @@ from src.training.trainer import Trainer
 from tests.networks import AUDIO, MAKERS, SIZES, TEXT, VOCAB, bert, build, loaded, model_config, vit
 
 
-def test_old_spellings(tmp_path: Path) -> None:
+def test_old_parameter_names_are_read(tmp_path: Path) -> None:
     """Files from before weights had today's names: gamma and beta, weight_g and weight_v."""
     norm, conv = ".parametrizations.weight.original", ".weight_"
     for section, changes in (
@@ -103,7 +103,7 @@ def test_wrong_shapes_are_named(tmp_path: Path) -> None:
             assert np.array_equal(before[name], parameter.asnumpy()), "nothing is set"
 
 
-def test_a_table_that_is_no_grid(tmp_path: Path) -> None:
+def test_position_tables_must_be_square_grids(tmp_path: Path) -> None:
     vit().save_pretrained(tmp_path)
 
     def cut(arrays: dict[str, np.ndarray]) -> None:
@@ -117,7 +117,7 @@ def test_a_table_that_is_no_grid(tmp_path: Path) -> None:
         loaded("image", tmp_path)
 
 
-def test_settings_that_no_shape_shows(tmp_path: Path) -> None:
+def test_settings_that_shapes_do_not_show_are_compared(tmp_path: Path) -> None:
     for section, changes, message in (
         ("text", {"heads": 2}, "num_attention_heads=4: set model.text.heads=4"),
         ("text", {"eps": 1e-5}, "layer_norm_eps=1e-12: set model.text.eps=1e-12"),
@@ -136,7 +136,7 @@ def test_settings_that_no_shape_shows(tmp_path: Path) -> None:
         loaded("text", tmp_path / "roberta")
 
 
-def test_files_that_are_not_there_or_not_such(tmp_path: Path) -> None:
+def test_missing_and_unreadable_files_are_named(tmp_path: Path) -> None:
     folder = tmp_path / "bert"
     bert().save_pretrained(folder)
     with pytest.raises(PretrainedError, match="missing: no such safetensors file, nor a folder with model.safetensors"):
@@ -187,12 +187,12 @@ def test_contradictions_in_the_configuration(settings: list[str], message: str) 
         load_config("config/model/demo.yaml", settings)
 
 
-def test_rate_of_the_waveform() -> None:
+def test_sample_rate_must_be_that_of_the_weights() -> None:
     with pytest.raises(ConfigError, match="sample_rate: init_from needs 16000"):
         replace(AUDIO, init_from="x", sample_rate=8000, max_frames=40)
 
 
-def test_a_run_starts_from_them_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_only_a_new_run_reads_the_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The encoder's file, over it the checkpoint of train.init_from; --resume asks for neither."""
     config = Config(model=ModelConfig(text=TEXT), train=TrainConfig(output=str(tmp_path / "first"), steps=60))
     config = tiny_dataset(tmp_path / "tiny", 16, config)

@@ -148,7 +148,7 @@ def test_seeds_rows_and_samples_are_independent(sampler: CodeSampler) -> None:
     assert len(np.unique(np.concatenate(sampled), axis=0)) > 20, "of 24"
 
 
-def test_top_k_never_leaves_the_best(parts: Parts, sampler: CodeSampler) -> None:
+def test_top_k_samples_only_the_likeliest(parts: Parts, sampler: CodeSampler) -> None:
     codes = sampler.sample(Sampling(samples=16, temperature=20.0, top_k=3, seed=5), TEXTS, CLIPS)
     seen = set()
     for number in range(codes.shape[1]):
@@ -186,7 +186,7 @@ def test_frequencies_are_the_softmax(parts: Parts) -> None:
     assert min(statistic(0.8)[0], statistic(1.25)[0]) > bound, "another temperature would pass as well"
 
 
-def test_last_code_at_the_last_place(parts: Parts, sampler: CodeSampler) -> None:
+def test_first_and_last_code_are_sampled_at_every_position(parts: Parts, sampler: CodeSampler) -> None:
     """Also: the graph reads the weights of now, not those of its compilation."""
     bias = parts[1].output_bias
     before = bias.asnumpy().copy()

@@ -175,7 +175,7 @@ def test_rewards_rise(config: Config, tmp_path: Path) -> None:
     assert after > 1.3 * before, (before, after)
 
 
-def test_what_it_needs(config: Config, tmp_path: Path) -> None:
+def test_configuration_is_checked(config: Config, tmp_path: Path) -> None:
     listening = replace(config.objectives, denoise_text=DenoiseTextConfig(given=("audio",)))
     for change, message in (
         ({"objectives": listening}, "objectives.denoise_text.given: task=self_critical reads nothing but image"),

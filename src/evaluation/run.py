@@ -40,14 +40,15 @@ class Evaluation:
         Args:
             split: by default that of the configuration.
             output: folder for metrics.json, captions.json and figures; None: nothing is written.
-            settings: instead of the configuration's eval.
+            settings: how much is measured, instead of the configuration's eval; how texts are decoded, candidates
+                weighed and images sampled is the engine's.
 
         Returns:
             task, split, what each evaluator found, seconds, parameters and versions.
 
         Raises:
             ConfigError: the settings leave nothing to measure.
-            DataError: the split cannot be read or compared.
+            DataError: the split cannot be read, or has nothing to measure.
         """
         settings = settings or self.config.eval
         needs = {evaluator: evaluator.needs(settings) for evaluator in self.evaluators}
