@@ -92,7 +92,7 @@ def test_other_settings_start_anew(tmp_path: Path, run: Recorder) -> None:
     assert len(run.commands) == 4 and not any("--resume" in command for command in run.commands)
 
 
-def test_another_folder_is_left_alone(tmp_path: Path, run: Recorder) -> None:
+def test_another_folder_is_left_as_it_is(tmp_path: Path, run: Recorder) -> None:
     (tmp_path / "row").mkdir()
     with pytest.raises(RowError, match="no row of an ablation"):
         row(tmp_path, run).metrics()

@@ -81,7 +81,7 @@ def test_twin_has_the_losses_and_gradients_of_the_network(opt: OPT) -> None:
         np.testing.assert_allclose(gradient.asnumpy(), expected, atol=5e-5, rtol=2e-3, err_msg=name)
 
 
-def test_flava_sees_what_is_hidden_and_begins_at_chance() -> None:
+def test_flava_sees_what_is_masked_and_begins_at_chance() -> None:
     """Its heads want one width throughout."""
     config = config_of(IMAGE_TEXT)
     text, image, cross = (replace(getattr(config.model, part), width=16) for part in ("text", "image", "cross"))
@@ -184,7 +184,7 @@ def test_device_rows_are_chosen_by_parts_of_names() -> None:
         device_step.chosen("demo", "jax", "GPU")
 
 
-def test_twin_computes_on_one_device_alone() -> None:
+def test_twin_stays_on_one_device() -> None:
     """A tensor that it made elsewhere would not mix with those that are nowhere."""
     config = config_of(EVERYTHING)
     nowhere = torch.device("meta")

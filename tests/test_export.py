@@ -57,7 +57,7 @@ def report_of(folder: Path) -> dict:
     return json.loads((folder / "export.json").read_text(encoding="utf-8"))
 
 
-def draw(field: Field, name: str, rows: int, seed: int) -> np.ndarray:
+def example(field: Field, name: str, rows: int, seed: int) -> np.ndarray:
     return export.random_input(name, field, rows, np.random.default_rng(seed), LIMITS)
 
 
@@ -89,7 +89,7 @@ def test_graphs_reproduce_the_model_from_files_to_logits(exported: Path, model: 
         graph = nn.GraphCell(ms.load(str(exported / entry["file"])))
         for port in entry["inputs"]:
             field = Field(np.dtype(port["type"]).type, tuple(port["shape"][1:]), "")
-            values.setdefault(port["name"], draw(field, port["name"], 2, len(values)))
+            values.setdefault(port["name"], example(field, port["name"], 2, len(values)))
         results = graph(*(Tensor(values[port["name"]]) for port in entry["inputs"]))
         results = results if isinstance(results, tuple) else (results,)
         outputs |= {port["name"]: x.asnumpy() for port, x in zip(entry["outputs"], results, strict=True)}
@@ -228,14 +228,19 @@ def test_command(
     assert "scaled.mindir: differs by at most 0.0e+00" in capsys.readouterr().out
 
 
-def test_weights_alone_are_a_model_in_the_box(model: tuple[Config, OPT], tmp_path: Path) -> None:
+def test_weights_without_graphs_are_a_bundle(model: tuple[Config, OPT], tmp_path: Path) -> None:
     """They load as a checkpoint wherever the folder is, and a model card beside them survives the next export."""
-    box = tmp_path / "box"
-    export.export_weights(*model, box)
-    (box / "README.md").write_text("card")
-    export.export_weights(*model, box)
-    assert sorted(path.name for path in box.iterdir()) == ["README.md", "config.yaml", "model.safetensors", "vocab.txt"]
-    box.rename(tmp_path / "moved")
+    bundle = tmp_path / "bundle"
+    export.export_weights(*model, bundle)
+    (bundle / "README.md").write_text("card")
+    export.export_weights(*model, bundle)
+    assert sorted(path.name for path in bundle.iterdir()) == [
+        "README.md",
+        "config.yaml",
+        "model.safetensors",
+        "vocab.txt",
+    ]
+    bundle.rename(tmp_path / "moved")
     loaded = load_model(tmp_path / "moved")[1]
     for (name, ours), theirs in zip(loaded.parameters_and_names(), model[1].get_parameters(), strict=True):
         assert ours.dtype == ms.float32

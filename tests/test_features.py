@@ -254,7 +254,7 @@ def test_region_files_can_be_asked_for(
     folder = made / "regions" / "deep"
     search = answers.read_search(str(folder / "1.png.npz"), folder, None, home / "run", paper)
     search.run(engine, 3, made.parent / "query", None)
-    assert "1.png.npz" in capsys.readouterr().out and list((made.parent / "query").glob("query-image*.png"))
+    assert "1.png.npz" in capsys.readouterr().out and (made.parent / "query" / "query-image.png").is_file()
     clips = answers.read_input(made / "audio" / "deep", paper)
     assert len(answers.describe(engine, clips, None)) == ROWS
     with pytest.raises(DataError, match=r"1\.png: model.image.input=region reads regions \(\.npz\)"):

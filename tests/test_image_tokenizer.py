@@ -181,9 +181,9 @@ def test_straight_through_gradient_equals_torch(pynative):
     def loss(encoded):
         codes = model.codebook(encoded)
         vectors = model.codebook.look_up(codes)
-        drawn = model.decode_vectors(encoded + ms.ops.stop_gradient(vectors - encoded))
+        decoded = model.decode_vectors(encoded + ms.ops.stop_gradient(vectors - encoded))
         commitment = ms.ops.square(encoded - ms.ops.stop_gradient(vectors)).mean()
-        return ms.ops.square(drawn - patches).mean() + weight * commitment
+        return ms.ops.square(decoded - patches).mean() + weight * commitment
 
     ours = ms.grad(loss)(Tensor(start)).asnumpy()
     # in PyTorch: the decoder's gradient at the codes' vectors, and the commitment's own
@@ -219,10 +219,10 @@ def test_straight_through_gradient_equals_torch(pynative):
 
 def test_codes_and_images_have_their_shapes(graph):
     model = filled().set_train(False)
-    drawn, codes = Reconstruct(model)(Tensor(images()))
+    decoded, codes = Reconstruct(model)(Tensor(images()))
     assert codes.shape == (B, C) and codes.dtype == ms.int32
-    assert drawn.shape == (B, 16, 16, 3) and drawn.dtype == ms.uint8
-    np.testing.assert_array_equal(model.decode(codes).asnumpy(), drawn.asnumpy())
+    assert decoded.shape == (B, 16, 16, 3) and decoded.dtype == ms.uint8
+    np.testing.assert_array_equal(model.decode(codes).asnumpy(), decoded.asnumpy())
     assert len(np.unique(codes.asnumpy())) > 1 and codes.asnumpy().max() < TINY.codes
 
 
@@ -312,8 +312,8 @@ def test_evaluation_measures_and_plots(config, tmp_path, graph):
     metrics = Evaluation(Engine(config, model), (ReconstructionEvaluator,)).run("dev", tmp_path)
     loader = ImageLoader(config, "dev")
     image = np.concatenate([batch["image"][:n] for batch, n, _ in loader.evaluation(5)])
-    drawn, codes = (part.asnumpy() for part in Reconstruct(model)(Tensor(image)))
-    error = ((drawn.astype(float) - image) ** 2).mean((1, 2, 3))
+    decoded, codes = (part.asnumpy() for part in Reconstruct(model)(Tensor(image)))
+    error = ((decoded.astype(float) - image) ** 2).mean((1, 2, 3))
     found = metrics["reconstruction"]
     assert found["psnr"] == pytest.approx((10 * np.log10(255**2 / error)).mean(), rel=1e-4)
     assert found["usage"] == len(np.unique(codes)) / TINY.codes and found["images"] == len(image)

@@ -11,11 +11,8 @@ import pytest
 from mindspore import Tensor, nn, ops
 from mindspore.graph.api import _cell_graph_executor
 from mindspore.train.anf_ir_pb2 import DataType, ModelProto
-from src.inference.encode import Encoder
-from src.models.graphs import build_graphs
-from src.training.checkpoint import build_model, load_model, save_checkpoint
 
-from src import export
+from src.checkpoints.checkpoint import save_checkpoint
 from src.config import (
     Config,
     MaskingConfig,
@@ -25,10 +22,17 @@ from src.config import (
     TrainConfig,
     WeightsConfig,
 )
+from src.config.tasks import TASKS as TASK_ROWS
 from src.data.schema import IMAGE
+from src.export import export
+from src.export.graphs import build_graphs
 from src.generation.cache import CachedDecoder, Read, past_bias
+from src.inference.encode import Encoder
+from src.inference.load import load_model
 from src.models import precision
 from src.models.audio_encoder import AUDIO_ENCODERS
+from src.models.build import build_model
+from src.models.image_tokenizer import ImageTokenizer
 from src.models.layers import Linear
 from src.models.opt import OPT
 from src.tasks import registry
@@ -62,7 +66,7 @@ TASKS = {
 }
 # Float32 products that a task may have, gradients included. Eight directions of the contrastive loss with two gradients
 # each, and three similarities that hard negatives are chosen by; of each embedding head one product, its two gradients
-# and the sum for its bias; cosines of hidden frames and one gradient; distances to the codebook.
+# and the sum for its bias; cosines of masked frames and one gradient; distances to the codebook.
 SIMILARITIES, HEADS = {"MatMulExt": 8 * 3 + 3}, {"MatMul": 3 * 4}
 FULL = {
     "pretrain": SIMILARITIES | HEADS | {"BatchMatMul": 2},
@@ -125,7 +129,11 @@ def count_products(graph: list[tuple[str, str]], kind: str) -> Counter:
     return Counter(operator for operator, found in graph if operator in PRODUCTS and found == kind)
 
 
-@pytest.mark.parametrize(("task", "kind"), [*((task, "fp16") for task in registry.REGISTRY), ("caption", "bf16")])
+def test_every_task_has_its_row_here() -> None:
+    assert TASKS.keys() == {name for name, row in TASK_ROWS.items() if not row.full_precision}
+
+
+@pytest.mark.parametrize(("task", "kind"), [*((task, "fp16") for task in TASKS), ("caption", "bf16")])
 def test_a_step_multiplies_in_half_precision(task: str, kind: str, vocab: str) -> None:
     graph = step_graph(configure(task, kind, vocab))
     half = HALVES[kind]
@@ -194,7 +202,7 @@ def test_losses_of_regions_and_features_likewise(vocab: str) -> None:
 
 def test_losses_of_the_image_tokenizer_likewise(vocab: str) -> None:
     config = configure("image_tokenizer", "fp32", vocab)
-    assert_near_losses(config, lambda: registry.get(config.task).model(config))
+    assert_near_losses(config, lambda: ImageTokenizer(config.model.image_tokenizer))
 
 
 class Squares(nn.Cell):
@@ -309,7 +317,7 @@ def test_the_cache_is_of_the_compute_type_and_gives_the_decoders_logits(norm: st
     with precision.building("fp16"):
         network = OPT(model, VOCAB).set_train(False)
     randomise(network, spread=0.1)
-    places = network.cross_encoder.places_alone(IMAGE)
+    places = network.cross_encoder.single_modality_positions(IMAGE)
     cached = CachedDecoder(network.text_decoder, 2, places)
     kinds = {state.name.split(".")[-1]: state.dtype for state in cached.blocks[0].get_parameters(expand=False)}
     assert set(kinds.values()) == {ms.float16}, kinds

@@ -1,4 +1,4 @@
-"""All that is measured of a pre-trained model, at one go, with the image tokenizer that is shipped with it."""
+"""All that is measured of a pre-trained model, at once, with the image tokenizer that is bundled with it."""
 
 import json
 from collections.abc import Iterator
@@ -25,15 +25,16 @@ from src.data.image_codes import tokenizer_fingerprint, write_codes
 from src.data.pipeline import Loader
 from src.data.store import Dataset
 from src.evaluation.masked import MaskedEvaluator
-from src.evaluation.run import Evaluator
+from src.evaluation.run import Evaluation, glance
 from src.export.export import ExportError, export_weights
+from src.inference.engine import Engine
 from src.inference.image_codes import Encode, encode_split
-from src.inference.images import load_tokenizer
+from src.inference.images import load_image_tokenizer
 from src.inference.load import load_model
 from src.models.build import build_model
 from src.models.image_tokenizer import ImageTokenizer
 from src.report.tables import summary
-from src.tasks.registry import pretrain_figures
+from src.tasks import registry
 from tests.conftest import tiny_dataset
 from tests.oracles import OBJECTIVES, randomise, run_mode, tiny_model
 
@@ -48,7 +49,7 @@ def graph_mode() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, Path]:
-    """The configuration of a pre-training whose tokenizer is a run beside the data; its box, with no codes stored."""
+    """The configuration of a pre-training whose image tokenizer is a run beside the data; what is bundled of it."""
     folder = tmp_path_factory.mktemp("pretraining")
     settings = EvalConfig(
         split="dev",
@@ -65,34 +66,34 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, Path]:
     config = replace(config, data=replace(config.data, codes=str(folder / "run")), objectives=ALL, eval=settings)
     model = build_model(config)
     randomise(model, spread=0.1)
-    return config, export_weights(config, model, folder / "box")
+    return config, export_weights(config, model, folder / "bundle")
 
 
-def test_the_box_carries_the_tokenizer_in_half_precision(made: tuple[Config, Path]) -> None:
-    config, box = made
-    assert sorted(path.name for path in (box / "tokenizer").iterdir()) == [
+def test_the_bundle_carries_the_tokenizer_in_half_precision(made: tuple[Config, Path]) -> None:
+    config, bundle = made
+    assert sorted(path.name for path in (bundle / "tokenizer").iterdir()) == [
         "config.yaml",
         "model.safetensors",
         "vocab.txt",
     ]
-    theirs = dict(load_tokenizer(config).parameters_and_names())
-    boxed = replace(config, data=replace(config.data, codes=str(box / "tokenizer")))
-    for name, parameter in load_tokenizer(boxed).parameters_and_names():
+    theirs = dict(load_image_tokenizer(config).parameters_and_names())
+    bundled = replace(config, data=replace(config.data, codes=str(bundle / "tokenizer")))
+    for name, parameter in load_image_tokenizer(bundled).parameters_and_names():
         np.testing.assert_allclose(parameter.asnumpy(), theirs[name].asnumpy(), rtol=1e-3, atol=1e-6, err_msg=name)
 
 
 def test_what_a_checkpoint_carries_is_used(made: tuple[Config, Path], tmp_path: Path) -> None:
-    config, box = made
-    assert own_files(box) == [f"model.text.vocab={box / 'vocab.txt'}", f"data.codes={box / 'tokenizer'}"]
+    config, bundle = made
+    assert own_files(bundle) == [f"model.text.vocab={bundle / 'vocab.txt'}", f"data.codes={bundle / 'tokenizer'}"]
     assert len(own_files(Path(config.data.codes))) == 1
-    assert load_model(box)[0].data.codes == str(box / "tokenizer")
-    assert load_model(box, [f"data.codes={config.data.codes}"])[0].data.codes == config.data.codes
-    again = export_weights(*load_model(box), box)  # over itself
+    assert load_model(bundle)[0].data.codes == str(bundle / "tokenizer")
+    assert load_model(bundle, [f"data.codes={config.data.codes}"])[0].data.codes == config.data.codes
+    again = export_weights(*load_model(bundle), bundle)  # over itself
     assert (again / "tokenizer" / "model.safetensors").is_file()
-    assert not (tmp_path / "box").exists()
+    assert not (tmp_path / "bundle").exists()
     nowhere = replace(config, data=replace(config.data, codes=str(tmp_path / "nowhere")))
     with pytest.raises(CheckpointError, match="no checkpoint in .*nowhere"):
-        export_weights(nowhere, build_model(config), tmp_path / "box")
+        export_weights(nowhere, build_model(config), tmp_path / "bundle")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").touch()
     with pytest.raises(ExportError, match="something else"):
@@ -100,38 +101,44 @@ def test_what_a_checkpoint_carries_is_used(made: tuple[Config, Path], tmp_path: 
 
 
 def test_one_command_measures_everything(made: tuple[Config, Path], tmp_path: Path) -> None:
-    _, box = made
-    config, model = load_model(box)
-    evaluator = Evaluator(config, model)
-    metrics = evaluator.run(output=tmp_path)
+    _, bundle = made
+    config, model = load_model(bundle)
+    task = registry.get(config.task)
+    evaluation = Evaluation(Engine(config, model), task.evaluators)
+    metrics = evaluation.run(output=tmp_path)
     written = json.loads((tmp_path / "metrics.json").read_text())
-    sections = {"retrieval", "caption", "transcription", "reconstruction", "drawing", "probe"}
+    sections = {"retrieval", "caption", "transcription", "reconstruction", "image_generation", "masked"}
     assert sections <= metrics.keys() and sections <= written.keys()
-    assert metrics["drawing"].keys() == {"text", "speech"} and metrics["reconstruction"]["images"] == 3
-    assert {"mlm_accuracy", "mvm_code_accuracy", "patch_cosine", "frame_cosine", "confusion"} <= metrics["probe"].keys()
-    figures = {path.name for path in (tmp_path / "figures").iterdir()}
-    assert {"reconstruction.png", "drawings.png", "drawn_texts.png", "matching.png", "captions.png"} <= figures
+    generated, masked = metrics["image_generation"], metrics["masked"]
+    assert generated.keys() == {"text", "speech"} and metrics["reconstruction"]["images"] == 3
+    assert {"mlm_accuracy", "mvm_code_accuracy", "patch_cosine", "frame_cosine", "confusion"} <= masked.keys()
+    files = {path.name for path in (tmp_path / "figures").iterdir()}
+    assert {"reconstruction.png", "generated.png", "generated_album.png", "matching.png", "captions.png"} <= files
     text = summary(metrics)
-    for part in ("Retrieval", "captions", "transcripts", "PSNR", "what was drawn", "hidden words right", "five cases"):
+    for part in ("Retrieval", "captions", "transcripts", "PSNR", "generated from", "masked words right", "five cases"):
         assert part in text
-    glance = pretrain_figures(evaluator, config)
-    assert {"mean_r1", "mlm_accuracy", "mvm_code_accuracy", "drawn_text_r10", "drawn_speech_r10"} <= glance.keys()
+    logged = evaluation.logged(evaluation.run(settings=glance(config.eval)))
+    recalls = {"mean_R@1", "generated_text_R@10", "generated_speech_R@10"}
+    assert recalls | {"mlm_accuracy", "mvm_code_accuracy"} <= logged.keys()
+    assert task.best_metric(logged) == logged["mean_R@1"]
 
 
 def test_codes_made_at_evaluation_are_those_of_the_shards(made: tuple[Config, Path]) -> None:
     config, _ = made
     config = replace(config, objectives=ObjectivesConfig(weights=WeightsConfig(mvm_code=1.0)))
-    model, tokenizer = build_model(config), load_tokenizer(config)
+    model, tokenizer = build_model(config), load_image_tokenizer(config)
     randomise(model, spread=0.3)
     model.set_train(False)
-    fresh = MaskedEvaluator(config, model, tokenizer).run(Loader(config, "dev", stored_codes=False))
+    fresh = MaskedEvaluator(Engine(config, model)).measure(Loader(config, "dev", stored_codes=False))
     data = Path(config.data.path)
     dataset = Dataset(data, "dev")
     codes = {"dev": encode_split(Encode(tokenizer), dataset, config.model.image_tokenizer, 5)}
     write_codes(data, config.model.image_tokenizer, tokenizer_fingerprint(config.data.codes), {"dev": dataset}, codes)
-    stored = MaskedEvaluator(config, model)
+    # images that the image tokenizer does not read as they are: the codes beside the shards are used
+    bigger = replace(config.model, image_tokenizer=replace(config.model.image_tokenizer, size=16))
+    stored = MaskedEvaluator(Engine(replace(config, model=bigger), model))
     assert stored.reads_codes
-    assert stored.run(Loader(config, "dev")) == pytest.approx(fresh) and "mvm_code_accuracy" in fresh
+    assert stored.measure(Loader(config, "dev")) == pytest.approx(fresh) and "mvm_code_accuracy" in fresh
     (data / "codes.json").unlink()
 
 
@@ -139,4 +146,9 @@ def test_codes_of_another_grid_are_refused(made: tuple[Config, Path]) -> None:
     config, _ = made
     other = replace(config.model, image_tokenizer=replace(config.model.image_tokenizer, codes=10))
     with pytest.raises(ConfigError, match="has codes=9, model.image_tokenizer.codes is 10"):
-        Evaluator(replace(config, model=other), build_model(config))
+        Evaluation(Engine(replace(config, model=other), build_model(config)), registry.get(config.task).evaluators)
+    for weights in ({"mvm_code": 1.0}, {"denoise_image": 1.0}):  # before anything is computed, whoever needs the codes
+        objectives = ObjectivesConfig(weights=WeightsConfig(**weights))
+        engine = Engine(replace(config, model=other, objectives=objectives), build_model(config))
+        with pytest.raises(ConfigError, match="has codes=9"):
+            Evaluation(engine, registry.get("pretrain").evaluators)

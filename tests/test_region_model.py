@@ -155,9 +155,9 @@ def test_frames_behind_the_end_have_no_influence(layers: int) -> None:
     audio[0, 2:], audio[1, 4:] = 40, -40
     after = encoder(Tensor(audio), Tensor(frames))[0].asnumpy()
     assert np.array_equal(before[mask == 1], after[mask == 1])
-    hidden = encoder(Tensor(audio), Tensor(frames), Tensor(np.ones((3, 3), np.float32)), Tensor(random(1, 1, 8)))
+    masked = encoder(Tensor(audio), Tensor(frames), Tensor(np.ones((3, 3), np.float32)), Tensor(random(1, 1, 8)))
     other = encoder(Tensor(2 * audio), Tensor(frames), Tensor(np.ones((3, 3), np.float32)), Tensor(random(1, 1, 8)))
-    assert np.array_equal(hidden[0].asnumpy(), other[0].asnumpy()), "hidden frames leak"
+    assert np.array_equal(masked[0].asnumpy(), other[0].asnumpy()), "masked frames leak"
 
 
 def test_batch_and_objectives_name_the_same_fields() -> None:
@@ -171,14 +171,14 @@ def test_the_stored_features_are_the_target(losses: Callable[[Arrays], dict[str,
     before = losses(batch)
     row = int(np.argmax(batch["mvm_weights"].sum(1)))
     place = int(batch["mvm_positions"][row, 0])
-    batch["regions"][row, place] = -batch["regions"][row, place]  # hidden: only the target changes
+    batch["regions"][row, place] = -batch["regions"][row, place]  # masked: only the target changes
     row = int(np.argmax(batch["mam_weights"].sum(1)))
     frame = int(batch["mam_positions"][row, 0])
     batch["audio"][row, frame] = -batch["audio"][row, frame]
     after = losses(batch)
     assert abs(after["mvm_feature"] - before["mvm_feature"]) > 1e-3
     assert abs(after["mam_feature"] - before["mam_feature"]) > 1e-3
-    assert after["mvm_class"] == before["mvm_class"], "the hidden region's feature leaks into what is predicted"
+    assert after["mvm_class"] == before["mvm_class"], "the masked region's feature leaks into what is predicted"
 
 
 def test_regression_aims_at_the_normalised_features_of_the_hidden_regions(
@@ -186,11 +186,11 @@ def test_regression_aims_at_the_normalised_features_of_the_hidden_regions(
 ) -> None:
     batch = tiny_batch(MODEL, B)
     given = tensors(batch)
-    hidden = slots_to_mask(given["mvm_positions"], given["mvm_weights"], 5)
+    masked = slots_to_mask(given["mvm_positions"], given["mvm_weights"], 5)
     inputs = (given["regions"], given["region_boxes"], given["region_mask"])
-    image, image_mask = opt.encode_image(inputs, hidden, opt.masked_image_head.vector)
-    hidden = slots_to_mask(given["mam_positions"], given["mam_weights"], 6)
-    audio, audio_mask = opt.audio_encoder(given["audio"], given["audio_frames"], hidden, opt.masked_audio_head.vector)
+    image, image_mask = opt.encode_image(inputs, masked, opt.masked_image_head.vector)
+    masked = slots_to_mask(given["mam_positions"], given["mam_weights"], 6)
+    audio, audio_mask = opt.audio_encoder(given["audio"], given["audio_frames"], masked, opt.masked_audio_head.vector)
     text = opt.text_encoder(given["mlm_ids"], given["text_mask"])
     masks = (given["text_mask"], image_mask, audio_mask)
     fused, _ = opt.cross_encoder(text, image, audio, *masks, given["presence"])
@@ -203,13 +203,13 @@ def test_regression_aims_at_the_normalised_features_of_the_hidden_regions(
 def test_only_known_classes_count(losses: Callable[[Arrays], dict[str, float]]) -> None:
     batch = tiny_batch(MODEL, B)
     before = losses(batch)["mvm_class"]
-    hidden = np.zeros_like(batch["region_mask"])
+    masked = np.zeros_like(batch["region_mask"])
     for row, (places, weights) in enumerate(zip(batch["mvm_positions"], batch["mvm_weights"], strict=True)):
-        hidden[row, places[weights > 0]] = 1
-    known = (batch["region_classes"] >= 0) & (hidden == 1)
+        masked[row, places[weights > 0]] = 1
+    known = (batch["region_classes"] >= 0) & (masked == 1)
     assert known.any() and before > 0
-    seen = batch | {"region_classes": np.where(hidden == 1, batch["region_classes"], 0)}
-    assert losses(seen)["mvm_class"] == before, "classes of what is not hidden are read"
+    seen = batch | {"region_classes": np.where(masked == 1, batch["region_classes"], 0)}
+    assert losses(seen)["mvm_class"] == before, "classes of what is not masked are read"
     others = batch | {"region_classes": np.where(known, (batch["region_classes"] + 1) % 6, batch["region_classes"])}
     assert losses(others)["mvm_class"] != before
     unknown = batch | {"region_classes": np.full_like(batch["region_classes"], -1)}

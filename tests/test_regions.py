@@ -144,8 +144,8 @@ def test_features_of_audio(tmp_path: Path) -> None:
     frames = np.random.default_rng(0).standard_normal((4, DIM)).astype(np.float32)
     np.save(tmp_path / "a.npy", frames)
     np.savez_compressed(tmp_path / "a.npz", features=frames)
-    alone, packed = load_features(tmp_path / "a.npy", DIM), load_features(tmp_path / "a.npz", DIM)
-    assert alone.dtype == np.float16 and np.array_equal(alone, packed)
+    single, packed = load_features(tmp_path / "a.npy", DIM), load_features(tmp_path / "a.npz", DIM)
+    assert single.dtype == np.float16 and np.array_equal(single, packed)
     with pytest.raises(DataError, match=r"a\.npy: features is float32\[4, 6\], not float \[n, 5\]"):
         load_features(tmp_path / "a.npy", 5)
     with pytest.raises(DataError, match=r"none\.npy: no such file of features"):

@@ -10,9 +10,19 @@ from src.files import write_json
 from src.report.page import wrap
 from src.report.plots import loss_curves
 from src.report.sheets import caption_sheet, retrieval_sheet
-from src.report.tables import DIRECTIONS, caption_table, retrieval_table, summary, table
+from src.report.tables import retrieval_table, summary, table, text_table
 
-FIGURES = {"r1": 0.61234, "r5": 0.9, "r10": 0.99, "median_rank": 1.5}
+DIRECTIONS = (
+    "text_to_image",
+    "image_to_text",
+    "audio_to_image",
+    "image_to_audio",
+    "text_to_audio",
+    "audio_to_text",
+    "image_to_text+audio",
+    "text+audio_to_image",
+)
+RECALL = {"R@1": 0.61234, "R@5": 0.9, "R@10": 0.99, "median_rank": 1.5}
 
 
 def columns(text: str) -> int:
@@ -37,21 +47,23 @@ def test_table_names_a_row_of_the_wrong_length():
 
 
 def test_retrieval_table():
-    lines = retrieval_table(dict.fromkeys(DIRECTIONS, FIGURES), {"t2i": {**FIGURES, "r1": 0.997}}).splitlines()
+    reranked = {"text_to_image": {**RECALL, "R@1": 0.997}}
+    lines = retrieval_table(dict.fromkeys(DIRECTIONS, RECALL), reranked).splitlines()
     assert len(lines) == 2 + 8
     assert lines[2].split() == ["text", "→", "image", "0.612", "0.900", "0.990", "1.5", "0.997", "0.900", "0.990"]
     assert lines[3].split()[-3:] == ["–", "–", "–"]
-    assert "re-ranked" not in retrieval_table({"t2i": FIGURES})
+    assert lines[-1].startswith("text+audio → image")
+    assert "re-ranked" not in retrieval_table({"text_to_image": RECALL})
 
 
-def test_caption_table_takes_flat_and_nested_figures():
-    text = caption_table({"facts_right": 0.5, "words": {"bleu4": 0.25}})
+def test_text_table_takes_flat_and_nested_metrics():
+    text = text_table({"facts_right": 0.5, "words": {"bleu4": 0.25}})
     assert text.splitlines()[2:] == ["all facts right  0.500", "BLEU-4, words    0.250"]
 
 
 def test_summary_shows_what_there_is():
-    text = summary({"retrieval": {"a2t": FIGURES}, "gallery": 1000, "parameters": {"total": 2345678}})
-    assert "gallery of 1,000" in text and "speech → text" in text and "2,345,678" in text and "captions" not in text
+    text = summary({"retrieval": {"audio_to_text": RECALL}, "gallery": 1000, "parameters": {"total": 2345678}})
+    assert "gallery of 1,000" in text and "audio → text" in text and "2,345,678" in text and "captions" not in text
 
 
 def test_json_is_plain_and_rounded(tmp_path):

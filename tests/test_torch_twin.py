@@ -26,7 +26,7 @@ def twins() -> tuple[OPT, torch_network.OPT]:
     ("name", "silent"), [*((name, False) for name in ("all", *OBJECTIVES)), ("all", True), ("contrastive", True)]
 )
 def test_losses_are_equal(twins: tuple[OPT, torch_network.OPT], name: str, silent: bool) -> None:
-    """Each alone and all together, on samples that lack something, and on a corpus without audio."""
+    """Each by itself and all together, on samples that lack something, and on a corpus without audio."""
     batch = batch_with_repeats()
     if silent:
         for field in ("presence", "match_presence", "denoise_text_presence", "denoise_image_presence", "mam_weights"):

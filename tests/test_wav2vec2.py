@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import png
 from mindspore import Tensor
 
 from src.checkpoints.files import locate, read_tensors
@@ -21,8 +20,10 @@ from src.data.writer import DatasetWriter
 from src.inference import features
 from src.models.audio_encoder import AUDIO_ENCODERS
 from src.training.trainer import Trainer
+from tests.conftest import png
 from tests.networks import AUDIO, IMAGE, vit, wav2vec2
 from tests.oracles import run_mode, tiny_model
+from tools import extract_features
 
 CHARACTERS = "红绿蓝一二三猫狗鱼"
 
@@ -91,11 +92,11 @@ def test_features_of_vit_and_wav2vec2(tmp_path: Path, config: Config, monkeypatc
         "audio": replace(AUDIO, init_from=str(tmp_path / "wav2vec2")),
     }
     (tmp_path / "c.yaml").write_text(to_yaml(replace(config, model=replace(config.model, **parts))), encoding="utf-8")
-    command = ["features", "--input", str(tmp_path / "manifest.jsonl"), "--config", str(tmp_path / "c.yaml")]
+    command = ["extract", "--input", str(tmp_path / "manifest.jsonl"), "--config", str(tmp_path / "c.yaml")]
     command += ["--output", str(tmp_path / "out")]
     monkeypatch.setattr(sys, "argv", command)
     monkeypatch.setattr(features, "setup", lambda *_: None)  # this process has begun already
-    features.main()
+    extract_features.main()
     found = np.load(tmp_path / "out" / "audio" / "a.wav.npy")
     padded = np.zeros((1, AUDIO.length), np.float32)
     padded[0, :1500] = (samples - samples.mean(dtype=np.float64)) / samples.std(dtype=np.float64)
@@ -106,4 +107,4 @@ def test_features_of_vit_and_wav2vec2(tmp_path: Path, config: Config, monkeypatc
     np.testing.assert_allclose(found, expected, atol=5e-3)
     monkeypatch.setattr(sys, "argv", [*command, "model.image.init_from="])
     with pytest.raises(DataError, match="model.image.init_from is empty"):
-        features.main()
+        extract_features.main()

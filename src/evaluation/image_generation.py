@@ -9,6 +9,7 @@ from src.config import EvalConfig
 from src.data.schema import AUDIO, TEXT
 from src.evaluation.evaluator import Evaluator, Needs, Split
 from src.inference.encode import Items, first_images
+from src.inference.engine import Engine
 from src.metrics.recall import ranks, recall
 
 SOURCES = {TEXT: "text", AUDIO: "speech"}
@@ -18,6 +19,11 @@ class ImageGenerationEvaluator(Evaluator):
     """Generates an image of every text and audio clip, and looks for each one's text by the image."""
 
     name = "image_generation"
+
+    def __init__(self, engine: Engine) -> None:
+        super().__init__(engine)
+        if engine.config.eval.image_generation.max_items:
+            _ = engine.image_tokenizer  # loaded at once: a mistake is told before anything is computed
 
     def needs(self, settings: EvalConfig) -> Needs | None:
         count, read = settings.image_generation.max_items, frozenset({TEXT, AUDIO})

@@ -88,15 +88,15 @@ class MaskedEvaluator(Evaluator):
         self.active = tuple(name for name in MEASURED if getattr(trains, name) > 0)
         # codes are made of the images of a batch, where these have the size that the image tokenizer reads
         same_size = config.model.image_tokenizer.size == config.model.image.size
-        self.makes_codes = bool(same_size and config.data.codes and config.model.image_codes)
-        self.reads_codes = "mvm_code" in self.active and not self.makes_codes
+        can_make = same_size and config.data.codes and config.model.image_codes
+        # loaded at once: a mistake is told before anything is computed
+        self.image_tokenizer = engine.image_tokenizer if can_make and "mvm_code" in self.active else None
+        self.reads_codes = "mvm_code" in self.active and self.image_tokenizer is None
         self.batch_size = config.eval.batch_size
 
     @functools.cached_property
     def predictions(self) -> "_Predictions":
-        makes = self.makes_codes and "mvm_code" in self.active
-        image_tokenizer = self.engine.image_tokenizer if makes else None
-        return _Predictions(self.engine.model, self.engine.config, image_tokenizer)
+        return _Predictions(self.engine.model, self.engine.config, self.image_tokenizer)
 
     def needs(self, settings: EvalConfig) -> Needs | None:
         return Needs() if self.active else None
