@@ -88,7 +88,7 @@ def check_product() -> str:
     error = float(np.abs(found - wanted).max())
     device = ms.get_context("device_target")
     if not error <= PRODUCT_TOLERANCE:
-        raise RuntimeSetupError(f"{device}: a product of two matrices is off by {error:.1e}: check the driver's version")
+        raise RuntimeSetupError(f"{device}: a product of two matrices is off by {error:.1e}: check the driver")
     return f"{device}: MindSpore {ms.__version__}, a product of two matrices is off by {error:.1e}"
 
 
