@@ -30,7 +30,7 @@ from src.data.writer import DatasetWriter
 from src.demo.facts import FactMetric
 from src.evaluation.retrieval import RetrievalEvaluator
 from src.evaluation.run import Evaluation
-from src.evaluation.text_generation import caption_metrics, score_transcripts
+from src.evaluation.text_generation import caption_metrics, transcript_metrics
 from src.inference import scorers
 from src.inference.encode import Items, encode_split, first_images, number_images
 from src.inference.engine import Engine
@@ -244,11 +244,11 @@ def test_metrics_of_captions_and_transcripts() -> None:
     assert {"bleu4", "cider_d", "characters"} <= metrics.keys()
     assert "facts_right" not in caption_metrics(generated, references, None)
     assert FactMetric("demo").compare("红", references[0]) == dict.fromkeys(metrics["facts"], False)
-    transcribed = score_transcripts(generated, [references[0][0]] * 2, FactMetric("demo"))
+    transcribed = transcript_metrics(generated, [references[0][0]] * 2, FactMetric("demo"))
     assert transcribed["facts_right"] == 0.5 and transcribed["sentences_right"] == 0.0
-    assert score_transcripts(["一二三"], ["一，二四"], None)["character_error_rate"] == pytest.approx(1 / 3)
+    assert transcript_metrics(["一二三"], ["一，二四"], None)["character_error_rate"] == pytest.approx(1 / 3)
     # by jieba: 左边 有 两个 苹果
-    assert score_transcripts(["左边有一个苹果"], ["左边有两个苹果"], None)["word_error_rate"] == pytest.approx(1 / 4)
+    assert transcript_metrics(["左边有一个苹果"], ["左边有两个苹果"], None)["word_error_rate"] == pytest.approx(1 / 4)
 
 
 def test_saved_captions_have_the_ids_of_coco(tmp_path: Path) -> None:

@@ -66,7 +66,13 @@ class TranscriptEvaluator(Evaluator):
         clips = spoken(items)
         if clips is None:
             return {}
-        return {self.name: transcript_metrics(self.engine, split.loader, items[TEXT], self.engine.transcribe(clips))}
+        return {self.name: self.score(split.loader, items[TEXT], self.engine.transcribe(clips))}
+
+    def score(self, loader: Loader, texts: Items, clips: Items) -> dict[str, Any]:
+        """Error rates of the clips' transcripts against the texts of the same samples."""
+        said = dict(zip(texts.samples.tolist(), references(loader, texts), strict=True))
+        spoken_texts = [said[sample] for sample in clips.samples.tolist()]
+        return transcript_metrics(self.engine.text_generator.decode(clips.ids), spoken_texts, fact_metric(loader))
 
     def logged(self, metrics: Mapping[str, Any]) -> dict[str, float]:
         """1 − error rate of characters and of words."""
@@ -97,7 +103,7 @@ class ImageTranscriptEvaluator(TranscriptEvaluator):
         row_of = {number: row for row, number in enumerate(items[IMAGE].images.tolist())}
         images = items[IMAGE].take(np.array([row_of[number] for number in clips.images.tolist()]))
         clips = clips.with_ids(self.engine.transcribe_with_images(clips, images))
-        return {self.name: transcript_metrics(self.engine, split.loader, items[TEXT], clips)}
+        return {self.name: self.score(split.loader, items[TEXT], clips)}
 
 
 def spoken(items: dict[int, Items]) -> Items | None:
@@ -126,17 +132,7 @@ def caption_metrics(predictions: list[str], references: list[list[str]], facts: 
     return {**stated, **scored["words"], "characters": scored["characters"], "images": len(predictions)}
 
 
-def transcript_metrics(engine: Any, loader: Loader, texts: Items, clips: Items) -> dict[str, Any]:
-    """Error rates of transcripts, and the share of facts right where the corpus states facts."""
-    said = dict(zip(texts.samples.tolist(), references(loader, texts), strict=True))
-    return score_transcripts(
-        engine.text_generator.decode(clips.ids),
-        [said[sample] for sample in clips.samples.tolist()],
-        fact_metric(loader),
-    )
-
-
-def score_transcripts(predictions: list[str], references: list[str], facts: FactMetric | None) -> dict[str, Any]:
+def transcript_metrics(predictions: list[str], references: list[str], facts: FactMetric | None) -> dict[str, Any]:
     """Error rates, the share of facts right (``facts``: compares them, or None), and the number of audio clips."""
     stated = facts.score(predictions, [[text] for text in references]) if facts else {}
     return {**error_rates(predictions, references), **stated, "clips": len(predictions)}
