@@ -12,7 +12,7 @@ from mindspore import Tensor
 from src.config import Config, ConfigError, DecodingConfig, EvalConfig
 from src.data.schema import IMAGE
 from src.data.tokenizer import SPECIALS, Tokenizer
-from src.generation.beam import BeamSearch, BeamSettings, repeated
+from src.generation.beam import BeamSearch, BeamSettings, _Hypotheses, repeated
 from src.models.opt import OPT
 from tests.oracles import CLS, PAD, SEP, random, randomise, run_mode, tiny_model
 
@@ -155,6 +155,57 @@ def test_a_wider_beam_finds_texts_at_least_as_good(searches: dict, given: dict, 
         rows = search(searches, settings).generate(given)
         means.append(np.mean([score(text_of(row), table, settings) for row, table in zip(rows, tables, strict=True)]))
     assert means[0] <= means[1] + 1e-5 and means[1] <= means[2] + 1e-5 and means[0] < means[2]
+
+
+class ToyLanguage:
+    """A random language: log-probabilities [SEP and four letters] behind every beginning of a text."""
+
+    def __init__(self, seed: int, limit: int) -> None:
+        rng = np.random.default_rng(seed)
+        self.tokens = np.array([SEP, *LETTERS])
+        beginnings = [words for n in range(limit) for words in itertools.product(LETTERS, repeat=n)]
+        logits = rng.normal(0, 1.5, (len(beginnings), len(self.tokens)))
+        logs = logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)
+        self.table = dict(zip(beginnings, logs, strict=True))
+
+    def choices(self, words: tuple[int, ...], count: int) -> tuple[np.ndarray, np.ndarray]:
+        order = np.argsort(-self.table[words], kind="stable")[:count]
+        return self.tokens[order], self.table[words][order]
+
+    def ended(self, settings: BeamSettings, limit: int) -> dict[tuple[int, ...], float]:
+        """Scores of all texts that a plain beam search meets: those that have ended, and those that are cut off."""
+        beams, found = [((), 0.0)], {}
+        for length in range(1, limit + 1):
+            grown = [
+                ((*words, int(token)), total + log)
+                for words, total in beams
+                for token, log in zip(*self.choices(words, settings.beams + 1), strict=True)
+            ]
+            found |= {words: total / settings.penalty(length) for words, total in grown if words[-1] == SEP}
+            grown = sorted((entry for entry in grown if entry[0][-1] != SEP), key=lambda entry: -entry[1])
+            beams = grown[: settings.beams]
+        return found | {words: total / settings.penalty(limit) for words, total in beams}
+
+
+@pytest.mark.parametrize("penalty", [0.0, 0.6, 2.0])
+def test_no_text_that_ended_is_lost_to_one_that_later_gets_worse(tokenizer: Tokenizer, penalty: float) -> None:
+    limit = 4
+    for seed, beams in itertools.product(range(40), (2, 3)):
+        language, settings = ToyLanguage(seed, limit), BeamSettings(beams, penalty)
+        search = _Hypotheses(1, limit + 1, limit, settings, tokenizer)
+        for length in range(1, limit + 1):
+            prefixes = [tuple(row[1:length].tolist()) for row in search.ids[0]]
+            going = [row for row in range(beams) if np.isfinite(search.going[0, row])]
+            tokens = np.full((1, beams, beams + 1), LETTERS[0], np.int32)
+            logs = np.full(tokens.shape, -np.inf)
+            for row in going:
+                tokens[0, row], logs[0, row] = language.choices(prefixes[row], beams + 1)
+            search.extend(length, tokens, logs)
+            if search.over:
+                break
+        text = tuple(token for token in search.best()[0, 1:].tolist() if token != PAD)
+        met = language.ended(settings, limit)
+        assert met[text] == pytest.approx(max(met.values())), (seed, beams, text)
 
 
 def test_one_beam_is_greedy_whatever_the_penalty(searches: dict, given: dict, tables: list) -> None:

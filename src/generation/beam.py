@@ -90,7 +90,7 @@ class _Step(nn.Cell):
 
 
 class _Hypotheses:
-    """The beams of B inputs, extended token by token. A text that has ended stays while its score is among the best.
+    """The beams of B inputs, extended token by token. A text that has ended leaves its beam to those that go on.
 
     Args:
         inputs, length, limit: B, T, and the most tokens that are generated.
@@ -106,7 +106,8 @@ class _Hypotheses:
         self.origins = np.tile(np.arange(beams)[:, None], (inputs, 1, length))  # where the cache holds a beam's past
         # log p of unfinished texts, of which there is one at first; −inf: none
         self.going = np.where(np.arange(beams) == 0, 0.0, np.full((inputs, 1), -np.inf))
-        self.ended = np.full((inputs, beams), -np.inf)  # scores of texts that have ended
+        # the best text of each input that has ended, and its score
+        self.ended_ids, self.ended = self.ids[:, 0].copy(), np.full(inputs, -np.inf)
 
     def extend(self, generated: int, tokens: np.ndarray, logs: np.ndarray) -> None:
         """Goes on by one token.
@@ -115,29 +116,32 @@ class _Hypotheses:
             generated: tokens that every text then has, unless it ended before.
             tokens, logs: [B, K, C], choices of every beam and their log-probabilities, best first.
         """
-        penalty, beams = self.settings.penalty(generated), self.settings.beams
-        logs = np.where(logs > MASKED / 2, logs, -np.inf)
-        sums = self.going[:, :, None] + logs  # [B, K, C]
-        scores = sums / penalty
-        over = self.ended > -np.inf
-        scores[over, 0] = self.ended[over]
-        flat = scores.reshape(len(scores), -1)
+        beams = self.settings.beams
+        sums = self.going[:, :, None] + np.where(logs > MASKED / 2, logs, -np.inf)  # [B, K, C]
+        ends = tokens == self.tokenizer.sep_id
+        self._end(generated, np.where(ends, sums, -np.inf).max(2))
+        flat = np.where(ends, -np.inf, sums).reshape(len(sums), -1)
         # a stable sort: of equals the earlier beam, and in it the earlier choice, comes first
         order = np.argsort(-flat, axis=1, kind="stable")[:, :beams]
-        parent, choice = np.divmod(order, logs.shape[2])
+        parent, choice = np.divmod(order, sums.shape[2])
         rows = np.arange(len(flat))[:, None]
-        over = over[rows, parent]
         self.ids, self.origins = self.ids[rows, parent], self.origins[rows, parent]
         self.origins[:, :, generated:] = np.arange(beams)[:, None]
-        chosen = np.where(over, self.tokenizer.pad_id, tokens[rows, parent, choice])
-        self.ids[:, :, generated] = chosen
-        ends = ~over & (chosen == self.tokenizer.sep_id)
-        sums, scores = sums[rows, parent, choice], flat[rows, order]
-        self.ended = np.where(over | ends, scores, -np.inf)
-        self.going = np.where(over | ends, -np.inf, sums)
+        self.ids[:, :, generated] = tokens[rows, parent, choice]
+        self.going = flat[rows, order]
         # a text that could not beat the best ended one even at no further cost is given up
-        hopeless = self.going / self.settings.penalty(self.limit) <= self.ended.max(1, keepdims=True)
+        hopeless = self.going / self.settings.penalty(self.limit) <= self.ended[:, None]
         self.going[hopeless] = -np.inf
+
+    def _end(self, generated: int, sums: np.ndarray) -> None:
+        """Keeps of the texts that end here, log p [B, K], the best, if none before was as good."""
+        scores = sums / self.settings.penalty(generated)
+        beam = scores.argmax(1)
+        rows = np.arange(len(scores))
+        better = scores[rows, beam] > self.ended
+        self.ended = np.where(better, scores[rows, beam], self.ended)
+        self.ended_ids[better] = self.ids[rows, beam][better]
+        self.ended_ids[better, generated] = self.tokenizer.sep_id
 
     @property
     def over(self) -> bool:
@@ -149,8 +153,10 @@ class _Hypotheses:
 
     def best(self) -> np.ndarray:
         """int32 [B, T]: the best texts; one that found no end competes as it is."""
-        scores = np.maximum(self.ended, self.going / self.settings.penalty(self.limit))
-        return self.ids[np.arange(len(scores)), scores.argmax(1)]
+        scores = self.going / self.settings.penalty(self.limit)
+        rows, beam = np.arange(len(scores)), scores.argmax(1)
+        cut = scores[rows, beam] > self.ended
+        return np.where(cut[:, None], self.ids[rows, beam], self.ended_ids)
 
 
 class BeamSearch:
@@ -212,8 +218,11 @@ class BeamSearch:
 
     def build(self, size: int, places: np.ndarray) -> tuple[Read, _Step]:
         """Graphs that read so many memories, made of these ``places`` of the fused tokens, and go on from them."""
-        cached = CachedDecoder(self.model.text_decoder, size, places, self.settings.beams)
-        return Read(cached), called_often(_Step(cached, min(self.settings.beams, self.model.vocab_size)))
+        beams = self.settings.beams
+        cached = CachedDecoder(self.model.text_decoder, size, places, beams)
+        # one of a beam's choices may end the text: with one more, as many go on as there are beams
+        choices = min(beams + 1, self.model.vocab_size) if beams > 1 else 1
+        return Read(cached), called_often(_Step(cached, choices))
 
     def search(self, size: int, step: _Step) -> np.ndarray:
         """int32 [B, T]: the best texts of the B = ``size`` memories that were read last."""
