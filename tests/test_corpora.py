@@ -93,7 +93,7 @@ def test_from_download_to_a_trained_step(name: str, tmp_path: Path, config: Conf
 
 def test_the_documented_commands(capsys: pytest.CaptureFixture[str]) -> None:
     text = (Path(__file__).parent.parent / "docs" / "data.md").read_text(encoding="utf-8")
-    found = re.findall(r"^    python tools/prepare_data\.py ([a-z][\w-]*)((?:.*\\\n)*.*)", text, re.MULTILINE)
+    found = re.findall(r"^python tools/prepare_data\.py ([a-z][\w-]*)((?:.*\\\n)*.*)", text, re.MULTILINE)
     assert {name for name, _ in found} == command.CORPORA.keys() - {"demo"}
     for name, options in found:
         with pytest.raises(SystemExit, match="^0$"):
