@@ -127,6 +127,23 @@ def test_overrides_reach_the_config(saved: Path) -> None:
         load_model(saved, ["eval.retrieval.galery_size=5"])
 
 
+def test_weights_of_reranking_beside_a_checkpoint_are_its_own(saved: Path, tmp_path: Path) -> None:
+    """Whatever configuration it is used with; weights on the command line replace all of them."""
+    folder, other = locate(saved), tmp_path / "other.yaml"
+    other.write_text("eval: {rerank: {top_k: 7, likelihood: 0.25}}\n", encoding="utf-8")
+    chosen = "eval: {rerank: {embedding: 0.5, matching: 0.0, likelihood: 1.0, tuned_on: dev}}\n"
+    (folder / "reranking.yaml").write_text(chosen, encoding="utf-8")
+    for config_file in (None, other):
+        found = load_checkpoint_config(folder, (), config_file).eval.rerank
+        assert (found.embedding, found.matching, found.likelihood, found.tuned_on) == (0.5, 0.0, 1.0, "dev")
+    assert found.top_k == 7
+    found = load_checkpoint_config(folder, ["eval.rerank.matching=2"], other).eval.rerank
+    assert (found.embedding, found.matching, found.likelihood, found.tuned_on) == (1.0, 2.0, 0.25, "")
+    for text in ("eval: 1\n", "[", ""):
+        (folder / "reranking.yaml").write_text(text, encoding="utf-8")
+        assert "reranking.yaml does not hold eval.rerank" in refused(lambda: load_checkpoint_config(folder))
+
+
 def test_another_configuration_says_what_is_done_but_not_what_the_network_is(
     saved: Path, config: Config, tmp_path: Path
 ) -> None:

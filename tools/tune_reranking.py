@@ -4,7 +4,7 @@ python tools/tune_reranking.py --checkpoint runs/demo/retrieval
 python tools/tune_reranking.py --checkpoint runs/demo/retrieval --split dev --output runs/tuned eval.rerank.top_k=8
 
 Every candidate is scored once, then the weights are searched on a grid. The results are reranking.json (every weighting
-with its recall) and reranking.yaml (the best one, which a configuration can name as a base).
+with its recall) and reranking.yaml (the best one). In the checkpoint's folder, eval.py and infer.py use the latter.
 """
 
 import sys
@@ -31,7 +31,10 @@ def main() -> None:
     )
     parser.add_argument("--split", metavar="NAME", help="split to choose the weights on (default: data.eval_split)")
     parser.add_argument(
-        "--output", type=cli.user_path, metavar="DIR", help="folder of the results (default: CHECKPOINT)"
+        "--output",
+        type=cli.user_path,
+        metavar="DIR",
+        help="folder of the results (default: the checkpoint, which then uses them)",
     )
     parser.add_settings()
     args = parser.parse_intermixed_args()
@@ -40,7 +43,7 @@ def main() -> None:
     setup(replace(config.runtime, distributed=False), config.seed)
     config, model = load_model(folder, args.settings)
     evaluation = Evaluation(Engine(config, model), registry.get(config.task).evaluators)
-    tune(evaluation, args.split or config.data.eval_split, args.output or args.checkpoint)
+    tune(evaluation, args.split or config.data.eval_split, args.output or folder)
 
 
 if __name__ == "__main__":

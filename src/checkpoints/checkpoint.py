@@ -7,6 +7,7 @@
         tokenizer/            the image tokenizer whose codes it generates (only in a bundled checkpoint)
         optimizer.safetensors moments, step, loss scale (left out where only the model is shipped)
         state.json            step and best metric
+        reranking.yaml        weights of re-ranking (only where tools/tune_reranking.py has chosen them)
 
 A checkpoint is written under another name and then renamed: a kill at any moment leaves all of it or nothing.
 """
@@ -28,6 +29,7 @@ from src.checkpoints.files import (
     CONFIG,
     MODEL,
     OPTIMIZER,
+    RERANKING,
     STATE,
     VOCAB,
     CheckpointError,
@@ -49,15 +51,34 @@ def read_config(folder: Path, overrides: Sequence[str] = ()) -> Config:
 def load_checkpoint_config(
     folder: Path, overrides: Sequence[str] = (), config_file: str | Path | None = None
 ) -> Config:
-    """The configuration a checkpoint was trained with; its own vocabulary and image tokenizer are used.
+    """The configuration a checkpoint was trained with; its own vocabulary, image tokenizer and re-ranking are used.
 
     Args:
         config_file: says instead what is done with the checkpoint; the network stays the one that was trained.
     """
-    own = own_files(folder)
+    own = [*own_files(folder), *tuned_weights(folder, overrides)]
     if config_file is None:
         return read_config(folder, [*own, *overrides])
     return load_config(config_file, [*_network_settings(read_config(folder, own)), *own, *overrides])
+
+
+def tuned_weights(folder: Path, overrides: Sequence[str]) -> list[str]:
+    """Settings of re-ranking that were chosen for a checkpoint and lie beside it; none if ``overrides`` weigh anew.
+
+    Raises:
+        CheckpointError: the file does not hold them.
+    """
+    path = folder / RERANKING
+    if not path.is_file():
+        return []
+    try:
+        chosen = yaml.safe_load(path.read_text(encoding="utf-8"))["eval"]["rerank"]
+        settings = {f"eval.rerank.{name}": json.dumps(value) for name, value in chosen.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError):
+        raise CheckpointError(f"{path} does not hold eval.rerank: delete it, or write it anew") from None
+    if any(override.partition("=")[0] in settings for override in overrides):
+        return []
+    return [f"{key}={value}" for key, value in settings.items()]
 
 
 def _network_settings(config: Config) -> list[str]:

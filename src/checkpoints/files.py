@@ -10,12 +10,13 @@ from safetensors.numpy import load_file
 
 from src.errors import UserError
 
-CONFIG, VOCAB, MODEL, OPTIMIZER, STATE, TOKENIZER = (
+CONFIG, VOCAB, MODEL, OPTIMIZER, STATE, RERANKING, TOKENIZER = (
     "config.yaml",
     "vocab.txt",
     "model.safetensors",
     "optimizer.safetensors",
     "state.json",
+    "reranking.yaml",
     "tokenizer",  # folder of the image tokenizer whose codes the model generates, in a bundled checkpoint
 )
 

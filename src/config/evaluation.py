@@ -24,6 +24,7 @@ class RerankConfig:
     embedding: float = 1.0  # weight of the embeddings' similarity
     matching: float = 0.0  # weight of the matching head's score; one pass of the cross-modal encoder per candidate
     likelihood: float = 0.0  # weight of log p(text | image); one pass of the decoder per candidate
+    tuned_on: str = ""  # split that the weights were chosen on for this very checkpoint; empty: they were not
 
     def __post_init__(self) -> None:
         _not_negative(self, "top_k")

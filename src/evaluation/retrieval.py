@@ -93,7 +93,7 @@ class RetrievalEvaluator(Evaluator):
         return Needs(settings.retrieval.gallery_size, frozenset({TEXT, IMAGE, AUDIO}), frozenset(tokens))
 
     def run(self, split: Split) -> dict[str, Any]:
-        """``gallery``, ``retrieval``, ``reranked``, ``fused_passes``, and ``folds`` where eval asks for them."""
+        """``gallery``, ``retrieval``, ``reranked`` by ``rerank``, ``fused_passes``, and ``folds`` if eval asks for them."""
         if len(split.items) < 2:
             folder = split.loader.dataset.folder
             raise DataError(f"{folder}: split {split.name!r} has only one modality: nothing to compare")
@@ -104,6 +104,9 @@ class RetrievalEvaluator(Evaluator):
         first, second, rankings = self.evaluate(compared, settings.rerank.top_k)
         found: dict[str, Any] = {"gallery": len(compared.get(IMAGE, compared.get(TEXT, ())))}
         found |= {"retrieval": first, "reranked": second, "fused_passes": self.engine.reranker.fused - fused}
+        if second:
+            found["rerank"] = {"top_k": settings.rerank.top_k, "weights": self.engine.reranker.weights}
+            found["rerank"]["tuned_on"] = settings.rerank.tuned_on
         if settings.retrieval.folds > 1:
             found["folds"] = self.folds(compared, settings)
         if split.sheets:

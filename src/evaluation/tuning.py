@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
+from src.checkpoints.files import RERANKING
 from src.config import ConfigError
 from src.evaluation.retrieval import RetrievalEvaluator, Scored
 from src.evaluation.run import Evaluation
@@ -41,7 +43,7 @@ def measure(scored: Sequence[Scored], weights: Weights) -> dict[str, float]:
 
 
 def tune(evaluation: Evaluation, split: str, output: Path) -> Weights:
-    """Prints what weights reach and writes the best: reranking.json, and reranking.yaml to name as a ``base:``.
+    """Prints what weights reach and writes the best: reranking.json, and reranking.yaml, which a checkpoint carries.
 
     Raises:
         ConfigError: the task is not judged by retrieval, the split is the reported one, or nothing is re-ranked.
@@ -77,7 +79,7 @@ def _write(output: Path, split: str, recalls: dict[Weights, dict[str, float]], b
     tried: list[dict[str, Any]] = [dict(zip(TERMS, weights, strict=True)) | found for weights, found in recalls.items()]
     write_json(output / "reranking.json", {"split": split, "tried": tried})
     chosen = dict(zip(TERMS, best, strict=True))
-    listed = ", ".join(f"{name}: {weight}" for name, weight in chosen.items())
-    write_text(output / "reranking.yaml", f"# chosen on the split {split}\neval:\n  rerank: {{{listed}}}\n")
+    settings = {"eval": {"rerank": chosen | {"tuned_on": split}}}
+    write_text(output / RERANKING, yaml.safe_dump(settings, sort_keys=False))
     print("eval.py " + " ".join(f"eval.rerank.{name}={weight}" for name, weight in chosen.items()))
-    print(output / "reranking.yaml")
+    print(output / RERANKING)

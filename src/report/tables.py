@@ -75,6 +75,14 @@ def retrieval_table(
     return table(rows, headers)
 
 
+def reranking_note(rerank: Mapping[str, Any]) -> str:
+    """By what the candidates were re-ranked, and whether that was chosen for this checkpoint."""
+    terms = " + ".join(f"{weight:g} · {name}" for name, weight in rerank["weights"].items())
+    chosen = f"chosen on the split {rerank['tuned_on']}" if rerank["tuned_on"] else "not chosen for this checkpoint"
+    hint = "" if rerank["tuned_on"] else ": they can lower recall, tools/tune_reranking.py chooses them"
+    return f"Re-ranked: the top {rerank['top_k']} by {terms}; weights {chosen}{hint}"
+
+
 def text_table(metrics: Mapping[str, Any], title: str = "captions") -> str:
     """Metrics of generated texts, one a line: {"facts_right": …, "bleu4": …, "characters": {"bleu4": …}, …}."""
     rows = []
@@ -112,6 +120,8 @@ def summary(metrics: Mapping[str, Any]) -> str:
     if metrics.get("retrieval"):
         parts.append(f"Retrieval, gallery of {metrics['gallery']:,}")
         parts.append(retrieval_table(metrics["retrieval"], metrics.get("reranked")))
+    if metrics.get("rerank"):
+        parts.append(reranking_note(metrics["rerank"]))
     if metrics.get("folds"):
         folds = metrics["folds"]
         parts.append(f"Retrieval, mean of {folds['count']} galleries of {folds['gallery']:,}")
