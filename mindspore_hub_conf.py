@@ -5,6 +5,7 @@ from pathlib import Path
 from src.checkpoints.files import MODEL, CheckpointError
 from src.checkpoints.pretrained import init_encoders
 from src.config import ConfigError, load_config
+from src.config.paths import path_setting
 from src.inference.load import load_model
 from src.models.build import build_model
 from src.models.opt import OPT
@@ -39,7 +40,7 @@ def _create(name: str, settings: tuple[str, ...], pretrained: bool = False) -> O
         raise ConfigError(f"unknown network {name!r}: {', '.join(NETWORKS)}")
     if not pretrained:
         vocab = ROOT / load_config(NETWORKS[name]).model.text.vocab  # whatever the current folder is
-        config = load_config(NETWORKS[name], [f"model.text.vocab={vocab}", *settings])
+        config = load_config(NETWORKS[name], [path_setting("model.text.vocab", vocab), *settings])
         model = build_model(config)
         for report in init_encoders(model, config.model):
             print(report)

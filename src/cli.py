@@ -1,10 +1,11 @@
 """What every command shares: how it reads its arguments, and how it reports an error: one line, no traceback."""
 
 import argparse
+import contextlib
 import errno
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ HINTS = {
     errno.EEXIST: "name another place, or move it away",
     errno.ENOTDIR: "name another place, or move away the file that stands where a folder is needed",
     errno.EISDIR: "name another place, or move it away",
+    errno.ENAMETOOLONG: "give a shorter path",
+    errno.ELOOP: "check the path: a link in it leads back to itself",
 }
 
 
@@ -45,17 +48,64 @@ def user_path(text: str) -> Path:
 
 def run(main: Callable[[], object]) -> None:
     """Calls a command's main function and turns errors that the user can fix into ``error: …`` and an exit code."""
+    with _lasting_output():
+        try:
+            main()
+        except UserError as error:
+            _fail(str(error))
+        except OSError as error:
+            if error.errno not in HINTS:
+                raise
+            _fail(describe(error))
+        except KeyboardInterrupt as error:
+            print(f"interrupted{f': {error}' if str(error) else ''}", file=sys.stderr)
+            sys.exit(INTERRUPTED)
+
+
+class LastingStream:
+    """A stream to which any text can be written, also when nobody reads it any more: hours of work do not depend on it.
+
+    Characters that the terminal does not have are written as escapes.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        with self._open_end():
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with self._open_end():
+            self._stream.flush()
+
+    @contextlib.contextmanager
+    def _open_end(self) -> Iterator[None]:
+        try:
+            yield
+        except BrokenPipeError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._stream.fileno())  # also for what the stream still holds and writes at the end
+            os.close(nowhere)
+
+
+@contextlib.contextmanager
+def _lasting_output() -> Iterator[None]:
+    streams = sys.stdout, sys.stderr
+    # None: it was closed from the start
+    sys.stdout, sys.stderr = (stream and LastingStream(stream) for stream in streams)
     try:
-        main()
-    except UserError as error:
-        _fail(str(error))
-    except OSError as error:
-        if error.errno not in HINTS:
-            raise
-        _fail(describe(error))
-    except KeyboardInterrupt as error:
-        print(f"interrupted{f': {error}' if str(error) else ''}", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+        yield
+    finally:
+        for stream in filter(None, (sys.stdout, sys.stderr)):
+            stream.flush()
+        sys.stdout, sys.stderr = streams
 
 
 def describe(error: OSError) -> str:

@@ -70,9 +70,15 @@ def replace_folder(new: Path, place: Path) -> None:
 def write_json(path: str | Path, value: Any) -> None:
     """Writes readable JSON, whole or not at all.
 
-    Floats keep six significant digits; numpy scalars and arrays become numbers and lists.
+    A text that UTF-8 cannot hold, as names of files may be, is escaped. Floats keep six significant digits; numpy
+    scalars and arrays become numbers and lists.
     """
-    write_text(path, json.dumps(_plain(value, Path(path).name), ensure_ascii=False, indent=2) + "\n")
+    plain = _plain(value, Path(path).name)
+    try:
+        data = json.dumps(plain, ensure_ascii=False, indent=2).encode()
+    except UnicodeEncodeError:  # half a pair of surrogates
+        data = json.dumps(plain, indent=2).encode()
+    write_bytes(path, data + b"\n")
 
 
 def _plain(value: Any, where: str) -> Any:

@@ -8,6 +8,7 @@ from mindspore import Parameter, Tensor
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
+from src.config.paths import path_setting
 from src.errors import UserError
 
 CONFIG, VOCAB, MODEL, OPTIMIZER, STATE, RERANKING, TOKENIZER = (
@@ -42,9 +43,9 @@ def locate(path: str | Path) -> Path:
 
 def own_files(folder: Path) -> list[str]:
     """Settings that point at what a checkpoint carries: its vocabulary and, if it has one, its image tokenizer."""
-    settings = [f"model.text.vocab={folder / VOCAB}"]
+    settings = [path_setting("model.text.vocab", folder / VOCAB)]
     if (folder / TOKENIZER / MODEL).is_file():
-        settings.append(f"data.codes={folder / TOKENIZER}")
+        settings.append(path_setting("data.codes", folder / TOKENIZER))
     return settings
 
 

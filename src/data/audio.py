@@ -4,19 +4,27 @@ Letters: ``n`` samples, ``M`` frames, ``N`` mel bands, ``W`` samples of a window
 """
 
 import functools
+from collections.abc import Iterator
 from math import gcd
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import scipy.fft  # in float32 eight times as fast as numpy's
 
 from src.config import AudioEncoderConfig
+from src.data.decoding import brief, check_file, decoding
 from src.data.errors import DataError
 from src.data.regions import load_features
 
 FEATURE_ENDINGS = (".npy", ".npz")
 DECADES = 8.0  # dynamic range that a byte spans, below the loudest band of the utterance
 MOST_SAMPLES = 1 << 24  # a second, all channels together
+BLOCK = 1 << 20  # samples decoded at once, all channels together
+UNKNOWN_LENGTH = (1 << 63) - 1  # frames that libsndfile states where a file does not say how many it has
+LARGEST = 1e15  # a sample beyond it is a damaged one; its square still fits float32
+OPPOSITE = 0.01  # share of the channels' power below which their mean has lost what is heard
+QUIET = 2.0**-6  # peak of the waveform below which 16 bits would cost precision
 
 
 def read_audio(path: Path, config: AudioEncoderConfig, start: float = 0.0, seconds: float | None = None) -> np.ndarray:
@@ -39,30 +47,76 @@ def check_kind(path: Path, config: AudioEncoderConfig) -> None:
 
 
 def load_audio(path: str | Path, seconds: float | None = None, start: float = 0.0) -> tuple[np.ndarray, int]:
-    """Reads an audio file of any format that libsndfile knows: mono float32 [n] (channels averaged) and its rate.
+    """Reads an audio file of any format that libsndfile knows: mono float32 [n] (:func:`mono`) and its rate.
 
     ``seconds`` says how much is needed, from ``start`` on; the rest is not decoded.
     """
     import soundfile  # only where audio is read: a run without audio needs no libsndfile
 
-    try:
-        with soundfile.SoundFile(str(path)) as file:
-            rate = file.samplerate
-            if rate * file.channels > MOST_SAMPLES:  # a damaged header must not ask for all memory
-                raise DataError(f"{path}: not a readable audio file ({rate} Hz, {file.channels} channels)")
-            samples = -1 if seconds is None else int(np.ceil(seconds * rate)) + 1
-            if start:
-                file.seek(min(round(start * rate), file.frames))
-            wave = file.read(samples, dtype="float32", always_2d=True)
-    except (OSError, RuntimeError) as error:  # LibsndfileError is a RuntimeError
-        if not Path(path).is_file():
-            raise DataError(f"{path}: no such audio file") from None
-        raise DataError(f"{path}: not a readable audio file ({str(error).rsplit(': ', 1)[-1]})") from None
-    if not len(wave):
-        raise DataError(f"{path}: the audio is empty" + (f" after {start:.1f} s" if start else ""))
-    if not np.isfinite(wave).all():
-        raise DataError(f"{path}: the audio contains values that are not finite")
-    return wave.mean(axis=1), rate
+    check_file(path, "audio file")
+    with decoding(f"{path}: not a readable audio file"):
+        try:
+            with soundfile.SoundFile(str(path)) as file:
+                rate = file.samplerate
+                if rate * file.channels > MOST_SAMPLES:  # a damaged header must not ask for all memory
+                    raise DataError(f"{path}: not a readable audio file ({rate} Hz, {file.channels} channels)")
+                if start:
+                    file.seek(min(round(start * rate), file.frames))
+                samples = None if seconds is None else int(np.ceil(seconds * rate)) + 1
+                blocks = list(_blocks(file, samples))
+        except soundfile.LibsndfileError as error:
+            raise DataError(f"{path}: not a readable audio file ({brief(error).rsplit(': ', 1)[-1]})") from None
+        if not blocks:
+            raise DataError(f"{path}: the audio is empty" + (f" after {start:.1f} s" if start else ""))
+        wave = np.concatenate(blocks)
+        if not np.isfinite(wave).all():
+            raise DataError(f"{path}: the audio contains values that are not finite")
+        if np.abs(wave).max() > LARGEST:
+            raise DataError(f"{path}: the audio contains {np.abs(wave).max():.3g}: a sample is between −1 and 1")
+        return mono(wave), rate
+
+
+def _blocks(file: Any, samples: int | None) -> Iterator[np.ndarray]:
+    """At most so many samples, float32 [n, channels], some at a time: a header may promise more than there is."""
+    import soundfile
+
+    size = max(1, BLOCK // file.channels)
+    while samples is None or samples > 0:
+        room = np.full((size if samples is None else min(size, samples), file.channels), np.nan, np.float32)
+        try:
+            block = file.read(out=room)
+        except soundfile.LibsndfileError:
+            # a FLAC that was written into a pipe ends with an error after its last samples have been decoded
+            block = room[~np.isnan(room[:, 0])] if file.frames == UNKNOWN_LENGTH else room[:0]
+            if not len(block):
+                raise
+            yield block
+            return
+        if not len(block):
+            return
+        yield block
+        samples = None if samples is None else samples - len(block)
+
+
+def mono(wave: np.ndarray) -> np.ndarray:
+    """float32 [n] of [n, channels]: the mean of the channels, or the loudest one where they cancel each other.
+
+    The mean of two channels that are each other's inverse would be silence, or what rounding has left of them.
+    """
+    mean = wave.mean(axis=1)
+    if wave.shape[1] > 1:
+        power = np.square(wave, dtype=np.float64).mean(axis=0)
+        if np.square(mean, dtype=np.float64).mean() < OPPOSITE * power.mean():
+            return np.ascontiguousarray(wave[:, power.argmax()])
+    return mean
+
+
+def rescale(wave: np.ndarray, low: float, high: float) -> np.ndarray:
+    """The wave with a peak between both; silence, and what has one already, stays as it is."""
+    peak = float(np.abs(wave).max(initial=0))
+    if low <= peak <= high or not peak:
+        return wave
+    return (wave * (np.float64(min(max(peak, low), high)) / peak)).astype(np.float32)
 
 
 def resample(wave: np.ndarray, rate: int, target: int) -> np.ndarray:
@@ -91,6 +145,7 @@ def log_mel(wave: np.ndarray, rate: int, config: AudioEncoderConfig) -> np.ndarr
     """
     window, hop = frame_lengths(config)
     wave = resample(wave[: int(np.ceil(longest(config) * rate)) + 1], rate, config.sample_rate)
+    wave = rescale(wave, 2.0**-20, 2.0**20)  # whose powers float32 holds; the loudness does not matter
     count = min(config.max_frames, 1 + max(0, -(-(len(wave) - window) // hop)))
     padded = np.zeros(window + hop * (count - 1), np.float32)
     wave = wave[: len(padded)]
@@ -107,9 +162,13 @@ def log_mel(wave: np.ndarray, rate: int, config: AudioEncoderConfig) -> np.ndarr
 
 
 def waveform(wave: np.ndarray, rate: int, config: AudioEncoderConfig) -> np.ndarray:
-    """The wave at ``config.sample_rate``, int16 [M] with M ≤ ``config.length``."""
+    """The wave at ``config.sample_rate``, int16 [M] with M ≤ ``config.length``.
+
+    A wave beyond [−1, 1] is scaled down and a very quiet one up, so that neither is clipped nor becomes silence: the
+    encoder normalises what it reads, so that loudness makes no difference to it.
+    """
     wave = resample(wave[: int(np.ceil(longest(config) * rate)) + 1], rate, config.sample_rate)[: config.length]
-    return np.rint(np.clip(wave, -1, 1) * 32767).astype(np.int16)
+    return np.rint(rescale(wave, QUIET, 1.0) * 32767).astype(np.int16)
 
 
 KINDS = {"fbank": log_mel, "wav2vec2": waveform}  # wave → what is stored, by model.audio.input

@@ -1,18 +1,27 @@
 """Image files of any mode and size to square RGB arrays."""
 
+import contextlib
 import io
-import struct
-import zlib
+import warnings
+from collections.abc import Iterator
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
+from src.data.decoding import decoding
 from src.data.errors import DataError
 
-# What Pillow's decoders raise for damaged files, depending on the format.
-BROKEN = (OSError, SyntaxError, ValueError, IndexError, struct.error, zlib.error)
-BROKEN += (Image.DecompressionBombError, Image.DecompressionBombWarning)  # the latter if warnings are errors
+MOST_PIXELS = 89_478_485  # of an image that is decoded: Pillow's own bound against decompression bombs
 ORIENTATION = 0x0112  # EXIF tag
+TURNS = {  # by the orientation, to be shown upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom
 
@@ -52,17 +61,35 @@ def open_rgb(data: bytes, name: str, size: int = 0) -> Image.Image:
 
     ``size`` lets a JPEG be decoded at a smaller scale, at least twice that size.
     """
-    try:
-        image = Image.open(io.BytesIO(data))
+    with decoding(f"{name}: not a readable image"):
+        try:
+            image = Image.open(io.BytesIO(data))
+        except Image.UnidentifiedImageError:
+            raise DataError(f"{name}: not a readable image (no known image format)") from None
+        if image.width * image.height > MOST_PIXELS:
+            size_text = f"{image.width} × {image.height} pixels"
+            raise DataError(f"{name}: {size_text} are too many, at most {MOST_PIXELS} are read")
         if size:
             image.draft(None, (2 * size, 2 * size))
         image.load()
-        if image.getexif().get(ORIENTATION, 1) != 1:
-            image = ImageOps.exif_transpose(image)
-        return _to_rgb(image)
-    except BROKEN as error:
-        reason = "no known image format" if isinstance(error, Image.UnidentifiedImageError) else str(error)
-        raise DataError(f"{name}: not a readable image ({reason})") from None
+        turn = TURNS.get(_orientation(image))
+        return _to_rgb(image if turn is None else image.transpose(turn))
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keeps Pillow from remarks on odd tags and large images on stderr; for one thread only."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _orientation(image: Image.Image) -> int:
+    # Pillow's exif_transpose would write all tags again, and fails on those that are not as they should be.
+    try:
+        return int(image.getexif().get(ORIENTATION, 1))
+    except Exception:  # as decoders do, EXIF readers raise anything; such an image is shown as it is stored
+        return 1
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

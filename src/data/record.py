@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from src.config import AudioEncoderConfig
+from src.data.decoding import whole_text
 from src.data.errors import DataError
 from src.data.regions import Regions
 from src.data.schema import audio_layout
@@ -20,6 +21,7 @@ COLUMNS = ("key", "image", "regions", "captions", "sounds", "sizes")
 SCHEMA = {name: {"type": "bytes" if name in BYTES else "string"} for name in COLUMNS}
 REGION_TYPES = (np.float32, np.int32, np.float32, np.float16)  # boxes, classes, scores, features: in this order
 PAGE_BYTES = 1 << 22  # MindRecord's unit of writing, into which a record must fit
+ROOM = PAGE_BYTES - 4096  # bytes of a record's content
 
 
 @dataclass(frozen=True)
@@ -75,10 +77,21 @@ def pack(record: Record, audio: AudioEncoderConfig) -> dict[str, Any]:
         "sounds": clips,
         "sizes": json.dumps(sizes),
     }
-    if sum(len(row[name]) for name in (*BYTES, "captions")) > PAGE_BYTES - 4096:
+    if _content_bytes(row) > ROOM:
         hint = "make its image smaller or its audio clips shorter"
         raise DataError(f"record {record.key!r} is larger than {PAGE_BYTES >> 20} MB: {hint}")
     return row
+
+
+def _content_bytes(row: dict[str, Any]) -> int:
+    return sum(len(row[name]) for name in (*BYTES, "captions"))
+
+
+def image_room(record: Record) -> int:
+    """Bytes that an image may take beside the rest of a record."""
+    clips = sum(clip.nbytes for clip in record.audio if clip is not None)
+    regions = 0 if record.regions is None else len(_pack_regions(record.regions))
+    return ROOM - clips - regions - len(json.dumps(record.captions))
 
 
 def _region_sizes(regions: Regions | None) -> list[int] | None:
@@ -104,7 +117,7 @@ def unpack(columns: list[np.ndarray], dtype: type, frame: tuple[int, ...]) -> Re
     """The record of a row; type and frame shape of its audio clips are those of ``schema.audio_layout``."""
     key, image, regions, captions, clips, sizes = columns
     size = json.loads(sizes.item())
-    texts = tuple(json.loads(captions.item()))
+    texts = tuple(map(whole_text, json.loads(captions.item())))
     data, start, waves = clips.tobytes(), 0, []
     for frames in size["frames"]:
         shape = (frames or 0, *frame)

@@ -8,18 +8,18 @@ Letters: ``n`` regions or frames, ``D`` width of a feature.
 The names that the usual bottom-up-attention extractors give to the arrays are understood as well.
 """
 
+import math
 import zipfile
-import zlib
 from collections.abc import Mapping
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 from src.config import ImageEncoderConfig
+from src.data.decoding import MOST_BYTES, check_file, decoding
 from src.data.errors import DataError
 
 # names in files, the project's own first
@@ -32,8 +32,7 @@ NAMES = {
     "height": ("height", "image_h", "image_height", "img_h"),
     "count": ("num_boxes", "num_bbox"),
 }
-# what numpy raises for damaged files
-BROKEN = (OSError, ValueError, EOFError, KeyError, NotImplementedError, zipfile.BadZipFile, zlib.error)
+LONGEST_HEADER = 10_000  # bytes, as numpy has it
 
 
 @dataclass(frozen=True)
@@ -119,20 +118,45 @@ def fill_regions(
     batch["region_classes"][row, :count] = regions.classes[:count]
 
 
-def _read(path: Path, kind: str) -> Any:
+def _read(path: Path, kind: str) -> np.ndarray | dict[str, np.ndarray]:
     """The array of an .npy, or all arrays of an .npz that need no unpickling."""
-    try:
-        loaded = np.load(path, allow_pickle=False)
-        if not isinstance(loaded, Mapping):
-            return loaded
-        known = {key for keys in NAMES.values() for key in keys}
-        with closing(loaded):
-            return {key: loaded[key] for key in loaded.files if key in known}
-    except BROKEN as error:
-        if not path.is_file():
-            raise DataError(f"{path}: no such file of {kind}") from None
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(f"{path}: not a readable .npy or .npz ({reason})") from None
+    check_file(path, f"file of {kind}")
+    with decoding(f"{path}: not a readable .npy or .npz"), path.open("rb") as file:
+        if file.read(2) != b"PK":
+            return _read_array(file, path.stat().st_size)
+        known = {f"{key}.npy": key for keys in NAMES.values() for key in keys}
+        arrays, room = {}, MOST_BYTES
+        with zipfile.ZipFile(file) as archive:
+            for entry in archive.infolist():
+                if entry.filename in known:
+                    with archive.open(entry) as member:
+                        array = _read_array(member, min(entry.file_size, room))
+                    arrays[known[entry.filename]] = array
+                    room -= array.nbytes
+        return arrays
+
+
+def _read_array(file: IO[bytes], size: int) -> np.ndarray:
+    """An .npy; what its header promises is checked before there is memory for it.
+
+    Args:
+        file: at any place.
+        size: bytes that it may have, header included.
+    """
+    file.seek(0)
+    major, _ = np.lib.format.read_magic(file)
+    header = int.from_bytes(file.read(2 if major == 1 else 4), "little")
+    if header > LONGEST_HEADER:
+        raise ValueError(f"a header of {header} bytes")
+    file.seek(0)
+    version = np.lib.format.read_magic(file)
+    read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
+    shape, _, dtype = read(file)
+    wanted = math.prod(shape) * dtype.itemsize
+    if wanted > min(size, MOST_BYTES) or min(shape, default=0) < 0:
+        raise ValueError(f"an array of {wanted} bytes, of which {min(size, MOST_BYTES)} can be read")
+    file.seek(0)
+    return np.lib.format.read_array(file, allow_pickle=False)
 
 
 def _pick(arrays: Mapping[str, np.ndarray], keys: tuple[str, ...]) -> np.ndarray | None:

@@ -198,21 +198,23 @@ def _whole_words(words: list[str]) -> Iterator[list[str]]:
             yield from ([part] for part in parts)
             continue
         start = 0
-        for word in _jieba().cut("".join(parts)):
+        for word in segmenter().cut("".join(parts)):
             yield parts[start : start + len(word)]
             start += len(word)
 
 
 @functools.cache
-def _jieba() -> Any:
-    """jieba's segmenter: its dictionary takes about a second, so only who masks words pays for it."""
+def segmenter() -> Any:
+    """jieba's segmenter: its dictionary takes about a second, so only who asks for words pays for it."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it imports the deprecated pkg_resources
         import jieba
     jieba.default_logger.setLevel(logging.ERROR)
-    segmenter = jieba.Tokenizer()
-    segmenter.initialize()
-    return segmenter
+    found = jieba.Tokenizer()
+    # its initialize() would keep the dictionary in the temporary folder, under a name that all users of a machine share
+    found.FREQ, found.total = found.gen_pfdict(found.get_dict_file())
+    found.initialized = True
+    return found
 
 
 def _spaced(text: str, token: str) -> bool:

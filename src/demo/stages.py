@@ -21,6 +21,7 @@ from typing import IO, Any
 from tqdm import tqdm
 
 from src.config import load_config, to_yaml
+from src.config.paths import path_setting
 from src.errors import UserError
 from src.files import ROOT, write_json
 from src.report.plots import loss_curves
@@ -83,34 +84,35 @@ class Stage:
 def build_stages(folder: Path, world: str, fast: bool) -> list[Stage]:
     """The stages in the order in which they run; results go to ``folder``, which may be relative to the current one."""
     data, codes, export, evaluation = (folder / name for name in ("data", "image_tokenizer", "export", "evaluation"))
-    train_settings = (f"data.path={data}", *(FAST_TRAIN if fast else ()))
-    eval_settings = (f"data.path={data}", *(FAST_EVAL if fast else ()))
+    train_settings = (path_setting("data.path", data), *(FAST_TRAIN if fast else ()))
+    eval_settings = (path_setting("data.path", data), *(FAST_EVAL if fast else ()))
 
     def command(script: str, task: str, *words: str) -> Command:
         return str(ROOT / script), *words, "--config", str(ROOT / "config" / task / f"{world}.yaml")
 
     def train(task: str, *settings: str) -> Command:
-        return *command("train.py", task), *train_settings, f"train.output={folder / task}", *settings
+        return *command("train.py", task), *train_settings, path_setting("train.output", folder / task), *settings
 
     def evaluate(task: str, *settings: str) -> Command:
         files = ("--checkpoint", str(folder / task), "--output", str(evaluation / task))
         return *command("eval.py", task), *files, *eval_settings, *settings
 
     def start(earlier: str) -> str:
-        return f"train.init_from={folder / earlier}"
+        return path_setting("train.init_from", folder / earlier)
 
     make_data = command("tools/prepare_data.py", "model", "demo", "--world", world)
     make_data = (*make_data, "--output", str(data), *(FAST_DATA if fast else ()))
     make_codes = (str(ROOT / "tools/make_image_codes.py"), "--data", str(data), "--checkpoint", str(codes))
     exported = ("--checkpoint", str(folder / "retrieval"), "--output", str(export))
     to_mindir = (*command("export.py", "retrieval"), *exported, "--format", "MINDIR")
-    pretrain_settings = (f"data.codes={codes}", *PRETRAIN_EVAL, *(FAST_PRETRAIN_EVAL if fast else ()))
+    codes_setting = path_setting("data.codes", codes)
+    pretrain_settings = (codes_setting, *PRETRAIN_EVAL, *(FAST_PRETRAIN_EVAL if fast else ()))
     # the longest first, so that the two cores end together
     last = (evaluate("retrieval"), evaluate("pretrain", *pretrain_settings), evaluate("caption"), to_mindir)
     return [
         Stage("data", (make_data,), (data,)),
         Stage("image_tokenizer", (train("image_tokenizer"), make_codes), (codes,), ("data",)),
-        Stage("pretrain", (train("pretrain", f"data.codes={codes}"),), (folder / "pretrain",), ("image_tokenizer",)),
+        Stage("pretrain", (train("pretrain", codes_setting),), (folder / "pretrain",), ("image_tokenizer",)),
         Stage("retrieval", (train("retrieval", start("pretrain")),), (folder / "retrieval",), ("pretrain",)),
         Stage("caption", (train("caption", start("retrieval")),), (folder / "caption",), ("retrieval",)),
         Stage("evaluate_and_export", last, (evaluation, export), EVALUATED, side_by_side=True),

@@ -1,6 +1,6 @@
 """Captions of a split's images and transcripts of its audio clips, measured against what the dataset says."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,10 @@ EXAMPLES = 12  # captions that metrics.json shows
 
 
 class CaptionEvaluator(Evaluator):
-    """Captions generated from the image only: BLEU, ROUGE-L, CIDEr-D, and the facts of a demo's world."""
+    """Captions generated from the image only: BLEU, ROUGE-L, CIDEr-D, and the facts of a demo's world.
+
+    A caption of punctuation alone is no reference; an image that has no other is not measured.
+    """
 
     name = "caption"
 
@@ -31,7 +34,7 @@ class CaptionEvaluator(Evaluator):
         items = first_images(split.items, split.settings.caption.max_items)
         if not {TEXT, IMAGE} <= items.keys():
             return {}
-        groups = _group(items[TEXT].images, references(split.loader, items[TEXT]))
+        groups = _group(items[TEXT].images, references(split.loader, items[TEXT]), captions.has_words)
         images = items[IMAGE].take(np.isin(items[IMAGE].images, list(groups)))
         if not len(images):
             return {}
@@ -145,8 +148,10 @@ def references(loader: Loader, texts: Items) -> list[str]:
     return [record.captions[number] for record, number in zip(found, numbers, strict=True)]
 
 
-def _group(numbers: np.ndarray, texts: list[str]) -> dict[int, list[str]]:
+def _group(numbers: np.ndarray, texts: list[str], usable: Callable[[str], bool]) -> dict[int, list[str]]:
+    """The usable texts by number."""
     groups: dict[int, list[str]] = {}
     for number, text in zip(numbers.tolist(), texts, strict=True):
-        groups.setdefault(number, []).append(text)
+        if usable(text):
+            groups.setdefault(number, []).append(text)
     return groups

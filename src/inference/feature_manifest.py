@@ -8,22 +8,24 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from src.data.decoding import parse_json
 from src.data.errors import DataError
 from src.files import write_bytes
 
 MANIFEST = "manifest.jsonl"
+LONGEST_NAME = 230  # bytes of a part of a path: file systems take 255, endings and what stands before them included
 Entry = dict[str, Any] | bytes  # a row, or a line that is none
 
 
 def read_manifest(path: Path) -> list[Entry]:
     """The manifest's objects; a line that is none stays as it is, for the preparation to reject."""
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise DataError(f"--input {path}: no such file")
     entries: list[Entry] = []
     for line in path.read_bytes().split(b"\n"):
         try:
-            entry = json.loads(line)
-        except ValueError:  # UnicodeDecodeError is one too
+            entry = parse_json(line, "malformed JSON")
+        except DataError:
             entry = line
         if line.strip():
             entries.append(entry if isinstance(entry, dict) else line)
@@ -39,7 +41,9 @@ def named_files(entry: Entry, kind: str) -> list[str]:
 
 def safe_name(name: str) -> str:
     """A path inside the folder; one that leads out of it, or is no usual name, is replaced by its digest."""
-    if re.fullmatch(r"[^\0-\x1f]+", name) and not Path(name).is_absolute() and ".." not in Path(name).parts:
+    parts = Path(name).parts
+    short = all(len(part.encode(errors="surrogatepass")) <= LONGEST_NAME for part in parts)
+    if short and re.fullmatch(r"[^\0-\x1f]+", name) and not Path(name).is_absolute() and ".." not in parts:
         return name
     return hashlib.blake2b(name.encode(errors="surrogatepass"), digest_size=12).hexdigest()
 

@@ -20,8 +20,9 @@ from src.checkpoints.files import locate
 from src.checkpoints.pretrained import init_encoders
 from src.config import Config, ModelConfig, load_config
 from src.data.audio import read_audio
+from src.data.decoding import read_bytes
 from src.data.errors import DataError
-from src.data.image import crop_square, open_rgb
+from src.data.image import crop_square, open_rgb, quiet
 from src.data.regions import half
 from src.data.schema import audio_layout
 from src.files import write_text
@@ -49,10 +50,8 @@ class ImageFeatures:
 
     def read(self, path: Path) -> tuple[tuple[np.ndarray, ...], Arrays]:
         """What the graph reads of a file, and what is written beside the features: where the patches are."""
-        try:
-            image = open_rgb(path.read_bytes(), str(path), self.size)
-        except (OSError, ValueError):  # ValueError: a zero byte in the name
-            raise DataError(f"{path}: no such image file") from None
+        with quiet():
+            image = open_rgb(read_bytes(path, "image file"), str(path), self.size)
         width, height = image.size
         beside = {"boxes": patch_boxes(width, height, self.side), "width": np.array(width), "height": np.array(height)}
         return (crop_square(image, self.size),), beside

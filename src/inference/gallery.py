@@ -1,16 +1,20 @@
 """A folder of the user's own files as embeddings. An index file can keep them, a second query then encodes only itself.
 
-An index is a safetensors file of ``embeddings`` float32 [n, E] and ``stamps`` int64 [n, 2] (bytes, and time of the last
-change). Its header holds the folder, the names of the files, and the fingerprint of the checkpoint, without which
-embeddings mean nothing. Tokens, which re-ranking reads, are not kept: they take a hundred times the space; the top k
-files are read for every query anyway, to be shown.
+An index is a safetensors file of ``embeddings`` float32 [n, E], ``stamps`` int64 [n, 2] (bytes, and time of the last
+change) and ``files`` uint8: JSON of the folder and of the files' names in it, for which safetensors' header may be too
+small. The header holds the fingerprint of the checkpoint, without which embeddings mean nothing. Tokens, which
+re-ranking reads, are not kept: they take a hundred times the space; the top k files are read for every query anyway, to
+be shown.
 """
 
 import hashlib
 import json
+import os
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -18,6 +22,7 @@ from safetensors.numpy import save
 
 from src.checkpoints.files import MODEL, VOCAB
 from src.config import ModelConfig
+from src.data.decoding import parse_json
 from src.data.errors import DataError
 from src.data.schema import AUDIO, IMAGE, MODALITIES, TEXT
 from src.files import digest, write_bytes
@@ -27,12 +32,12 @@ from src.inference.engine import Engine
 from src.inference.media import MODALITY
 from src.models.batches import progress
 
-FORMAT = "1"
+FORMAT = "2"  # "1" had the folder and the names in its header
 
 
 @dataclass(frozen=True)
 class Gallery:
-    """Files of a folder by name, and their embeddings."""
+    """Files of a folder by name, that is by their path in it, and their embeddings."""
 
     folder: Path
     names: list[str]
@@ -90,11 +95,11 @@ def plan(folder: Path | None, index: Path | None, fingerprint: str) -> Plan:
     if known is not None:
         held = zip(known.names, map(tuple, known.stamps.tolist()), strict=True)
         place = {entry: at for at, entry in enumerate(held)}
-        now = zip((file.name for file in files), map(tuple, stamps.tolist()), strict=True)
+        now = zip(_names(files, folder), map(tuple, stamps.tolist()), strict=True)
         places = np.array([place.get(entry, -1) for entry in now])
     made = Plan(folder, files, stamps, places, known)
     if known is not None:
-        gone = len(set(known.names) - {file.name for file in files})
+        gone = len(set(known.names) - set(_names(files, folder)))
         if made.fresh or gone:
             note = f"note: {index} lacks {made.fresh} files as they are now, and holds {gone} that are gone"
             print(note, file=sys.stderr)
@@ -127,15 +132,16 @@ def embed(plan: Plan, engine: Engine) -> Gallery:
     if cut:
         print(f"note: of {cut} files the model reads only a part", file=sys.stderr)
     places = sorted(found)
-    names = [plan.files[at].name for at in places]
+    names = _names([plan.files[at] for at in places], plan.folder)
     return Gallery(plan.folder, names, plan.stamps[places], np.stack([found[at] for at in places]))
 
 
 def keep(path: Path, gallery: Gallery, fingerprint: str) -> None:
     """Writes an index whole or not at all."""
-    about = {"format": FORMAT, "checkpoint": fingerprint, "folder": str(gallery.folder.resolve())}
-    about["names"] = json.dumps(gallery.names, ensure_ascii=False)
-    write_bytes(path, save({"embeddings": gallery.embeddings, "stamps": gallery.stamps}, about))
+    # as ASCII, which spells also names that are not UTF-8
+    files = json.dumps({"folder": str(gallery.folder.resolve()), "names": gallery.names}).encode()
+    arrays = {"embeddings": gallery.embeddings, "stamps": gallery.stamps, "files": np.frombuffer(files, np.uint8)}
+    write_bytes(path, save(arrays, {"format": FORMAT, "checkpoint": fingerprint}))
 
 
 def load(path: Path, fingerprint: str) -> Gallery:
@@ -144,15 +150,15 @@ def load(path: Path, fingerprint: str) -> Gallery:
     Raises:
         DataError: there is none, or another checkpoint made it.
     """
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise DataError(f"--index {path}: no such file: make one with --gallery FOLDER --save-index {path}")
     try:
         with safe_open(path, "numpy") as file:
             about = file.metadata() or {}
             arrays = {name: file.get_tensor(name) for name in ("embeddings", "stamps")}
-        made, folder, names = about["checkpoint"], Path(about["folder"]), json.loads(about["names"])
-        whole = about["format"] == FORMAT and len(names) == len(arrays["embeddings"]) == len(arrays["stamps"])
-    except (SafetensorError, OSError, KeyError, ValueError):
+            made, folder, names = about["checkpoint"], *_stored_files(file, about)
+        whole = len(names) == len(arrays["embeddings"]) == len(arrays["stamps"])
+    except (SafetensorError, OSError, KeyError, ValueError, TypeError, DataError):
         whole = False
     if not whole:
         raise DataError(f"--index {path} is no index of a gallery: make one with --gallery FOLDER --save-index {path}")
@@ -162,3 +168,18 @@ def load(path: Path, fingerprint: str) -> Gallery:
             f"make it again with --gallery {folder} --save-index {path}"
         )
     return Gallery(folder, names, arrays["stamps"], arrays["embeddings"])
+
+
+def _stored_files(file: Any, about: dict[str, str]) -> tuple[Path, list[str]]:
+    """Folder and names of an open index."""
+    if about["format"] == "1":
+        return Path(about["folder"]), parse_json(about["names"], "no JSON")
+    if about["format"] != FORMAT:
+        raise ValueError(f"format {about['format']}")
+    files = parse_json(file.get_tensor("files").tobytes(), "no JSON")
+    return Path(files["folder"]), files["names"]
+
+
+def _names(files: Sequence[Path], folder: Path) -> list[str]:
+    """Paths inside the folder."""
+    return [file.relative_to(folder).as_posix() for file in files]

@@ -1,16 +1,19 @@
 """The user's own images, audio clips and texts: finds and reads them, and names what cannot be read."""
 
 import os
+import re
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from src.config import AudioEncoderConfig, ModelConfig
-from src.data.audio import KINDS, check_kind, load_audio, spectrogram
+from src.data.audio import KINDS, check_kind, load_audio, longest, spectrogram
+from src.data.decoding import decoding, read_bytes, whole_text
 from src.data.errors import DataError
-from src.data.image import decode_image
+from src.data.image import decode_image, quiet
 from src.data.regions import Regions, load_features, load_regions, sketch
 from src.data.schema import AUDIO, IMAGE, MODALITIES, TEXT
 from src.data.tokenizer import Tokenizer
@@ -23,6 +26,7 @@ ENDINGS = {
     TEXT: (".txt",),
 }
 MODALITY = {ending: modality for modality, endings in ENDINGS.items() for ending in endings}
+LONGEST_TEXT = 1 << 20  # bytes of a .txt file
 
 
 @dataclass(frozen=True)
@@ -36,22 +40,41 @@ class Medium:
 
 
 def find_files(path: Path, modalities: tuple[int, ...]) -> list[Path]:
-    """The file itself, or the files of a folder (not of those inside it) that are of the modalities, by name.
+    """The file itself, or the files of a folder and those inside it that are of the modalities, by name.
+
+    Hidden files and folders are passed over.
 
     Raises:
         DataError: there is no such file or folder, or it holds none.
     """
     endings = [ending for modality in modalities for ending in ENDINGS[modality]]
-    if path.is_dir():
-        files = sorted(file for file in path.iterdir() if file.suffix.lower() in endings and file.is_file())
+    if os.path.isdir(path):  # unlike Path's it takes a name that is too long
+        files = sorted(file for file in _walk(path) if file.suffix.lower() in endings and file.is_file())
         if not files:
             raise DataError(f"{path} holds nothing to read: expected files that end in {' '.join(endings)}")
         return files
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise DataError(f"{path}: no such file or folder")
     if path.suffix.lower() not in endings:
         raise DataError(f"{path}: expected a file that ends in {' '.join(endings)}")
     return [path]
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """What is not hidden in a folder and those inside it, linked ones too, each once; what is closed is named."""
+
+    def skip(error: OSError) -> None:
+        print(f"skipped: {error.filename}: {error.strerror}", file=sys.stderr)
+
+    seen: set[str] = set()
+    for place, folders, files in os.walk(folder, onerror=skip, followlinks=True):
+        real = os.path.realpath(place)
+        if real in seen:  # a link that leads back
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield from (Path(place) / name for name in files if not name.startswith("."))
 
 
 def read_files(files: list[Path], model: ModelConfig) -> list[Medium]:
@@ -97,24 +120,24 @@ def read_file(file: Path, model: ModelConfig) -> Medium:
         DataError: it cannot be read.
     """
     modality = MODALITY[file.suffix.lower()]
-    try:
+    with decoding(f"{file}: not a readable file"), quiet():
         if modality == IMAGE and (model.image.input == "region") != (file.suffix.lower() == REGIONS):
             wanted = f"regions ({REGIONS})" if model.image.input == "region" else "images"
             raise DataError(f"{file}: model.image.input={model.image.input} reads {wanted}")
         if modality == IMAGE and model.image.input == "region":
             return Medium(str(file), IMAGE, load_regions(file, model.image.region_dim))
         if modality == IMAGE:
-            return Medium(str(file), IMAGE, decode_image(file.read_bytes(), model.image.size, str(file)))
+            content = read_bytes(file, "image file")
+            return Medium(str(file), IMAGE, decode_image(content, model.image.size, str(file)))
         if modality == AUDIO:
             return _read_audio(file, model.audio)
-        text = file.read_text(encoding="utf-8").strip()
-    except UnicodeDecodeError:
-        raise DataError(f"{file}: not UTF-8 text") from None
-    except OSError as error:
-        raise DataError(f"{file}: cannot be read ({error.strerror or error})") from None
-    if not text:
-        raise DataError(f"{file}: the text is empty")
-    return Medium(str(file), TEXT, text)
+        try:
+            text = read_bytes(file, "text file", LONGEST_TEXT).decode("utf-8-sig").strip()
+        except UnicodeDecodeError:
+            raise DataError(f"{file}: not UTF-8 text") from None
+        if not text:
+            raise DataError(f"{file}: the text is empty")
+        return Medium(str(file), TEXT, text)
 
 
 def read_query(query: str, model: ModelConfig, option: str = "--query") -> Medium:
@@ -123,11 +146,16 @@ def read_query(query: str, model: ModelConfig, option: str = "--query") -> Mediu
     if ending in MODALITY:
         (file,) = find_files(Path(query), (IMAGE, AUDIO, TEXT))
         return read_file(file, model)
-    if os.path.isdir(query):  # unlike Path's it takes a text that is too long for a name
+    if os.path.isdir(query):
         raise DataError(f"{option} {query} is a folder: expected a text, an image or an audio clip")
     if not query.strip():
         raise DataError(f"{option} is empty: expected a text, an image or an audio clip")
-    return Medium(query, TEXT, query)
+    known = " ".join(ending for endings in ENDINGS.values() for ending in endings)
+    if os.path.isfile(query):
+        raise DataError(f"{option} {query} is a file of another kind: expected a text, or a file that ends in {known}")
+    if re.fullmatch(r"\S+\.(?=\w*[A-Za-z])[A-Za-z0-9]{1,5}", query):
+        print(f"note: {option} {query} is read as a text: files end in {known}", file=sys.stderr)
+    return Medium(query, TEXT, whole_text(query))
 
 
 def _read_audio(file: Path, config: AudioEncoderConfig) -> Medium:
@@ -137,7 +165,7 @@ def _read_audio(file: Path, config: AudioEncoderConfig) -> Medium:
         frames = load_features(file, config.feature_dim)
         cut = f"is cut to its first {config.length} frames (model.audio.max_frames)"
         return Medium(str(file), AUDIO, frames[: config.length], cut if len(frames) > config.length else "")
-    wave, rate = load_audio(file)
+    wave, rate = load_audio(file, longest(config))  # a sample more than is read, where there is more
     limit = config.max_frames * config.hop_ms / 1000
     cut = f"is cut to its first {limit:.1f} s (model.audio.max_frames)" if len(wave) / rate > limit else ""
     return Medium(str(file), AUDIO, KINDS[config.input](wave, rate, config), cut)

@@ -5,14 +5,13 @@ not count and case is ignored. Chinese has no spaces: ``words`` are those of jie
 segmenter and are the results to compare across projects.
 """
 
-import functools
-import logging
 import math
 import unicodedata
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
+
+from src.data.tokenizer import segmenter
 
 Tokens = Sequence[str]
 NGrams = Counter[tuple[str, ...]]
@@ -49,12 +48,17 @@ def score(predictions: list[str], references: list[list[str]]) -> dict[str, dict
 
 def words(text: str) -> list[str]:
     """Words by jieba, lower case, without white space and punctuation."""
-    return [word for word in _segmenter()(text.lower()) if not all(map(_is_ignored, word))]
+    return [word for word in segmenter().lcut(text.lower()) if not all(map(_is_ignored, word))]
 
 
 def characters(text: str) -> list[str]:
     """Characters, lower case, without white space and punctuation."""
     return [character for character in text.lower() if not _is_ignored(character)]
+
+
+def has_words(text: str) -> bool:
+    """Whether anything is left of a text without white space and punctuation: nothing else can be compared."""
+    return not all(map(_is_ignored, text))
 
 
 def bleu(predictions: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) -> list[float]:
@@ -137,16 +141,6 @@ def _score_tokens(
             raise ValueError(f"image {row}: reference caption {texts[group.index([])]!r} has no words")
     scores = {f"bleu{n}": value for n, value in enumerate(bleu(hypotheses, groups), 1)}
     return {**scores, "rouge_l": rouge_l(hypotheses, groups), "cider_d": cider_d(hypotheses, groups)}
-
-
-@functools.cache
-def _segmenter() -> Callable[[str], list[str]]:
-    # Imported late: its dictionary takes a second to load, and its import warns about things that a user cannot fix.
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        import jieba
-    jieba.setLogLevel(logging.WARNING)
-    return jieba.lcut
 
 
 def _is_ignored(character: str) -> bool:

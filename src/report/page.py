@@ -2,6 +2,7 @@
 
 import logging
 import unicodedata
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,13 +20,14 @@ NEVER_FIRST = set("，。、；：？！）」』”,.;:?!)")  # no line starts 
 @contextmanager
 def style() -> Iterator[None]:
     """The look of all figures; matplotlib's own settings are left as they were."""
-    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # it reports that it builds its cache
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it reports that it builds its cache, and where
     import matplotlib
     from matplotlib import font_manager
 
     if all(font.fname != str(FONT) for font in font_manager.fontManager.ttflist):
         font_manager.fontManager.addfont(FONT)
-    with matplotlib.rc_context():
+    with matplotlib.rc_context(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph ")  # a character that the font lacks is shown as a box
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(
             {
@@ -77,7 +79,7 @@ class Page:
         self.figure.text(
             x / self.width,
             1 - y / self.height,
-            text,
+            text.encode(errors="replace").decode(),  # the name of a file need not be UTF-8
             fontsize=size,
             color=colour,
             va="top",

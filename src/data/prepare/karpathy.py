@@ -74,6 +74,6 @@ def _image(entry: Any) -> tuple[str, Path, str]:
     name, folder = check_name(entry.get("filename")), entry.get("filepath", "")
     if not isinstance(folder, str):
         raise DataError("the filepath is not a text")
-    if entry.get("split") not in SPLITS:
+    if not isinstance(entry.get("split"), str) or entry["split"] not in SPLITS:
         raise DataError(f"the split is none of {', '.join(SPLITS)} ({entry.get('split')!r})")
     return Path(name).stem, Path(folder) / name, SPLITS[entry["split"]]

@@ -11,6 +11,7 @@ differ between the image sets: for MS COCO they are --name "{image_id:0>12}.jpg"
 
 import functools
 import math
+import os
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
@@ -103,7 +104,7 @@ class _Narratives:
         if not isinstance(path, str) or not path:
             raise DataError("the voice_recording is not a path")
         whole = self.recordings / path
-        return whole if whole.is_file() else self.recordings / whole.name
+        return whole if os.path.isfile(whole) else self.recordings / whole.name
 
 
 def _key(entry: dict[str, Any]) -> str:

@@ -1,8 +1,7 @@
 """Rows to records: images and audio clips are read, checked and converted to their stored form. Runs in workers."""
 
 import io
-import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +9,15 @@ from PIL import Image
 
 from src.config import AudioEncoderConfig, ModelConfig
 from src.data.audio import read_audio
+from src.data.decoding import read_bytes
 from src.data.errors import DataError
-from src.data.image import open_rgb
+from src.data.image import open_rgb, quiet
 from src.data.prepare.rows import Clip, Row
-from src.data.record import Packed, Record, pack_record
+from src.data.record import Packed, Record, image_room, pack_record
 from src.data.regions import load_regions
 
 JPEG_QUALITY = 95
+SMALLER = 0.7  # of its sides, where an image takes more bytes than its record has room for
 
 
 @dataclass(frozen=True)
@@ -44,10 +45,10 @@ class Media:
 
 def read_row(row: Row, model: ModelConfig, max_side: int) -> Record:
     """The media of a row as a record, in the form that the model's encoders read."""
-    image = None if row.image is None else pack_image(row.image, max_side)
     regions = None if row.regions is None else load_regions(row.regions, model.image.region_dim)
     clips = tuple(None if clip is None else _audio(clip, model.audio) for clip in row.audio)
-    return Record(row.key, image, row.captions, clips, regions)
+    record = Record(row.key, None, row.captions, clips, regions)
+    return record if row.image is None else replace(record, image=pack_image(row.image, max_side, image_room(record)))
 
 
 def _audio(clip: Path | Clip, audio: AudioEncoderConfig) -> np.ndarray:
@@ -56,21 +57,33 @@ def _audio(clip: Path | Clip, audio: AudioEncoderConfig) -> np.ndarray:
     return read_audio(clip, audio)
 
 
-def pack_image(path: Path, max_side: int) -> bytes:
-    """The bytes of an image file that decodes; a larger image is scaled down and written as JPEG or PNG."""
-    try:
-        data = path.read_bytes()
-    except (OSError, ValueError):  # ValueError: a zero byte in the name
-        raise DataError(f"{path}: no such image file") from None
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about odd tags of valid images
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
+def pack_image(path: Path, max_side: int, room: int) -> bytes:
+    """The bytes of an image file that decodes; a larger image is scaled down and written as JPEG or PNG.
+
+    Args:
+        path: the file.
+        max_side: pixels of its longer side.
+        room: bytes that it may take. A file that takes more, such as an animation, is written anew: its first frame as
+            PNG, or else as JPEG, or else smaller.
+    """
+    data = read_bytes(path, "image file")
+    with quiet():
         image = open_rgb(data, str(path))
-    if max(image.size) <= max_side:
+    if max(image.size) <= max_side and len(data) <= room:
         return data
-    kind = "JPEG" if data.startswith(b"\xff\xd8") else "PNG"
     image.thumbnail((max_side, max_side), Image.Resampling.BICUBIC)
     image.info.clear()  # the rotation is applied, and colour profiles no longer apply
+    for kind in ("JPEG",) if data.startswith(b"\xff\xd8") else ("PNG", "JPEG"):
+        data = _encode(image, kind)
+        if len(data) <= room:
+            return data
+    while len(data) > room and min(image.size) > 1:
+        image = image.resize([max(1, int(side * SMALLER)) for side in image.size], Image.Resampling.BICUBIC)
+        data = _encode(image, "JPEG")
+    return data
+
+
+def _encode(image: Image.Image, kind: str) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, kind, quality=JPEG_QUALITY)
     return buffer.getvalue()

@@ -1,11 +1,12 @@
 """Rows of a corpus: the metadata of records before their media are read, or the reason why a row is rejected."""
 
-import json
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from src.data.decoding import brief, parse_json, whole_text
 from src.data.errors import DataError
 
 
@@ -52,11 +53,13 @@ class Corpus:
 
 
 def guard(make: Callable[[], Row], file: str, line: int, key: str = "") -> Row:
-    """The row that ``make`` returns, or a rejected one with the DataError's message."""
+    """The row that ``make`` returns, or a rejected one with the reason why there is none."""
     try:
         return make()
     except DataError as error:
         return Row(file, line, key, reason=str(error))
+    except Exception as error:  # an entry may hold any value of JSON in any place
+        return Row(file, line, key, reason=f"the row cannot be used ({brief(error)})")
 
 
 def check_captions(captions: Any) -> tuple[str, ...]:
@@ -68,12 +71,12 @@ def check_captions(captions: Any) -> tuple[str, ...]:
 
 
 def check_caption(caption: Any) -> str:
-    """A caption without space around it; raises DataError if nothing is left."""
+    """A caption without space around it and halves of emoji in it; raises DataError if nothing is left."""
     if not isinstance(caption, str):
         raise DataError("the caption is not a text")
     if not caption.strip():
         raise DataError("a caption is empty")
-    return caption.strip()
+    return whole_text(caption.strip())
 
 
 def check_name(name: Any) -> str:
@@ -85,7 +88,7 @@ def check_name(name: Any) -> str:
 
 def check_folder(path: Path, option: str) -> Path:
     """Raises DataError unless the folder that an option names exists."""
-    if not path.is_dir():
+    if not os.path.isdir(path):
         raise DataError(f"{option} {path}: no such folder")
     return path
 
@@ -93,19 +96,16 @@ def check_folder(path: Path, option: str) -> Path:
 def describe_inputs(source: str, paths: list[Path], option: str) -> dict[str, Any]:
     """The annotation files, for dataset.json; raises DataError if one is missing."""
     for path in paths:
-        if not path.is_file():
+        if not os.path.isfile(path):
             raise DataError(f"{option} {path}: no such file")
     return {"source": source, "input": [{"name": path.name, "bytes": path.stat().st_size} for path in paths]}
 
 
 def read_json(path: Path, option: str) -> Any:
     """The content of a JSON file that an option names."""
-    try:
-        return json.loads(path.read_bytes())
-    except OSError:
-        raise DataError(f"{option} {path}: no such file") from None
-    except ValueError as error:
-        raise DataError(f"{path} is not JSON ({error})") from None
+    if not os.path.isfile(path):
+        raise DataError(f"{option} {path}: no such file")
+    return parse_json(path.read_bytes(), f"{path} is not JSON")
 
 
 def count_lines(paths: list[Path]) -> int:
@@ -137,9 +137,9 @@ def read_objects(path: Path) -> Iterator[tuple[int, dict[str, Any] | Row]]:
             yield number, line
             continue
         try:
-            entry = json.loads(line)
-        except ValueError as error:
-            yield number, Row(path.name, number, reason=f"malformed JSON ({error})")
+            entry = parse_json(line, "malformed JSON")
+        except DataError as error:
+            yield number, Row(path.name, number, reason=str(error))
             continue
         if isinstance(entry, dict):
             yield number, entry

@@ -4,6 +4,7 @@
 770337<TAB>一个男人骑着红色的自行车                        id and text a line (any other name)
 """
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,7 @@ class Translations:
 
 def _lines(path: Path) -> Iterator[tuple[int, tuple[Any, Any] | Row]]:
     """Numbers and (id, caption) of the lines; a rejected row for any other line."""
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise DataError(f"--translations {path}: no such file")
     if path.suffix == ".jsonl":
         for number, entry in read_objects(path):
