@@ -32,7 +32,7 @@ def parse() -> cli.Arguments:
     verbs.add_argument("--save-index", metavar="FILE", type=cli.user_path, help="keep the embeddings of --gallery")
     verbs.add_argument("--input", metavar="FILE|DIR", type=cli.user_path, help="caption images, transcribe audio")
     verbs.add_argument("--generate", metavar="TEXT|AUDIO", help="generate images from it")
-    parser.add_argument("--gallery", metavar="DIR", type=cli.user_path, help="of images, audio clips and .txt files")
+    parser.add_argument("--gallery", metavar="DIR", type=cli.user_path, help="of images, audio, .txt, in folders too")
     parser.add_argument("--index", metavar="FILE", type=cli.user_path, help="the gallery as --save-index kept it")
     parser.add_argument("--top", type=int, default=5, metavar="N", help="hits that --query shows (default: 5)")
     parser.add_argument("--with-image", metavar="IMAGE", type=cli.user_path, help="of the audio clips of --input")

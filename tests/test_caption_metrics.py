@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from src.metrics.captions import bleu, characters, cider_d, rouge_l, score, words
+from src.metrics.captions import bleu, characters, cider_d, has_words, rouge_l, score, words
 
 ROOT = Path(__file__).resolve().parents[1]
 COLOURS = ["红", "蓝", "绿", "黄"]
@@ -113,3 +113,10 @@ def test_a_thousand_captions_take_seconds_at_most():
 def test_unusable_input_is_named(predictions, references, message):
     with pytest.raises(ValueError, match=message):
         score(predictions, references)
+
+
+@pytest.mark.parametrize(
+    ("text", "found"), [("。", False), ("？！ …", False), ("", False), ("。猫", True), ("3", True)]
+)
+def test_punctuation_alone_is_no_reference(text: str, found: bool) -> None:
+    assert has_words(text) == found == bool(characters(text)) == bool(words(text))

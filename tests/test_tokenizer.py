@@ -1,6 +1,7 @@
 """WordPiece against BERT's own, decoding, whole words, the builder."""
 
 import hashlib
+import os
 import random
 import subprocess
 import sys
@@ -154,6 +155,15 @@ def test_jieba_is_quiet() -> None:
     code = "from src.data.tokenizer import segmenter; print(list(segmenter().cut('天安门广场')))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr == "" and "天安门广场" in done.stdout
+
+
+def test_jieba_shares_no_file_with_other_users(tmp_path: Path) -> None:
+    (tmp_path / "jieba.cache").mkdir()  # what nobody can read nor replace
+    code = "from src.metrics.captions import words; print(words('天安门广场。'))"
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert done.stderr == "" and done.stdout == "['天安门广场']\n"
+    assert os.listdir(tmp_path) == ["jieba.cache"]
 
 
 def test_builder_spells_its_corpus(tmp_path: Path) -> None:

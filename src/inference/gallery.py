@@ -156,7 +156,8 @@ def load(path: Path, fingerprint: str) -> Gallery:
         with safe_open(path, "numpy") as file:
             about = file.metadata() or {}
             arrays = {name: file.get_tensor(name) for name in ("embeddings", "stamps")}
-            made, folder, names = about["checkpoint"], *_stored_files(file, about)
+            made = about["checkpoint"]
+            folder, names = _stored_files(file, about)
         whole = len(names) == len(arrays["embeddings"]) == len(arrays["stamps"])
     except (SafetensorError, OSError, KeyError, ValueError, TypeError, DataError):
         whole = False

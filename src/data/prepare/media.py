@@ -13,7 +13,7 @@ from src.data.decoding import read_bytes
 from src.data.errors import DataError
 from src.data.image import open_rgb, quiet
 from src.data.prepare.rows import Clip, Row
-from src.data.record import Packed, Record, image_room, pack_record
+from src.data.record import ROOM, Packed, Record, image_room, pack_record
 from src.data.regions import load_regions
 
 JPEG_QUALITY = 95
@@ -45,10 +45,13 @@ class Media:
 
 def read_row(row: Row, model: ModelConfig, max_side: int) -> Record:
     """The media of a row as a record, in the form that the model's encoders read."""
+    image = None if row.image is None else pack_image(row.image, max_side)
     regions = None if row.regions is None else load_regions(row.regions, model.image.region_dim)
     clips = tuple(None if clip is None else _audio(clip, model.audio) for clip in row.audio)
-    record = Record(row.key, None, row.captions, clips, regions)
-    return record if row.image is None else replace(record, image=pack_image(row.image, max_side, image_room(record)))
+    record = Record(row.key, image, row.captions, clips, regions)
+    if image is not None and len(image) > (room := image_room(record)):
+        record = replace(record, image=pack_image(row.image, max_side, room))
+    return record
 
 
 def _audio(clip: Path | Clip, audio: AudioEncoderConfig) -> np.ndarray:
@@ -57,7 +60,7 @@ def _audio(clip: Path | Clip, audio: AudioEncoderConfig) -> np.ndarray:
     return read_audio(clip, audio)
 
 
-def pack_image(path: Path, max_side: int, room: int) -> bytes:
+def pack_image(path: Path, max_side: int, room: int = ROOM) -> bytes:
     """The bytes of an image file that decodes; a larger image is scaled down and written as JPEG or PNG.
 
     Args:
