@@ -1,9 +1,11 @@
 """Self-critical training: what is sampled, what it is worth, what the loss makes of it, and that it helps."""
 
 import json
+import tracemalloc
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import mindspore as ms
 import numpy as np
@@ -24,6 +26,7 @@ from src.config import (
 )
 from src.data.errors import DataError
 from src.data.pipeline import Loader
+from src.data.record import Record
 from src.data.schema import IMAGE
 from src.data.sources import Sources
 from src.data.store import Dataset
@@ -86,7 +89,25 @@ def test_rewards_are_cider_d_on_words(config: Config) -> None:
     tokens = {number: [words(text) for text in texts] for number, texts in usable.items()}
     captions = {number: texts[0][:4] for number, texts in usable.items()}
     whole = cider_d([words(text) for text in captions.values()], list(tokens.values()))
-    assert np.mean([found.reward(text, number) for number, text in captions.items()]) == pytest.approx(whole)
+    assert np.mean([found.rewards([text], number)[0] for number, text in captions.items()]) == pytest.approx(whole)
+
+
+def test_references_take_little_memory() -> None:
+    """Of captions of ten words; their weighted n-grams would take 8 kB each."""
+    texts = np.random.default_rng(0).integers(0, 500, (2000, 5, 10))
+    records = [
+        Record(str(at), b"", tuple(" ".join(map(str, text)) for text in group), ()) for at, group in enumerate(texts)
+    ]
+    dataset = SimpleNamespace(records=len(records), read=lambda numbers: (records[number] for number in numbers))
+    samples = np.stack([np.arange(len(records))] * 3, 1)
+    words("1")  # its dictionary is loaded once
+    tracemalloc.start()
+    found = References.read(SimpleNamespace(samples=samples, datasets=[dataset], first_records=[0]))
+    kept, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert kept / texts[:, :, 0].size < 1000
+    own, other = found.rewards([records[0].captions[0], records[1].captions[0]], 0)
+    assert own > 1 > other
 
 
 def test_samples_end_and_are_compared_with_the_others(
