@@ -520,3 +520,17 @@ def test_references_of_punctuation_are_left_out() -> None:
         {"caption": "一只猫", "references": ["红底，一只猫"]},
         {"caption": "绿底", "references": ["绿底"]},
     ]
+
+
+@pytest.mark.parametrize("name", ["run #3 [a]: {x} * 猫%p?", "~", "\udcba"])
+def test_a_dataset_in_a_folder_of_any_name(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "m.jsonl").write_text('{"id": "1", "caption": "猫", "split": "train"}\n')
+    arguments = ("manifest", "--input", "m.jsonl", "--output", f"./{name}", "--workers", 1)
+    if name.isprintable():
+        prepare(*arguments)
+        assert read(tmp_path / name, "train")["1"].captions == ("猫",)
+        return
+    with pytest.raises(DataError, match="MindRecord takes only paths that are UTF-8"):
+        prepare(*arguments)
+    assert os.listdir(tmp_path) == ["m.jsonl"]

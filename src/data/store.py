@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from src.config import AudioEncoderConfig, ImageEncoderConfig
+from src.data.decoding import whole_text
 from src.data.errors import DataError
 from src.data.record import COLUMNS, Record, unpack
 from src.data.schema import MODALITIES, audio_layout
@@ -137,6 +138,7 @@ def reason(error: Exception) -> str:
 
 def read_info(folder: str | Path) -> dict[str, Any]:
     """The content of a folder's dataset.json, of this format and version."""
+    check_folder_name(folder)
     path = Path(folder) / "dataset.json"
     if not str(folder):
         raise DataError("data.path is empty: name a dataset folder; make one by python tools/prepare_data.py")
@@ -157,6 +159,12 @@ def read_info(folder: str | Path) -> dict[str, Any]:
             f"{path} has format version {info.get('version')}, this code reads {VERSION}: prepare the dataset again"
         )
     return info
+
+
+def check_folder_name(folder: str | Path) -> None:
+    """Raises DataError for a folder of which MindRecord takes no path."""
+    if whole_text(str(folder)) != str(folder):
+        raise DataError(f"{folder}: MindRecord takes only paths that are UTF-8: rename the folder, or choose another")
 
 
 def open_shards(paths: list[Path]) -> Any:

@@ -17,7 +17,7 @@ from src.data.errors import DataError
 from src.data.parts import PART, PROGRESS, check_progress, read_entries, read_part, sync, write_part
 from src.data.record import PAGE_BYTES, SCHEMA, Packed, Record, pack_record
 from src.data.schema import MODALITIES, TEXT
-from src.data.store import AUDIO_KEYS, FORMAT, VERSION, describe, reason
+from src.data.store import AUDIO_KEYS, FORMAT, VERSION, check_folder_name, describe, reason
 from src.files import write_text
 
 HEADER_BYTES = 1 << 20
@@ -75,6 +75,7 @@ class DatasetWriter:
     ) -> None:
         self.folder, self.about, self.shard_records = Path(folder), dict(about), shard_records
         self.audio = audio
+        check_folder_name(folder)
         if (self.folder / "dataset.json").exists():
             raise DataError(f"{self.folder} already holds a dataset: delete it, or choose another --output")
         self.folder.mkdir(parents=True, exist_ok=True)

@@ -51,6 +51,11 @@ def style() -> Iterator[None]:
         yield
 
 
+def printable(text: str) -> str:
+    """A text that can be drawn: the name of a file need not be UTF-8."""
+    return text.encode(errors="replace").decode()
+
+
 def new_figure(width: float, height: float) -> Any:
     """A figure of that size in inches, outside of pyplot: nothing is shown and no window system is asked for."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -79,7 +84,7 @@ class Page:
         self.figure.text(
             x / self.width,
             1 - y / self.height,
-            text.encode(errors="replace").decode(),  # the name of a file need not be UTF-8
+            printable(text),
             fontsize=size,
             color=colour,
             va="top",

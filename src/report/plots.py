@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from src.report.page import GREY, INK, new_figure, save, style
+from src.report.page import GREY, INK, new_figure, printable, save, style
 
 RUN_COLOURS = ("#3566b8", "#d9733a", "#23924f", "#8a5fb5", "#b8953a", "#3a9fb8")
 
@@ -107,7 +107,8 @@ def _curve(axis: Any, steps: np.ndarray, values: np.ndarray, colour: str) -> Non
 def _run_names(paths: Sequence[Path]) -> list[str]:
     """The folder of each run, or the whole path where folders of one name meet."""
     names = [path.resolve().parent.name for path in paths]
-    return [name if names.count(name) == 1 else str(path) for name, path in zip(names, paths, strict=True)]
+    found = [name if names.count(name) == 1 else str(path) for name, path in zip(names, paths, strict=True)]
+    return list(map(printable, found))
 
 
 def _loss_name(key: str) -> str:
