@@ -34,6 +34,7 @@ from src.evaluation.text_generation import CaptionEvaluator
 from src.files import write_json
 from src.inference import gallery, media
 from src.inference.encode import Items
+from src.report.plots import loss_curves
 from src.report.sheets import retrieval_sheet
 from tests.oracles import tiny_model
 
@@ -433,6 +434,14 @@ def test_figures_hold_names_of_any_bytes(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         retrieval_sheet(tmp_path / "a.png", "\udcba", [("紅底貓😀\udcba", [("\udcba.png", None, 0.5, False)])])
+    assert (tmp_path / "a.png").stat().st_size > 1000
+
+
+def test_plots_hold_names_of_any_bytes(tmp_path: Path) -> None:
+    run = tmp_path / os.fsdecode(b"\xba")
+    run.mkdir()
+    write_lines(run / "metrics.jsonl", [{"step": step, "loss": 1.0} for step in (1, 2)])
+    loss_curves(run / "metrics.jsonl", tmp_path / "a.png")
     assert (tmp_path / "a.png").stat().st_size > 1000
 
 
