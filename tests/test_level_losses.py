@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from mindspore import Tensor
 
+from src.data.masking import sample_given
 from src.data.schema import AUDIO, COUPLES, IMAGE, MATCH_CASES, TEXT
 from src.models.opt import OPT
 from src.objectives.hard_negatives import build_rows
@@ -184,3 +185,30 @@ def test_a_lone_modality_is_fused_at_its_own_length_for_the_same_loss(opt: OPT, 
     short = float(objectives(tensors(batch))[0])
     objectives.single_modality = None
     assert short == pytest.approx(float(objectives(tensors(batch))[0]), rel=1e-5)
+
+
+@pytest.mark.parametrize(("given", "column"), [("image", IMAGE), ("audio", AUDIO)])
+def test_a_row_without_the_only_given_modality_costs_nothing(opt: OPT, given: str, column: int) -> None:
+    """Neither by the shortcut, which would read a blank one, nor by the general path, which would read another."""
+    batch, rng = tiny_batch(MODEL, B), np.random.default_rng(0)
+    config = text_from(only("denoise_text"), given)
+    fields = {IMAGE: ("image",), AUDIO: ("audio", "audio_frames")}
+    for row in (0, 8):  # the loss reads rows 7 to 9
+        batch["presence"][row, column] = 0
+        for name in fields[column]:
+            batch[name][row] = 0
+    for row in range(B):
+        batch["denoise_text_presence"][row] = sample_given((given,), batch["presence"][row], 0.0, rng)
+    shortcut, general = (Objectives(opt, config, B) for _ in range(2))
+    assert shortcut.single_modality == column
+    general.single_modality = None
+    found = [float(objectives(tensors(batch))[0]) for objectives in (shortcut, general)]
+    assert found[0] == pytest.approx(found[1], rel=1e-5)
+
+    fused, mask = opt.cross_encoder(*encode(opt, batch), Tensor(batch["denoise_text_presence"]))
+    logits = opt.text_decoder(Tensor(batch["text_ids"][:, :-1]), fused, mask).asnumpy().reshape(B, -1, VOCAB)
+    costs = []
+    for row in (7, 9):
+        ends = int(batch["text_mask"][row].sum()) - 1
+        costs.extend(cross_entropy(logits[row, :ends], batch["text_ids"][row, 1 : ends + 1]))
+    assert found[0] == pytest.approx(config.weights.denoise_text * np.mean(costs), rel=1e-4)

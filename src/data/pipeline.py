@@ -200,10 +200,10 @@ class Loader:
         rng = masking.sample_rng(self.config.seed, sample.epoch, sample.number)
         batch["match_noise"][row] = rng.gumbel(size=len(batch["match_noise"]))
         batch["match_case"][row], batch["match_presence"][row] = masking.sample_match(presence, rng)
-        given = masking.sample_given(objectives.denoise_text.given, presence, TEXT, 0.0, rng)
+        given = masking.sample_given(objectives.denoise_text.given, presence, 0.0, rng)
         batch["denoise_text_presence"][row] = given
         image = objectives.denoise_image
-        given = masking.sample_given(image.given, presence, IMAGE, image.drop_given, rng)
+        given = masking.sample_given(image.given, presence, image.drop_given, rng)
         batch["denoise_image_presence"][row] = given
         places = self._places(batch, row)
         for name, span in (("mvm", 1), ("mam", objectives.masking.audio_span)):
