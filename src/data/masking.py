@@ -88,9 +88,7 @@ def mask_positions(
     return positions, weights
 
 
-def sample_given(
-    choices: tuple[str, ...], presence: np.ndarray, drop: float, rng: np.random.Generator
-) -> np.ndarray:
+def sample_given(choices: tuple[str, ...], presence: np.ndarray, drop: float, rng: np.random.Generator) -> np.ndarray:
     """What denoising is given, int32 [3]: one of the choices that the sample has.
 
     If the sample has none of the choices whole, what it has of them is given: of ("image+audio",) the image alone, of
