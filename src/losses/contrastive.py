@@ -16,8 +16,9 @@ def contrastive_loss(
 ) -> Tensor:
     """InfoNCE from queries to gallery with several positives, summed over the queries.
 
-    With p the uniform distribution over the query's positives, loss = −Σ over queries of Σ_j p_j · log softmax_j(scale ·
-    q·g_j). Absent items are neither query nor candidate; a query without a positive does not count.
+    With p the uniform distribution over the query's positives,
+    loss = −Σ over queries of Σ_j p_j · log softmax_j(scale · q·g_j). Absent items are neither query nor candidate; a
+    query without a positive does not count.
 
     Args:
         queries: (B, E) unit vectors.

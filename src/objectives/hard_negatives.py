@@ -41,8 +41,8 @@ def build_rows(
 
     A row starts from its own triplet; what does not belong, by its case, is replaced by a hard negative: a text
     that resembles the row's image, an image or an audio clip that resembles its text. Samples of the
-    same image or of equal text are never negatives: a row that shows no image cannot know by which of the two it is one.
-    In the case ``none`` the three come from three images, and have three texts.
+    same image or of equal text are never negatives. In the case ``none`` the three come from three images and have three
+    texts.
 
     Args:
         case: (R,) int32, a column of ``schema.MATCH_CASES``.
