@@ -40,9 +40,8 @@ def build_rows(
     """Which text, image and audio each sample-level row is made of.
 
     A row starts from its own triplet; what does not belong, by its case, is replaced by a hard negative: a text
-    that resembles the row's image, an image or an audio clip that resembles its text. Samples of the
-    same image or of equal text are never negatives. In the case ``none`` the three come from three images and have three
-    texts.
+    that resembles the row's image, an image or an audio clip that resembles its text. Samples of the same image or of
+    equal text are never negatives. In the case ``none`` the three come from three images and have three texts.
 
     Args:
         case: (R,) int32, a column of ``schema.MATCH_CASES``.

@@ -58,15 +58,19 @@ def retrieval_table(
 ) -> str:
     """Recall by direction ({"text_to_image": {"R@1": …, "R@5": …, "R@10": …, "median_rank": …}}), re-ranked at right.
 
-    ``gallery`` among the metrics is how many items were ranked.
+    ``gallery`` among the metrics is how many items were ranked, ``different`` how many of them the model can tell
+    apart, ``best_R@1`` the highest R@1 that equal inputs allow.
     """
     reranked = reranked or {}
     sized = any("gallery" in found for found in retrieval.values())
-    headers = ["query → gallery", *(["items"] if sized else []), *RECALLS, "median"]
+    limits = ["items", "different", "best R@1"] if sized else []
+    headers = ["query → gallery", *limits, *RECALLS, "median"]
     headers += ["re-ranked R@1", *RECALLS[1:]] if reranked else []
     rows = []
     for direction, found in retrieval.items():
-        row = [direction.replace("_to_", " → "), *([f"{found['gallery']:.0f}"] if sized else [])]
+        row: list[Any] = [direction.replace("_to_", " → ")]
+        if sized:
+            row += [f"{found['gallery']:.0f}", f"{found['different']:.0f}", found["best_R@1"]]
         row += [found[key] for key in RECALLS]
         row.append(f"{found['median_rank']:.1f}")
         if reranked:
