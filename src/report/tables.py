@@ -11,6 +11,8 @@ import numpy as np
 from src.data.schema import MATCH_CASES
 
 RECALLS = ("R@1", "R@5", "R@10")
+COUNTS = ("gallery", "different")  # means over folds are not whole
+LIMITS = {"gallery": "items", "different": "different", "best_R@1": "best R@1"}
 RECONSTRUCTION = {
     "psnr": "PSNR in dB, mean of the images",
     "perplexity": "perplexity of the codes",
@@ -59,18 +61,16 @@ def retrieval_table(
     """Recall by direction ({"text_to_image": {"R@1": …, "R@5": …, "R@10": …, "median_rank": …}}), re-ranked at right.
 
     ``gallery`` among the metrics is how many items were ranked, ``different`` how many of them the model can tell
-    apart, ``best_R@1`` the highest R@1 that equal inputs allow.
+    apart, ``best_R@1`` the highest R@1 that equal inputs allow. Results of earlier versions lack some of these.
     """
     reranked = reranked or {}
-    sized = any("gallery" in found for found in retrieval.values())
-    limits = ["items", "different", "best R@1"] if sized else []
-    headers = ["query → gallery", *limits, *RECALLS, "median"]
+    limits = {key: name for key, name in LIMITS.items() if any(key in found for found in retrieval.values())}
+    headers = ["query → gallery", *limits.values(), *RECALLS, "median"]
     headers += ["re-ranked R@1", *RECALLS[1:]] if reranked else []
     rows = []
     for direction, found in retrieval.items():
         row: list[Any] = [direction.replace("_to_", " → ")]
-        if sized:
-            row += [f"{found['gallery']:.0f}", f"{found['different']:.0f}", found["best_R@1"]]
+        row += [f"{found[key]:.0f}" if key in COUNTS and key in found else found.get(key) for key in limits]
         row += [found[key] for key in RECALLS]
         row.append(f"{found['median_rank']:.1f}")
         if reranked:
