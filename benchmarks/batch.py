@@ -34,6 +34,7 @@ def make_batch(config: Config, seed: int = 0, audio: bool = True) -> Batch:
     batch["audio_frames"][:] = rng.integers(model.audio.max_frames // 2, model.audio.max_frames + 1, size)
     batch["audio"][:] = rng.integers(0, 256, batch["audio"].shape)
     batch["image_id"][:] = batch["sample_id"][:] = np.arange(size)
+    batch["text_id"][:] = 1 + np.arange(size)
     batch["presence"][:] = batch["match_presence"][:] = 1
     batch["denoise_text_presence"][:] = np.array([(0, 1, 1), (0, 1, 0), (0, 0, 1)])[np.arange(size) % 3]
     batch["denoise_image_presence"][:] = np.array([(1, 0, 1), (1, 0, 0), (0, 0, 1)])[np.arange(size) % 3]

@@ -19,6 +19,7 @@ import numpy as np
 
 from src.metrics.nearest import has_faiss, top_k_faiss, top_k_numpy
 from src.metrics.recall import ranks
+from src.metrics.relevance import Relevance
 from src.report.tables import table
 
 
@@ -36,7 +37,7 @@ def measure(engine: str, size: int, args: argparse.Namespace) -> dict[str, float
     searches = {
         "numpy": lambda: top_k_numpy(queries, gallery, args.k),
         "faiss": lambda: top_k_faiss(queries, gallery, args.k),
-        "ranks": lambda: ranks(queries, gallery, wanted, np.arange(size)),
+        "ranks": lambda: ranks(queries, gallery, Relevance.same(wanted, np.arange(size))),
     }
     small = gallery[: args.k]
     top_k_faiss(small, small, 1) if engine == "faiss" else top_k_numpy(small, small, 1)  # imports, warms up

@@ -78,38 +78,40 @@ class Objectives(nn.Module):
         return sum(getattr(self.config.weights, name) * loss for name, loss in losses.items())
 
     def contrastive(self, batch: Batch, embeddings: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-        scale, ids, presence = self.model.scale(), batch["image_id"], batch["presence"]
+        scale, presence = self.model.scale(), batch["presence"]
+        same_text = batch["text_id"][:, None] == batch["text_id"][None]
+        together = same_text | (batch["image_id"][:, None] == batch["image_id"][None])
         embeddings = (*embeddings, F.normalize(embeddings[TEXT] + embeddings[AUDIO], dim=1))
         presence = torch.cat([presence, presence[:, [TEXT]] * presence[:, [AUDIO]]], 1)
-        total, directions = 0.0, 0
+        total, queries = 0.0, 0
         for x, y in (*COUPLES, *(couple[::-1] for couple in COUPLES)):
-            directions = directions + (presence[:, x] * presence[:, y]).any()
             candidate = presence[None, :, y].float()
             logits = embeddings[x] @ embeddings[y].T * scale + (1 - candidate) * MASKED
-            positive = (ids[:, None] == ids[None]).float() * candidate
+            positive = (together if IMAGE in (x, y) else same_text).float() * candidate
             target = positive / positive.sum(1, keepdim=True).clamp(min=1)
             losses = -(target * logits.log_softmax(1)).sum(1)
-            weights = (presence[:, x] * presence[:, y]).float() * positive.sum(1).clamp(max=1)
-            total = total + (losses * weights).sum() / weights.sum().clamp(min=1)
-        return total / directions.clamp(min=1)
+            asked = (presence[:, x] * presence[:, y]).float()
+            total, queries = total + (losses * asked).sum(), queries + asked.sum()
+        return total / queries.clamp(min=1)
 
     def match_rows(self, batch: Batch, embeddings: tuple[Tensor, Tensor, Tensor]) -> list[Tensor]:
         """As :func:`src.objectives.hard_negatives.build_rows`."""
-        n, ids, have = self.sample_rows, batch["image_id"], batch["presence"].float()
+        n, have = self.sample_rows, batch["presence"].float()
+        images, texts = batch["image_id"], batch["text_id"]
+        other = ((images[:, None] != images[None]) & (texts[:, None] != texts[None])).float()
         case, shown, noise = batch["match_case"][:n], batch["match_presence"][:n], batch["match_noise"][:n]
         scale = self.model.scale().detach() ** 0.5
         text, image, audio = (x.detach() * scale for x in embeddings)
-        other = (ids[:n, None] != ids[None]).float()
 
         def sample(similarity: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor]:
             return (similarity + noise + (1 - allowed) * FORBIDDEN).argmax(1), (allowed.sum(1) > 0).float()
 
         none = case == MATCH_CASES.index("none")
-        other_text = sample(image[:n] @ text.T, other * have[:, TEXT])
-        other_image = sample(text[:n] @ image.T, other * have[:, IMAGE])
-        third = torch.where(none[:, None], (ids[other_image[0], None] != ids[None]).float(), 1.0)
-        other_audio = sample(text[:n] @ audio.T, other * third * have[:, AUDIO])
-        own, valid, rows = torch.arange(n, device=ids.device), torch.ones(n, device=ids.device), []
+        other_text = sample(image[:n] @ text.T, other[:n] * have[:, TEXT])
+        other_image = sample(text[:n] @ image.T, other[:n] * have[:, IMAGE])
+        third = torch.where(none[:, None], other[other_image[0]], 1.0)
+        other_audio = sample(text[:n] @ audio.T, other[:n] * third * have[:, AUDIO])
+        own, valid, rows = torch.arange(n, device=none.device), torch.ones(n, device=none.device), []
         swaps = (
             (other_text, case == MATCH_CASES.index("image+audio"), TEXT),
             (other_image, none | (case == MATCH_CASES.index("text+audio")), IMAGE),

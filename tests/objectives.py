@@ -59,10 +59,14 @@ def text_from(config: ObjectivesConfig, *modalities: str) -> ObjectivesConfig:
 
 
 def batch_with_repeats() -> Arrays:
-    """Samples that lack something, and two images with two samples each; one caption of these has no audio clip."""
+    """Samples that lack something, and two images with two samples each; one caption of these has no audio clip.
+
+    Two of the samples say the same of two images.
+    """
     batch = tiny_batch(MODEL, B)
     batch["image_id"][3] = batch["image_id"][0]
     batch["image_id"][1] = batch["image_id"][4]
+    batch["text_id"][5] = batch["text_id"][3]
     for row, presence in ((1, (1, 1, 0)), (2, (0, 1, 1)), (6, (1, 0, 1)), (7, (0, 1, 1))):
         batch["presence"][row] = presence
         for name in ("match_presence", "denoise_text_presence", "denoise_image_presence"):

@@ -84,6 +84,7 @@ def tiny_batch(model: ModelConfig, batch_size: int, seed: int = 0) -> Arrays:
     fields = batch_fields(model, batch_size, MASK_RATIO)
     batch = {name: np.zeros((batch_size, *spec.shape), spec.dtype) for name, spec in fields.items()}
     batch["sample_id"][:] = batch["image_id"][:] = rng.permutation(100)[:batch_size]
+    batch["text_id"][:] = 1000 - batch["sample_id"]
     batch["presence"][:] = 1
     _fill_images(batch, model, rng)
     batch["match_noise"][:] = rng.gumbel(size=batch["match_noise"].shape)

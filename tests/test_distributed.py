@@ -27,7 +27,7 @@ from src.config import (
     WeightsConfig,
     to_yaml,
 )
-from src.data.schema import batch_fields
+from src.data.schema import AUDIO, IMAGE, batch_fields
 from src.models.build import build_model
 from src.models.opt import OPT
 from src.objectives.objectives import Objectives
@@ -128,7 +128,10 @@ class Contrastive(nn.Cell):
 
 
 def whole_batch() -> dict[str, np.ndarray]:
-    """The rows of both ranks, of all modalities; one image is on both ranks, another twice on the second."""
+    """The rows of both ranks; one image is on both ranks, another twice on the second; so are two texts.
+
+    The ranks have pairs of their own number: the first lacks an audio clip, the second an image and an audio clip.
+    """
     rng = np.random.default_rng(0)
     rows = RANKS * ROWS
     batch = {}
@@ -141,6 +144,8 @@ def whole_batch() -> dict[str, np.ndarray]:
     batch["audio"][:] = rng.integers(0, 256, batch["audio"].shape)
     batch["audio_frames"][:] = MODEL_CONFIG.audio.max_frames
     batch["image_id"][:] = [7, 1, 2, 7, 5, 5]
+    batch["text_id"][:] = [3, 4, 5, 6, 3, 3]
+    batch["presence"][[1, 4], AUDIO] = batch["presence"][3, IMAGE] = 0
     return batch
 
 

@@ -148,7 +148,10 @@ def test_labels_of_the_directions_are_swapped() -> None:
     similarity = np.array([[0.8, 0.1], [0.7, 0.6]], np.float32)  # text by image
     vectors = {TEXT: similarity, IMAGE: np.eye(2, dtype=np.float32)}
     nothing, numbers = np.zeros((2, 1, 1), np.float32), np.arange(2)
-    items = {m: Items(nothing, np.ones((2, 1), np.int32), x, numbers, numbers) for m, x in vectors.items()}
+    items = {
+        m: Items(nothing, np.ones((2, 1), np.int32), x, numbers, numbers, texts=numbers + 5, inputs=numbers)
+        for m, x in vectors.items()
+    }
     engine = Engine(Config(), OPT(tiny_model(), VOCAB))
     metrics, _, _ = RetrievalEvaluator(engine).evaluate(items, depth=0)
     assert (metrics["text_to_image"]["R@1"], metrics["image_to_text"]["R@1"]) == (0.5, 1.0)

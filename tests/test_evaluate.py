@@ -101,8 +101,9 @@ def made_up(model: OPT, count: int = 6) -> dict[int, Items]:
         ids = None
         if modality == TEXT:
             ids = np.where(mask, rng.integers(5, model.vocab_size, mask.shape), 0).astype(np.int32)
-        numbers = np.arange(count)
-        items[modality] = Items(random(count, length, width, seed=modality), mask, embeddings, numbers, numbers, ids)
+        numbers, tokens = np.arange(count), random(count, length, width, seed=modality)
+        same = {"texts": numbers + 60, "inputs": numbers}
+        items[modality] = Items(tokens, mask, embeddings, numbers, numbers, ids, **same)
     return items
 
 

@@ -68,7 +68,8 @@ def made_up(length: int, width: int, seed: int) -> Items:
     embeddings = random(N, 12, seed=seed)
     embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
     mask = np.ones((N, length), np.int32)
-    return Items(random(N, length, width, seed=seed), mask, embeddings, np.arange(N), np.arange(N) + 7)
+    tokens, numbers = random(N, length, width, seed=seed), np.arange(N)
+    return Items(tokens, mask, embeddings, numbers, numbers + 7, texts=numbers + 90)
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from mindspore import Tensor
 
+from src.data.masking import sample_given
 from src.data.schema import AUDIO, COUPLES, IMAGE, MATCH_CASES, TEXT
 from src.models.opt import OPT
 from src.objectives.hard_negatives import build_rows
@@ -49,10 +50,13 @@ def embed(opt: OPT, clean: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 
 
 @pytest.mark.parametrize(("absent", "directions"), [((), 8), ((AUDIO,), 2), ((IMAGE,), 2)])
-def test_contrastive_is_the_mean_of_the_directions_that_have_pairs(
+def test_contrastive_is_the_mean_over_the_queries_of_all_directions(
     opt: OPT, absent: tuple[int, ...], directions: int
 ) -> None:
-    """Text, image, audio, and text and audio as one: between any two that some sample has both of."""
+    """Text, image, audio, and text and audio as one: between any two that some sample has both of.
+
+    Text and audio belong together by text; all else by image or by text.
+    """
     batch = batch_with_repeats()
     batch["presence"][:, absent] = 0
     vectors, scale = [x.asnumpy() for x in embed(opt, encode(opt, batch))], float(opt.scale())
@@ -65,12 +69,49 @@ def test_contrastive_is_the_mean_of_the_directions_that_have_pairs(
         items = np.flatnonzero(presence[:, y])
         for row in np.flatnonzero(presence[:, x] * presence[:, y]):
             similar = scale * vectors[y][items] @ vectors[x][row]
-            positives = np.flatnonzero(batch["image_id"][items] == batch["image_id"][row])
+            same_text = batch["text_id"][items] == batch["text_id"][row]
+            right = same_text | ((IMAGE in (x, y)) & (batch["image_id"][items] == batch["image_id"][row]))
+            positives = np.flatnonzero(right)
             costs.append(np.mean([cross_entropy(similar[None], np.array([p]))[0] for p in positives]))
         if costs:
-            found.append(np.mean(costs))
-    assert len(found) == directions
-    assert losses(opt, only("contrastive"), batch)["contrastive"] == pytest.approx(np.mean(found), rel=1e-4)
+            found.append(costs)
+    assert len(found) == directions and (absent or len({len(costs) for costs in found}) > 1)
+    expected = np.mean(np.concatenate(found))
+    assert losses(opt, only("contrastive"), batch)["contrastive"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_one_spoken_sample_weighs_as_one_sample(opt: OPT) -> None:
+    """What the only audio clip of a batch adds is one query of six directions among the texts and images of all."""
+    batch = tiny_batch(MODEL, B)
+    batch["presence"][1:, AUDIO] = 0
+    without = tiny_batch(MODEL, B)
+    without["presence"][:, AUDIO] = 0
+    alone, more = (losses(opt, only("contrastive"), part)["contrastive"] for part in (without, batch))
+    # of audio's six directions those towards the only clip cost nothing; the others are its three queries
+    rest = more * (2 * B + 6) - alone * 2 * B
+    vectors, scale = [x.asnumpy() for x in embed(opt, encode(opt, batch))], float(opt.scale())
+    both = vectors[TEXT][0] + vectors[AUDIO][0]
+    asked = ((vectors[AUDIO][0], TEXT), (vectors[AUDIO][0], IMAGE), (both / np.linalg.norm(both), IMAGE))
+    costs = [cross_entropy(scale * (vectors[which] @ vector)[None], np.array([0]))[0] for vector, which in asked]
+    assert rest == pytest.approx(np.sum(costs), rel=1e-3)
+
+
+def test_equal_texts_are_positives_and_other_captions_speech_is_not(opt: OPT) -> None:
+    """The ids decide: text and image make the same difference, and speech of one image is not the other caption's."""
+    batch = tiny_batch(MODEL, B)
+    apart = losses(opt, only("contrastive"), batch)["contrastive"]
+    batch["text_id"][1] = batch["text_id"][0]
+    together = losses(opt, only("contrastive"), batch)["contrastive"]
+    batch["image_id"][1] = batch["image_id"][0]
+    assert losses(opt, only("contrastive"), batch)["contrastive"] == together, "by text or by image is the same"
+    assert together != apart
+    batch["text_id"][1] += 5000
+    other_caption = losses(opt, only("contrastive"), batch)["contrastive"]
+    assert other_caption not in (apart, together)
+    batch["presence"][:, IMAGE] = 0  # only text and audio are left, by caption
+    alone = losses(opt, only("contrastive"), batch)["contrastive"]
+    batch["image_id"][1] += 5000
+    assert losses(opt, only("contrastive"), batch)["contrastive"] == alone
 
 
 def test_mlm_predicts_the_hidden_tokens_from_what_is_left(opt: OPT) -> None:
@@ -139,7 +180,8 @@ def test_matching_classifies_the_rows_that_were_built(opt: OPT) -> None:
     text, image, audio, mask, image_mask, audio_mask = encode(opt, batch)
     vectors = embed(opt, (text, image, audio, mask, image_mask, audio_mask))
     n = len(ROWS["matching"])
-    drawn = (batch["match_case"][:n], batch["match_presence"][:n], batch["image_id"], batch["presence"])
+    drawn = [batch[name] for name in ("match_case", "match_presence", "image_id", "text_id", "presence")]
+    drawn[:2] = (part[:n] for part in drawn[:2])
     *indices, weights = build_rows(*map(Tensor, drawn), *vectors, opt.scale(), Tensor(batch["match_noise"][:n]))
     t, i, a = (index.asnumpy() for index in indices)
     assert any((index != np.arange(n)).any() for index in (t, i, a))
@@ -184,3 +226,30 @@ def test_a_lone_modality_is_fused_at_its_own_length_for_the_same_loss(opt: OPT, 
     short = float(objectives(tensors(batch))[0])
     objectives.single_modality = None
     assert short == pytest.approx(float(objectives(tensors(batch))[0]), rel=1e-5)
+
+
+@pytest.mark.parametrize(("given", "column"), [("image", IMAGE), ("audio", AUDIO)])
+def test_a_row_without_the_only_given_modality_costs_nothing(opt: OPT, given: str, column: int) -> None:
+    """Neither by the shortcut, which would read a blank one, nor by the general path, which would read another."""
+    batch, rng = tiny_batch(MODEL, B), np.random.default_rng(0)
+    config = text_from(only("denoise_text"), given)
+    fields = {IMAGE: ("image",), AUDIO: ("audio", "audio_frames")}
+    for row in (0, 8):  # the loss reads rows 7 to 9
+        batch["presence"][row, column] = 0
+        for name in fields[column]:
+            batch[name][row] = 0
+    for row in range(B):
+        batch["denoise_text_presence"][row] = sample_given((given,), batch["presence"][row], 0.0, rng)
+    shortcut, general = (Objectives(opt, config, B) for _ in range(2))
+    assert shortcut.single_modality == column
+    general.single_modality = None
+    found = [float(objectives(tensors(batch))[0]) for objectives in (shortcut, general)]
+    assert found[0] == pytest.approx(found[1], rel=1e-5)
+
+    fused, mask = opt.cross_encoder(*encode(opt, batch), Tensor(batch["denoise_text_presence"]))
+    logits = opt.text_decoder(Tensor(batch["text_ids"][:, :-1]), fused, mask).asnumpy().reshape(B, -1, VOCAB)
+    costs = []
+    for row in (7, 9):
+        ends = int(batch["text_mask"][row].sum()) - 1
+        costs.extend(cross_entropy(logits[row, :ends], batch["text_ids"][row, 1 : ends + 1]))
+    assert found[0] == pytest.approx(config.weights.denoise_text * np.mean(costs), rel=1e-4)

@@ -89,7 +89,7 @@ def test_given(presence: tuple[int, int, int], absent: int) -> None:
     """One of the choices that the sample has, all of them equally often; never what is to be generated."""
     rng = np.random.default_rng(0)
     have, other = np.array(presence, np.int32), TEXT + IMAGE - absent
-    drawn = Counter(tuple(sample_given(GIVEN[absent], have, absent, 0.0, rng).tolist()) for _ in range(600))
+    drawn = Counter(tuple(sample_given(GIVEN[absent], have, 0.0, rng).tolist()) for _ in range(600))
     seen = {tuple(int(which in shown) for which in range(3)) for shown in ((other, AUDIO), (other,), (AUDIO,))}
     wanted = {row for row in seen if row[other] <= have[other] and row[AUDIO] <= have[AUDIO]} or {(0, 0, 0)}
     assert drawn.keys() == wanted
@@ -97,16 +97,20 @@ def test_given(presence: tuple[int, int, int], absent: int) -> None:
     assert have.tolist() == list(presence)
 
 
-def test_given_falls_back_to_what_there_is() -> None:
+def test_given_falls_back_to_what_there_is_of_the_choices() -> None:
+    """Never to a modality that no choice names: with given=[image] a sample without an image is given nothing."""
     rng = np.random.default_rng(0)
-    assert sample_given(("image+audio",), np.array([1, 1, 0]), TEXT, 0.0, rng).tolist() == [0, 1, 0]
-    assert sample_given(("image",), np.array([1, 0, 1]), TEXT, 0.0, rng).tolist() == [0, 0, 1]
-    assert sample_given(("text",), np.array([0, 1, 1]), IMAGE, 0.0, rng).tolist() == [0, 0, 1]
+    assert sample_given(("image+audio",), np.array([1, 1, 0]), 0.0, rng).tolist() == [0, 1, 0]
+    assert sample_given(("image+audio",), np.array([1, 0, 1]), 0.0, rng).tolist() == [0, 0, 1]
+    assert sample_given(("image",), np.array([1, 0, 1]), 0.0, rng).tolist() == [0, 0, 0]
+    assert sample_given(("audio",), np.array([1, 1, 0]), 0.0, rng).tolist() == [0, 0, 0]
+    assert sample_given(("text",), np.array([0, 1, 1]), 0.0, rng).tolist() == [0, 0, 0]
+    assert sample_given(("image", "audio"), np.array([1, 0, 1]), 0.0, rng).tolist() == [0, 0, 1]
 
 
 def test_given_is_dropped_as_often_as_asked() -> None:
     rng = np.random.default_rng(0)
-    drawn = [sample_given(("text",), np.ones(3, np.int32), IMAGE, 0.2, rng).any() for _ in range(2000)]
+    drawn = [sample_given(("text",), np.ones(3, np.int32), 0.2, rng).any() for _ in range(2000)]
     assert np.mean(drawn) == pytest.approx(0.8, abs=0.03)
 
 

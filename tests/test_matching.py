@@ -58,6 +58,7 @@ class Rows:
         self.case = np.array([case for case, _ in chosen], np.int32)
         self.shown = np.array([shown for _, shown in chosen], np.int32)
         self.ids = rng.integers(0, images, B).astype(np.int32)
+        self.texts = 1 + np.arange(B, dtype=np.int32)
         self.presence = np.ones((B, 3), np.int32)
         if lacking:  # of what the rows do not show
             self.presence[:rows] = np.maximum(self.shown, rng.integers(0, 2, (rows, 3)))
@@ -66,7 +67,7 @@ class Rows:
 
     def build(self, scale: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
         """Indices [3, R] and weights [R]."""
-        arrays = (self.case, self.shown, self.ids, self.presence, *self.embeddings)
+        arrays = (self.case, self.shown, self.ids, self.texts, self.presence, *self.embeddings)
         found = build_rows(*map(Tensor, arrays), Tensor(scale, ms.float32), Tensor(self.noise))
         return np.stack([x.asnumpy() for x in found[:3]]), found[3].asnumpy()
 
@@ -75,7 +76,7 @@ def assert_rows_are_what_their_cases_say(batch: Rows, indices: np.ndarray, weigh
     own = np.arange(len(batch.case))
     for row in own[weights > 0]:
         together, shown = TOGETHER[MATCH_CASES[batch.case[row]]], batch.shown[row]
-        images = [batch.ids[indices[which, row]] for which in range(3)]
+        images, texts = ([ids[indices[which, row]] for which in range(3)] for ids in (batch.ids, batch.texts))
         for which in np.flatnonzero(shown):
             assert batch.presence[indices[which, row], which], "absent content is never drawn"
         for a, b in ((TEXT, IMAGE), (TEXT, AUDIO), (IMAGE, AUDIO)):
@@ -86,7 +87,7 @@ def assert_rows_are_what_their_cases_say(batch: Rows, indices: np.ndarray, weigh
             if match:
                 assert indices[a, row] == indices[b, row] == row
             else:
-                assert images[a] != images[b], (MATCH_CASES[batch.case[row]], shown)
+                assert images[a] != images[b] and texts[a] != texts[b], (MATCH_CASES[batch.case[row]], shown)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -98,12 +99,26 @@ def test_every_row_is_what_its_case_says(rows: int, seed: int) -> None:
     assert_rows_are_what_their_cases_say(batch, indices, weights)
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_an_equal_text_is_no_mismatch(seed: int) -> None:
+    """Thirty images of three digits, each with its digit as the caption: a mismatch shows another digit."""
+    batch = Rows(images=1 << 30, seed=seed)
+    batch.texts[:] = 1 + np.random.default_rng(seed).integers(0, 3, B)
+    indices, weights = batch.build()
+    assert len(set(batch.ids)) == B and weights.all(), "three texts: a negative for every row"
+    assert_rows_are_what_their_cases_say(batch, indices, weights)
+    batch.texts[:] = 1
+    mismatched = (batch.case != MATCH_CASES.index("all")) & (batch.shown.sum(1) == 3)
+    assert not batch.build()[1][mismatched].any(), "one text: no negative at all"
+
+
 def test_rows_in_graph_mode_are_the_same() -> None:
     batch = Rows()
+    batch.texts[3:6] = 7
     expected = batch.build()
     with run_mode("graph"):
         build = ms.jit(build_rows)
-        arrays = (batch.case, batch.shown, batch.ids, batch.presence, *batch.embeddings)
+        arrays = (batch.case, batch.shown, batch.ids, batch.texts, batch.presence, *batch.embeddings)
         found = build(*map(Tensor, arrays), Tensor(1.0, ms.float32), Tensor(batch.noise))
     assert np.array_equal(np.stack([x.asnumpy() for x in found[:3]]), expected[0])
     assert np.array_equal(found[3].asnumpy(), expected[1])

@@ -1,5 +1,7 @@
 """The order of samples: each once a pass, sources by weight, no image twice in a step, from any epoch's number."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -38,13 +40,17 @@ def test_an_epoch_holds_each_source_by_weight(mixed: Order) -> None:
 
 def test_none_comes_again_before_all_of_its_source_came(mixed: Order) -> None:
     drawn = [mixed.epoch(epoch) for epoch in range(6)]
-    samples, passes = (np.concatenate([part[which].reshape(-1) for part in drawn]) for which in (0, 1))
+    steps = np.concatenate([np.stack(part, 1) for part in drawn])  # [steps, 2, size]
+    samples, passes = steps.swapaxes(0, 1).reshape(2, -1)
     for ids in SOURCES:
         own, turn = (column[np.isin(samples, ids)] for column in (samples, passes))
-        assert (np.diff(turn) >= 0).all() and turn[0] == 0
-        for number in range(turn[-1]):
+        turns = [step[1][np.isin(step[0], ids)] for step in steps]
+        turns = [turn for turn in turns if len(turn)]
+        assert all(before.max() <= after.min() for before, after in pairwise(turns)) and turns[0].min() == 0
+        last = turn.max()
+        for number in range(last):
             assert np.array_equal(np.sort(own[turn == number]), ids)
-        assert len(np.unique(own[turn == turn[-1]])) == np.count_nonzero(turn == turn[-1])
+        assert len(np.unique(own[turn == last])) == np.count_nonzero(turn == last)
     assert passes[np.isin(samples, SOURCES[1])].max() > passes[np.isin(samples, SOURCES[2])].max()
 
 
@@ -54,6 +60,29 @@ def test_an_epoch_follows_from_its_number(mixed: Order) -> None:
     for fresh in (mixed, Order(1, SOURCES, WEIGHTS, 16)):
         assert all(np.array_equal(a, b) for a, b in zip(fresh.epoch(4), expected, strict=True))
     assert not np.array_equal(Order(2, SOURCES, WEIGHTS, 16).epoch(4)[0], expected[0])
+
+
+@pytest.mark.parametrize(
+    ("weights", "step_size", "ranks"),
+    [((95, 1), 96, 1), ((95, 1), 96, 4), ((31, 1), 32, 2), ((3, 1), 16, 2), ((60, 3, 1), 64, 1)],
+)
+def test_every_source_stands_everywhere_in_the_steps_of_an_epoch(
+    weights: tuple[int, ...], step_size: int, ranks: int
+) -> None:
+    """The place says which rank and which levels of the batch read a sample: none may be a source's own."""
+    sources = [np.arange(1000 * place, 1000 * place + 900) for place in range(len(weights))]
+    order = Order(5, sources, [float(weight) for weight in weights], step_size)
+    samples = np.concatenate([order.epoch(epoch)[0] for epoch in range(1000 // order.steps)])
+    table = (samples // 1000).reshape(len(samples), ranks, step_size // ranks)
+    for source, weight in enumerate(weights):
+        here = table == source
+        per_slot = here.reshape(len(samples), step_size).sum(0)
+        expected = len(samples) * weight / sum(weights)
+        assert (np.abs(per_slot - expected) < 5 * np.sqrt(expected) + 1).all(), "all places alike"
+        assert (here.any((0, 2))).all(), "every rank"
+        for share in (0.125, 0.5):
+            rows = round(share * step_size / ranks)
+            assert here[:, :, :rows].any() and here[:, :, -rows:].any(), "first and last rows: every level"
 
 
 def test_weights_are_relative_and_their_scale_does_not_matter(mixed: Order) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import tiny_dataset
+from conftest import png, tiny_dataset
 
 from src.config import Config, ObjectivesConfig, WeightsConfig
 from src.data.errors import DataError
@@ -48,6 +48,32 @@ def test_batches_follow_the_schema_and_the_records(config: Config) -> None:
             check_row(values, next(loader.dataset.read([record])), caption, loader)
             assert batch["image_id"][row] == image
     assert len(seen) == 24
+
+
+def test_equal_texts_have_one_id_and_without_text_equal_audio_has(tmp_path: Path, tiny: Config) -> None:
+    """Whatever the image, case, spaces and the vocabulary, which has none of these characters."""
+    rng, audio = np.random.default_rng(0), tiny.model.audio
+    some, other = (rng.integers(1, 256, (9, audio.mels), np.uint8) for _ in range(2))
+
+    def image() -> bytes:
+        return png(rng.integers(0, 256, (8, 8, 3), np.uint8))
+
+    with DatasetWriter(tmp_path / "data", audio, {}) as writer:
+        for key, text, clip in (
+            ("a", "三 Cafe", some),
+            ("b", "三CAFÉ", other),
+            ("c", "四 Cafe", some),
+            ("d", None, some),
+            ("e", None, some),
+            ("f", None, other),
+            ("g", None, None),
+        ):
+            writer.add("train", Record(key, image(), () if text is None else (text,), (clip,)))
+    config = replace(tiny, data=replace(tiny.data, path=str(tmp_path / "data")))
+    ((batch, _, names),) = Loader(config, "train").evaluation(7)
+    a, b, c, d, e, f, g = (int(batch["text_id"][[key for key, _ in names].index(key)]) for key in "abcdefg")
+    assert a == b and d == e and g == 0
+    assert len({a, c, d, f, g}) == 5
 
 
 def check_row(row: Batch, record: Record, caption: int, loader: Loader) -> None:

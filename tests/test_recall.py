@@ -4,6 +4,7 @@ import pytest
 from src.metrics import nearest
 from src.metrics.nearest import top_k, top_k_faiss, top_k_numpy
 from src.metrics.recall import ranks, recall, rerank, reranked_ranks
+from src.metrics.relevance import Relevance
 
 
 def embeddings(rng: np.random.Generator, rows: int, width: int = 24) -> np.ndarray:
@@ -43,7 +44,7 @@ def test_equal_to_naive_in_any_blocks(problem, blocks):
     indices, scores = top_k_numpy(queries, gallery, 10, *blocks)
     assert indices.tolist() == [items[:10] for items in order]
     np.testing.assert_allclose(scores, np.take_along_axis(queries @ gallery.T, indices, 1), atol=1e-6)
-    assert ranks(queries, gallery, query_ids, gallery_ids, *blocks).tolist() == naive_ranks(
+    assert ranks(queries, gallery, Relevance.same(query_ids, gallery_ids), *blocks).tolist() == naive_ranks(
         order, query_ids, gallery_ids
     )
 
@@ -102,26 +103,28 @@ def test_gallery_order_does_not_matter():
     gallery_ids = rng.permutation(60) // 3  # three captions an image
     query_ids = np.arange(20)
     order = rng.permutation(60)
-    expected = ranks(queries, gallery, query_ids, gallery_ids)
-    np.testing.assert_array_equal(ranks(queries, gallery[order], query_ids, gallery_ids[order]), expected)
+    expected = ranks(queries, gallery, Relevance.same(query_ids, gallery_ids))
+    moved = ranks(queries, gallery[order], Relevance.same(query_ids, gallery_ids[order]))
+    np.testing.assert_array_equal(moved, expected)
     np.testing.assert_array_equal(order[top_k(queries, gallery[order], 9)[0]], top_k(queries, gallery, 9)[0])
 
 
 def test_another_caption_of_the_image_counts():
     queries = np.array([[1.0, 0.0]])
     gallery = np.array([[0.9, 0.1], [0.0, 1.0], [1.0, 0.0]])
-    assert ranks(queries, gallery, np.array([4]), np.array([9, 4, 4])).tolist() == [0]
-    assert ranks(queries, gallery, np.array([4]), np.array([4, 4, 9])).tolist() == [1]
+    assert ranks(queries, gallery, Relevance.same(np.array([4]), np.array([9, 4, 4]))).tolist() == [0]
+    assert ranks(queries, gallery, Relevance.same(np.array([4]), np.array([4, 4, 9]))).tolist() == [1]
 
 
 def test_a_collapsed_model_is_not_rewarded():
     same = np.ones((50, 8))
-    assert recall(ranks(same, same, np.arange(50), np.arange(50)))["R@1"] == pytest.approx(0.02)
+    assert recall(ranks(same, same, Relevance.same(np.arange(50), np.arange(50))))["R@1"] == pytest.approx(0.02)
 
 
 def test_rerank_moves_the_candidates_only(problem):
     queries, gallery, query_ids, gallery_ids = problem
-    first = ranks(queries, gallery, query_ids, gallery_ids)
+    relevance = Relevance.same(query_ids, gallery_ids)
+    first = ranks(queries, gallery, relevance)
     candidates, _ = top_k(queries, gallery, 8)
     scores = np.random.default_rng(5).integers(0, 4, candidates.shape).astype(np.float32)  # with ties
     found = rerank(candidates, scores)
@@ -130,7 +133,7 @@ def test_rerank_moves_the_candidates_only(problem):
         head = sorted(range(8), key=lambda place, row=row: (-scores[row, place], place))
         expected_order.append([items[place] for place in head] + items[8:])
     assert found.tolist() == [items[:8] for items in expected_order]
-    second = reranked_ranks(found, first, query_ids, gallery_ids)
+    second = reranked_ranks(found, first, relevance)
     assert second.tolist() == naive_ranks(expected_order, query_ids, gallery_ids)
     assert (first >= 8).any() and (second != first).any()
 
@@ -143,13 +146,14 @@ def test_recall_of_known_ranks():
     ("change", "message"),
     [
         (lambda q, g, qi, gi: (q[:, :3], g, qi, gi), r"gallery embeddings have shape \[101, 24\], expected \[n, 3\]"),
-        (lambda q, g, qi, gi: (q, g, qi[:4], gi), r"query ids have shape \[4\], expected \[37\]"),
-        (lambda q, g, qi, gi: (q, g, qi * 0 + 999, gi), r"query 0 \(image id 999\) has no relevant item"),
+        (lambda q, g, qi, gi: (q, g, qi[:4], gi), "relevance of 4 queries and 101 items, expected 37 and 101"),
+        (lambda q, g, qi, gi: (q, g, qi * 0 + 999, gi), "query 0 has no relevant item"),
         (lambda q, g, qi, gi: (q, np.where(np.arange(101)[:, None] == 6, np.nan, g), qi, gi), "embedding 6 is not fin"),
     ],
 )
 def test_unusable_input_is_named(problem, change, message):
     with pytest.raises(ValueError, match=message):
-        ranks(*change(*problem))
+        queries, gallery, query_ids, gallery_ids = change(*problem)
+        ranks(queries, gallery, Relevance.same(query_ids, gallery_ids))
     with pytest.raises(ValueError, match="k = 102"):
         top_k(problem[0], problem[1], 102)

@@ -54,6 +54,10 @@ def test_retrieval_table():
     assert lines[3].split()[-3:] == ["–", "–", "–"]
     assert lines[-1].startswith("text+audio → image")
     assert "re-ranked" not in retrieval_table({"text_to_image": RECALL})
+    limits = {"gallery": 500, "different": 20, "best_R@1": 0.75}
+    lines = retrieval_table({"text_to_image": RECALL | limits}).splitlines()
+    assert lines[0].split()[3:] == ["items", "different", "best", "R@1", "R@1", "R@5", "R@10", "median"]
+    assert lines[2].split()[3:7] == ["500", "20", "0.750", "0.612"]
 
 
 def test_text_table_takes_flat_and_nested_metrics():

@@ -88,13 +88,12 @@ def mask_positions(
     return positions, weights
 
 
-def sample_given(
-    choices: tuple[str, ...], presence: np.ndarray, absent: int, drop: float, rng: np.random.Generator
-) -> np.ndarray:
-    """What denoising is given, int32 [3]: one of the choices that the sample has, never the modality ``absent``.
+def sample_given(choices: tuple[str, ...], presence: np.ndarray, drop: float, rng: np.random.Generator) -> np.ndarray:
+    """What denoising is given, int32 [3]: one of the choices that the sample has.
 
-    If the sample has none of the choices whole, everything it has but ``absent`` is given. With probability ``drop``
-    nothing is given.
+    If the sample has none of the choices whole, what it has of them is given: of ("image+audio",) the image alone, of
+    ("image",) nothing. A modality that no choice names is never given: it may not even be encoded. With probability
+    ``drop`` nothing is given.
     """
     table = _given_table(choices)
     possible = table[(table <= presence).all(axis=1)]
@@ -103,9 +102,7 @@ def sample_given(
         return np.zeros(3, np.int32)
     if len(possible):
         return possible[int(choice * len(possible))]
-    rest = np.array(presence, np.int32)
-    rest[absent] = 0
-    return rest
+    return (table.any(axis=0) & (presence == 1)).astype(np.int32)
 
 
 @functools.cache

@@ -3,9 +3,10 @@
 A *pass* takes each sample of a source once, in an order of its own. With one source, an epoch is a pass cut to full
 steps; the samples left over differ from epoch to epoch. With several, an epoch takes as many samples as they hold
 together, also cut to full steps. They are apportioned to the sources by weight (by largest remainders: no source is off
-by a whole sample) and spread evenly over the epoch, so that every step has about the same mixture. The passes of a
-source continue across epochs: no sample comes again before all others of its source. So each (pass, sample) pair occurs
-at most once in a training, and it seeds the sample's random numbers.
+by a whole sample) and spread evenly over the epoch, so that every step has about the same mixture; within its step a
+sample stands anywhere, because its place decides which losses read it. The passes of a source continue across epochs:
+no sample comes again before all others of its source. So each (pass, sample) pair occurs at most once in a training,
+and it seeds the sample's random numbers.
 
 The order follows from the number of the epoch alone: nothing is remembered, and a run resumes anywhere.
 """
@@ -62,7 +63,13 @@ class Order:
             rng = order_rng(self.seed, number, len(self.sources))
             places = spread(self.images[samples].reshape(shape), origins.reshape(shape), rng).reshape(-1)
             samples, passes = samples[places], passes[places]
-        return samples.reshape(shape), passes.reshape(shape)
+        samples, passes = samples.reshape(shape), passes.reshape(shape)
+        if len(self.sources) > 1:
+            # spreading alone would give a small source the same place in every step: always the same rank and levels
+            rng = order_rng(self.seed, number, len(self.sources) + 1)
+            places = rng.permuted(np.tile(np.arange(self.step_size), (self.steps, 1)), axis=1)
+            samples, passes = (np.take_along_axis(table, places, 1) for table in (samples, passes))
+        return samples, passes
 
     def _take(self, source: int, epoch: int) -> np.ndarray:
         """The samples of a source in an epoch: their numbers, their passes and the source, int32 [3, share]."""

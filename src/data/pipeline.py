@@ -15,6 +15,7 @@ import numpy as np
 from src.config import Config
 from src.data import masking
 from src.data.augment import augment_audio, augment_image
+from src.data.digests import short_digest
 from src.data.errors import DataError
 from src.data.image import decode_image
 from src.data.order import Order
@@ -24,7 +25,7 @@ from src.data.regions import fill_regions
 from src.data.schema import AUDIO, IMAGE, TEXT, audio_tokens, batch_fields
 from src.data.sources import Sources
 from src.data.store import Dataset
-from src.data.tokenizer import Tokenizer
+from src.data.tokenizer import Tokenizer, text_id
 
 Batch = dict[str, np.ndarray]
 Evaluated = tuple[Batch, int, list[tuple[str, str]]]
@@ -48,6 +49,13 @@ class Sample:
     def audio(self) -> np.ndarray | None:
         """Log-mel, features or waveform [frames, …]."""
         return self.record.audio[max(self.caption, 0)] if self.record.audio else None
+
+    @property
+    def text_id(self) -> int:
+        """Equal for samples of equal text; of those without one, for samples of equal audio. 0 without both."""
+        if self.caption >= 0:
+            return text_id(self.text)
+        return 0 if self.audio is None else short_digest(self.audio.tobytes())
 
 
 class Loader:
@@ -164,6 +172,7 @@ class Loader:
         """Writes one sample into its row and returns its key and caption; an absent modality stays zero."""
         presence, model = batch["presence"][row], self.config.model
         presence[:] = sample.record.presence(sample.caption, model.image.input)
+        batch["text_id"][row] = sample.text_id
         if presence[IMAGE] and model.image.input == "region":
             fill_regions(batch, row, sample.record.regions, model.image, sample.name)
         elif presence[IMAGE]:
@@ -200,10 +209,10 @@ class Loader:
         rng = masking.sample_rng(self.config.seed, sample.epoch, sample.number)
         batch["match_noise"][row] = rng.gumbel(size=len(batch["match_noise"]))
         batch["match_case"][row], batch["match_presence"][row] = masking.sample_match(presence, rng)
-        given = masking.sample_given(objectives.denoise_text.given, presence, TEXT, 0.0, rng)
+        given = masking.sample_given(objectives.denoise_text.given, presence, 0.0, rng)
         batch["denoise_text_presence"][row] = given
         image = objectives.denoise_image
-        given = masking.sample_given(image.given, presence, IMAGE, image.drop_given, rng)
+        given = masking.sample_given(image.given, presence, image.drop_given, rng)
         batch["denoise_image_presence"][row] = given
         places = self._places(batch, row)
         for name, span in (("mvm", 1), ("mam", objectives.masking.audio_span)):

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from src.data.digests import short_digest
 from src.data.errors import DataError
 from src.files import write_text
 
@@ -155,6 +156,15 @@ class Tokenizer:
             pieces.append(prefix + word[start:end])
             start = end
         return pieces
+
+
+@functools.lru_cache(CACHED_TEXTS)
+def text_id(text: str) -> int:
+    """An int32 that is not 0, equal for texts that differ in case, accents, white space or control characters only.
+
+    It does not depend on the vocabulary: texts that are [UNK] to it, or equal up to where they are cut, stay different.
+    """
+    return short_digest(" ".join(split_words(text)).encode())
 
 
 def split_words(text: str) -> list[str]:

@@ -8,6 +8,7 @@ import numpy as np
 from src.config import EvalConfig
 from src.data.schema import AUDIO, TEXT
 from src.evaluation.evaluator import Evaluator, Needs, Split
+from src.evaluation.relevance import relevance_of_generated
 from src.inference.encode import Items, first_images
 from src.inference.engine import Engine
 from src.metrics.recall import ranks, recall
@@ -53,11 +54,11 @@ class ImageGenerationEvaluator(Evaluator):
             if texts is None or modality not in items:
                 continue
             generated[modality] = self.engine.image_generator.generate(modality, items[modality])
-            told = np.isin(items[modality].images, texts.images)
+            relevance = relevance_of_generated(items, modality)
+            told = relevance.answerable
             if told.any():
                 embeddings = self.engine.encoder.image(generated[modality]).embeddings[told]
-                found = ranks(embeddings, texts.embeddings, items[modality].images[told], texts.images)
-                metrics[name] = recall(found)
+                metrics[name] = recall(ranks(embeddings, texts.embeddings, relevance.take(told)))
         return metrics, generated
 
     def logged(self, metrics: Mapping[str, Any]) -> dict[str, float]:

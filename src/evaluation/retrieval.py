@@ -13,11 +13,13 @@ from src.config import EvalConfig
 from src.data.errors import DataError
 from src.data.schema import AUDIO, COUPLES, IMAGE, JOINT, TEXT
 from src.evaluation.evaluator import Evaluator, Needs, Split
+from src.evaluation.relevance import relevance
 from src.evaluation.sheets import HITS
 from src.inference.encode import NAMES, Items, first_images
 from src.inference.rerank import Proposal, Ranking, distinct_pairs, softmax
 from src.metrics import recall
 from src.metrics.nearest import top_k
+from src.metrics.relevance import Relevance, reachable
 
 Metrics = dict[str, dict[str, float]]  # by direction
 
@@ -29,6 +31,7 @@ class Direction:
     query: int
     gallery: int
     queries: np.ndarray  # int64 [Q]: the query items that have a relevant one in the gallery
+    relevance: Relevance  # of these to the gallery
     ranks: np.ndarray  # int64 [Q]
     candidates: np.ndarray  # int64 [Q, k]
     cosines: np.ndarray  # float64 [Q, k]
@@ -47,11 +50,17 @@ class Direction:
         order = recall.rerank(self.candidates, scores)
         return Ranking(self.queries, order, -np.sort(-softmax(scores), axis=1))
 
-    def reranked(self, items: dict[int, Items], scores: np.ndarray) -> tuple[np.ndarray, Ranking]:
+    def reranked(self, scores: np.ndarray) -> tuple[np.ndarray, Ranking]:
         """Final ranks [Q] and ranking by the second scores [Q, k] of the candidates."""
         ranking = self.ranked(scores)
-        asked, offered = items[self.query].images[self.queries], items[self.gallery].images
-        return recall.reranked_ranks(ranking.indices, self.ranks, asked, offered), ranking
+        return recall.reranked_ranks(ranking.indices, self.ranks, self.relevance), ranking
+
+    def limits(self, items: dict[int, Items]) -> dict[str, float]:
+        """The size of the gallery, how many of it the model can tell apart, and the best R@1 that leaves."""
+        asked, offered = items[self.query].inputs[self.queries], items[self.gallery].inputs
+        different = len(np.unique(offered))
+        best = reachable(self.relevance, asked, offered)
+        return {"gallery": len(offered), "different": different, "best_R@1": best}
 
 
 @dataclass(frozen=True)
@@ -139,13 +148,12 @@ class RetrievalEvaluator(Evaluator):
         couples = self.first_stage(items, depth)
         for couple in couples:
             for direction in couple.directions:
-                size = len(couple.items[direction.gallery])
-                first[direction.name] = recall.recall(direction.ranks) | {"gallery": size}
+                first[direction.name] = recall.recall(direction.ranks) | direction.limits(couple.items)
                 rankings[direction.name] = direction.ranked(reranker.logit_scale() * direction.cosines)
         if depth and reranker.active:
             for scored in self.second_stage(couples, tuple(reranker.weights)):
                 name, size = scored.direction.name, len(scored.items[scored.direction.gallery])
-                ranks, rankings[name] = scored.direction.reranked(scored.items, reranker.weigh(scored.terms))
+                ranks, rankings[name] = scored.direction.reranked(reranker.weigh(scored.terms))
                 second[name] = recall.recall(ranks) | {"gallery": size}
         return first, second, rankings
 
@@ -196,14 +204,16 @@ class RetrievalEvaluator(Evaluator):
 
 def _rank_all(items: dict[int, Items], query: int, gallery: int, depth: int) -> Direction:
     asked, offered = items[query], items[gallery]
-    queries = np.flatnonzero(np.isin(asked.images, offered.images))
+    relevant = relevance(items, query, gallery)
+    queries = np.flatnonzero(relevant.answerable)
+    relevant = relevant.take(queries)
     if not len(queries):
         empty = np.zeros((0, 1), np.int64)
-        return Direction(query, gallery, queries, queries, empty, empty.astype(np.float64))
+        return Direction(query, gallery, queries, relevant, queries, empty, empty.astype(np.float64))
     vectors = asked.embeddings[queries]
-    ranks = recall.ranks(vectors, offered.embeddings, asked.images[queries], offered.images)
+    ranks = recall.ranks(vectors, offered.embeddings, relevant)
     candidates, cosines = top_k(vectors, offered.embeddings, min(depth or HITS, len(offered)))
-    return Direction(query, gallery, queries, ranks, candidates, cosines)
+    return Direction(query, gallery, queries, relevant, ranks, candidates, cosines)
 
 
 def _mean(metrics: Sequence[Metrics]) -> Metrics:

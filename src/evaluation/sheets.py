@@ -10,6 +10,7 @@ from src.data.pipeline import Loader
 from src.data.regions import sketch
 from src.data.schema import AUDIO, IMAGE, MATCH_CASES, MODALITIES, TEXT
 from src.demo.facts import FactMetric
+from src.evaluation.relevance import relevance
 from src.inference.encode import Items
 from src.inference.rerank import Ranking
 from src.report.coco import save_captions
@@ -51,13 +52,16 @@ class Sheets:
         for direction, (query, gallery, file, title) in SHEETS.items():
             if direction not in rankings:
                 continue
-            asked, offered, ranking = items[query], items[gallery], rankings[direction]
+            asked, offered, ranking = items[query].samples, items[gallery].samples, rankings[direction]
+            queries, best, shares = ranking.queries[:ROWS], ranking.indices[:ROWS, :HITS], ranking.shares[:ROWS, :HITS]
+            right = relevance(items, query, gallery).take(queries).at(best)
             rows = []
-            for row in range(min(ROWS, len(ranking.queries))):
-                item = int(ranking.queries[row])
-                best = zip(ranking.indices[row, :HITS], ranking.shares[row, :HITS], strict=True)
-                hits = [self._hit(gallery, offered, int(index), share, asked.images[item]) for index, share in best]
-                rows.append((self._query(query, int(asked.samples[item])), hits))
+            for item, *columns in zip(queries, best, shares, right, strict=True):
+                hits = [
+                    self._hit(gallery, int(offered[index]), share, bool(relevant))
+                    for index, share, relevant in zip(*columns, strict=True)
+                ]
+                rows.append((self._query(query, int(asked[item])), hits))
             title += f", each with its share among {ranking.indices.shape[1]} candidates"
             retrieval_sheet(self.folder / file, title, rows)
 
@@ -66,9 +70,9 @@ class Sheets:
         shown = {TEXT: None, IMAGE: image, AUDIO: clip}[modality]
         return caption if shown is None else (shown, caption)
 
-    def _hit(self, modality: int, offered: Items, index: int, share: float, wanted: int) -> Hit:
-        image, caption, _ = self.media(int(offered.samples[index]))
-        return caption, image if modality == IMAGE else None, share, bool(offered.images[index] == wanted)
+    def _hit(self, modality: int, sample: int, share: float, relevant: bool) -> Hit:
+        image, caption, _ = self.media(sample)
+        return caption, image if modality == IMAGE else None, share, relevant
 
     def media(self, sample: int) -> tuple[np.ndarray | None, str, np.ndarray | None]:
         """A sample's image uint8 [S, S, 3], caption, and log-mel uint8 [M, N]; None where there is nothing to see."""

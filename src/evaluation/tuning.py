@@ -38,7 +38,7 @@ def measure(scored: Sequence[Scored], weights: Weights) -> dict[str, float]:
     recalls = []
     for one in scored:
         scores = sum(weight * one.terms[name] for name, weight in zip(TERMS, weights, strict=True) if weight > 0)
-        recalls.append(recall(one.direction.reranked(one.items, scores)[0]))
+        recalls.append(recall(one.direction.reranked(scores)[0]))
     return {key: float(np.mean([found[key] for found in recalls])) for key in RECALLS}
 
 

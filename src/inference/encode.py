@@ -8,11 +8,12 @@ Letters: ``n`` items, ``L`` tokens of an item, ``D`` their width, ``E`` embeddin
 """
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
 from mindspore import nn
 
+from src.data.digests import digest
 from src.data.pipeline import Loader
 from src.data.schema import AUDIO, IMAGE, IMAGE_FIELDS, JOINT, TEXT
 from src.data.store import Dataset
@@ -39,9 +40,10 @@ class _Join(nn.Cell):
 class Items:
     """Encoded items of one modality.
 
-    ``images`` says what belongs together: items of the same number are of the same image. ``samples`` says where
-    an item stands in its split. A joint item, a text with its speech, has no tokens of its own: ``parts`` says where
-    its two are.
+    ``images`` and ``texts`` say what belongs together: items of the same number are of the same image, or say the same
+    (an image's is that of one of its captions). ``inputs`` says what the model cannot tell apart. ``samples`` says
+    where an item stands in its split. A joint item, a text with its speech, has no tokens of its own: ``parts`` says
+    where its two are.
     """
 
     tokens: np.ndarray  # float32 [n, L, D]
@@ -51,6 +53,8 @@ class Items:
     samples: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # int64 [n]
     ids: np.ndarray | None = None  # int32 [n, T]: of texts; of audio clips their transcripts, once made
     parts: np.ndarray | None = None  # int64 [n, 2]: of joint items, the places of their text and audio
+    texts: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # int64 [n]: the batch's text_id
+    inputs: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint64))  # uint64 [n]: digests
 
     def __len__(self) -> int:
         return len(self.embeddings)
@@ -61,7 +65,7 @@ class Items:
 
     def take(self, rows: np.ndarray | slice) -> "Items":
         """Some of the items: an index, a mask or a slice."""
-        arrays = (self.tokens, self.mask, self.embeddings, self.images, self.samples, self.ids, self.parts)
+        arrays = (getattr(self, column.name) for column in fields(self))
         # of a user's own files nothing says where they stand: what is empty stays empty
         return Items(*(array if array is None or not len(array) else array[rows] for array in arrays))
 
@@ -97,7 +101,9 @@ class Encoder:
         rows = np.array(parts, np.int64)
         chosen = texts.take(rows[:, 0])
         (embeddings,) = run_batched(self._join, ROWS, (chosen.embeddings, clips.embeddings[rows[:, 1]]))
-        return replace(chosen, tokens=chosen.tokens[:, :0], embeddings=embeddings, parts=rows)
+        both = zip(chosen.inputs.tolist(), clips.inputs[rows[:, 1]].tolist(), strict=True)
+        inputs = np.array([digest(repr(pair).encode()) for pair in both], np.uint64)
+        return replace(chosen, tokens=chosen.tokens[:, :0], embeddings=embeddings, parts=rows, inputs=inputs)
 
     def _run(self, cell: nn.Cell, arrays: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
         return run_batched(cell, fitting_size(len(arrays[0]), ROWS), arrays, "encoding")
@@ -111,7 +117,7 @@ class _Stream:
 
     def __init__(self, encode: Callable[..., Items], keeps_tokens: bool) -> None:
         self.encode, self.keeps_tokens = encode, keeps_tokens
-        self.waiting: list[tuple[np.ndarray, ...]] = []  # images, samples, what the encoder reads
+        self.waiting: list[tuple[np.ndarray, ...]] = []  # images, samples, texts, what the encoder reads
         self.count = 0
         self.done: list[Items] = []
 
@@ -128,16 +134,17 @@ class _Stream:
             self._encode(self.count)
         if not self.done:
             return None
-        names = ("tokens", "mask", "embeddings", "images", "samples")
-        joined = Items(*(np.concatenate([getattr(part, name) for part in self.done]) for name in names))
+        names = ("tokens", "mask", "embeddings", "images", "samples", "texts", "inputs")
+        joined = Items(**{name: np.concatenate([getattr(part, name) for part in self.done]) for name in names})
         ids = [part.ids for part in self.done if part.ids is not None]
         return replace(joined, ids=np.concatenate(ids)) if ids else joined
 
     def _encode(self, count: int) -> None:
         columns = [np.concatenate(parts) for parts in zip(*self.waiting, strict=True)]
-        images, samples, *inputs = [column[:count] for column in columns]
-        items = self.encode(*(pad_rows(column, ROWS) for column in inputs)).take(slice(count))
-        items = replace(items, images=images, samples=samples)
+        images, samples, texts, *read = [column[:count] for column in columns]
+        items = self.encode(*(pad_rows(column, ROWS) for column in read)).take(slice(count))
+        inputs = np.array([digest(b"".join(row)) for row in zip(*map(_rows_as_bytes, read), strict=True)], np.uint64)
+        items = replace(items, images=images, samples=samples, texts=texts, inputs=inputs)
         self.done.append(items if self.keeps_tokens else replace(items, tokens=items.tokens[:, :0].copy()))
         self.count -= count
         self.waiting = [tuple(column[count:] for column in columns)] if self.count else []
@@ -182,7 +189,8 @@ def encode_split(
             (AUDIO, presence[:, AUDIO], ("audio", "audio_frames")),
         ):
             if modality in streams:
-                streams[modality].add(number[chosen], row[chosen], *(batch[name][:n][chosen] for name in names))
+                marks = number[chosen], row[chosen], batch["text_id"][:n][chosen].astype(np.int64)
+                streams[modality].add(*marks, *(batch[name][:n][chosen] for name in names))
     found = {modality: stream.finish() for modality, stream in streams.items()}
     return {modality: items for modality, items in found.items() if items is not None}
 
@@ -193,6 +201,10 @@ def by_key(dataset: Dataset, count: int) -> np.ndarray:
     distinct, inverse = np.unique(records, return_inverse=True)
     keys = np.array([record.key for record in dataset.read(distinct)])
     return np.lexsort((np.arange(count), captions, keys[inverse.reshape(-1)]))
+
+
+def _rows_as_bytes(column: np.ndarray) -> list[bytes]:
+    return [row.tobytes() for row in column]
 
 
 def _only_ids(ids: np.ndarray, mask: np.ndarray) -> Items:

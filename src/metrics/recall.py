@@ -1,36 +1,39 @@
 """Ranks and recall: of exact ranking by embeddings, and of the top ``k`` re-ranked by a second score.
 
-Letters: ``Q`` queries, ``G`` gallery items, ``E`` embedding width, ``k`` re-ranked items. An item is relevant to a
-query when both carry the same image id. Among equal scores the lower gallery index comes first everywhere.
+Letters: ``Q`` queries, ``G`` gallery items, ``E`` embedding width, ``k`` re-ranked items. Which items are relevant to
+a query is said by :mod:`src.metrics.relevance`. Among equal scores the lower gallery index comes first everywhere.
 """
 
 import numpy as np
 
 from src.metrics.nearest import GALLERY_BLOCK, QUERY_BLOCK, GridTable, blocks, grid_tables
+from src.metrics.relevance import Relevance
 
 
 def ranks(
     queries: np.ndarray,
     gallery: np.ndarray,
-    query_ids: np.ndarray,
-    gallery_ids: np.ndarray,
+    relevance: Relevance,
     query_block: int = QUERY_BLOCK,
     gallery_block: int = GALLERY_BLOCK,
 ) -> np.ndarray:
     """The rank of each query's best relevant item in the whole gallery, 0 for the first.
 
-    Args: queries [Q, E], gallery [G, E], query_ids [Q], gallery_ids [G].
+    Args: queries [Q, E], gallery [G, E], relevance of both.
     Returns: int64 [Q].
     """
-    _check_ids("query", queries, query_ids)
-    _check_ids("gallery", gallery, gallery_ids)
+    if (len(relevance), len(relevance.gallery)) != (len(queries), len(gallery)):
+        raise ValueError(
+            f"relevance of {len(relevance)} queries and {len(relevance.gallery)} items, "
+            f"expected {len(queries)} and {len(gallery)}"
+        )
+    if not relevance.answerable.all():
+        raise ValueError(f"query {relevance.answerable.argmin()} has no relevant item in the gallery")
     asked, offered = grid_tables(queries, gallery)
     result = np.empty(len(asked), np.int64)
     for rows in blocks(len(asked), query_block):
         vectors = asked[rows]
-        target_score, target_index = _best_relevant(
-            vectors, offered, query_ids[rows], gallery_ids, rows.start, gallery_block
-        )
+        target_score, target_index = _best_relevant(vectors, offered, relevance, rows, gallery_block)
         before = np.zeros(len(vectors), np.int64)
         for columns in blocks(len(offered), gallery_block):
             block = vectors @ offered[columns].T  # [q, g]
@@ -54,15 +57,13 @@ def rerank(indices: np.ndarray, scores: np.ndarray) -> np.ndarray:
     return np.take_along_axis(indices, np.argsort(-scores, axis=1, kind="stable"), 1)
 
 
-def reranked_ranks(
-    reranked: np.ndarray, first_ranks: np.ndarray, query_ids: np.ndarray, gallery_ids: np.ndarray
-) -> np.ndarray:
+def reranked_ranks(reranked: np.ndarray, first_ranks: np.ndarray, relevance: Relevance) -> np.ndarray:
     """The rank of each query's best relevant item after the second stage; beyond ``k`` the first rank stands.
 
-    Args: reranked [Q, k] from :func:`rerank`, first_ranks [Q] from :func:`ranks`, query_ids [Q], gallery_ids [G].
+    Args: reranked [Q, k] from :func:`rerank`, first_ranks [Q] from :func:`ranks`.
     Returns: int64 [Q].
     """
-    relevant = gallery_ids[reranked] == query_ids[:, None]  # [Q, k]
+    relevant = relevance.at(reranked)  # [Q, k]
     return np.where(relevant.any(1), relevant.argmax(1), first_ranks)
 
 
@@ -78,29 +79,17 @@ def recall(ranks: np.ndarray) -> dict[str, float]:
 
 
 def _best_relevant(
-    vectors: np.ndarray,
-    offered: GridTable,
-    query_ids: np.ndarray,
-    gallery_ids: np.ndarray,
-    first_query: int,
-    gallery_block: int,
+    vectors: np.ndarray, offered: GridTable, relevance: Relevance, rows: slice, gallery_block: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Score [q] and gallery index [q] of the relevant item that ranks first."""
     best = np.full(len(vectors), -np.inf)
     index = np.full(len(vectors), -1)
+    keys = relevance.keys(rows)
     for columns in blocks(len(offered), gallery_block):
-        relevant = query_ids[:, None] == gallery_ids[None, columns]
+        relevant = keys[:, relevance.gallery[columns]]
         block = np.where(relevant, vectors @ offered[columns].T, -np.inf)  # [q, g]
         place = block.argmax(1)
         score = np.take_along_axis(block, place[:, None], 1)[:, 0]
         better = score > best
         best[better], index[better] = score[better], place[better] + columns.start
-    if (index < 0).any():
-        row = (index < 0).argmax()
-        raise ValueError(f"query {first_query + row} (image id {query_ids[row]}) has no relevant item in the gallery")
     return best, index
-
-
-def _check_ids(name: str, table: np.ndarray, ids: np.ndarray) -> None:
-    if ids.shape != (len(table),):
-        raise ValueError(f"{name} ids have shape {list(ids.shape)}, expected [{len(table)}]")

@@ -4,6 +4,7 @@ import mindspore as ms
 from mindspore import Tensor, ops
 
 from src.data.schema import AUDIO, IMAGE, MATCH_CASES, TEXT
+from src.losses.positives import alike
 
 FORBIDDEN = -1e9  # added to the score of a candidate that must not be sampled
 CASE = {name: number for number, name in enumerate(MATCH_CASES)}
@@ -27,7 +28,8 @@ def sample_negative(similarity: Tensor, allowed: Tensor, noise: Tensor) -> tuple
 def build_rows(
     case: Tensor,
     row_presence: Tensor,
-    ids: Tensor,
+    images: Tensor,
+    texts: Tensor,
     presence: Tensor,
     text: Tensor,
     image: Tensor,
@@ -38,13 +40,13 @@ def build_rows(
     """Which text, image and audio each sample-level row is made of.
 
     A row starts from its own triplet; what does not belong, by its case, is replaced by a hard negative: a text
-    that resembles the row's image, an image or an audio clip that resembles its text. Samples of the
-    same image are never negatives. In the case ``none`` the three come from three images.
+    that resembles the row's image, an image or an audio clip that resembles its text. Samples of the same image or of
+    equal text are never negatives. In the case ``none`` the three come from three images and have three texts.
 
     Args:
         case: (R,) int32, a column of ``schema.MATCH_CASES``.
         row_presence: (R, 3) int32: the modalities that the row shows.
-        ids: (B,) int32 image ids; the rows are the first R samples of the batch.
+        images, texts: (B,) int32, ``image_id`` and ``text_id``; the rows are the first R samples of the batch.
         presence: (B, 3) int32: what the samples have, so that absent content is never sampled.
         text, image, audio: (B, E) embeddings.
         scale: () logit scale.
@@ -57,7 +59,7 @@ def build_rows(
     have = presence.astype(ms.float32)
     text, image, audio = (ops.stop_gradient(x * scale**0.5) for x in (text, image, audio))
     own = ops.arange(rows).astype(ms.int32)
-    other = ops.not_equal(ids[:rows].reshape(-1, 1), ids.reshape(1, -1)).astype(ms.float32)  # (R, B)
+    other = ops.logical_not(alike(images[:rows], texts[:rows], images, texts)).astype(ms.float32)  # (R, B)
 
     to_text = ops.matmul(image[:rows], text.T)  # (R, B)
     to_image = ops.matmul(text[:rows], image.T)
@@ -65,7 +67,8 @@ def build_rows(
     other_text, text_valid = sample_negative(to_text, other * have[:, TEXT].reshape(1, -1), noise)
     other_image, image_valid = sample_negative(to_image, other * have[:, IMAGE].reshape(1, -1), noise)
     # the audio of a row without any match differs from the replaced image as well
-    apart = ops.not_equal(ops.gather(ids, other_image, 0).reshape(-1, 1), ids.reshape(1, -1)).astype(ms.float32)
+    seen = alike(ops.gather(images, other_image, 0), ops.gather(texts, other_image, 0), images, texts)
+    apart = ops.logical_not(seen).astype(ms.float32)
     none = ops.equal(case, CASE["none"]).astype(ms.float32)
     third = apart * none.reshape(-1, 1) + (1.0 - none.reshape(-1, 1))
     other_audio, audio_valid = sample_negative(to_audio, other * third * have[:, AUDIO].reshape(1, -1), noise)

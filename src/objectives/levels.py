@@ -134,6 +134,7 @@ class SampleLevel(nn.Cell):
             batch["match_case"][:n],
             batch["match_presence"][:n],
             batch["image_id"],
+            batch["text_id"],
             batch["presence"],
             embeddings[TEXT],
             embeddings[IMAGE],

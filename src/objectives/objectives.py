@@ -12,6 +12,7 @@ from mindspore import Tensor, nn, ops
 from src.config import ObjectivesConfig
 from src.data.schema import AUDIO, COUPLES, IMAGE, MODALITIES, TEXT
 from src.losses.contrastive import contrastive_loss
+from src.losses.positives import alike, same
 from src.models.layers import padding_bias
 from src.models.opt import OPT
 from src.objectives.levels import ModalityLevel, SampleLevel, TokenLevel
@@ -123,30 +124,39 @@ class Objectives(nn.Cell):
         return level.text_loss(batch, logits)
 
     def contrastive(self, batch, embeddings):
-        """Mean over both directions of every couple that the batch has pairs of; negatives come from all ranks."""
+        """Mean over the queries of all directions, so that every pair weighs the same; negatives come from all ranks.
+
+        Text and speech belong together by caption: what another caption of the image says is another text. Everything
+        else belongs together by image or by equal text.
+        """
         scale = self.model.scale()
-        ids, presence = batch["image_id"], batch["presence"]
-        all_ids, all_presence, all_embeddings = ids, presence, embeddings
+        images, texts, presence = batch["image_id"], batch["text_id"], batch["presence"]
+        all_images, all_texts, all_presence, all_embeddings = images, texts, presence, embeddings
+        share = 1.0  # of all rows that are this rank's
         if self.gather is not None:
-            all_ids, all_presence = self.gather(ids), self.gather(presence)
+            marks = self.gather(ops.concat((images.reshape(-1, 1), texts.reshape(-1, 1), presence), 1))
+            all_images, all_texts, all_presence = marks[:, 0], marks[:, 1], marks[:, 2:]
             all_embeddings = (self.gather(embeddings[0]), self.gather(embeddings[1]), self.gather(embeddings[2]))
+            share = presence.shape[0] / marks.shape[0]
+        same_text = same(texts, all_texts).astype(ms.float32)  # (B, G)
+        together = alike(images, texts, all_images, all_texts).astype(ms.float32)
         embeddings, presence = self.with_joint(embeddings, presence)
         all_embeddings, all_presence = self.with_joint(all_embeddings, all_presence)
-        total, directions = 0.0, 0.0
+        total, queries = 0.0, 0
         for couple in COUPLES:
-            pairs = (all_presence[:, couple[0]] * all_presence[:, couple[1]]).sum().astype(ms.float32)
-            directions = directions + 2.0 * ops.minimum(pairs, Tensor(1.0, ms.float32))
+            # whatever has both is a query each way, and its own positive
+            queries = queries + 2 * (all_presence[:, couple[0]] * all_presence[:, couple[1]]).sum()
             for x, y in (couple, couple[::-1]):
                 total = total + contrastive_loss(
                     embeddings[x],
                     all_embeddings[y],
-                    ids,
-                    all_ids,
+                    together if IMAGE in couple else same_text,
                     presence[:, x] * presence[:, y],
                     all_presence[:, y],
                     scale,
                 )
-        return total / ops.maximum(directions, Tensor(1.0, ms.float32))
+        # the gradients' mean over the ranks is then that of the mean over all queries
+        return total / (ops.maximum(queries.astype(ms.float32), Tensor(1.0, ms.float32)) * share)
 
     def with_joint(self, embeddings, presence):
         """Text, image, audio and joint embeddings (B, E), and which of the four a sample has, (B, 4)."""

@@ -8,7 +8,8 @@ from src.config import OBJECTIVES, ObjectivesConfig, WeightsConfig
 from src.data.schema import IMAGE_FIELDS
 
 TOKEN, SAMPLE, MODALITY = "token", "sample", "modality"  # the levels of pre-training
-CLEAN_FIELDS = ("image_id", "presence", "text_ids", "text_mask", "audio", "audio_frames")  # and IMAGE_FIELDS
+# and IMAGE_FIELDS
+CLEAN_FIELDS = ("image_id", "text_id", "presence", "text_ids", "text_mask", "audio", "audio_frames")
 ENCODERS = ("text_encoder", "image_encoder", "audio_encoder")
 FUSED = (*ENCODERS, "cross_encoder")
 

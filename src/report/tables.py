@@ -11,6 +11,8 @@ import numpy as np
 from src.data.schema import MATCH_CASES
 
 RECALLS = ("R@1", "R@5", "R@10")
+COUNTS = ("gallery", "different")  # means over folds are not whole
+LIMITS = {"gallery": "items", "different": "different", "best_R@1": "best R@1"}
 RECONSTRUCTION = {
     "psnr": "PSNR in dB, mean of the images",
     "perplexity": "perplexity of the codes",
@@ -58,15 +60,17 @@ def retrieval_table(
 ) -> str:
     """Recall by direction ({"text_to_image": {"R@1": …, "R@5": …, "R@10": …, "median_rank": …}}), re-ranked at right.
 
-    ``gallery`` among the metrics is how many items were ranked.
+    ``gallery`` among the metrics is how many items were ranked, ``different`` how many of them the model can tell
+    apart, ``best_R@1`` the highest R@1 that equal inputs allow. Results of earlier versions lack some of these.
     """
     reranked = reranked or {}
-    sized = any("gallery" in found for found in retrieval.values())
-    headers = ["query → gallery", *(["items"] if sized else []), *RECALLS, "median"]
+    limits = {key: name for key, name in LIMITS.items() if any(key in found for found in retrieval.values())}
+    headers = ["query → gallery", *limits.values(), *RECALLS, "median"]
     headers += ["re-ranked R@1", *RECALLS[1:]] if reranked else []
     rows = []
     for direction, found in retrieval.items():
-        row = [direction.replace("_to_", " → "), *([f"{found['gallery']:.0f}"] if sized else [])]
+        row: list[Any] = [direction.replace("_to_", " → ")]
+        row += [f"{found[key]:.0f}" if key in COUNTS and key in found else found.get(key) for key in limits]
         row += [found[key] for key in RECALLS]
         row.append(f"{found['median_rank']:.1f}")
         if reranked:
