@@ -9,6 +9,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from src.errors import UserError
+from src.files import is_lfs_pointer
 
 CONFIG, VOCAB, MODEL, OPTIMIZER, STATE, RERANKING, TOKENIZER = (
     "config.yaml",
@@ -60,7 +61,16 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"cannot read {path}: {str(error).splitlines()[0]}") from None
+        raise CheckpointError(f"cannot read {path}: {unreadable(path, error)}") from None
+
+
+def unreadable(path: Path, error: Exception) -> str:
+    """Why a file of tensors or JSON cannot be read, in words of a user's."""
+    if path.is_file() and is_lfs_pointer(path):
+        return "it is a Git LFS pointer, not the content: run git lfs pull where it was cloned"
+    if isinstance(error, SafetensorError):
+        return f"it is no safetensors file, or cut short ({str(error).splitlines()[0]})"
+    return str(error).splitlines()[0]
 
 
 def set_parameters(parameters: Mapping[str, Parameter], arrays: Mapping[str, np.ndarray], path: Path) -> None:
