@@ -151,7 +151,7 @@ def test_whole_words(tokenizer: Tokenizer) -> None:
 
 
 def test_jieba_is_quiet() -> None:
-    code = "from src.data.tokenizer import _jieba; print(list(_jieba().cut('天安门广场')))"
+    code = "from src.data.segmenter import segmenter; print(list(segmenter().cut('天安门广场')))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr == "" and "天安门广场" in done.stdout
 

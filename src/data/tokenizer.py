@@ -1,18 +1,16 @@
 """BERT-compatible WordPiece on a ``vocab.txt``, whole words of Chinese text, and a vocabulary builder."""
 
 import functools
-import logging
 import unicodedata
-import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from src.data.errors import DataError
+from src.data.segmenter import segmenter
 from src.files import write_text
 
 PAD, UNK, CLS, SEP, MASK = SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -198,21 +196,9 @@ def _whole_words(words: list[str]) -> Iterator[list[str]]:
             yield from ([part] for part in parts)
             continue
         start = 0
-        for word in _jieba().cut("".join(parts)):
+        for word in segmenter().cut("".join(parts)):
             yield parts[start : start + len(word)]
             start += len(word)
-
-
-@functools.cache
-def _jieba() -> Any:
-    """jieba's segmenter: its dictionary takes about a second, so only who masks words pays for it."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it imports the deprecated pkg_resources
-        import jieba
-    jieba.default_logger.setLevel(logging.ERROR)
-    segmenter = jieba.Tokenizer()
-    segmenter.initialize()
-    return segmenter
 
 
 def _spaced(text: str, token: str) -> bool:

@@ -5,14 +5,13 @@ not count and case is ignored. Chinese has no spaces: ``words`` are those of jie
 segmenter and are the results to compare across projects.
 """
 
-import functools
-import logging
 import math
 import unicodedata
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
+
+from src.data.segmenter import segmenter
 
 Tokens = Sequence[str]
 NGrams = Counter[tuple[str, ...]]
@@ -49,7 +48,7 @@ def score(predictions: list[str], references: list[list[str]]) -> dict[str, dict
 
 def words(text: str) -> list[str]:
     """Words by jieba, lower case, without white space and punctuation."""
-    return [word for word in _segmenter()(text.lower()) if not all(map(_is_ignored, word))]
+    return [word for word in segmenter().cut(text.lower()) if not all(map(_is_ignored, word))]
 
 
 def characters(text: str) -> list[str]:
@@ -58,7 +57,10 @@ def characters(text: str) -> list[str]:
 
 
 def bleu(predictions: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) -> list[float]:
-    """BLEU-1 to BLEU-4 over the whole corpus (Papineni et al. 2002); of the references' lengths the closest counts."""
+    """BLEU-1 to BLEU-4 over the whole corpus (Papineni et al. 2002); of the references' lengths the closest counts.
+
+    Where no n-gram is right, it is 0; pycocoevalcap's guard against empty counts leaves a small number there.
+    """
     matched, total = [0] * MAX_N, [0] * MAX_N
     length = reference_length = 0
     for prediction, group in zip(predictions, references, strict=True):
@@ -75,7 +77,7 @@ def bleu(predictions: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) 
     brevity = math.exp(1 - 1 / ratio) if ratio < 1 else 1.0
     product, scores = 1.0, []
     for n in range(MAX_N):
-        product *= (matched[n] + TINY) / (total[n] + SMALL)
+        product *= (matched[n] + TINY) / (total[n] + SMALL) if matched[n] else 0.0
         scores.append(product ** (1 / (n + 1)) * brevity)
     return scores
 
@@ -137,16 +139,6 @@ def _score_tokens(
             raise ValueError(f"image {row}: reference caption {texts[group.index([])]!r} has no words")
     scores = {f"bleu{n}": value for n, value in enumerate(bleu(hypotheses, groups), 1)}
     return {**scores, "rouge_l": rouge_l(hypotheses, groups), "cider_d": cider_d(hypotheses, groups)}
-
-
-@functools.cache
-def _segmenter() -> Callable[[str], list[str]]:
-    # Imported late: its dictionary takes a second to load, and its import warns about things that a user cannot fix.
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        import jieba
-    jieba.setLogLevel(logging.WARNING)
-    return jieba.lcut
 
 
 def _is_ignored(character: str) -> bool:
