@@ -274,7 +274,7 @@ def test_only_a_new_run_reads_the_files(tmp_path: Path, capsys: pytest.CaptureFi
     np.testing.assert_array_equal(tokens(first), expected)
     assert f"model.text.init_from={tmp_path / 'bert'}" in capsys.readouterr().out
     first.model.text_encoder.tokens.set_data(Tensor(expected + 1))
-    first._save(best=False)
+    first._save()
 
     train = replace(config.train, output=str(tmp_path / "second"), init_from=str(first.folder))
     second = Trainer(replace(config, train=train))

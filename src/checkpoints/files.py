@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 from mindspore import Parameter, Tensor
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file
 
 from src.errors import UserError
@@ -18,7 +18,7 @@ CONFIG, VOCAB, MODEL, OPTIMIZER, STATE, RERANKING, TOKENIZER = (
     "optimizer.safetensors",
     "state.json",
     "reranking.yaml",
-    "tokenizer",  # folder of the image tokenizer whose codes the model generates, in a bundled checkpoint
+    "tokenizer",  # folder of the image tokenizer whose codes the model was trained with
 )
 
 
@@ -60,6 +60,15 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
     """The arrays of a safetensors file by name."""
     try:
         return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"cannot read {path}: {unreadable(path, error)}") from None
+
+
+def tensor_names(path: Path) -> list[str]:
+    """The names in a safetensors file, without reading the arrays."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return list(file.keys())
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"cannot read {path}: {unreadable(path, error)}") from None
 

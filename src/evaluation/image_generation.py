@@ -35,7 +35,7 @@ class ImageGenerationEvaluator(Evaluator):
         metrics, generated = self.measure(subjects)
         if split.sheets and TEXT in generated:
             split.sheets.generated(subjects, generated)
-        return {"image_generation": metrics}
+        return {"image_generation": metrics} if metrics else {}
 
     def measure(self, items: Mapping[int, Items]) -> tuple[dict[str, Any], dict[int, np.ndarray]]:
         """Metrics and images.
@@ -55,7 +55,7 @@ class ImageGenerationEvaluator(Evaluator):
             generated[modality] = self.engine.image_generator.generate(modality, items[modality])
             told = np.isin(items[modality].images, texts.images)
             if told.any():
-                embeddings = self.engine.encoder.image(generated[modality]).embeddings[told]
+                embeddings = self.engine.image_generator.encode(generated[modality]).embeddings[told]
                 found = ranks(embeddings, texts.embeddings, items[modality].images[told], texts.images)
                 metrics[name] = recall(found)
         return metrics, generated
