@@ -31,7 +31,7 @@ from src.training.unfed import describe, unfed_objectives, without
 
 
 class Trainer:
-    """Builds everything a run needs and runs it.
+    """Builds everything a run needs and runs it. ``trained`` is its configuration without what the data cannot feed.
 
     Args:
         config: the run.
@@ -59,6 +59,8 @@ class Trainer:
             self.state |= checkpoint.read_state(start)
         else:
             self._start()
+        # what a run has left out it leaves out to its end: the optimizer's state has no place for it
+        self.trained = without(config, self.state.get("left_out", ()))
         self.step = self._build_step(ranks)
         if start:
             self._resume(start)
@@ -75,9 +77,7 @@ class Trainer:
     def _build_step(self, ranks: int) -> TrainStep:
         config = self.config
         gather = GatherRows(self.rank) if ranks > 1 else None
-        # what a run has left out it leaves out to its end: the optimizer's state has no place for it
-        trained = without(config, self.state.get("left_out", ()))
-        objectives = self.task.objectives(self.model, trained, self.rank, ranks, gather)
+        objectives = self.task.objectives(self.model, self.trained, self.rank, ranks, gather)
         steps, warmup = config.train.steps, warmup_steps(config.optimizer, config.train.steps)
         if warmup < config.optimizer.warmup_steps:
             wanted = config.optimizer.warmup_steps
@@ -105,7 +105,7 @@ class Trainer:
             known = ", ".join(splits)
             self._say(f"nothing is evaluated: {folder} has no split data.eval_split={data.eval_split!r}, but {known}")
             return None
-        return Evaluation(Engine(self.config, self.model), self.task.evaluators)
+        return Evaluation(Engine(self.trained, self.model), self.task.evaluators)
 
     def _start(self) -> None:
         """What the first step finds: encoders that other libraries trained, and over them the parts of a checkpoint."""
@@ -217,7 +217,7 @@ class Trainer:
             checkpoint.save_checkpoint(
                 self.checkpoints,
                 self.step_number,
-                self.config,
+                self.trained,
                 self.model,
                 self.step.state(),
                 self.state,

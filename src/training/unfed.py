@@ -46,9 +46,12 @@ def unfed_objectives(config: Config, datasets: Collection[Dataset]) -> dict[str,
 
 
 def without(config: Config, names: Collection[str]) -> Config:
-    """The configuration in which some objectives have no weight."""
+    """The configuration in which some objectives have no weight, and nothing is evaluated that needs them."""
     weights = replace(config.objectives.weights, **dict.fromkeys(names, 0.0))
-    return replace(config, objectives=replace(config.objectives, weights=weights))
+    settings = config.eval
+    if "denoise_image" in names:
+        settings = replace(settings, image_generation=replace(settings.image_generation, max_items=0))
+    return replace(config, objectives=replace(config.objectives, weights=weights), eval=settings)
 
 
 def describe(unfed: Mapping[str, str]) -> str:
