@@ -206,7 +206,7 @@ class Trainer:
         """The metrics to be logged, by name."""
         self.step.make_gradients.set_train(False)
         try:
-            metrics = self.evaluation.run(self.config.data.eval_split, settings=glance(self.config.eval))
+            metrics = self.evaluation.run(self.config.data.eval_split, settings=glance(self.trained.eval))
         finally:
             self.step.make_gradients.set_train(True)
         return self.evaluation.logged(metrics)
