@@ -1,6 +1,7 @@
 """WordPiece against BERT's own, decoding, whole words, the builder."""
 
 import hashlib
+import os
 import random
 import subprocess
 import sys
@@ -154,6 +155,16 @@ def test_jieba_is_quiet() -> None:
     code = "from src.data.segmenter import segmenter; print(list(segmenter().cut('天安门广场')))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr == "" and "天安门广场" in done.stdout
+
+
+def test_jieba_leaves_no_cache(tmp_path: Path) -> None:
+    """It neither reads what another user left in the temporary folder nor fills it."""
+    (tmp_path / "jieba.cache").mkdir()
+    code = "from src.data.segmenter import segmenter; print(list(segmenter().cut('天安门广场')))"
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert done.stderr == "" and "天安门广场" in done.stdout
+    assert list(tmp_path.iterdir()) == [tmp_path / "jieba.cache"]
 
 
 def test_builder_spells_its_corpus(tmp_path: Path) -> None:
