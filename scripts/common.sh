@@ -27,6 +27,8 @@ in configurations. "-" stands for an argument that is left out. Output is shown 
 TEXT
 }
 
+# Arrays that may be empty are expanded as ${NAME[@]+"${NAME[@]}"}: under set -u, bash 4.3 takes an empty array for unset.
+
 # parse_arguments NAME=DEFAULT ... -- ARGUMENT ...: sets the variables NAME from the positional arguments, in that
 # order; key=value goes to SETTINGS, what begins with -- to OPTIONS.
 parse_arguments() {
@@ -86,14 +88,15 @@ prepare_launch() {
 # launch COMMAND ...: shows and keeps the output; a failure names the log and keeps its exit code. What ends the launcher
 # (TERM, INT, HUP) is passed on to the command, and its end is awaited; STOP_WITH names another signal to pass.
 launch() {
-  local code=0 child printer signal pipe="$LOG.pipe" stopped
+  local code=0 child printer signal pipes stopped
   mkdir -p "${LOG%/*}"
   printf '+%s\n' "$(printf ' %q' "$@")"
-  mkfifo "$pipe"
-  (trap '' INT TERM HUP; exec tee -i "$LOG.log") < "$pipe" &
+  pipes="$(mktemp -d)"  # not every file system of logs knows pipes
+  mkfifo "$pipes/output"
+  (trap '' INT TERM HUP; exec tee -i "$LOG.log") < "$pipes/output" &
   printer=$!
   set -m  # a process group of its own, whose members are not deaf to INT as background commands else are
-  "$@" > "$pipe" 2>&1 < /dev/null &
+  "$@" > "$pipes/output" 2>&1 < /dev/null &
   child=$!
   set +m
   for signal in INT TERM HUP; do
@@ -107,7 +110,7 @@ launch() {
   do :; done
   trap - INT TERM HUP
   wait "$printer" || true
-  rm -f "$pipe"
+  rm -rf "$pipes"
   ((code == 0)) && return
   printf '%s: failed with exit code %s; its output is in %s\n' "$SCRIPT" "$code" "$LOG.log" >&2
   return "$code"
@@ -118,8 +121,8 @@ train() {
   existing_path CONFIG
   existing_path PRETRAINED_MODEL
   prepare_launch
-  launch "$PYTHON" "$ROOT/train.py" --config "$CONFIG" "${OPTIONS[@]}" "runtime.device=$DEVICE_TARGET" \
-    ${PRETRAINED_MODEL:+"train.init_from=$PRETRAINED_MODEL"} "${SETTINGS[@]}"
+  launch "$PYTHON" "$ROOT/train.py" --config "$CONFIG" ${OPTIONS[@]+"${OPTIONS[@]}"} "runtime.device=$DEVICE_TARGET" \
+    ${PRETRAINED_MODEL:+"train.init_from=$PRETRAINED_MODEL"} ${SETTINGS[@]+"${SETTINGS[@]}"}
 }
 
 # evaluate DEFAULT: CONFIG on CHECKPOINT; without one on the run that CONFIG describes. Where none of the two is given and
@@ -130,7 +133,7 @@ evaluate() {
   existing_path CHECKPOINT
   prepare_launch
   if [[ -z $CHECKPOINT ]]; then
-    run="$(run_folder "${CONFIG:-$default}" "${SETTINGS[@]}")" || exit 2
+    run="$(run_folder "${CONFIG:-$default}" ${SETTINGS[@]+"${SETTINGS[@]}"})" || exit 2
     CHECKPOINT="$run"
     if [[ ! -e $run/checkpoints ]]; then
       CHECKPOINT="$ROOT/pretrained/opt_demo"
@@ -140,8 +143,8 @@ evaluate() {
     fi
     printf '%s: CHECKPOINT is %s\n' "$SCRIPT" "$CHECKPOINT"
   fi
-  launch "$PYTHON" "$ROOT/eval.py" --config "${CONFIG:-$default}" --checkpoint "$CHECKPOINT" "${OPTIONS[@]}" \
-    "runtime.device=$DEVICE_TARGET" "${SETTINGS[@]}"
+  launch "$PYTHON" "$ROOT/eval.py" --config "${CONFIG:-$default}" --checkpoint "$CHECKPOINT" ${OPTIONS[@]+"${OPTIONS[@]}"} \
+    "runtime.device=$DEVICE_TARGET" ${SETTINGS[@]+"${SETTINGS[@]}"}
 }
 
 # run_folder CONFIG SETTING ...: prints where that configuration trains into.
@@ -179,9 +182,9 @@ train_distributed() {
   # of the signals, msrun ends its workers at INT alone
   STOP_WITH=INT PATH="$LOG/bin:$PATH" GLOG_v="${GLOG_v:-3}" launch "$PYTHON" -m mindspore.parallel.cluster.run \
     "--worker_num=$ranks" "--local_worker_num=$ranks" "--master_port=$port" "--log_dir=$LOG" --join=True \
-    --tail_worker_log=0 "${table[@]}" "$ROOT/train.py" --config "$CONFIG" "${OPTIONS[@]}" \
+    --tail_worker_log=0 ${table[@]+"${table[@]}"} "$ROOT/train.py" --config "$CONFIG" ${OPTIONS[@]+"${OPTIONS[@]}"} \
     "runtime.device=$DEVICE_TARGET" runtime.distributed=true \
-    ${PRETRAINED_MODEL:+"train.init_from=$PRETRAINED_MODEL"} "${SETTINGS[@]}" || status=$?
+    ${PRETRAINED_MODEL:+"train.init_from=$PRETRAINED_MODEL"} ${SETTINGS[@]+"${SETTINGS[@]}"} || status=$?
   ((status == 0)) && return
   for worker_log in "$LOG"/worker_*.log; do
     [[ -e $worker_log ]] && tail -n 15 -v "$worker_log" >&2
