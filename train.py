@@ -19,6 +19,7 @@ def parse() -> cli.Arguments:
     parser = cli.CommandParser(description=__doc__)
     parser.add_argument("--config", required=True, type=cli.user_path, metavar="FILE", help="YAML file, see config/")
     parser.add_argument("--resume", action="store_true", help="go on from the latest checkpoint of train.output")
+    parser.add_argument("--verbose", action="store_true", help="also print the parameters of every part")
     parser.add_settings()
     return parser.parse_intermixed_args()
 
@@ -27,7 +28,7 @@ def main() -> None:
     args = parse()
     config = load_config(args.config, args.settings)
     rank, ranks = setup(config.runtime, config.seed)
-    trainer = Trainer(config, rank, ranks, args.resume)
+    trainer = Trainer(config, rank, ranks, args.resume, args.verbose)
     try:
         trainer.run()
     except KeyboardInterrupt:

@@ -11,7 +11,6 @@ Vorbis), prepares a tenth of them and then all, and prints rates and the peak me
 import argparse
 import io
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -24,6 +23,7 @@ import soundfile
 from PIL import Image
 from tqdm import tqdm
 
+from src.cli import cores
 from tools import prepare_data
 
 DIFFERENT = 200  # images that are made; the files differ by bytes behind the image's end
@@ -99,14 +99,14 @@ def main() -> None:
     parser.add_argument("--size", default="128x128", help="of the images, in pixels")
     parser.add_argument("--spoken", type=float, default=0.1, help="share of the rows with a recording")
     parser.add_argument("--seconds", type=float, default=20.0, help="length of a recording")
-    parser.add_argument("--workers", type=int, default=os.cpu_count())
+    parser.add_argument("--workers", type=int, default=cores())
     args = parser.parse_args()
     size = tuple(map(int, args.size.split("x")))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         make_rows(folder, args.rows, size, args.spoken, args.seconds)
         lines = (folder / "manifest.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
-        print(f"{args.size}, {args.spoken:.0%} spoken, {args.workers} workers, {len(os.sched_getaffinity(0))} cores")
+        print(f"{args.size}, {args.spoken:.0%} spoken, {args.workers} workers, {cores()} cores")
         columns = {"rows": 9, "seconds": 10, "rows/s": 9, "MB written": 12, "MB parent": 11, "MB worker": 11}
         print("".join(f"{name:>{width}}" for name, width in columns.items()), flush=True)
         for rows in (args.rows // 10, args.rows):

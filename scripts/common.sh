@@ -27,6 +27,8 @@ in configurations. "-" stands for an argument that is left out. Output is shown 
 TEXT
 }
 
+# Arrays that may be empty are expanded as ${NAME[@]+"${NAME[@]}"}: under set -u, bash 4.3 takes an empty array for unset.
+
 # parse_arguments NAME=DEFAULT ... -- ARGUMENT ...: sets the variables NAME from the positional arguments, in that
 # order; key=value goes to SETTINGS, what begins with -- to OPTIONS.
 parse_arguments() {
@@ -79,16 +81,36 @@ prepare_launch() {
   [[ -n ${PYTHON:-} || -x $wanted ]] || wanted="python"
   PYTHON="$(command -v "$wanted")" || die "no Python at '$wanted': set PYTHON, or make .venv with scripts/run_demo.sh"
   [[ $PYTHON == /* ]] || PYTHON="$PWD/$PYTHON"
-  LOG="$PWD/runs/logs/${SCRIPT%.sh}-$(date +%Y%m%d-%H%M%S)"
+  LOG="$PWD/runs/logs/${SCRIPT%.sh}-$(date +%Y%m%d-%H%M%S)-$$"  # two launches may share a second
   export PYTHONUNBUFFERED=1  # prints and progress bars reach the log in order
 }
 
-# launch COMMAND ...: shows and keeps the output; a failure names the log and keeps its exit code.
+# launch COMMAND ...: shows and keeps the output; a failure names the log and keeps its exit code. What ends the launcher
+# (TERM, INT, HUP) is passed on to the command, and its end is awaited; STOP_WITH names another signal to pass.
 launch() {
-  local code=0
+  local code=0 child printer signal pipes stopped
   mkdir -p "${LOG%/*}"
   printf '+%s\n' "$(printf ' %q' "$@")"
-  "$@" 2>&1 | tee -i "$LOG.log" || code="${PIPESTATUS[0]}"
+  pipes="$(mktemp -d)"  # not every file system of logs knows pipes
+  mkfifo "$pipes/output"
+  (trap '' INT TERM HUP; exec tee -i "$LOG.log") < "$pipes/output" &
+  printer=$!
+  set -m  # a process group of its own, whose members are not deaf to INT as background commands else are
+  "$@" > "$pipes/output" 2>&1 < /dev/null &
+  child=$!
+  set +m
+  for signal in INT TERM HUP; do
+    # shellcheck disable=SC2064 # the numbers of now
+    trap "stopped=1; kill -${STOP_WITH:-$signal} -- -$child 2> /dev/null || true" "$signal"
+  done
+  while
+    stopped="" code=0
+    wait "$child" 2> /dev/null || code=$?
+    [[ -n $stopped ]]  # a signal ended the waiting, not the command
+  do :; done
+  trap - INT TERM HUP
+  wait "$printer" || true
+  rm -rf "$pipes"
   ((code == 0)) && return
   printf '%s: failed with exit code %s; its output is in %s\n' "$SCRIPT" "$code" "$LOG.log" >&2
   return "$code"
@@ -99,25 +121,30 @@ train() {
   existing_path CONFIG
   existing_path PRETRAINED_MODEL
   prepare_launch
-  launch "$PYTHON" "$ROOT/train.py" --config "$CONFIG" "${OPTIONS[@]}" "runtime.device=$DEVICE_TARGET" \
-    ${PRETRAINED_MODEL:+"train.init_from=$PRETRAINED_MODEL"} "${SETTINGS[@]}"
+  launch "$PYTHON" "$ROOT/train.py" --config "$CONFIG" ${OPTIONS[@]+"${OPTIONS[@]}"} "runtime.device=$DEVICE_TARGET" \
+    ${PRETRAINED_MODEL:+"train.init_from=$PRETRAINED_MODEL"} ${SETTINGS[@]+"${SETTINGS[@]}"}
 }
 
-# evaluate: CONFIG on CHECKPOINT; without one on the run that CONFIG describes, else on the bundled checkpoint.
+# evaluate DEFAULT: CONFIG on CHECKPOINT; without one on the run that CONFIG describes. Where none of the two is given and
+# DEFAULT was never trained, it is the bundled checkpoint.
 evaluate() {
+  local default="$1" run
   existing_path CONFIG
   existing_path CHECKPOINT
   prepare_launch
   if [[ -z $CHECKPOINT ]]; then
-    CHECKPOINT="$(run_folder "$CONFIG" "${SETTINGS[@]}")" || exit 2
-    if [[ ! -e $CHECKPOINT/checkpoints ]]; then
+    run="$(run_folder "${CONFIG:-$default}" ${SETTINGS[@]+"${SETTINGS[@]}"})" || exit 2
+    CHECKPOINT="$run"
+    if [[ ! -e $run/checkpoints ]]; then
       CHECKPOINT="$ROOT/pretrained/opt_demo"
-      CONFIG="${CONFIG/%demo.yaml/demo_full.yaml}"  # of the world that the bundled checkpoint was trained on
+      [[ -z $CONFIG ]] || die "CONFIG '$CONFIG' is not trained: no checkpoint in '$run'. Train it, or name a CHECKPOINT" \
+        "(the bundled one is $CHECKPOINT)"
+      default="${default/%demo.yaml/demo_full.yaml}"  # of the world that the bundled checkpoint was trained on
     fi
     printf '%s: CHECKPOINT is %s\n' "$SCRIPT" "$CHECKPOINT"
   fi
-  launch "$PYTHON" "$ROOT/eval.py" --config "$CONFIG" --checkpoint "$CHECKPOINT" "${OPTIONS[@]}" \
-    "runtime.device=$DEVICE_TARGET" "${SETTINGS[@]}"
+  launch "$PYTHON" "$ROOT/eval.py" --config "${CONFIG:-$default}" --checkpoint "$CHECKPOINT" ${OPTIONS[@]+"${OPTIONS[@]}"} \
+    "runtime.device=$DEVICE_TARGET" ${SETTINGS[@]+"${SETTINGS[@]}"}
 }
 
 # run_folder CONFIG SETTING ...: prints where that configuration trains into.
@@ -152,11 +179,12 @@ train_distributed() {
   mkdir -p "$LOG/bin"
   printf '#!/bin/sh\nexec "%s" "$@"\n' "$PYTHON" > "$LOG/bin/python"
   chmod +x "$LOG/bin/python"
-  PATH="$LOG/bin:$PATH" GLOG_v="${GLOG_v:-3}" launch "$PYTHON" -m mindspore.parallel.cluster.run \
+  # of the signals, msrun ends its workers at INT alone
+  STOP_WITH=INT PATH="$LOG/bin:$PATH" GLOG_v="${GLOG_v:-3}" launch "$PYTHON" -m mindspore.parallel.cluster.run \
     "--worker_num=$ranks" "--local_worker_num=$ranks" "--master_port=$port" "--log_dir=$LOG" --join=True \
-    --tail_worker_log=0 "${table[@]}" "$ROOT/train.py" --config "$CONFIG" "${OPTIONS[@]}" \
+    --tail_worker_log=0 ${table[@]+"${table[@]}"} "$ROOT/train.py" --config "$CONFIG" ${OPTIONS[@]+"${OPTIONS[@]}"} \
     "runtime.device=$DEVICE_TARGET" runtime.distributed=true \
-    ${PRETRAINED_MODEL:+"train.init_from=$PRETRAINED_MODEL"} "${SETTINGS[@]}" || status=$?
+    ${PRETRAINED_MODEL:+"train.init_from=$PRETRAINED_MODEL"} ${SETTINGS[@]+"${SETTINGS[@]}"} || status=$?
   ((status == 0)) && return
   for worker_log in "$LOG"/worker_*.log; do
     [[ -e $worker_log ]] && tail -n 15 -v "$worker_log" >&2
@@ -179,9 +207,10 @@ check_rank_table() {
   ((devices == $1)) || die "RANK_TABLE_FILE '$RANK_TABLE_FILE' names $devices devices, RANK_SIZE is $1"
 }
 
-# Prints MASTER_PORT if it is free, or the first free port from 8118 (msrun's own) on.
+# Prints MASTER_PORT if it is free, or a free port. The search begins at random: msrun takes its port seconds later, when
+# another launch may have looked, too. Ports from 32768 on are those that Linux gives to outgoing connections.
 scheduler_port() {
-  local port="${MASTER_PORT:-8118}"
+  local port="${MASTER_PORT:-$((10000 + RANDOM % 20000))}"
   if [[ ! $port =~ ^[1-9][0-9]{3,4}$ ]] || ((port < 1024 || port > 65535)); then
     die "MASTER_PORT is '$port': a port from 1024 to 65535"
   fi

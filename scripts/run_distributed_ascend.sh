@@ -9,7 +9,7 @@
 # Environment:
 #   CONFIG            configuration (default: config/pretrain/demo.yaml of the repository)
 #   RANK_SIZE         processes (default: 8, on a CPU 2); WORKER_NUM is another name for it
-#   MASTER_PORT       port on which the processes meet (default: the first free one from 8118 on)
+#   MASTER_PORT       port on which the processes meet (default: a free one)
 set -euo pipefail
 # shellcheck source=scripts/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"

@@ -46,6 +46,11 @@ def user_path(text: str) -> Path:
     return Path(os.path.expanduser(text))
 
 
+def cores() -> int:
+    """How many cores this process may use: fewer than the machine has under taskset or in a container."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def run(main: Callable[[], object]) -> None:
     """Calls a command's main function and turns errors that the user can fix into ``error: …`` and an exit code."""
     with _lasting_output():

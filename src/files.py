@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 ROOT = Path(__file__).resolve().parents[1]  # of the repository
 
 
@@ -50,6 +51,12 @@ def digest(path: Path) -> str:
         while block := file.read(1 << 20):
             found.update(block)
     return found.hexdigest()
+
+
+def is_lfs_pointer(path: Path) -> bool:
+    """Whether a file is only Git LFS' pointer to the content, as a clone without ``git lfs`` has it."""
+    with path.open("rb") as file:
+        return file.read(len(LFS_POINTER)) == LFS_POINTER
 
 
 def replace_folder(new: Path, place: Path) -> None:

@@ -190,24 +190,28 @@ def cc3m(folder: Path) -> Layout:
     lines = [
         f"a very typical {word}\thttp://lh6.ggpht.com/-{word}/pic.jpg" for word in ("bus", "cat", "dog", "fish", "map")
     ]
-    train = write_lines(folder / "Train_GCC-training.tsv", [*lines, "only a caption", "\thttp://x/y.jpg"])
+    train = write_lines(
+        folder / "Train_GCC-training.tsv", [*lines, "only a caption", "\thttp://x/y.jpg", "http://x/z.jpg\tz"]
+    )
     for row in (0, 1, 2, 3, 5, 6):
         draw(folder / "training" / f"{row:09}.jpg")
     val = write_lines(
         folder / "Validation_GCC-1.1.0-Validation.tsv", ["caption\turl", "a hen\thttp://x/hen", "a cow\thttp://x/cow"]
     )
     draw(folder / "validation" / "hen.png")
-    mapping = write_lines(folder / "val.tsv", ["http://x/hen\then.png", "http://x/hen\tother.png"])
+    mapping = write_lines(folder / "val.tsv", ["http://x/hen\then.png", "http://x/hen\tother.png", "a.png\t7"])
     mapped = write_lines(folder / "train.tsv", [f"{row}\t{row:09}.jpg" for row in range(7)])
     chinese = write_lines(folder / "zh.tsv", ["train/1\t一只猫", "dev/0\t一只鸡"])
     arguments = [
         *("--annotations", train, "--images", folder / "training", "--split", "train", "--mapping", mapped),
-        *("--annotations", val, "--images", folder / "validation", "--split", "dev", "--mapping", mapping),
+        *("--annotations", val, "--images", folder / "validation", "--split", "val", "--mapping", mapping),
         *("--translations", chinese),
     ]
     found = {f"train/{row}": (f"a very typical {word}",) for row, word in enumerate(("bus", "cat", "dog", "fish"))}
     records = {"train": {**found, "train/1": ("一只猫",)}, "dev": {"dev/0": ("一只鸡",)}}
-    reasons = ["mapped before", "no such image", "not caption<TAB>URL", "a caption is empty", "not in the mapping"]
+    swapped = "the columns are the other way round: the line is"
+    reasons = ["mapped before", f"{swapped} not row<TAB>path", "no such image", "not caption<TAB>URL"]
+    reasons += ["a caption is empty", f"{swapped} URL<TAB>caption", "not in the mapping"]
     return Layout(arguments, records, reasons)
 
 

@@ -60,7 +60,7 @@ def test_metrics_worked_out_by_hand():
     brevity = np.exp(1 - 5 / 4)
     values = bleu([prediction], [[reference]])
     np.testing.assert_allclose(values[:2], [brevity * 3 / 4, brevity * np.sqrt(3 / 4 / 3)], rtol=1e-6)
-    assert values[2] < 1e-4
+    assert values[2:] == [0.0, 0.0]
     precision, recall = 3 / 4, 3 / 5  # the common subsequence is a c d
     expected = (1 + 1.44) * precision * recall / (recall + 1.44 * precision)
     assert rouge_l([prediction], [[reference]]) == pytest.approx(expected)
@@ -77,6 +77,11 @@ def test_a_right_caption_has_the_best_score():
     shuffled = score(texts[1:] + texts[:1], [[text] for text in texts])
     for level, metrics in shuffled.items():
         assert all(metrics[name] < perfect[level][name] - 0.1 for name in metrics)
+
+
+def test_bleu_is_zero_where_nothing_is_right():
+    assert bleu([list("ab")], [[list("cd")]]) == [0.0] * 4
+    assert bleu([[]], [[list("cd")]]) == [0.0] * 4
 
 
 def test_tokens_leave_out_punctuation_and_case():

@@ -19,6 +19,7 @@ from src.checkpoints.checkpoint import (
     load_checkpoint_config,
     load_parts,
     load_weights,
+    note_evaluation,
     read_state,
     save_checkpoint,
     set_parameters,
@@ -360,7 +361,7 @@ def test_a_step_written_again_is_the_last_written(tmp_path: Path, config: Config
 
 def test_the_best_of_a_step_stays_when_the_step_is_written_again(tmp_path: Path, config: Config, model: OPT) -> None:
     checkpoints = tmp_path / "checkpoints"
-    save_checkpoint(checkpoints, 5, config, model, best=True)
+    note_evaluation(save_checkpoint(checkpoints, 5, config, model), {"step": 5}, best=True)
     for _ in range(3):
         save_checkpoint(checkpoints, 5, config, model, keep=1)
     assert (checkpoints / "best").read_text() == "step-00000005\n" and (checkpoints / "step-00000005").is_dir()
@@ -394,7 +395,7 @@ def test_a_kill_at_any_renaming_or_removal_leaves_a_latest_that_loads(
     old, new = values(model), build_model(config)
     for number in range(60):
         checkpoints = tmp_path / str(number) / "checkpoints"
-        save_checkpoint(checkpoints, 5, config, model, moments(), best=True)
+        note_evaluation(save_checkpoint(checkpoints, 5, config, model, moments()), {"step": 5}, best=True)
         save_checkpoint(checkpoints, 6, config, model, moments())
         (checkpoints / "step-00000007").mkdir()  # an earlier kill left it before it became the latest
         kill_at_call(number, monkeypatch)

@@ -1,5 +1,7 @@
 """Errors that a user can mend end in one line and an exit code."""
 
+import os
+
 import pytest
 
 from src import cli
@@ -60,3 +62,14 @@ def test_a_defect_keeps_its_traceback() -> None:
 
     with pytest.raises(IndexError):
         cli.run(main)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="the system has no affinity of processes")
+def test_cores_are_those_that_may_be_used() -> None:
+    allowed = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(allowed)})
+        assert cli.cores() == 1
+    finally:
+        os.sched_setaffinity(0, allowed)
+    assert cli.cores() == len(allowed)

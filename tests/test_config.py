@@ -216,7 +216,6 @@ def test_booleans_are_booleans(tmp_path: Path) -> None:
         ("objectives.denoise_text.given=[text]", "objectives.denoise_text.given=('text',)", "list out of"),
         ("optimizer.lr=0", "optimizer.lr=0.0", "positive"),
         ("optimizer.min_lr=1", "optimizer.min_lr=1.0", "between 0 and lr"),
-        ("optimizer.warmup_steps=1000", "optimizer.warmup_steps=1000", "below train.steps=1000"),
         ("optimizer.layer_decay=0", "optimizer.layer_decay=0.0", "(0, 1]"),
         ("optimizer.beta2=1", "optimizer.beta2=1.0", "[0, 1)"),
         ("optimizer.clip_norm=0", "optimizer.clip_norm=0.0", "positive"),
@@ -266,8 +265,41 @@ def test_objectives_of_another_input_are_refused(tmp_path: Path, text: str, key:
 
 def test_an_impossible_combination_of_defaults_says_so(tmp_path: Path) -> None:
     """The culprit may be a default that the file never named."""
-    path = write(tmp_path, "train: {steps: 10}")
-    assert "optimizer.warmup_steps in the defaults: must be below train.steps=10" in refused(path)
+    path = write(tmp_path, "model: {text: {width: 30}}")
+    assert "model.text.heads in the defaults: must divide width=30" in refused(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("data: {path: a}\ntrain: {steps: 5}\ndata: {batch_size: 4}", "data"),
+        ("model:\n  text:\n    heads: 2\n    heads: 4", "model.text.heads"),
+        ("train.steps: 5\ntrain: {steps: 6}", "train.steps"),
+        ("data: {sources: [{path: one, path: two}]}", "data.sources[0].path"),
+    ],
+)
+def test_a_key_that_stands_twice_is_refused(tmp_path: Path, text: str, key: str) -> None:
+    path = write(tmp_path, text)
+    message = refused(path)
+    assert message.startswith(f"{key} stands twice in {path}"), message
+
+
+def test_a_key_that_stands_twice_on_the_command_line_is_refused(tmp_path: Path) -> None:
+    message = refused(write(tmp_path, ""), "data.sources=[{path: one, weight: 1, weight: 2}]")
+    assert message.startswith("[0].weight stands twice in data.sources="), message
+
+
+def test_anchors_and_merges_are_no_doubles(tmp_path: Path) -> None:
+    path = write(tmp_path, "model:\n  text: &part {heads: 2, ffn: 64}\n  cross: {<<: *part, heads: 8}")
+    model = load_config(path).model
+    assert (model.text.heads, model.cross.heads, model.cross.ffn) == (2, 8, 64)
+
+
+def test_null_is_no_path(tmp_path: Path) -> None:
+    path = write(tmp_path, "train: {init_from: somewhere}\ndata: {codes: null}")
+    config = load_config(path, ["train.init_from=null"])
+    assert (config.train.init_from, config.data.codes) == ("", "")
+    assert "train.output" in refused(path, "train.output=null")
 
 
 SOURCES = "data: {sources: [{path: one, weight: 3}, {path: two}]}"

@@ -258,7 +258,10 @@ def test_digest_table_is_a_dict() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("coco", "--annotations", "a", "--images", ".", "--split", "a/b"), "the split is not a name"),
+        (
+            ("coco", "--annotations", "a", "--images", ".", "--split", "trian"),
+            "the split 'trian' is none of train, dev, test",
+        ),
         (("cc3m", "--annotations", "README.md", "--images", ".", "--name", "x.jpg"), "must contain the row"),
         (("cc3m", "--annotations", "README.md", "--images", ".", "--name", "{x}.jpg"), "only the row can be replaced"),
         (

@@ -254,9 +254,12 @@ def test_metrics_of_captions_and_transcripts() -> None:
 
 def test_saved_captions_have_the_ids_of_coco(tmp_path: Path) -> None:
     """COCO's images have numbers, behind the split in the keys of their records."""
-    save_captions(tmp_path / "x.json", ["train/139", "42", "a/b.png", "007"], ["一", "二", "三", "四"])
+    names = {"train/139": 139, "42": 42, "a/b.png": "a/b.png", "007": "007", "COCO_val2014_000000391895": 391895}
+    # numbers that are not one record's alone, and names that only look like COCO's
+    names |= {name: name for name in ("train/5", "dev/5", "dogs/6", "COCO_val2014_000000391895.jpg")}
+    save_captions(tmp_path / "x.json", list(names), list("一二三四五六七八九"))
     entries = json.loads((tmp_path / "x.json").read_text(encoding="utf-8"))
-    assert [entry["image_id"] for entry in entries] == [139, 42, "a/b.png", "007"]
+    assert [entry["image_id"] for entry in entries] == list(names.values())
 
 
 def limited(settings: EvalConfig, gallery_size: int = 1000, max_items: int = 1000, top_k: int = 0) -> EvalConfig:
@@ -280,6 +283,12 @@ def test_whole_run(config: Config, evaluation: Evaluation, tmp_path: Path) -> No
     assert json.loads((tmp_path / "metrics.json").read_text())["gallery"] == metrics["gallery"]
     files = {path.name for path in (tmp_path / "figures").iterdir()}
     assert files == {"retrieval_by_text.png", "retrieval_by_speech.png", "retrieval_by_image.png", "captions.png"}
+    transcripts = json.loads((tmp_path / "transcripts.json").read_text(encoding="utf-8"))
+    assert len(transcripts) == metrics["transcription"]["clips"]
+    spoken = {(entry["id"], entry["caption"]) for entry in transcripts}
+    # of every eight tiny records 0 has no audio, 1 no text, and of the two captions of 7 only the first is spoken
+    assert len(spoken) == len(transcripts) and {("tiny-3", 0), ("tiny-3", 1), ("tiny-7", 0)} <= spoken
+    assert not {("tiny-0", 0), ("tiny-1", 0), ("tiny-7", 1)} & spoken
     results = json.loads((tmp_path / "captions.json").read_text())
     assert len(results) == metrics["caption"]["images"] and results[0].keys() == {"image_id", "caption"}
 
@@ -315,7 +324,7 @@ def test_a_split_with_nothing_to_measure_is_an_error(config: Config, evaluation:
     images = replace(config, data=replace(config.data, path=str(tmp_path)))
     for task, message in (
         ("caption", "split 'dev' has nothing of caption, transcription to measure"),
-        ("retrieval", "split 'dev' has only one modality: nothing to compare"),
+        ("retrieval", "split 'dev' has nothing of retrieval to measure"),
     ):
         objectives = ObjectivesConfig(weights=WeightsConfig(denoise_text=1.0))
         other = evaluation_of(evaluation.engine, replace(images, task=task, objectives=objectives))

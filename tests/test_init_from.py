@@ -1,9 +1,11 @@
 """Encoders that start from files of other libraries: what is taken, what is refused, and when it happens."""
 
+import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from conftest import tiny_dataset
 from mindspore import Tensor
 from safetensors.numpy import load_file, save_file
 
+from src.checkpoints.files import CheckpointError, read_tensors
 from src.checkpoints.pretrained import PretrainedError, init_encoder
 from src.config import (
     Config,
@@ -22,7 +25,7 @@ from src.config import (
     load_config,
 )
 from src.training.trainer import Trainer
-from tests.networks import AUDIO, MAKERS, SIZES, TEXT, VOCAB, bert, build, loaded, model_config, vit
+from tests.networks import AUDIO, MAKERS, SIZES, TEXT, VOCAB, bert, build, loaded, model_config, scrambled, vit
 
 
 def test_old_parameter_names_are_read(tmp_path: Path) -> None:
@@ -159,6 +162,67 @@ def test_missing_and_unreadable_files_are_named(tmp_path: Path) -> None:
         loaded("text", folder)
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin", "model.safetensors.index.json"])
+def test_git_lfs_pointers_are_told(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    with pytest.raises(PretrainedError, match=f"{name}: it is a Git LFS pointer"):
+        loaded("text", tmp_path / name)
+    with pytest.raises(CheckpointError, match="it is a Git LFS pointer"):
+        read_tensors(tmp_path / name)
+
+
+def write_beside(folder: Path, name: str, content: dict[str, object]) -> None:
+    (folder / name).write_text(json.dumps(content), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("settings", "mean", "deviation"),
+    [
+        ({"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}, None, None),
+        ({"do_normalize": False}, [0.0] * 3, [1.0] * 3),
+    ],
+)
+def test_pixels_are_normalised_as_their_network_s(
+    settings: dict[str, Any], mean: list[float] | None, deviation: list[float] | None, tmp_path: Path
+) -> None:
+    """The hidden states are those of ViT on pixels with its own mean and deviation."""
+    theirs = scrambled(vit())
+    theirs.save_pretrained(tmp_path)
+    write_beside(tmp_path, "preprocessor_config.json", settings)
+    image = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), np.uint8)
+    mean, deviation = mean or settings["image_mean"], deviation or settings["image_std"]
+    pixels = torch.from_numpy(((image / 255 - mean) / deviation).astype(np.float32)).permute(0, 3, 1, 2)
+    expected = theirs(pixels).last_hidden_state[:, 1:].detach().numpy()
+    np.testing.assert_allclose(loaded("image", tmp_path)(Tensor(image)).asnumpy(), expected, atol=1e-4)
+    write_beside(tmp_path, "preprocessor_config.json", {"do_rescale": False})
+    with pytest.raises(PretrainedError, match="does not scale pixels to 0 … 1"):
+        loaded("image", tmp_path)
+
+
+def test_waveforms_of_another_preparation_are_refused(tmp_path: Path) -> None:
+    MAKERS["audio"]().save_pretrained(tmp_path)
+    write_beside(tmp_path, "preprocessor_config.json", {"do_normalize": True})
+    loaded("audio", tmp_path)
+    write_beside(tmp_path, "preprocessor_config.json", {"do_normalize": False})
+    with pytest.raises(PretrainedError, match="do_normalize=false"):
+        loaded("audio", tmp_path)
+
+
+def test_a_cased_vocabulary_is_refused(tmp_path: Path) -> None:
+    bert().save_pretrained(tmp_path)
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "Paris", "paris", *map(str, range(VOCAB - 7))]
+    (tmp_path / "vocab.txt").write_text("\n".join(tokens) + "\n", encoding="utf-8")
+    write_beside(tmp_path, "tokenizer_config.json", {"do_lower_case": False})
+    with pytest.raises(PretrainedError, match="its vocabulary is cased .1 tokens"):
+        loaded("text", tmp_path, vocab=str(tmp_path / "vocab.txt"))
+    write_beside(tmp_path, "tokenizer_config.json", {"do_lower_case": True})
+    loaded("text", tmp_path, vocab=str(tmp_path / "vocab.txt"))
+    # bert-base-chinese has the flag and no capitals
+    shutil.copyfile(TEXT.vocab, tmp_path / "vocab.txt")
+    write_beside(tmp_path, "tokenizer_config.json", {"do_lower_case": False})
+    loaded("text", tmp_path)
+
+
 @pytest.mark.parametrize("kind", ["float16", "bfloat16"])
 def test_half_precision_is_read(kind: str, tmp_path: Path) -> None:
     theirs = bert().to(getattr(torch, kind))
@@ -210,7 +274,7 @@ def test_only_a_new_run_reads_the_files(tmp_path: Path, capsys: pytest.CaptureFi
     np.testing.assert_array_equal(tokens(first), expected)
     assert f"model.text.init_from={tmp_path / 'bert'}" in capsys.readouterr().out
     first.model.text_encoder.tokens.set_data(Tensor(expected + 1))
-    first._save(best=False)
+    first._save()
 
     train = replace(config.train, output=str(tmp_path / "second"), init_from=str(first.folder))
     second = Trainer(replace(config, train=train))

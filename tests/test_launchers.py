@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import socket
 import stat
 import subprocess
@@ -138,6 +139,9 @@ def test_a_relative_path_starts_from_the_current_folder(house: House):
 def test_evaluation_takes_the_bundled_checkpoint_until_a_run_is_there(house: House, script: str, task: str):
     result = house.run(script)
     bundled = str(house.root / "pretrained" / "opt_demo")
+    assert house.run(script, house.config(task)).returncode == 2, (
+        "a CONFIG of the user's is measured itself, or nothing"
+    )
     assert f"CHECKPOINT is {bundled}" in result.stdout
     (house.elsewhere / "runs" / "demo" / task / "checkpoints").mkdir(parents=True)
     house.run(script)
@@ -145,6 +149,14 @@ def test_evaluation_takes_the_bundled_checkpoint_until_a_run_is_there(house: Hou
     assert files == ["demo_full.yaml", "demo.yaml"]
     checkpoints = [call["arguments"][3:5] for call in house.calls()]
     assert checkpoints == [["--checkpoint", bundled], ["--checkpoint", f"runs/demo/{task}"]]
+
+
+def test_a_configuration_that_is_not_trained_is_not_measured(house: House):
+    (house.elsewhere / "mine.yaml").write_text("train: {output: runs/mine}\n")
+    refused(house.run("test_caption.sh", "mine.yaml"), house, "CONFIG 'mine.yaml' is not trained", "'runs/mine'")
+    (house.elsewhere / "runs" / "mine" / "checkpoints").mkdir(parents=True)
+    assert house.run("test_caption.sh", "mine.yaml").returncode == 0
+    assert house.calls()[0]["arguments"][2:5] == ["mine.yaml", "--checkpoint", "runs/mine"]
 
 
 @pytest.mark.parametrize("output", [["--output", "out"], ["--output=out"]])
@@ -245,6 +257,55 @@ def test_a_taken_port_is_refused_or_passed_over(house: House):
         port = str(taken.getsockname()[1])
         refused(house.run(DISTRIBUTED, MASTER_PORT=port), house, f"MASTER_PORT {port} is taken")
     assert f"--master_port={port}" in msrun(house, MASTER_PORT=port)["arguments"]
+
+
+def test_launches_of_one_second_have_a_port_and_a_log_each(house: House):
+    calls = [msrun(house)["arguments"] for _ in range(4)]
+    for name in ("--master_port=", "--log_dir="):
+        found = {option for arguments in calls for option in arguments if option.startswith(name)}
+        assert len(found) == 4, found
+
+
+# Says that it runs, then waits; it ends a second after INT or TERM, and writes down which one it was.
+WAITER = """#!REAL_PYTHON
+import signal, sys, time
+def stop(number, frame):
+    time.sleep(0.5)
+    print(signal.Signals(number).name, flush=True)
+    sys.exit(5)
+for kind in (signal.SIGINT, signal.SIGTERM):
+    if signal.getsignal(kind) is signal.SIG_IGN:
+        sys.exit("deaf")
+    signal.signal(kind, stop)
+if sys.argv[1:2] == ["-c"]:
+    sys.exit()
+print("started", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize(
+    ("script", "sent", "arrives"),
+    [
+        ("run_standalone_ascend.sh", signal.SIGTERM, "SIGTERM"),
+        ("run_standalone_ascend.sh", signal.SIGINT, "SIGINT"),
+        (DISTRIBUTED, signal.SIGTERM, "SIGINT"),  # the only one at which msrun ends its workers
+    ],
+)
+def test_the_command_ends_with_its_launcher(house: House, script: str, sent: signal.Signals, arrives: str):
+    house.python.write_text(WAITER.replace("REAL_PYTHON", sys.executable))
+    path = f"{house.python.parent}:{os.environ['PATH']}"
+    command = ["bash", str(house.root / "scripts" / script)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    launcher = subprocess.Popen(
+        command, cwd=house.elsewhere, env={**os.environ, "PATH": path, "DEVICE_TARGET": "CPU"}, **pipes
+    )
+    assert any(line == "started\n" for line in launcher.stdout)
+    launcher.send_signal(sent)
+    output, errors = launcher.communicate(timeout=20)
+    assert output == f"{arrives}\n" and launcher.returncode == 5 and "exit code 5" in errors
+    (log,) = (house.elsewhere / "runs" / "logs").glob("*.log")
+    assert log.read_text() == f"started\n{arrives}\n"
 
 
 def test_rank_table(house: House):

@@ -270,13 +270,13 @@ def test_what_a_skipped_step_logs_is_finite() -> None:
 def test_a_run_that_goes_on_in_fp16_begins_with_its_scale(tiny: Config, tmp_path: Path) -> None:
     config = replace(tiny, optimizer=OptimizerConfig(warmup_steps=0))
     config = replace(config, train=TrainConfig(output=str(tmp_path / "run"), steps=1))
-    Trainer(config)._save(False)
+    Trainer(config)._save()
     half = replace(config, runtime=RuntimeConfig(precision="fp16"))
     resumed = Trainer(half, resume=True)
     assert float(resumed.step.loss_scale.asnumpy()) == INITIAL_LOSS_SCALE
     resumed.step.loss_scale.set_data(Tensor(8.0, ms.float32))
     resumed.step_number = 1
-    resumed._save(False)
+    resumed._save()
     assert float(Trainer(half, resume=True).step.loss_scale.asnumpy()) == 8.0
 
 

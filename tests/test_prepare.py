@@ -59,6 +59,7 @@ def test_manifest(tmp_path: Path, media: Path) -> None:
         {"id": "3", "image": "c.png", "split": "train"},
         {"id": "4", "caption": "只有字", "image": None, "split": "train"},
         {"id": "5", "audio": "a.wav", "split": "test"},
+        {"id": "6", "caption": "又一只", "split": "val"},
     ]
     output = tmp_path / "out"
     done = prepare("manifest", "--input", write_rows(tmp_path / "m.jsonl", rows), "--media", media, "--output", output)
@@ -71,6 +72,7 @@ def test_manifest(tmp_path: Path, media: Path) -> None:
     assert train["2"].captions == ("一只狗",) and train["2"].audio[0] is not None
     assert train["3"].captions == () and train["4"].image is None
     assert read(output, "test")["5"].audio[0].shape == (25, 64)
+    assert read(output, "dev")["6"].captions == ("又一只",), "val is the dev split"
     entry = read_info(output)["splits"]["train"]
     assert [entry[name] for name in ("records", "samples", "text", "image", "audio")] == [4, 5, 4, 4, 2]
     again = prepare("manifest", "--input", tmp_path / "m.jsonl", "--media", media, "--output", output)
@@ -93,7 +95,7 @@ BAD_ROWS = [
     ({"id": "x8"}, "neither image nor caption nor audio"),
     ({"id": "x9", "image": "a.png", "captoin": "a"}, "unknown key 'captoin'"),
     ({"id": "x10", "image": "a.png", "caption": "a", "captions": ["a"]}, "both a caption and captions"),
-    ({"id": "x11", "image": "a.png", "split": "a/b"}, "the split is not a name"),
+    ({"id": "x11", "image": "a.png", "split": "a/b"}, "the split 'a/b' is none of train, dev, test"),
 ]
 
 

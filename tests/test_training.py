@@ -51,6 +51,13 @@ def test_schedule_warms_up_and_ends_at_the_floor():
     assert rates[55] == pytest.approx(middle, rel=1e-5) and rates[-1] < 1.1e-4 + 1e-5
 
 
+def test_warm_up_is_cut_to_a_short_run():
+    config = OptimizerConfig(lr=1e-2, min_lr=1e-4, warmup_steps=50)
+    np.testing.assert_allclose(learning_rates(config, 5)[:3], [5e-3, 1e-2, 1e-2], rtol=1e-6)
+    assert learning_rates(config, 50)[24] == np.float32(1e-2) and learning_rates(config, 51)[49] == np.float32(1e-2)
+    assert learning_rates(config, 1).tolist() == [np.float32(1e-2)]
+
+
 def test_adamw_equals_torch():
     torch = pytest.importorskip("torch")
     rng = np.random.default_rng(0)

@@ -7,7 +7,6 @@ Problems are listed with file and record; the exit code is 0 if there are none. 
 damage to one hides nothing of the others.
 """
 
-import os
 import sys
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from src.data.check import report
 def main() -> None:
     parser = cli.CommandParser(description=__doc__)
     parser.add_argument("folder", type=cli.user_path, metavar="DIR", help="dataset folder")
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), metavar="N", help="threads (default: all cores)")
+    parser.add_argument("--workers", type=int, default=cli.cores(), metavar="N", help="threads (default: all cores)")
     args = parser.parse_args()
     report(args.folder, args.workers)
 

@@ -4,7 +4,7 @@
         config.yaml           the resolved configuration
         vocab.txt             the vocabulary it was trained with
         model.safetensors     weights by name
-        tokenizer/            the image tokenizer whose codes it generates (only in a bundled checkpoint)
+        tokenizer/            the image tokenizer whose codes it was trained with, if it has one
         optimizer.safetensors moments, step, loss scale (left out where only the model is shipped)
         state.json            step and best metric
         reranking.yaml        weights of re-ranking (only where tools/tune_reranking.py has chosen them)
@@ -31,12 +31,15 @@ from src.checkpoints.files import (
     OPTIMIZER,
     RERANKING,
     STATE,
+    TOKENIZER,
     VOCAB,
     CheckpointError,
+    locate,
     own_files,
     pointed,
     read_tensors,
     set_parameters,
+    tensor_names,
 )
 from src.checkpoints.renames import rename
 from src.config import Config, load_config, to_yaml
@@ -125,6 +128,11 @@ def load_parts(cell: nn.Cell, folder: Path) -> tuple[list[str], list[str]]:
     return sorted(ours - shared), sorted(theirs - shared)
 
 
+def parts_of(folder: Path) -> set[str]:
+    """Names of the parts whose weights a checkpoint folder holds."""
+    return {name.partition(".")[0] for name in tensor_names(folder / MODEL)}
+
+
 def save_checkpoint(
     checkpoints: Path,
     step: int,
@@ -133,13 +141,11 @@ def save_checkpoint(
     optimizer_state: Mapping[str, Parameter] | None = None,
     state: Mapping[str, Any] | None = None,
     keep: int = 0,
-    best: bool = False,
 ) -> Path:
     """Writes ``step-…`` under ``checkpoints`` whole or not at all, points ``latest`` at it, removes older ones.
 
     Args:
         keep: how many checkpoints stay, beside the best; 0: all.
-        best: point ``best`` at it, too.
 
     Returns:
         The new folder.
@@ -153,15 +159,14 @@ def save_checkpoint(
         shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir(parents=True)
         write_model(beside, config, model)
+        _copy_image_tokenizer(config.data.codes, beside / TOKENIZER)
         if optimizer_state is not None:
             _save_arrays(beside / OPTIMIZER, optimizer_state)
-        write_text(beside / STATE, json.dumps({"step": step, **(state or {})}, indent=1) + "\n")
+        _write_state(beside, {"step": step, **(state or {})})
         if place.exists():
             shutil.rmtree(place)
         beside.rename(place)
         write_text(checkpoints / "latest", place.name + "\n")
-        if best:
-            write_text(checkpoints / "best", place.name + "\n")
     except OSError as error:
         shutil.rmtree(beside, ignore_errors=True)
         raise CheckpointError(f"cannot write {place}: {error.strerror or error}") from None
@@ -169,11 +174,44 @@ def save_checkpoint(
     return place
 
 
+def note_evaluation(place: Path, state: Mapping[str, Any], best: bool, keep: int = 0) -> None:
+    """Notes in a saved checkpoint what its evaluation found.
+
+    Args:
+        state: with the step, instead of what it was saved with.
+        best: point ``best`` at it; the earlier best then counts as any other of the ``keep`` that stay.
+    """
+    try:
+        _write_state(place, state)
+        if best:
+            write_text(place.parent / "best", place.name + "\n")
+    except OSError as error:
+        raise CheckpointError(f"cannot write {place}: {error.strerror or error}") from None
+    _remove_old(place.parent, keep, place)
+
+
+def _write_state(folder: Path, state: Mapping[str, Any]) -> None:
+    write_text(folder / STATE, json.dumps(dict(state), indent=1) + "\n")
+
+
 def write_model(folder: Path, config: Config, model: nn.Cell, half: bool = False) -> None:
     """Configuration, vocabulary and weights (with ``half`` as float16): what evaluation and export need."""
     write_text(folder / CONFIG, to_yaml(config))
     shutil.copyfile(config.model.text.vocab, folder / VOCAB)
     _save_arrays(folder / MODEL, dict(model.parameters_and_names()), half)
+
+
+def _copy_image_tokenizer(source: str, place: Path) -> None:
+    """Copies the checkpoint that data.codes names, so that a run can be evaluated wherever it is copied to."""
+    if not source:
+        return
+    try:
+        folder = locate(source)
+    except CheckpointError:  # of a corpus without images it is never read
+        return
+    place.mkdir()
+    for name in (CONFIG, VOCAB, MODEL):
+        shutil.copyfile(folder / name, place / name)
 
 
 def _save_arrays(path: Path, parameters: Mapping[str, Parameter], half: bool = False) -> None:

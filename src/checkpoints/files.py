@@ -5,11 +5,12 @@ from pathlib import Path
 
 import numpy as np
 from mindspore import Parameter, Tensor
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file
 
 from src.config.paths import path_setting
 from src.errors import UserError
+from src.files import is_lfs_pointer
 
 CONFIG, VOCAB, MODEL, OPTIMIZER, STATE, RERANKING, TOKENIZER = (
     "config.yaml",
@@ -18,7 +19,7 @@ CONFIG, VOCAB, MODEL, OPTIMIZER, STATE, RERANKING, TOKENIZER = (
     "optimizer.safetensors",
     "state.json",
     "reranking.yaml",
-    "tokenizer",  # folder of the image tokenizer whose codes the model generates, in a bundled checkpoint
+    "tokenizer",  # folder of the image tokenizer whose codes the model was trained with
 )
 
 
@@ -61,7 +62,25 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"cannot read {path}: {str(error).splitlines()[0]}") from None
+        raise CheckpointError(f"cannot read {path}: {unreadable(path, error)}") from None
+
+
+def tensor_names(path: Path) -> list[str]:
+    """The names in a safetensors file, without reading the arrays."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return list(file.keys())
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"cannot read {path}: {unreadable(path, error)}") from None
+
+
+def unreadable(path: Path, error: Exception) -> str:
+    """Why a file of tensors or JSON cannot be read, in words of a user's."""
+    if path.is_file() and is_lfs_pointer(path):
+        return "it is a Git LFS pointer, not the content: run git lfs pull where it was cloned"
+    if isinstance(error, SafetensorError):
+        return f"it is no safetensors file, or cut short ({str(error).splitlines()[0]})"
+    return str(error).splitlines()[0]
 
 
 def set_parameters(parameters: Mapping[str, Parameter], arrays: Mapping[str, np.ndarray], path: Path) -> None:

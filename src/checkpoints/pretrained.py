@@ -1,7 +1,8 @@
 """Encoders that start from BERT, ViT or wav2vec 2.0: safetensors with the names of Hugging Face.
 
 The rename tables are in :mod:`src.checkpoints.layouts`. Nothing is guessed: a tensor of another shape is an error, and
-so is a config.json that contradicts the configuration where shapes do not show it.
+so is a config.json that contradicts the configuration where shapes do not show it, or another preparation of texts and
+waveforms. Another normalisation of pixels becomes part of the projection.
 """
 
 import json
@@ -16,11 +17,15 @@ import numpy as np
 from mindspore import Tensor, nn
 from safetensors import SafetensorError, safe_open
 
+from src.checkpoints.files import unreadable
 from src.checkpoints.layouts import LAYOUTS, Convert, Layout
 from src.config import ModelConfig
 from src.errors import UserError
+from src.files import is_lfs_pointer
 
 WEIGHTS, INDEX, SETTINGS, VOCAB = "model.safetensors", "model.safetensors.index.json", "config.json", "vocab.txt"
+PROCESSOR, TOKENIZER = "preprocessor_config.json", "tokenizer_config.json"  # what the network's inputs went through
+CASED = 0.01  # share of tokens with capitals from which a vocabulary is cased
 
 
 class PretrainedError(UserError):
@@ -65,36 +70,52 @@ class TensorFiles:
             try:
                 opened = safe_open(file, framework="numpy")
             except (OSError, SafetensorError) as error:
-                raise PretrainedError(f"{self.shown}: cannot read {file}: {str(error).splitlines()[0]}") from None
+                raise PretrainedError(f"{self.shown}: cannot read {file}: {unreadable(file, error)}") from None
             self.files |= dict.fromkeys(opened.keys(), opened)
 
     def _find(self, path: Path) -> list[Path]:
         if path.is_file():
+            if path.name.endswith(".index.json"):
+                return self._listed(path)
+            if path.suffix == ".bin" and not is_lfs_pointer(path):
+                raise PretrainedError(
+                    f"{self.shown} is a .bin file, which can run code when read: save it as {WEIGHTS}"
+                )
             return [path]
         if (path / WEIGHTS).is_file():
             return [path / WEIGHTS]
         if (path / INDEX).is_file():
-            return [path / name for name in sorted(set(_read_json(path / INDEX)["weight_map"].values()))]
+            return self._listed(path / INDEX)
         if any(path.glob("*.bin")):
             raise PretrainedError(
                 f"{self.shown} holds only a .bin file, which can run code when read: save it as {WEIGHTS}"
             )
         raise PretrainedError(f"{self.shown}: no such safetensors file, nor a folder with {WEIGHTS}")
 
+    def _listed(self, index: Path) -> list[Path]:
+        """The files that an index names."""
+        found = _read_json(index).get("weight_map")
+        if not isinstance(found, dict):
+            raise PretrainedError(f"{self.shown}: {index} has no weight_map: it is no index of safetensors files")
+        return [index.parent / name for name in sorted(set(found.values()))]
+
     def read(self, name: str) -> np.ndarray:
         return self.files[name].get_tensor(name).astype(np.float32)  # bfloat16 is a type that MindSpore gives to numpy
 
-    def config(self) -> dict[str, Any]:
-        """The config.json beside the weights; empty where there is none."""
-        path = self.folder / SETTINGS
+    def config(self, name: str = SETTINGS) -> dict[str, Any]:
+        """A JSON file beside the weights; empty where there is none."""
+        path = self.folder / name
         return _read_json(path) if path.is_file() else {}
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise PretrainedError(f"cannot read {path}: {str(error).splitlines()[0]}") from None
+        raise PretrainedError(f"cannot read {path}: {unreadable(path, error)}") from None
+    if not isinstance(found, dict):
+        raise PretrainedError(f"cannot read {path}: it holds no JSON object")
+    return found
 
 
 def init_encoders(model: nn.Cell, config: ModelConfig) -> Iterator[Report]:
@@ -123,6 +144,8 @@ def init_encoder(encoder: nn.Cell, config: ModelConfig, section: str) -> Report:
     _check_settings(files, layout, part, key)
     if section == "text":
         _check_vocabulary(files, Path(part.vocab))
+    if section == "audio":
+        _check_waveform(files)
     report, used, arrays = Report(files.shown), set(), {}
     for ours, (sources, convert) in wanted.items():
         if not sources or not all(name in names for name in sources):
@@ -132,6 +155,8 @@ def init_encoder(encoder: nn.Cell, config: ModelConfig, section: str) -> Report:
         arrays[ours] = _converted(files, theirs, convert, tuple(parameters[ours].shape), f"{key}'s {ours}")
         report.taken.append(ours)
         used |= set(theirs)
+    if section == "image":
+        _fold_pixels(files, arrays)
     report.unused = sorted(files.files.keys() - used)
     for ours, array in arrays.items():
         parameters[ours].set_data(Tensor(np.ascontiguousarray(array, np.float32), parameters[ours].dtype))
@@ -164,7 +189,52 @@ def _check_settings(files: TensorFiles, layout: Layout, part: Any, key: str) -> 
 
 
 def _check_vocabulary(files: TensorFiles, vocab: Path) -> None:
-    """The same lines in the same places, if the weights lie beside a vocabulary."""
-    path = files.folder / VOCAB
-    if path.is_file() and path.read_bytes().split() != vocab.read_bytes().split():
+    """The same lines in the same places, if the weights lie beside a vocabulary; and none that is never read."""
+    path, tokens = files.folder / VOCAB, vocab.read_bytes().split()
+    if path.is_file() and path.read_bytes().split() != tokens:
         raise PretrainedError(f"{files.shown}: its {VOCAB} is not model.text.vocab={vocab}: take that of the weights")
+    cased = [token for token in tokens if token.lower() != token and token[:1] not in b"[<"]
+    # the flag alone says little: bert-base-chinese has it too, and no capitals
+    if not files.config(TOKENIZER).get("do_lower_case") and len(cased) > CASED * len(tokens):
+        raise PretrainedError(
+            f"{files.shown}: its vocabulary is cased ({len(cased)} tokens with capitals; {TOKENIZER}: "
+            "do_lower_case=false), but texts are lowered before they are read: take an uncased BERT"
+        )
+
+
+def _check_waveform(files: TensorFiles) -> None:
+    """Waveforms are read at mean 0 and variance 1."""
+    if files.config(PROCESSOR).get("do_normalize", True) is not True:
+        raise PretrainedError(
+            f"{files.shown}: its {PROCESSOR} says do_normalize=false, but waveforms are read at mean 0 and variance 1: "
+            "take weights that were trained so"
+        )
+
+
+def _fold_pixels(files: TensorFiles, arrays: dict[str, np.ndarray]) -> None:
+    """Makes the projection read pixels in [−1, 1], whatever mean and deviation its network was trained with.
+
+    With x in [0, 1] theirs is W·(x − m)/s + b, and ours reads y = 2x − 1: W/(2s)·y + b + W·(½ − m)/s, by colour.
+    """
+    (mean, deviation), (weight, bias) = _normalisation(files), ("project.weight", "project.bias")
+    if not {weight, bias} <= arrays.keys() or (np.all(mean == 0.5) and np.all(deviation == 0.5)):
+        return
+    theirs, pixels = arrays[weight].astype(np.float64), arrays[weight].shape[1] // 3
+    arrays[weight] = theirs / np.tile(2 * deviation, pixels)  # a column is one colour of a pixel
+    arrays[bias] = arrays[bias] + theirs @ np.tile((0.5 - mean) / deviation, pixels)
+
+
+def _normalisation(files: TensorFiles) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and deviation of pixels in [0, 1] that an image network was trained with, [3] each."""
+    found = files.config(PROCESSOR)
+    if found.get("do_normalize", True):
+        mean, deviation = (np.array(found.get(f"image_{name}", [0.5] * 3), np.float64) for name in ("mean", "std"))
+    else:
+        mean, deviation = np.zeros(3), np.ones(3)
+    to_one = found.get("do_rescale", True) and abs(255 * found.get("rescale_factor", 1 / 255) - 1) < 1e-3
+    if not to_one or mean.shape != (3,) or deviation.shape != (3,) or not (deviation > 0).all():
+        raise PretrainedError(
+            f"{files.shown}: its {PROCESSOR} does not scale pixels to 0 … 1, with a mean and a deviation of each "
+            "colour: take weights that were trained so"
+        )
+    return mean, deviation

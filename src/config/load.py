@@ -64,9 +64,28 @@ def _plain(value: Any) -> Any:
 
 def _parse_yaml(text: str, where: str) -> Any:
     try:
-        return yaml.safe_load(text)
+        loader = yaml.SafeLoader(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _refuse_twice(node, where)
+        return loader.construct_document(node)
     except yaml.YAMLError as error:
         raise ConfigError(f"not YAML: {where}: {str(error).splitlines()[0]}") from None
+
+
+def _refuse_twice(node: yaml.Node, where: str, prefix: str = "") -> None:
+    """Raises ConfigError for a key or section that stands twice: YAML would lose the first without a word."""
+    lines: dict[str, int] = {}
+    for name, value in node.value if isinstance(node, yaml.MappingNode) else ():
+        key, line = f"{prefix}{name.value}", name.start_mark.line + 1
+        if key in lines:
+            raise ConfigError(f"{key} stands twice in {where} (lines {lines[key]} and {line}): make it one")
+        lines[key] = line
+        if name.value != "<<":  # what it merges may stand elsewhere, under its own keys
+            _refuse_twice(value, where, f"{key}.")
+    for place, item in enumerate(node.value if isinstance(node, yaml.SequenceNode) else ()):
+        _refuse_twice(item, where, f"{prefix.rstrip('.')}[{place}].")
 
 
 def _read(path: Path, children: tuple[Path, ...]) -> list[tuple[Path, dict]]:
@@ -92,16 +111,19 @@ def _flatten(layers: list[tuple[Path, dict]]) -> tuple[dict[str, Any], dict[str,
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
 
-    def visit(prefix: str, mapping: dict, path: Path) -> None:
+    def visit(prefix: str, mapping: dict, path: Path, seen: set[str]) -> None:
         for name, value in mapping.items():
             key = f"{prefix}{name}"
             if isinstance(value, dict):
-                visit(f"{key}.", value, path)
-            else:
-                values[key], origins[key] = value, str(path)
+                visit(f"{key}.", value, path, seen)
+                continue
+            if key in seen:  # once with dots, once in a section
+                raise ConfigError(f"{key} stands twice in {path}: make it one")
+            seen.add(key)
+            values[key], origins[key] = value, str(path)
 
     for path, mapping in layers:
-        visit("", mapping, path)
+        visit("", mapping, path, set())
     return values, origins
 
 
@@ -165,7 +187,8 @@ def _coerce(value: Any, kind: Any, key: str, file: str) -> Any:
     where = f"{key}={value!r} in {file}"
     origin = typing.get_origin(kind)
     if origin is typing.Annotated:
-        value = _coerce(value, kind.__origin__, key, file)
+        # YAML's null is no path
+        value = _coerce("" if value is None and PATH in kind.__metadata__ else value, kind.__origin__, key, file)
         return resolve(value, file != OVERRIDE and is_shipped(file)) if PATH in kind.__metadata__ else value
     if origin is Literal:
         if value not in typing.get_args(kind):

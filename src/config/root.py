@@ -103,13 +103,8 @@ class Config:
         )
 
     def _check_run(self) -> None:
-        """Lengths and rates fit what they are used with."""
+        """Lengths fit what they are used with."""
         room = self.model.text.max_len - 1
         for name in ("min_length", "max_length"):
             fits = getattr(self.eval.decoding, name) <= room
             require(fits, f"eval.decoding.{name}", f"model.text.max_len leaves room for {room} tokens")
-        require(
-            self.optimizer.warmup_steps < self.train.steps,
-            "optimizer.warmup_steps",
-            f"must be below train.steps={self.train.steps}",
-        )

@@ -23,7 +23,7 @@ class OptimizerConfig:
     muon_lr: float = 0.02  # ... of Muon
     muon_momentum: float = 0.95
     min_lr: float = 1e-6  # where the cosine ends
-    warmup_steps: int = 50
+    warmup_steps: int = 50  # a run that is not longer warms up for half of its steps
     beta1: float = 0.9
     beta2: float = 0.98
     eps: float = 1e-6

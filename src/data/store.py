@@ -81,6 +81,10 @@ class Dataset:
         """Samples that have a modality (TEXT, IMAGE, AUDIO)."""
         return self._entry[MODALITIES[modality]]
 
+    def count_regions(self) -> int:
+        """Samples that have features of regions."""
+        return self._entry["regions"]
+
     def read(self, record_indices: Iterable[int]) -> Iterator[Record]:
         """Records in the requested order, read from the shards one by one."""
         source = self._open()

@@ -1,19 +1,17 @@
 """BERT-compatible WordPiece on a ``vocab.txt``, whole words of Chinese text, and a vocabulary builder."""
 
 import functools
-import logging
 import unicodedata
-import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from src.data.digests import short_digest
 from src.data.errors import DataError
+from src.data.segmenter import segmenter
 from src.files import write_text
 
 PAD, UNK, CLS, SEP, MASK = SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -211,20 +209,6 @@ def _whole_words(words: list[str]) -> Iterator[list[str]]:
         for word in segmenter().cut("".join(parts)):
             yield parts[start : start + len(word)]
             start += len(word)
-
-
-@functools.cache
-def segmenter() -> Any:
-    """jieba's segmenter: its dictionary takes about a second, so only who asks for words pays for it."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it imports the deprecated pkg_resources
-        import jieba
-    jieba.default_logger.setLevel(logging.ERROR)
-    found = jieba.Tokenizer()
-    # its initialize() would keep the dictionary in the temporary folder, under a name that all users of a machine share
-    found.FREQ, found.total = found.gen_pfdict(found.get_dict_file())
-    found.initialized = True
-    return found
 
 
 def _spaced(text: str, token: str) -> bool:

@@ -36,7 +36,7 @@ class ImageGenerationEvaluator(Evaluator):
         metrics, generated = self.measure(subjects)
         if split.sheets and TEXT in generated:
             split.sheets.generated(subjects, generated)
-        return {"image_generation": metrics}
+        return {"image_generation": metrics} if metrics else {}
 
     def measure(self, items: Mapping[int, Items]) -> tuple[dict[str, Any], dict[int, np.ndarray]]:
         """Metrics and images.
@@ -57,7 +57,7 @@ class ImageGenerationEvaluator(Evaluator):
             relevance = relevance_of_generated(items, modality)
             told = relevance.answerable
             if told.any():
-                embeddings = self.engine.encoder.image(generated[modality]).embeddings[told]
+                embeddings = self.engine.image_generator.encode(generated[modality]).embeddings[told]
                 metrics[name] = recall(ranks(embeddings, texts.embeddings, relevance.take(told)))
         return metrics, generated
 

@@ -106,7 +106,7 @@ class MaskedEvaluator(Evaluator):
         metrics = self.measure(split.loader, split.settings.masked.max_items)
         if split.sheets and "confusion" in metrics:
             split.sheets.confusion(metrics["confusion"])
-        return {"masked": metrics}
+        return {"masked": metrics} if metrics else {}
 
     def logged(self, metrics: Mapping[str, Any]) -> dict[str, float]:
         found = metrics.get("masked", {})
@@ -166,7 +166,7 @@ def _metrics(books: Mapping[str, np.ndarray]) -> dict[str, Any]:
         if len(truth):
             metrics[f"{name}_cosine"] = _mean_cosine(books[f"{name}_p"], truth)
             metrics[f"{name}_chance"] = _mean_cosine(truth.mean(0, keepdims=True), truth)
-    if "matching_t" in books:
+    if len(books.get("matching_t", ())):
         cases = len(MATCH_CASES)
         pairs = books["matching_t"].astype(int) * cases + books["matching_p"].astype(int)
         metrics["confusion"] = np.bincount(pairs.reshape(-1), minlength=cases * cases).reshape(cases, cases).tolist()

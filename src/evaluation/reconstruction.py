@@ -8,6 +8,7 @@ from mindspore import Tensor, nn
 
 from src.config import EvalConfig
 from src.data.images import ImageLoader
+from src.data.schema import IMAGE
 from src.evaluation.evaluator import Evaluator, Needs, Split
 from src.inference.engine import Engine
 from src.models.batches import progress
@@ -46,6 +47,8 @@ class ReconstructionEvaluator(Evaluator):
         """``reconstruction``: images, psnr, perplexity and usage."""
         settings = split.settings
         own = self.engine.is_image_tokenizer
+        if split.loader is not None and not split.loader.dataset.count(IMAGE):
+            return {}
         count = settings.reconstruction.max_items if own else settings.image_generation.max_items
         metrics, pairs = self.measure(split.name, count)
         if split.sheets:
@@ -53,8 +56,8 @@ class ReconstructionEvaluator(Evaluator):
         return {"reconstruction": metrics}
 
     def logged(self, metrics: Mapping[str, Any]) -> dict[str, float]:
-        found = metrics["reconstruction"]
-        return {name: found[name] for name in ("psnr", "perplexity", "usage")}
+        found = metrics.get("reconstruction", {})
+        return {name: found[name] for name in ("psnr", "perplexity", "usage") if name in found}
 
     def measure(self, split: str, images: int = 0) -> tuple[dict[str, Any], list[tuple[np.ndarray, np.ndarray]]]:
         """Metrics of a split's first images (0: all), and the first ones beside their reconstructions."""

@@ -102,15 +102,16 @@ class RetrievalEvaluator(Evaluator):
         return Needs(settings.retrieval.gallery_size, frozenset({TEXT, IMAGE, AUDIO}), frozenset(tokens))
 
     def run(self, split: Split) -> dict[str, Any]:
-        """``gallery``, ``retrieval``, ``reranked`` by ``rerank``, ``fused_passes``, and ``folds`` if eval asks for them."""
+        """``gallery``, ``retrieval``, ``reranked``, ``rerank``, ``fused_passes``, ``folds``: what eval asks for."""
         if len(split.items) < 2:
-            folder = split.loader.dataset.folder
-            raise DataError(f"{folder}: split {split.name!r} has only one modality: nothing to compare")
+            return {}
         settings, fused = split.settings, self.engine.reranker.fused
         if settings.rerank.top_k and settings.rerank.likelihood:
             split.items = self.with_transcripts(split.items)
         compared = first_images(split.items, settings.retrieval.gallery_size)
         first, second, rankings = self.evaluate(compared, settings.rerank.top_k)
+        if not first:
+            return {}
         found: dict[str, Any] = {"gallery": len(compared.get(IMAGE, compared.get(TEXT, ())))}
         found |= {"retrieval": first, "reranked": second, "fused_passes": self.engine.reranker.fused - fused}
         if second:
@@ -124,8 +125,8 @@ class RetrievalEvaluator(Evaluator):
 
     def logged(self, metrics: Mapping[str, Any]) -> dict[str, float]:
         """Recall at 1 of every direction, and the mean."""
-        recalls = {f"{direction}_R@1": found["R@1"] for direction, found in metrics["retrieval"].items()}
-        return recalls | {"mean_R@1": sum(recalls.values()) / len(recalls)}
+        recalls = {f"{direction}_R@1": found["R@1"] for direction, found in metrics.get("retrieval", {}).items()}
+        return recalls | {"mean_R@1": sum(recalls.values()) / len(recalls)} if recalls else {}
 
     def with_transcripts(self, items: dict[int, Items]) -> dict[int, Items]:
         """The items, where images are compared with audio clips by likelihood with the clips' transcripts."""

@@ -39,7 +39,7 @@ class Evaluation:
 
         Args:
             split: by default that of the configuration.
-            output: folder for metrics.json, captions.json and figures; None: nothing is written.
+            output: folder for metrics.json, captions.json, transcripts.json and figures; None: nothing is written.
             settings: how much is measured, instead of the configuration's eval; how texts are decoded, candidates
                 weighed and images sampled is the engine's.
 

@@ -11,6 +11,7 @@ from src.data.regions import sketch
 from src.data.schema import AUDIO, IMAGE, MATCH_CASES, MODALITIES, TEXT
 from src.demo.facts import FactMetric
 from src.evaluation.relevance import relevance
+from src.files import write_json
 from src.inference.encode import Items
 from src.inference.rerank import Ranking
 from src.report.coco import save_captions
@@ -111,6 +112,14 @@ class Sheets:
         """What matching answered in each of its five cases."""
         title = "Which of text, image and audio belong together"
         confusion_matrix(self.folder / "matching.png", title, MATCH_CASES, counts)
+
+    def transcripts(self, file: str, clips: Items, texts: list[str]) -> None:
+        """All transcripts, each with the id of its record and which of the record's captions was spoken."""
+        records, captions = self.loader.dataset.samples[clips.samples, :2].T.tolist()
+        keys = [record.key for record in self.loader.dataset.read(records)]
+        rows = zip(keys, captions, texts, strict=True)
+        entries = [{"id": key, "caption": caption, "transcript": text} for key, caption, text in rows]
+        write_json(self.folder.parent / file, entries)
 
     def captions(
         self, images: Items, generated: list[str], references: list[list[str]], facts: FactMetric | None

@@ -56,7 +56,7 @@ class CaptionEvaluator(Evaluator):
 class TranscriptEvaluator(Evaluator):
     """Transcripts generated from audio only, if the model is trained for it: error rates by character and word."""
 
-    name = "transcription"
+    name, file = "transcription", "transcripts.json"
 
     def needs(self, settings: EvalConfig) -> Needs | None:
         trained = "audio" in self.engine.config.objectives.denoise_text.given
@@ -69,13 +69,16 @@ class TranscriptEvaluator(Evaluator):
         clips = spoken(items)
         if clips is None:
             return {}
-        return {self.name: self.score(split.loader, items[TEXT], self.engine.transcribe(clips))}
+        return {self.name: self.score(split, items[TEXT], self.engine.transcribe(clips))}
 
-    def score(self, loader: Loader, texts: Items, clips: Items) -> dict[str, Any]:
+    def score(self, split: Split, texts: Items, clips: Items) -> dict[str, Any]:
         """Error rates of the clips' transcripts against the texts of the same samples."""
-        said = dict(zip(texts.samples.tolist(), references(loader, texts), strict=True))
+        said = dict(zip(texts.samples.tolist(), references(split.loader, texts), strict=True))
         spoken_texts = [said[sample] for sample in clips.samples.tolist()]
-        return transcript_metrics(self.engine.text_generator.decode(clips.ids), spoken_texts, fact_metric(loader))
+        transcripts = self.engine.text_generator.decode(clips.ids)
+        if split.sheets:
+            split.sheets.transcripts(self.file, clips, transcripts)
+        return transcript_metrics(transcripts, spoken_texts, fact_metric(split.loader))
 
     def logged(self, metrics: Mapping[str, Any]) -> dict[str, float]:
         """1 − error rate of characters and of words."""
@@ -87,7 +90,7 @@ class TranscriptEvaluator(Evaluator):
 class ImageTranscriptEvaluator(TranscriptEvaluator):
     """Transcripts generated from audio together with its image."""
 
-    name = "transcription_with_image"
+    name, file = "transcription_with_image", "transcripts_with_image.json"
 
     def needs(self, settings: EvalConfig) -> Needs | None:
         trained = "image+audio" in self.engine.config.objectives.denoise_text.given
@@ -106,7 +109,7 @@ class ImageTranscriptEvaluator(TranscriptEvaluator):
         row_of = {number: row for row, number in enumerate(items[IMAGE].images.tolist())}
         images = items[IMAGE].take(np.array([row_of[number] for number in clips.images.tolist()]))
         clips = clips.with_ids(self.engine.transcribe_with_images(clips, images))
-        return {self.name: self.score(split.loader, items[TEXT], clips)}
+        return {self.name: self.score(split, items[TEXT], clips)}
 
 
 def spoken(items: dict[int, Items]) -> Items | None:

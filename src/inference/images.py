@@ -2,6 +2,7 @@
 
 import numpy as np
 from mindspore import nn
+from PIL import Image
 
 from src.config import Config, ConfigError
 from src.data.image_codes import GRID
@@ -35,6 +36,15 @@ def load_image_tokenizer(config: Config) -> ImageTokenizer:
     return tokenizer
 
 
+def resize_images(images: np.ndarray, size: int) -> np.ndarray:
+    """uint8 [n, S, S, 3] → uint8 [n, size, size, 3], bicubic as everywhere that images are resized."""
+    if images.shape[1:3] == (size, size):
+        return images
+    return np.stack(
+        [np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC)) for image in images]
+    )
+
+
 class _DecodeCodes(nn.Cell):
     """codes (B, C) int32 → images (B, S, S, 3) uint8."""
 
@@ -60,7 +70,7 @@ class ImageGenerator:
         settings = config.eval.image_generation
         self.sampling = Sampling(settings.samples, settings.temperature, settings.top_k, settings.guidance, config.seed)
         self.batch_size, self.encoder, self.rank_by = config.eval.batch_size, encoder, settings.rank_by
-        self.matching = Matching(model)
+        self.matching, self.image_size = Matching(model), config.model.image.size
         self.sampler = CodeSampler(model.cross_encoder, model.image_decoder, config.eval.batch_size)
         self.decode = _DecodeCodes(tokenizer)
 
@@ -92,10 +102,14 @@ class ImageGenerator:
         if shape[1] == 1:
             scores = np.zeros(shape)
         else:
-            generated = self.encoder.image(images)
+            generated = self.encode(images)
             owners = np.repeat(np.arange(shape[0]), shape[1])
             scores = RANKINGS[self.rank_by](self, modality, given, generated, owners).reshape(shape)
         return images.reshape(*shape, *images.shape[1:]), scores
+
+    def encode(self, images: np.ndarray) -> Items:
+        """Generated images, uint8 [n, S, S, 3], as the image encoder sees them, at its own size."""
+        return self.encoder.image(resize_images(images, self.image_size))
 
     def cosines(self, modality: int, given: Items, generated: Items, owners: np.ndarray) -> np.ndarray:
         """float64 [n·N] of generated images and what they were generated from."""

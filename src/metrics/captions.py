@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from src.data.tokenizer import segmenter
+from src.data.segmenter import segmenter
 
 Tokens = Sequence[str]
 NGrams = Counter[tuple[str, ...]]
@@ -65,7 +65,10 @@ def has_words(text: str) -> bool:
 
 
 def bleu(predictions: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) -> list[float]:
-    """BLEU-1 to BLEU-4 over the whole corpus (Papineni et al. 2002); of the references' lengths the closest counts."""
+    """BLEU-1 to BLEU-4 over the whole corpus (Papineni et al. 2002); of the references' lengths the closest counts.
+
+    Where no n-gram is right, it is 0; pycocoevalcap's guard against empty counts leaves a small number there.
+    """
     matched, total = [0] * MAX_N, [0] * MAX_N
     length = reference_length = 0
     for prediction, group in zip(predictions, references, strict=True):
@@ -82,7 +85,7 @@ def bleu(predictions: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) 
     brevity = math.exp(1 - 1 / ratio) if ratio < 1 else 1.0
     product, scores = 1.0, []
     for n in range(MAX_N):
-        product *= (matched[n] + TINY) / (total[n] + SMALL)
+        product *= (matched[n] + TINY) / (total[n] + SMALL) if matched[n] else 0.0
         scores.append(product ** (1 / (n + 1)) * brevity)
     return scores
 

@@ -10,7 +10,6 @@ from typing import Any
 from mindspore import nn
 
 from src.config import TASKS, Config
-from src.data.errors import DataError
 from src.data.images import ImageLoader
 from src.data.pipeline import Loader
 from src.evaluation.evaluator import Evaluator
@@ -57,16 +56,15 @@ class Task:
     objectives: Callable[[Any, Config, int, int, nn.Cell | None], nn.Cell] = build_objectives
     loader: type[Loader] = Loader
 
-    def best_metric(self, logged: Mapping[str, float]) -> float:
-        """By what a checkpoint is compared with the others.
+    @property
+    def weighs(self) -> bool:
+        """Whether objectives.weights says what is trained."""
+        return self.objectives is build_objectives
 
-        Raises:
-            DataError: the split has nothing of it to measure.
-        """
+    def best_metric(self, logged: Mapping[str, float]) -> float | None:
+        """By what a checkpoint is compared with the others; None if the split has nothing of it to measure."""
         found = [logged[name] for name in self.best_by if name in logged]
-        if not found:
-            raise DataError(f"the evaluated split has nothing to measure {' or '.join(self.best_by)} by")
-        return sum(found) / len(found)
+        return sum(found) / len(found) if found else None
 
 
 REGISTRY = {

@@ -5,10 +5,16 @@ import numpy as np
 from src.config import OptimizerConfig
 
 
+def warmup_steps(config: OptimizerConfig, steps: int) -> int:
+    """The steps of the warm-up: as configured, but half of a run that ends before."""
+    return config.warmup_steps if config.warmup_steps < steps else steps // 2
+
+
 def learning_rates(config: OptimizerConfig, steps: int) -> np.ndarray:
     """The rate of every step.
 
-    lr(s) = lr·(s + 1) / warmup for s < warmup, then min_lr + (lr − min_lr)·(1 + cos π·x) / 2 with x going from 0 to 1.
+    With the warmup of :func:`warmup_steps`: lr(s) = lr·(s + 1) / warmup for s < warmup, then
+    min_lr + (lr − min_lr)·(1 + cos π·x) / 2 with x going from 0 to 1.
 
     Args:
         config: lr, min_lr, warmup_steps.
@@ -18,7 +24,8 @@ def learning_rates(config: OptimizerConfig, steps: int) -> np.ndarray:
         (steps,) float32.
     """
     step = np.arange(steps, dtype=np.float64)
-    warmup = config.lr * (step + 1) / max(1, config.warmup_steps)
-    progress = (step - config.warmup_steps) / max(1, steps - config.warmup_steps)
+    length = warmup_steps(config, steps)
+    warmup = config.lr * (step + 1) / max(1, length)
+    progress = (step - length) / max(1, steps - length)
     cosine = config.min_lr + (config.lr - config.min_lr) * 0.5 * (1 + np.cos(np.pi * progress))
-    return np.where(step < config.warmup_steps, warmup, cosine).astype(np.float32)
+    return np.where(step < length, warmup, cosine).astype(np.float32)

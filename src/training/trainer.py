@@ -9,7 +9,9 @@ from mindspore import nn
 from src.checkpoints import checkpoint, files
 from src.checkpoints.pretrained import init_encoders
 from src.config import Config, ConfigError, to_yaml
+from src.data.errors import DataError
 from src.data.pipeline import Batch
+from src.data.store import read_info
 from src.evaluation.run import Evaluation, glance
 from src.files import write_text
 from src.inference.engine import Engine
@@ -17,47 +19,72 @@ from src.models.build import build_model
 from src.models.opt import count_parameters
 from src.report.tables import table
 from src.tasks import registry
+from src.training.continuation import check_init, check_resume
 from src.training.layer_rates import unfrozen
 from src.training.log import RunLog
 from src.training.muon import build_optimizer
 from src.training.optimizer import trained_parameters
 from src.training.ranks import GatherRows, MeanGradients
-from src.training.schedule import learning_rates
+from src.training.schedule import learning_rates, warmup_steps
 from src.training.step import INITIAL_LOSS_SCALE, NonFiniteError, StepResult, TrainingError, TrainStep
+from src.training.unfed import describe, unfed_objectives, without
 
 
 class Trainer:
-    """Builds everything a run needs and runs it.
+    """Builds everything a run needs and runs it. ``trained`` is its configuration without what the data cannot feed.
 
     Args:
         config: the run.
         rank, ranks: this process among its peers (:func:`src.runtime.setup`).
         resume: go on from the run folder's latest checkpoint; the losses are those of an uninterrupted run.
+        verbose: print the parameters of every part.
     """
 
-    def __init__(self, config: Config, rank: int = 0, ranks: int = 1, resume: bool = False) -> None:
-        self.config, self.rank = config, rank
+    def __init__(
+        self, config: Config, rank: int = 0, ranks: int = 1, resume: bool = False, verbose: bool = False
+    ) -> None:
+        self.config, self.rank, self.verbose = config, rank, verbose
         self.folder = Path(config.train.output)
         self.checkpoints = self.folder / "checkpoints"
         if not resume and (self.checkpoints / "latest").exists():
             raise ConfigError(f"train.output={self.folder} holds a run already: --resume, or take another folder")
+        start = files.locate(self.folder) if resume else None
+        if start:
+            check_resume(config, start)
         self.task = registry.get(config.task)
         self.loader = self.task.loader(config, config.data.train_split, rank, ranks)
         self.model = build_model(config)
-        self.step_number, self.best = 0, float("-inf")
-        if not resume:
+        self.state: dict[str, Any] = {"step": 0, "best": None, "evaluation_due": False}
+        if start:
+            self.state |= checkpoint.read_state(start)
+        else:
             self._start()
+        # what a run has left out it leaves out to its end: the optimizer's state has no place for it
+        self.trained = without(config, self.state.get("left_out", ()))
         self.step = self._build_step(ranks)
-        if resume:
-            self._resume()
-        evaluates = rank == 0 and config.train.eval_every
-        self.evaluation = Evaluation(Engine(config, self.model), self.task.evaluators) if evaluates else None
+        if start:
+            self._resume(start)
+        self.evaluation = self._build_evaluation() if rank == 0 and config.train.eval_every else None
+
+    @property
+    def step_number(self) -> int:
+        return self.state["step"]
+
+    def _say(self, text: object) -> None:
+        if self.rank == 0:
+            print(text, flush=True)
 
     def _build_step(self, ranks: int) -> TrainStep:
         config = self.config
         gather = GatherRows(self.rank) if ranks > 1 else None
-        objectives = self.task.objectives(self.model, config, self.rank, ranks, gather)
-        rates = learning_rates(config.optimizer, config.train.steps)
+        objectives = self.task.objectives(self.model, self.trained, self.rank, ranks, gather)
+        steps, warmup = config.train.steps, warmup_steps(config.optimizer, config.train.steps)
+        if warmup < config.optimizer.warmup_steps:
+            wanted = config.optimizer.warmup_steps
+            self._say(
+                f"the warm-up is {warmup} steps, not optimizer.warmup_steps={wanted}: the run has train.steps={steps}"
+            )
+        rates = learning_rates(config.optimizer, steps)
         parameters = unfrozen(trained_parameters(self.model, objectives), config.optimizer.freeze)
         optimizer = build_optimizer(parameters, config.optimizer, rates)
         return TrainStep(
@@ -69,27 +96,41 @@ class Trainer:
             MeanGradients(ranks) if ranks > 1 else None,
         )
 
+    def _build_evaluation(self) -> Evaluation | None:
+        """Of data.eval_split, if the dataset has it."""
+        data = self.config.data
+        folder = data.eval_path or data.mixture[0][0]
+        splits = read_info(folder)["splits"]
+        if data.eval_split not in splits:
+            known = ", ".join(splits)
+            self._say(f"nothing is evaluated: {folder} has no split data.eval_split={data.eval_split!r}, but {known}")
+            return None
+        return Evaluation(Engine(self.trained, self.model), self.task.evaluators)
+
     def _start(self) -> None:
         """What the first step finds: encoders that other libraries trained, and over them the parts of a checkpoint."""
+        if self.task.weighs:
+            unfed = unfed_objectives(self.config, self.loader.sources.datasets)
+            self.state["left_out"] = list(unfed)
+            if unfed:
+                self._say(describe(unfed))
         for report in init_encoders(self.model, self.config.model):
-            if self.rank == 0:
-                print(report, flush=True)
+            self._say(report)
         if not self.config.train.init_from:
             return
         folder = files.locate(self.config.train.init_from)
+        parts = {name.partition(".")[0] for name, _ in self.model.parameters_and_names()}
+        for line in check_init(self.config, folder, parts & checkpoint.parts_of(folder)):
+            self._say(line)
         new, left = checkpoint.load_parts(self.model, folder)
-        if self.rank == 0:
-            print(f"weights of {folder}{_listed('; new: ', new)}{_listed('; not used: ', left)}", flush=True)
+        self._say(f"weights of {folder}{_listed('; new: ', new)}{_listed('; not used: ', left)}")
 
-    def _resume(self) -> None:
-        folder = files.locate(self.folder)
+    def _resume(self, folder: Path) -> None:
         checkpoint.load_weights(self.model, folder)
         path = folder / files.OPTIMIZER
         files.set_parameters(self.step.state(), files.read_tensors(path), path)
         if checkpoint.load_checkpoint_config(folder).runtime.precision != self.config.runtime.precision:
             self.step.reset_scale()
-        state = checkpoint.read_state(folder)
-        self.step_number, self.best = state["step"], state["best"] if state["best"] is not None else float("-inf")
 
     def run(self) -> None:
         """Trains to the last step, evaluating and saving on the way.
@@ -101,7 +142,8 @@ class Trainer:
         batches = self.loader.batches(self.step_number)  # before anything is written: the split may be too small
         if self.rank == 0:
             write_text(self.folder / "config.yaml", to_yaml(config))
-            print(parameter_table(self.model), flush=True)
+            if self.verbose:
+                print(parameter_table(self.model), flush=True)
         log = RunLog(self.folder, self.step_number, steps, self.rank == 0)
         try:
             self._loop(batches, log)
@@ -111,6 +153,8 @@ class Trainer:
 
     def _loop(self, batches, log: RunLog) -> None:
         train = self.config.train
+        if self.state["evaluation_due"]:  # the run ended between saving and evaluating
+            self._evaluate(log)
         marked, marked_step = time.perf_counter(), self.step_number
         while self.step_number < train.steps:
             result = self._advance(next(batches))
@@ -120,9 +164,11 @@ class Trainer:
                 samples = (self.step_number - marked_step) * self.config.data.batch_size
                 log.write(self.step_number, _scalars(result, samples / (now - marked)))
                 marked, marked_step = now, self.step_number
-            improved = bool(train.eval_every) and self.step_number % train.eval_every == 0 and self._evaluate(log)
-            if improved or self.step_number % train.save_every == 0 or self.step_number == train.steps:
-                self._save(improved)
+            evaluates = self.evaluation is not None and self.step_number % train.eval_every == 0
+            if evaluates or self.step_number % train.save_every == 0 or self.step_number == train.steps:
+                self._save(evaluates)
+                if evaluates:  # what evaluation fails on costs no trained step
+                    self._evaluate(log)
                 marked, marked_step = time.perf_counter(), self.step_number  # the rate is that of training only
 
     def _advance(self, batch: Batch) -> StepResult:
@@ -134,35 +180,48 @@ class Trainer:
                 f"step {self.step_number + 1}: {error}; nothing was updated; the batch begins with samples {ids}; "
                 f"lower optimizer.lr or look at the data, then --resume"
             ) from None
-        self.step_number += 1
+        self.state["step"] += 1
         return result
 
-    def _evaluate(self, log: RunLog) -> bool:
-        """Measures the held-out split; True when the task's metric is the best so far."""
+    def _evaluate(self, log: RunLog) -> None:
+        """Measures the held-out split with the weights of the latest checkpoint, and marks the best one."""
         if self.evaluation is None:
-            return False
-        self.step.make_gradients.set_train(False)
-        metrics = self.evaluation.run(self.config.data.eval_split, settings=glance(self.config.eval))
-        self.step.make_gradients.set_train(True)
-        logged = self.evaluation.logged(metrics)
-        log.write(self.step_number, {f"eval/{name}": value for name, value in logged.items()})
-        log.say(f"step {self.step_number}: " + "  ".join(f"{name} {value:.3f}" for name, value in logged.items()))
-        value = self.task.best_metric(logged)
-        improved, self.best = value > self.best, max(value, self.best)
-        return improved
+            return
+        step = self.step_number
+        try:
+            logged = self._measure()
+        except DataError as error:
+            logged = {}
+            log.say(f"step {step}: not evaluated: {error}")
+        if logged:
+            log.write(step, {f"eval/{name}": value for name, value in logged.items()})
+            log.say(f"step {step}: " + "  ".join(f"{name} {value:.3f}" for name, value in logged.items()))
+        value, best = self.task.best_metric(logged), self.state["best"]
+        improved = value is not None and (best is None or value > best)
+        self.state |= {"best": value if improved else best, "evaluation_due": False}
+        place = files.locate(self.folder)
+        checkpoint.note_evaluation(place, self.state, improved, self.config.train.keep_checkpoints)
 
-    def _save(self, best: bool) -> None:
+    def _measure(self) -> dict[str, float]:
+        """The metrics to be logged, by name."""
+        self.step.make_gradients.set_train(False)
+        try:
+            metrics = self.evaluation.run(self.config.data.eval_split, settings=glance(self.trained.eval))
+        finally:
+            self.step.make_gradients.set_train(True)
+        return self.evaluation.logged(metrics)
+
+    def _save(self, evaluation_due: bool = False) -> None:
+        self.state["evaluation_due"] = evaluation_due
         if self.rank == 0:
-            state = {"best": self.best if self.best > float("-inf") else None}
             checkpoint.save_checkpoint(
                 self.checkpoints,
                 self.step_number,
-                self.config,
+                self.trained,
                 self.model,
                 self.step.state(),
-                state,
+                self.state,
                 self.config.train.keep_checkpoints,
-                best,
             )
 
 

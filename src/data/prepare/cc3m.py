@@ -75,6 +75,9 @@ def _mapping(path: Path, rejected: list[Row]) -> Finder:
             rejected.append(line)
         elif not tab or not key.strip() or not place.strip():
             rejected.append(Row(path.name, number, reason="the line is not row<TAB>path or URL<TAB>path"))
+        elif _names_row(place) and not _names_row(key):
+            reason = "the columns are the other way round: the line is not row<TAB>path or URL<TAB>path"
+            rejected.append(Row(path.name, number, reason=reason))
         elif key.strip() in places:
             rejected.append(Row(path.name, number, key.strip(), reason="the row or URL has been mapped before"))
         else:
@@ -87,6 +90,15 @@ def _mapping(path: Path, rejected: list[Row]) -> Finder:
         return place
 
     return find
+
+
+def _is_url(text: str) -> bool:
+    return text.strip().lower().startswith(("http://", "https://"))
+
+
+def _names_row(text: str) -> bool:
+    """Whether a column of a mapping is a row or URL."""
+    return text.strip().isdecimal() or _is_url(text)
 
 
 class _Captions:
@@ -114,6 +126,8 @@ class _Captions:
         columns = line.split("\t")
         if len(columns) != 2:
             raise DataError(f"the line is not caption<TAB>URL ({len(columns)} columns)")
+        if _is_url(columns[0]) and not _is_url(columns[1]):
+            raise DataError("the columns are the other way round: the line is URL<TAB>caption, not caption<TAB>URL")
         image = self.images / self.find(row, columns[1].strip())
         text, translated = self.chinese(key, check_caption(columns[0]))
         return Row(self.path.name, number, key, image, (text,), (), self.split, translated)

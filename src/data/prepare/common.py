@@ -1,7 +1,5 @@
 """What all corpora share: their options, and the way from rows to a dataset folder."""
 
-import os
-import re
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures.process import BrokenProcessPool
@@ -10,7 +8,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from src.cli import Arguments, CommandParser, user_path
+from src.cli import Arguments, CommandParser, cores, user_path
 from src.config import ModelConfig, load_config
 from src.data.digests import DigestTable, digest
 from src.data.errors import DataError
@@ -20,6 +18,9 @@ from src.data.prepare.rows import Corpus, Row, check_folder
 from src.data.prepare.workers import ordered_map
 from src.data.record import Packed
 from src.data.writer import DatasetWriter
+
+SPLITS = ("train", "dev", "test")
+SPLIT_NAMES = dict.fromkeys(("val", "valid", "validation"), "dev")  # what other projects call them
 
 
 def add_common_arguments(parser: CommandParser) -> None:
@@ -45,7 +46,7 @@ def add_common_arguments(parser: CommandParser) -> None:
     )
     parser.add_argument("--shard-records", type=int, default=10000, metavar="N", help="records a shard file (10000)")
     parser.add_argument(
-        "--workers", type=int, default=os.cpu_count(), metavar="N", help="processes that read media (all cores)"
+        "--workers", type=int, default=cores(), metavar="N", help="processes that read media (all cores)"
     )
     parser.add_argument("--resume", action="store_true", help="keep the finished shards of an interrupted run")
 
@@ -63,7 +64,12 @@ def add_file_arguments(parser: CommandParser, annotations: str) -> None:
     parser.add_argument(
         "--images", type=user_path, action="append", required=True, metavar="DIR", help="folder of its images"
     )
-    parser.add_argument("--split", action="append", metavar="NAME", help="its split (default: by hash of the image)")
+    parser.add_argument(
+        "--split",
+        action="append",
+        metavar="NAME",
+        help="its split: train, dev (or val), test; default: by hash of the image",
+    )
 
 
 def file_groups(args: Arguments) -> list[tuple[Path, Path, str | None]]:
@@ -72,19 +78,18 @@ def file_groups(args: Arguments) -> list[tuple[Path, Path, str | None]]:
     splits = args.split or [None] * count
     if len(args.images) != count or len(splits) != count:
         raise DataError("give one --images (and one --split, or none at all) for each --annotations")
-    for split in args.split or ():
-        check_split(split)
     return [
-        (path, check_folder(images, "--images"), split)
+        (path, check_folder(images, "--images"), None if split is None else check_split(split))
         for path, images, split in zip(args.annotations, args.images, splits, strict=True)
     ]
 
 
 def check_split(split: Any) -> str:
-    """Raises DataError unless the split can name files."""
-    if not isinstance(split, str) or not re.fullmatch(r"[\w-]+", split):
-        raise DataError("the split is not a name of letters, digits, _ and -")
-    return split
+    """The name of a split as datasets have it; raises DataError for another one, which no configuration would read."""
+    name = SPLIT_NAMES.get(split, split) if isinstance(split, str) else split
+    if name not in SPLITS:
+        raise DataError(f"the split {split!r} is none of {', '.join(SPLITS)} ({', '.join(SPLIT_NAMES)} are dev)")
+    return name
 
 
 def write_dataset(corpus: Corpus, args: Arguments) -> None:

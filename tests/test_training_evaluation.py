@@ -1,0 +1,235 @@
+"""Training on what a corpus has: objectives it cannot feed, evaluation after saving, and the best checkpoint."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from src.checkpoints.checkpoint import load_checkpoint_config, read_state, save_checkpoint
+from src.checkpoints.files import MODEL, STATE, locate, pointed
+from src.config import (
+    Config,
+    EvalConfig,
+    ImageGenerationConfig,
+    ObjectivesConfig,
+    OptimizerConfig,
+    TrainConfig,
+    WeightsConfig,
+)
+from src.data.errors import DataError
+from src.data.record import Record
+from src.data.schema import AUDIO, IMAGE, TEXT
+from src.data.store import Dataset
+from src.data.writer import DatasetWriter
+from src.evaluation.run import Evaluation
+from src.inference.engine import Engine
+from src.inference.images import resize_images
+from src.models.build import build_model
+from src.tasks import registry
+from src.training.trainer import Trainer
+from src.training.unfed import unfed_objectives
+from tests.conftest import CHARACTERS, png, tiny_dataset
+from tests.oracles import OBJECTIVES, tiny_model
+
+CONTRASTIVE = ObjectivesConfig(weights=WeightsConfig(contrastive=1.0))
+TRAINED = WeightsConfig(contrastive=1.0, mlm=1.0, mvm_feature=1.0, mam_feature=1.0, matching=1.0, denoise_text=1.0)
+
+
+def corpus(folder: Path, has: set[int], config: Config, texts: str = CHARACTERS) -> Config:
+    """A dataset of 8 training and 6 dev records with some modalities, and a run on it."""
+    base = tiny_dataset(folder / "vocab", 8, config)
+    rng = np.random.default_rng(0)
+    with DatasetWriter(folder / "data", config.model.audio, {"name": "tiny"}) as writer:
+        for split, count in (("train", 8), ("dev", 6)):
+            for number in range(count):
+                image = png(rng.integers(0, 256, (8, 8, 3), np.uint8)) if IMAGE in has else None
+                captions = ("".join(rng.choice(list(texts), 4)),) if TEXT in has else ()
+                clip = rng.integers(1, 256, (12, config.model.audio.mels), np.uint8) if AUDIO in has else None
+                writer.add(split, Record(f"{split}-{number}", image, captions, (clip,)))
+    return replace(base, data=replace(base.data, path=str(folder / "data"), batch_size=4, prefetch=1))
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Config:
+    config = Config(model=tiny_model(), objectives=CONTRASTIVE, optimizer=OptimizerConfig(warmup_steps=0))
+    return corpus(tmp_path_factory.mktemp("whole"), {TEXT, IMAGE, AUDIO}, config)
+
+
+def with_run(config: Config, output: Path, **train: int) -> Config:
+    settings = {"steps": 3, "log_every": 1, "save_every": 100, "eval_every": 1, "keep_checkpoints": 1, **train}
+    return replace(config, train=TrainConfig(output=str(output), **settings))
+
+
+def logged(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def measures(monkeypatch: pytest.MonkeyPatch, measure: Callable[[Trainer], dict[str, float]]) -> None:
+    monkeypatch.setattr(Trainer, "_measure", measure)
+
+
+def test_best_marks_the_right_checkpoint(tiny: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    measures(monkeypatch, lambda trainer: {"mean_R@1": {1: 0.1, 2: 0.5, 3: 0.3}[trainer.step_number]})
+    Trainer(with_run(tiny, tmp_path / "run")).run()
+    checkpoints = tmp_path / "run" / "checkpoints"
+    assert [pointed(checkpoints / name).name for name in ("latest", "best")] == ["step-00000003", "step-00000002"]
+    assert {path.name for path in checkpoints.glob("step-*")} == {"step-00000002", "step-00000003"}
+    state = read_state(locate(tmp_path / "run"))
+    assert state["best"] == 0.5 and state["step"] == 3 and state["evaluation_due"] is False
+    assert [line["eval/mean_R@1"] for line in logged(tmp_path / "run") if "eval/mean_R@1" in line] == [0.1, 0.5, 0.3]
+
+
+def test_a_failed_evaluation_costs_no_step(tiny: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The checkpoint is there, and the resumed run makes up for the evaluation."""
+
+    def fail_at_two(trainer: Trainer) -> dict[str, float]:
+        if trainer.step_number == 2:
+            raise RuntimeError("no memory")
+        return {"mean_R@1": 0.2}
+
+    measures(monkeypatch, fail_at_two)
+    run = with_run(tiny, tmp_path / "run", keep_checkpoints=5)
+    with pytest.raises(RuntimeError, match="no memory"):
+        Trainer(run).run()
+    state = read_state(locate(tmp_path / "run"))
+    assert state["step"] == 2 and state["evaluation_due"] is True and state["best"] == 0.2
+    measures(monkeypatch, lambda trainer: {"mean_R@1": trainer.step_number / 10})
+    Trainer(run, resume=True).run()
+    found = [(line["step"], line["eval/mean_R@1"]) for line in logged(tmp_path / "run") if "eval/mean_R@1" in line]
+    assert found == [(1, 0.2), (2, 0.2), (3, 0.3)]
+    assert pointed(tmp_path / "run" / "checkpoints" / "best").name == "step-00000003"
+
+
+def test_what_cannot_be_measured_does_not_end_training(
+    tiny: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def nothing(trainer: Trainer) -> dict[str, float]:
+        raise DataError("nothing here")
+
+    measures(monkeypatch, nothing)
+    Trainer(with_run(tiny, tmp_path / "run", steps=1)).run()
+    assert read_state(locate(tmp_path / "run"))["best"] is None
+    missing = replace(tiny, data=replace(tiny.data, eval_split="held-out"))
+    Trainer(with_run(missing, tmp_path / "missing", steps=1)).run()
+    assert (locate(tmp_path / "missing") / MODEL).is_file()
+    said = capsys.readouterr().out
+    assert "has no split data.eval_split='held-out', but train, dev" in said and "parameters" not in said
+
+
+def test_verbose_prints_the_parameters(
+    tiny: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Trainer, "_loop", lambda *_: None)
+    Trainer(with_run(tiny, tmp_path / "run"), verbose=True).run()
+    assert "parameters" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("has", "left"),
+    [
+        ({TEXT, IMAGE, AUDIO}, set()),
+        ({TEXT, AUDIO}, {"mvm_code", "mvm_feature", "denoise_image"}),
+        ({IMAGE, AUDIO}, {"mlm", "denoise_text"}),
+        ({TEXT, IMAGE}, {"mam_feature", "mam_contrastive"}),
+        ({IMAGE}, {"contrastive", "mlm", "mam_feature", "mam_contrastive", "matching", "denoise_text"}),
+    ],
+)
+def test_objectives_without_data_are_found(has: set[int], left: set[str], tmp_path: Path) -> None:
+    names = [name for name in OBJECTIVES if name != "mvm_class"]
+    weights = WeightsConfig(**{"contrastive": 0.0, **dict.fromkeys(names, 1.0)})
+    config = corpus(tmp_path, has, Config(model=tiny_model()))
+    config = replace(config, objectives=ObjectivesConfig(weights=weights), data=replace(config.data, codes="x"))
+    data = Dataset(config.data.path, "train")
+    assert set(unfed_objectives(config, [data])) == left
+    if IMAGE not in has:
+        objectives = ObjectivesConfig(weights=WeightsConfig(contrastive=0.0, mvm_feature=1.0))
+        with pytest.raises(DataError, match="feeds no objective .mvm_feature: no image"):
+            unfed_objectives(replace(config, objectives=objectives), [data])
+    if TEXT not in has:
+        with pytest.raises(DataError, match="no text, which task=caption"):
+            unfed_objectives(replace(config, task="caption"), [data])
+
+
+@pytest.mark.parametrize(
+    ("has", "losses", "metrics"),
+    [
+        ({IMAGE, AUDIO}, {"contrastive", "mvm_feature", "mam_feature", "matching"}, {"mean_R@1", "patch_cosine"}),
+        (
+            {TEXT, AUDIO},
+            {"contrastive", "mlm", "mam_feature", "matching", "denoise_text"},
+            {"mean_R@1", "mlm_accuracy"},
+        ),
+    ],
+    ids=["without captions", "without images"],
+)
+def test_a_corpus_without_a_modality_is_trained_and_evaluated(
+    has: set[int], losses: set[str], metrics: set[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As far as it goes: no loss of 0 is logged, and no metric of what is not there."""
+    weights = TRAINED if IMAGE in has else replace(TRAINED, mvm_code=1.0, denoise_image=1.0)
+    config = with_run(corpus(tmp_path, has, Config(model=tiny_model())), tmp_path / "run", steps=1)
+    # without images nobody looks for the image tokenizer
+    data = replace(config.data, codes="" if IMAGE in has else str(tmp_path / "gone"))
+    generation = ImageGenerationConfig(max_items=0 if IMAGE in has else 2)
+    settings = replace(config.eval, image_generation=generation)
+    config = replace(config, data=data, objectives=ObjectivesConfig(weights=weights), eval=settings)
+    Trainer(config).run()
+    assert "not trained, for the data cannot feed it: " in capsys.readouterr().out
+    lines = logged(tmp_path / "run")
+    assert {name[5:] for line in lines for name in line if name.startswith("loss/")} == losses
+    found = {name[5:] for line in lines for name in line if name.startswith("eval/")}
+    assert metrics <= found and not any("image" in name for name in found if IMAGE not in has)
+    whole = load_checkpoint_config(locate(tmp_path / "run"))
+    again = Evaluation(Engine(whole, build_model(whole)), registry.get("pretrain").evaluators).run("dev")
+    assert again["retrieval"].keys() and "image_generation" not in again
+    state = locate(tmp_path / "run") / STATE
+    active = {name for name, weight in vars(weights).items() if weight}
+    assert set(json.loads(state.read_text())["left_out"]) == active - losses
+
+
+def test_a_run_of_before_keeps_its_objectives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its optimizer has moments for every part that it was to train."""
+    config = Config(model=tiny_model(), objectives=ObjectivesConfig(weights=replace(TRAINED, denoise_text=0.0)))
+    config = with_run(corpus(tmp_path, {TEXT, AUDIO}, config), tmp_path / "run", steps=1, eval_every=0)
+    with monkeypatch.context() as before:
+        before.setattr("src.training.trainer.unfed_objectives", lambda *_: {})
+        Trainer(config)._save()
+    state = locate(tmp_path / "run") / STATE
+    content = json.loads(state.read_text())
+    state.write_text(json.dumps({"step": content["step"], "best": None}))
+    assert "mvm_feature" in Trainer(config, resume=True).step.make_gradients.objectives.names
+
+
+def test_texts_of_unknown_tokens_are_evaluated(tmp_path: Path) -> None:
+    config = Config(model=tiny_model(), objectives=ObjectivesConfig(weights=TRAINED))
+    config = corpus(tmp_path, {TEXT, IMAGE, AUDIO}, config, texts="甲乙丙丁戊")
+    metrics = Evaluation(Engine(config, build_model(config)), registry.get("pretrain").evaluators).run("dev")
+    assert np.isfinite(metrics["retrieval"]["text_to_image"]["R@1"]) and metrics["caption"]["cider_d"] >= 0
+
+
+def test_an_image_tokenizer_of_another_size_than_the_image_encoder(tmp_path: Path) -> None:
+    """Generated images are embedded at the encoder's size; base configurations have 256 and 224."""
+    model = tiny_model()
+    model = replace(model, image_tokenizer=replace(model.image_tokenizer, size=12))
+    settings = EvalConfig(image_generation=ImageGenerationConfig(max_items=3, samples=2, rank_by="matching"))
+    config = replace(corpus(tmp_path, {TEXT, IMAGE}, Config(model=model)), task="image_tokenizer")
+    place = save_checkpoint(tmp_path / "tokenizer" / "checkpoints", 1, config, build_model(config))
+    objectives = ObjectivesConfig(weights=WeightsConfig(denoise_image=1.0))
+    data = replace(config.data, codes=str(place))
+    config = replace(config, task="text_to_image", eval=settings, data=data, objectives=objectives)
+    metrics = Evaluation(Engine(config, build_model(config)), registry.get(config.task).evaluators).run("dev")
+    assert 0 <= metrics["image_generation"]["text"]["R@1"] <= 1 and metrics["reconstruction"]["images"] == 3
+
+
+def test_generated_images_are_resized_as_images_are() -> None:
+    from PIL import Image
+
+    images = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), np.uint8)
+    assert resize_images(images, 8) is images
+    found = resize_images(images, 6)
+    assert found.shape == (2, 6, 6, 3) and found.dtype == np.uint8
+    expected = np.asarray(Image.fromarray(images[1]).resize((6, 6), Image.Resampling.BICUBIC))
+    np.testing.assert_array_equal(found[1], expected)
