@@ -12,6 +12,7 @@ from src.checkpoints.checkpoint import load_checkpoint_config, read_state, save_
 from src.checkpoints.files import MODEL, STATE, locate, pointed
 from src.config import (
     Config,
+    DenoiseTextConfig,
     EvalConfig,
     ImageGenerationConfig,
     ObjectivesConfig,
@@ -145,6 +146,9 @@ def test_objectives_without_data_are_found(has: set[int], left: set[str], tmp_pa
     data = Dataset(config.data.path, "train")
     assert set(unfed_objectives(config, [data])) == left
     if IMAGE not in has:
+        denoise = DenoiseTextConfig(given=("image",))
+        silent = replace(config, objectives=replace(config.objectives, denoise_text=denoise))
+        assert set(unfed_objectives(silent, [data])) == left | {"denoise_text"}
         objectives = ObjectivesConfig(weights=WeightsConfig(contrastive=0.0, mvm_feature=1.0))
         with pytest.raises(DataError, match="feeds no objective .mvm_feature: no image"):
             unfed_objectives(replace(config, objectives=objectives), [data])

@@ -82,7 +82,7 @@ class Trainer:
         if warmup < config.optimizer.warmup_steps:
             wanted = config.optimizer.warmup_steps
             self._say(
-                f"the warm-up is {warmup} steps, not optimizer.warmup_steps={wanted}: the run has train.steps={steps}"
+                f"warm-up of {warmup} steps, not optimizer.warmup_steps={wanted}: the run has train.steps={steps}"
             )
         rates = learning_rates(config.optimizer, steps)
         parameters = unfrozen(trained_parameters(self.model, objectives), config.optimizer.freeze)

@@ -9,7 +9,7 @@ from src.data.schema import AUDIO, IMAGE, MODALITIES, TEXT
 from src.data.store import Dataset
 from src.objectives.table import active_objectives
 
-ONE = {  # the modality that an objective needs; of denoise_text, beside another one
+ONE = {  # the modality that an objective needs; of denoise_text, beside one that it is given
     "mlm": TEXT,
     "mvm_code": IMAGE,
     "mvm_feature": IMAGE,
@@ -19,7 +19,7 @@ ONE = {  # the modality that an objective needs; of denoise_text, beside another
     "denoise_text": TEXT,
     "denoise_image": IMAGE,
 }
-TWO = {"contrastive", "matching", "denoise_text"}  # need two modalities, whichever
+TWO = {"contrastive", "matching"}  # need two modalities, whichever
 
 
 def unfed_objectives(config: Config, datasets: Collection[Dataset]) -> dict[str, str]:
@@ -29,12 +29,15 @@ def unfed_objectives(config: Config, datasets: Collection[Dataset]) -> dict[str,
         DataError: nothing is left to train, or not what the task is for.
     """
     here = {modality for modality in (TEXT, IMAGE, AUDIO) if any(_has(config, data, modality) for data in datasets)}
+    given = {MODALITIES.index(name) for choice in config.objectives.denoise_text.given for name in choice.split("+")}
     found: dict[str, str] = {}
     for name in active_objectives(config.objectives):
         if name in ONE and ONE[name] not in here:
             found[name] = f"no {MODALITIES[ONE[name]]}"
         elif name in TWO and len(here) < 2:
             found[name] = "only one modality"
+        elif name == "denoise_text" and not given & here:
+            found[name] = "nothing of objectives.denoise_text.given"
     folders = ", ".join(str(dataset.folder) for dataset in datasets)
     needed = TASKS[config.task].objective
     if needed in found:
