@@ -102,7 +102,7 @@ class RetrievalEvaluator(Evaluator):
         return Needs(settings.retrieval.gallery_size, frozenset({TEXT, IMAGE, AUDIO}), frozenset(tokens))
 
     def run(self, split: Split) -> dict[str, Any]:
-        """``gallery``, ``retrieval``, ``reranked`` by ``rerank``, ``fused_passes``, and ``folds`` if eval asks for them."""
+        """``gallery``, ``retrieval``, ``reranked`` by ``rerank``, ``fused_passes``, and ``folds`` if eval asks."""
         if len(split.items) < 2:
             folder = split.loader.dataset.folder
             raise DataError(f"{folder}: split {split.name!r} has only one modality: nothing to compare")
