@@ -187,9 +187,11 @@ class ToyLanguage:
         return found | {words: total / settings.penalty(limit) for words, total in beams}
 
 
-@pytest.mark.parametrize("penalty", [0.0, 0.6, 2.0])
-def test_no_text_that_ended_is_lost_to_one_that_later_gets_worse(tokenizer: Tokenizer, penalty: float) -> None:
-    limit = 4
+@pytest.mark.parametrize(("penalty", "limit"), [(0.0, 4), (0.6, 4), (2.0, 4), (6.0, 5)])
+def test_no_text_that_ended_is_lost_to_one_that_later_gets_worse(
+    tokenizer: Tokenizer, penalty: float, limit: int
+) -> None:
+    lengths = set()
     for seed, beams in itertools.product(range(40), (2, 3)):
         language, settings = ToyLanguage(seed, limit), BeamSettings(beams, penalty)
         search = _Hypotheses(1, limit + 1, limit, settings, tokenizer)
@@ -206,6 +208,77 @@ def test_no_text_that_ended_is_lost_to_one_that_later_gets_worse(tokenizer: Toke
         text = tuple(token for token in search.best()[0, 1:].tolist() if token != PAD)
         met = language.ended(settings, limit)
         assert met[text] == pytest.approx(max(met.values())), (seed, beams, text)
+        lengths.add(len(text))
+    assert len(lengths) > 1, "texts of one length would not show what the penalty does"
+
+
+A, B, C = LETTERS[:3]
+
+
+def hypotheses(tokenizer: Tokenizer, settings: BeamSettings, limit: int, inputs: int = 1) -> _Hypotheses:
+    return _Hypotheses(inputs, limit + 1, limit, settings, tokenizer)
+
+
+def extend(found: _Hypotheses, generated: int, *beams: list[tuple[int, float]]) -> None:
+    """Of one input: the choices of each beam, the likeliest first, with their log-probabilities."""
+    table = np.array(beams)[None]
+    found.extend(generated, table[..., 0].astype(np.int32), table[..., 1])
+
+
+def text_so_far(found: _Hypotheses) -> list[int]:
+    return [token for token in found.best()[0, 1:].tolist() if token != PAD]
+
+
+NOTHING = [(A, -np.inf), (B, -np.inf), (C, -np.inf)]
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_a_longer_text_overtakes_one_that_ended(tokenizer: Tokenizer, ends: bool) -> None:
+    """With α = 2 and at most 4 tokens −1.2 may still become −1.2 / 2.25, which is more than −1; −3 may not."""
+    found = hypotheses(tokenizer, BeamSettings(2, length_penalty=2.0), 4)
+    extend(found, 1, [(SEP, -1.0), (A, -1.2), (B, -3.0)], NOTHING)
+    assert found.ended.tolist() == [-1.0] and found.ended_ids[0, 1:3].tolist() == [SEP, PAD]
+    assert found.going.tolist() == [[-1.2, -np.inf]] and not found.over
+    for generated in (2, 3):
+        extend(found, generated, [(A, -0.1), (B, -5.0), (C, -6.0)], NOTHING)
+    last = SEP if ends else C
+    extend(found, 4, [(last, -0.1), (B, -5.0), (A, -6.0)], NOTHING)
+    assert text_so_far(found) == [A, A, A, last] and found.over == ends
+    best = found.ended if ends else found.going.max(1) / 2.25
+    np.testing.assert_allclose(best, [-1.5 / 2.25])
+
+
+def test_a_text_that_found_no_end_loses_to_a_better_one_that_did(tokenizer: Tokenizer) -> None:
+    found = hypotheses(tokenizer, BeamSettings(2), 2)
+    extend(found, 1, [(SEP, -1.0), (A, -0.5), (B, -0.9)], NOTHING)
+    assert not found.over and text_so_far(found) == [A], "unfinished, it is still the best"
+    extend(found, 2, [(A, -0.6), (B, -2.0), (C, -3.0)], [(A, -0.6), (B, -2.0), (C, -3.0)])
+    assert found.over and text_so_far(found) == [SEP]
+
+
+def test_of_equally_good_texts_the_first_stays(tokenizer: Tokenizer) -> None:
+    """α = 1: −1 after one token, and −2 after seven, are the same score."""
+    found = hypotheses(tokenizer, BeamSettings(2, length_penalty=1.0), 13)
+    extend(found, 1, [(A, -0.5), (SEP, -1.0), (B, -1.5)], NOTHING)
+    for generated in range(2, 7):
+        extend(found, generated, [(A, -0.25), (B, -9.0), (C, -9.0)], NOTHING)
+    extend(found, 7, [(SEP, -0.25), (A, -9.0), (B, -9.0)], NOTHING)
+    assert found.ended.tolist() == [-1.0] and found.ended_ids[0, 1:3].tolist() == [SEP, PAD]
+    same = hypotheses(tokenizer, BeamSettings(2), 3)
+    extend(same, 1, [(B, -1.0), (A, -1.0), (C, -1.0)], NOTHING)
+    assert same.last(1).tolist() == [B, A], "and of equally good beginnings the earlier choice"
+    extend(same, 2, [(SEP, -1.0), (A, -1.0), (B, -2.0)], [(SEP, -1.0), (C, -1.0), (B, -2.0)])
+    assert same.ended_ids[0, 1:3].tolist() == [B, SEP]
+
+
+def test_a_beam_takes_over_the_past_of_the_one_that_it_goes_on_from(tokenizer: Tokenizer) -> None:
+    found = hypotheses(tokenizer, BeamSettings(2), 3)
+    extend(found, 1, [(A, -1.0), (B, -2.0), (C, -9.0)], NOTHING)
+    extend(found, 2, [(A, -5.0), (B, -6.0), (C, -9.0)], [(C, -0.1), (A, -0.2), (B, -9.0)])
+    assert found.ids[0, :, 1:3].tolist() == [[B, C], [B, A]]
+    assert found.origins[0, :, :2].tolist() == [[0, 1], [0, 1]], "both stand on what the second wrote"
+    assert (found.origins[0, :, 2:] == [[0], [1]]).all()
+
 
 
 def test_one_beam_is_greedy_whatever_the_penalty(searches: dict, given: dict, tables: list) -> None:

@@ -29,6 +29,7 @@ from src.config import Config, ConfigError
 from src.inference.load import load_model
 from src.models.build import build_model
 from src.models.opt import OPT
+from tests.disk import Disk
 from tests.oracles import VOCAB, randomise, tiny_model
 
 FILES = {"config.yaml", "vocab.txt", "model.safetensors", "optimizer.safetensors", "state.json"}
@@ -254,6 +255,16 @@ def test_a_vocabulary_that_is_missing(config: Config) -> None:
     model = replace(config.model, text=replace(config.model.text, vocab="absent.txt"))
     with pytest.raises(ConfigError, match="model.text.vocab=absent.txt"):
         build_model(replace(config, model=model))
+
+
+def test_all_of_a_checkpoint_is_on_the_disk_before_it_takes_its_name(
+    tmp_path: Path, config: Config, model: OPT, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = Disk(monkeypatch)
+    save_checkpoint(tmp_path / "checkpoints", 5, config, model, moments())
+    names = [name for name, *_ in disk.renamed]
+    assert names.index("step-00000005") < names.index("latest")
+    assert all(not own for _, own, _ in disk.renamed), disk.renamed
 
 
 STEPS = ("mkdir", "config", "vocab", "model", "optimizer", "state", "rename", "point")

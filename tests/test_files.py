@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from src.files import replace_folder, write_text
+from src.files import replace_folder, write_bytes, write_text
+from tests.disk import Disk
 
 
 def raising(error: BaseException) -> Callable:
@@ -22,6 +23,13 @@ def test_text_is_written_with_the_folders_above_it(tmp_path: Path) -> None:
     for text in ("一\n", "二，longer\n", ""):
         write_text(str(path), text)
         assert path.read_bytes() == text.encode() and os.listdir(path.parent) == ["文.txt"]
+
+
+def test_a_file_is_on_the_disk_before_it_takes_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.bin").write_bytes(b"old")
+    disk = Disk(monkeypatch)
+    write_bytes(tmp_path / "a.bin", bytes(100_000))
+    assert [(name, own) for name, own, _ in disk.renamed] == [("a.bin", set())]
 
 
 @pytest.mark.parametrize("call", ["fsync", "replace"])

@@ -119,6 +119,20 @@ def test_matching_head_reads_what_is_shown_and_trains_no_embedding() -> None:
     assert not any(gradient.asnumpy().any() for gradient in gradients[1:])
 
 
+def test_matching_head_is_the_formula() -> None:
+    """The products are scaled by √E: of unit vectors they have entries of about 1/E."""
+    head = MatchingHead(D, E, 5)
+    randomise(head)
+    cls, vectors = random(B, D), [random(B, E, seed=i) for i in range(3)]
+    presence = np.array([[1, 1, 1], [1, 1, 0], [1, 0, 1], [0, 1, 1]], np.int32)
+    text, image, audio = (vector * presence[:, i : i + 1] for i, vector in enumerate(vectors))
+    features = np.concatenate([cls, np.sqrt(E) * np.concatenate([text * image, text * audio, image * audio], 1)], 1)
+    weights = [parameter.asnumpy() for part in (head.join, head.classify) for parameter in (part.weight, part.bias)]
+    hidden = torch.nn.functional.gelu(torch.tensor(features @ weights[0].T + weights[1])).numpy()
+    expected = hidden @ weights[2].T + weights[3]
+    np.testing.assert_allclose(matching_logits(head, [cls, *vectors], presence), expected, atol=1e-5)
+
+
 def test_matching_head_sees_agreement_of_each_pair() -> None:
     """Its pair features are the products: from the image and the audio alone, the text absent, too."""
     head = MatchingHead(D, E, 5)

@@ -1,6 +1,6 @@
 """The Transformer's parts against PyTorch's, in value and gradient, by either backward and in either mode."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import mindspore as ms
 import numpy as np
@@ -10,6 +10,7 @@ from mindspore import Tensor, nn
 
 from src import runtime
 from src.config import CrossEncoderConfig
+from src.models import precision
 from src.models.layers import (
     Attention,
     Block,
@@ -74,6 +75,33 @@ class PaddedCross(nn.Cell):
 
     def construct(self, x, memory):
         return self.cell(x, self.bias, memory, self.memory_bias)
+
+
+class Noting(nn.Cell):
+    """Notes the type of what a function reads, and calls it."""
+
+    def __init__(self, function: Callable) -> None:
+        super().__init__()
+        self.function, self.types = function, []
+
+    def construct(self, x):
+        self.types.append(x.dtype)
+        return self.function(x)
+
+
+@pytest.mark.parametrize("kind", ["fp32", "fp16"])
+def test_softmax_of_stock_operators_is_float32_and_the_rest_of_the_compute_type(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runtime, "is_cpu", lambda: False)
+    with precision.building(kind):
+        cell = Attention(D, H)
+    scores, mix = Noting(cell.softmax), cell.mix
+    given = []
+    cell.softmax, cell.mix = scores, lambda x, y: given.append(x.dtype) or mix(x, y)
+    x = Tensor(random(B, L, D))
+    cell(x, x, padding_bias(Tensor(MASK)))
+    assert scores.types == [ms.float32] and given == [precision.TYPES[kind]]
 
 
 def test_linear(path: None) -> None:

@@ -125,15 +125,14 @@ def test_mlm_predicts_the_hidden_tokens_from_what_is_left(opt: OPT) -> None:
     assert losses(opt, only("mlm"), batch)["mlm"] == pytest.approx(expected, rel=1e-4)
 
 
-def test_hidden_features_are_compared_with_the_clean_view(opt: OPT) -> None:
-    """Patches and frames of the masked view are predicted; the target is what the encoder makes of the whole."""
-    batch = batch_with_repeats()
-    text, image, audio, mask, image_mask, audio_mask = encode(opt, batch)
+def masked_view(opt: OPT, batch: Arrays) -> tuple[Tensor, dict[str, Tensor]]:
+    """The fused tokens of the batch with all that it masks, and the clean tokens of images and audio clips."""
+    _, image, audio, mask, image_mask, audio_mask = encode(opt, batch)
     heads = {"mvm": opt.masked_image_head, "mam": opt.masked_audio_head}
-    lengths = {"mvm": image.shape[1], "mam": audio.shape[1]}
+    clean = {"mvm": image, "mam": audio}
     hidden = {}
-    for name, length in lengths.items():
-        places = np.zeros((B, length), np.float32)
+    for name, tokens in clean.items():
+        places = np.zeros((B, tokens.shape[1]), np.float32)
         for row, slot in zip(*np.nonzero(batch[f"{name}_weights"]), strict=True):
             places[row, batch[f"{name}_positions"][row, slot]] = 1
         hidden[name] = Tensor(places)
@@ -142,28 +141,92 @@ def test_hidden_features_are_compared_with_the_clean_view(opt: OPT) -> None:
     masked_audio, _ = opt.audio_encoder(*clip, hidden["mam"], heads["mam"].vector)
     masked_text = opt.text_encoder(Tensor(batch["mlm_ids"]), mask)
     rows = (masked_text, masked_image, masked_audio, mask, image_mask, audio_mask, Tensor(batch["presence"]))
-    fused = opt.cross_encoder(*rows)[0]
-    config = weighted(**{name: 0.0 for name in OBJECTIVES if name not in TOKEN_ROWS})
-    found = losses(opt, config, batch)
-    for name, loss, clean, first in (
-        ("mvm", "mvm_feature", image, opt.first_image),
-        ("mam", "mam_feature", audio, opt.first_audio),
+    return opt.cross_encoder(*rows)[0], clean
+
+
+def masked_places(batch: Arrays, name: str, rows: range) -> list[tuple[int, int]]:
+    """Row and place of everything that is masked in these rows."""
+    found = zip(*np.nonzero(batch[f"{name}_weights"]), strict=True)
+    return [(int(row), int(batch[f"{name}_positions"][row, slot])) for row, slot in found if row in rows]
+
+
+def normalised(x: np.ndarray) -> np.ndarray:
+    return (x - x.mean()) / np.sqrt(x.var() + 1e-6)
+
+
+TOKEN_LEVEL = weighted(**{name: 0.0 for name in OBJECTIVES if name not in TOKEN_ROWS})
+
+
+def test_hidden_features_are_compared_with_the_clean_view(opt: OPT) -> None:
+    """Patches and frames of the masked view are predicted; the target is what the encoder makes of the whole."""
+    batch = batch_with_repeats()
+    fused, clean = masked_view(opt, batch)
+    found = losses(opt, TOKEN_LEVEL, batch)
+    for name, loss, head, first in (
+        ("mvm", "mvm_feature", opt.masked_image_head, opt.first_image),
+        ("mam", "mam_feature", opt.masked_audio_head, opt.first_audio),
     ):
         costs = []
-        for row, slot in zip(*np.nonzero(batch[f"{name}_weights"]), strict=True):
-            if row in ROWS[loss]:
-                place = int(batch[f"{name}_positions"][row, slot])
-                predicted = heads[name](fused[int(row), first + place].reshape(1, -1))[0].asnumpy()
-                target = clean[int(row), place].asnumpy()
-                target = (target - target.mean()) / np.sqrt(target.var() + 1e-6)
-                costs.append(((predicted - target) ** 2).mean())
+        for row, place in masked_places(batch, name, ROWS[loss]):
+            predicted = head(fused[row, first + place].reshape(1, -1))[0].asnumpy()
+            costs.append(((predicted - normalised(clean[name][row, place].asnumpy())) ** 2).mean())
         assert found[loss] == pytest.approx(np.mean(costs), rel=1e-3), loss
+
+
+def test_hidden_patches_are_told_by_their_codes(opt: OPT) -> None:
+    """An image whose codes are not known is asked nothing."""
+    batch = batch_with_repeats()
+    batch["image_codes"][3] = -1
+    fused, _ = masked_view(opt, batch)
+    costs = []
+    for row, place in masked_places(batch, "mvm", ROWS["mvm_code"]):
+        if row != 3:
+            logits = opt.masked_code_head(fused[row, opt.first_image + place].reshape(1, -1)).asnumpy()
+            costs.extend(cross_entropy(logits, batch["image_codes"][row, place][None]))
+    assert costs and losses(opt, TOKEN_LEVEL, batch)["mvm_code"] == pytest.approx(np.mean(costs), rel=1e-4)
+
+
+def test_hidden_frames_are_told_from_the_other_hidden_ones_of_their_clip(opt: OPT) -> None:
+    """By cosines over the temperature; a clip with one hidden frame has nothing to tell it from."""
+    batch = batch_with_repeats()
+    batch["mam_weights"][2, 1] = 0
+    fused, clean = masked_view(opt, batch)
+    places: dict[int, list[int]] = {}
+    for row, place in masked_places(batch, "mam", ROWS["mam_contrastive"]):
+        places.setdefault(row, []).append(place)
+    costs = []
+    for row, own in places.items():
+        predicted = opt.masked_audio_head(fused[row])[opt.first_audio :].asnumpy()[own]
+        target = np.stack([normalised(clean["mam"][row, place].asnumpy()) for place in own])
+        unit = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in (predicted, target)]
+        cosines = unit[0] @ unit[1].T
+        if len(own) > 1:
+            costs.extend(cross_entropy(cosines / TOKEN_LEVEL.masking.temperature, np.arange(len(own))))
+    assert min(map(len, places.values())) == 1 < len(costs)
+    assert losses(opt, TOKEN_LEVEL, batch)["mam_contrastive"] == pytest.approx(np.mean(costs), rel=1e-3)
+
+
+def test_denoising_generates_each_code_and_counts_rows_that_are_given_nothing(opt: OPT) -> None:
+    """They teach guidance what images are without a condition; a row that has no image is asked nothing."""
+    batch = batch_with_repeats()
+    rows = [row for row in ROWS["denoise_image"] if batch["image_codes"][row].min() >= 0]
+    batch["denoise_image_presence"][rows[0]] = 0
+    batch["image_codes"][rows[1]] = -1
+    fused, mask = opt.cross_encoder(*encode(opt, batch), Tensor(batch["denoise_image_presence"]))
+    codes = np.maximum(batch["image_codes"], 0)
+    logits = opt.image_decoder(opt.image_decoder.shift(Tensor(codes)), fused, mask).asnumpy()
+    costs = cross_entropy(logits, codes.ravel()).reshape(codes.shape)
+    kept = [row for row in rows if row != rows[1]]
+    assert len(kept) > 1
+    expected = costs[kept].mean()
+    assert losses(opt, only("denoise_image"), batch)["denoise_image"] == pytest.approx(expected, rel=1e-4)
 
 
 def test_denoising_writes_each_next_token_up_to_the_end(opt: OPT) -> None:
     """[CLS] w₁ … wₙ predict w₁ … wₙ [SEP]; nothing is asked of padding, nor of rows that are given nothing."""
     batch = batch_with_repeats()
-    batch["denoise_text_presence"][5] = 0
+    batch["denoise_text_presence"][8] = 0
+    assert 8 in ROWS["denoise_text"]
     fused, mask = opt.cross_encoder(*encode(opt, batch), Tensor(batch["denoise_text_presence"]))
     logits = opt.text_decoder(Tensor(batch["text_ids"][:, :-1]), fused, mask).asnumpy().reshape(B, -1, VOCAB)
     costs = []

@@ -162,6 +162,28 @@ def test_negatives_are_hard() -> None:
         assert np.array_equal(indices[which, rows], similarity[rows].argmax(1)), case
 
 
+@pytest.mark.parametrize("scale", [1.0, 7.0])
+def test_negatives_are_sampled_at_the_logit_scale(scale: float) -> None:
+    """argmax of scale · cosine + Gumbel noise: the softmax of the contrastive logits."""
+    batch = Rows(lacking=False)
+    batch.shown[:] = 1
+    batch.embeddings = unit = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in batch.embeddings]
+    indices, _ = batch.build(scale)
+    other, moved = batch.ids[:, None] != batch.ids[None], 0
+    for case, which, by in (
+        ("image+audio", TEXT, IMAGE),
+        ("text+audio", IMAGE, TEXT),
+        ("text+image", AUDIO, TEXT),
+        ("none", IMAGE, TEXT),
+    ):
+        rows = np.flatnonzero(batch.case == MATCH_CASES.index(case))
+        chosen = [np.where(other, s * unit[by] @ unit[which].T + batch.noise, -np.inf) for s in (scale, 3.0)]
+        expected, otherwise = (scores[rows].argmax(1) for scores in chosen)
+        assert np.array_equal(indices[which, rows], expected), case
+        moved += (expected != otherwise).sum()
+    assert moved, "another scale would sample the same"
+
+
 def test_noise_changes_the_draw() -> None:
     first, second = Rows(), Rows()
     second.noise = gumbel(B, B, seed=5)

@@ -167,6 +167,14 @@ def test_split_is_by_content_alone() -> None:
     assert abs(splits.count("dev") - 400) < 80 and abs(splits.count("test") - 800) < 110
 
 
+def test_the_shares_are_those_of_the_range_of_digests() -> None:
+    """dev, then test, then train."""
+    places = [0.0, 0.0999, 0.1001, 0.2999, 0.3001, 0.9999]
+    splits = [common.split_by_digest(int(place * 2**64), 0.1, 0.2) for place in places]
+    assert splits == ["dev", "dev", "test", "test", "train", "train"]
+    assert common.split_by_digest(1, 0.0, 0.0) == "train" and common.split_by_digest(1, 0.0, 0.5) == "test"
+
+
 def test_large_images_are_stored_smaller(tmp_path: Path) -> None:
     pixels = np.zeros((40, 100, 3), np.uint8)
     pixels[:, :50] = 255

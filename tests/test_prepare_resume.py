@@ -68,6 +68,38 @@ def test_an_image_follows_the_split_that_has_it(tmp_path: Path, capsys: pytest.C
     assert "that already has their image: 1" in capsys.readouterr().out
 
 
+def splits_of(folder: Path) -> dict[bytes, str]:
+    """The split of every image, by its file's bytes, or of what has none by its caption's."""
+    found = {}
+    for split in read_info(folder)["splits"]:
+        for record in read(folder, split).values():
+            found[record.image or record.captions[0].encode()] = split
+    return found
+
+
+def test_the_image_alone_decides_its_split(tmp_path: Path) -> None:
+    """Under another id and name, or in another corpus, an image is not trained on where it is tested elsewhere."""
+    names = [f"{number}.png" for number in range(24)]
+    for name in names:
+        image = draw(tmp_path / "a" / name)
+        (tmp_path / "b").mkdir(exist_ok=True)
+        (tmp_path / "b" / f"copy-{name}").write_bytes(image.read_bytes())
+    first = [{"id": name, "image": name} for name in names] + [{"id": f"t{n}", "caption": f"字{n}"} for n in range(24)]
+    second: list[object] = [{"id": f"other {n}", "image": f"copy-{name}"} for n, name in enumerate(names)][::-1]
+    found = []
+    for folder, rows in (("a", first), ("b", second), ("b", second[5:])):
+        manifest = write_lines(tmp_path / folder / "m.jsonl", rows)
+        output = tmp_path / f"out-{len(found)}"
+        shares = ("--dev-share", 0.25, "--test-share", 0.25)
+        prepare("manifest", "--input", manifest, "--output", output, "--workers", 1, *shares)
+        found.append(splits_of(output))
+    assert set(found[0].values()) == {"train", "dev", "test"} and len(found[0]) == 48
+    assert found[1] == {image: found[0][image] for image in found[1]} and len(found[1]) == 24
+    assert found[2] == {image: found[0][image] for image in found[2]}, "rows that are added or left out change nothing"
+    texts = {split for content, split in found[0].items() if content.startswith("字".encode())}
+    assert len(texts) > 1, "what has no image goes by its id"
+
+
 def test_killed_and_resumed_by_several_workers(
     uninterrupted: tuple[list[object], dict[str, bytes]], tmp_path: Path
 ) -> None:

@@ -15,6 +15,7 @@ from src.data.regions import Regions
 from src.data.schema import AUDIO, IMAGE, TEXT
 from src.data.store import Dataset, read_info
 from src.data.writer import DatasetWriter
+from tests.disk import Disk
 
 AUDIO_CONFIG = AudioEncoderConfig(max_frames=16, mels=8)
 
@@ -46,6 +47,17 @@ def test_round_trip_in_any_order(tmp_path: Path) -> None:
     assert names == [f"train-0000{index}.mindrecord" for index in range(3)]
     assert dataset.info["about"] == {"from": "试验"}
     assert not list(tmp_path.glob(".writing-*"))
+
+
+def test_all_is_on_the_disk_before_something_says_that_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A part says that its shard is whole, dataset.json that everything is."""
+    rng, disk = np.random.default_rng(1), Disk(monkeypatch)
+    with DatasetWriter(tmp_path, AUDIO_CONFIG, {}, shard_records=4) as writer:
+        for index in range(6):
+            writer.add("train", tiny_record(rng, index, AUDIO_CONFIG, 8))
+    names = [name for name, *_ in disk.renamed if not name.startswith(".progress")]
+    assert names == [".part-train-00000.npz", ".part-train-00001.npz", "dataset.json"]
+    assert not any(own | beside for _, own, beside in disk.renamed), disk.renamed
 
 
 def test_index_and_counts(tmp_path: Path) -> None:

@@ -198,6 +198,7 @@ def write_model(folder: Path, config: Config, model: nn.Cell, half: bool = False
     """Configuration, vocabulary and weights (with ``half`` as float16): what evaluation and export need."""
     write_text(folder / CONFIG, to_yaml(config))
     shutil.copyfile(config.model.text.vocab, folder / VOCAB)
+    _sync(folder / VOCAB)
     _save_arrays(folder / MODEL, dict(model.parameters_and_names()), half)
 
 
@@ -223,6 +224,10 @@ def _save_arrays(path: Path, parameters: Mapping[str, Parameter], half: bool = F
         save_file(arrays, path)
     except SafetensorError as error:
         raise OSError(str(error)) from None
+    _sync(path)
+
+
+def _sync(path: Path) -> None:
     with open(path, "rb+") as file:
         os.fsync(file.fileno())
 

@@ -225,6 +225,8 @@ class DatasetWriter:
         index, checksums = self.folder / f"index-{name}.npy", self.folder / f"checksums-{name}.npy"
         np.save(index, samples)
         np.save(checksums, np.frombuffer(state.checksums, np.uint32))
+        for file in (index, checksums):
+            sync(file)
         return {
             "records": len(state.checksums),
             "samples": len(samples),

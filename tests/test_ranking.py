@@ -1,0 +1,212 @@
+"""Retrieval and re-ranking against a slow ranking by hand, with tables in the place of the network's scores."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from mindspore import Tensor
+
+from src.config import EvalConfig, RerankConfig, RetrievalConfig
+from src.data.errors import DataError
+from src.data.schema import AUDIO, IMAGE, TEXT
+from src.evaluation.evaluator import Split
+from src.evaluation.retrieval import RetrievalEvaluator
+from src.inference.encode import Items
+from src.inference.rerank import Reranker
+from src.metrics.recall import recall
+
+SCALE = 5.0
+IMAGES = np.array([4, 0, 2, 7, 1, 9])  # by item; 9 has no text, 1 no audio clip
+TEXTS = np.array([0, 4, 4, 7, 2, 0, 1, 5])  # several captions of some images; 5 has no image
+CLIPS = np.array([2, 4, 0, 7, 9])
+NUMBERS = {TEXT: TEXTS, IMAGE: IMAGES, AUDIO: CLIPS}
+NAMES = {TEXT: "text", IMAGE: "image", AUDIO: "audio"}
+
+
+def items(which: int, width: int = 6) -> Items:
+    """Embeddings on a coarse grid, so that scores tie; ids that say which item they are."""
+    own, rng = NUMBERS[which], np.random.default_rng(which)
+    vectors = np.round(rng.standard_normal((len(own), width))).astype(np.float32) / 4
+    ids = np.arange(len(own), dtype=np.int32)[:, None] if which != IMAGE else None
+    tokens = np.zeros((len(own), 1, 1), np.float32)
+    return Items(tokens, np.ones((len(own), 1), np.int32), vectors, own, np.arange(len(own)), ids)
+
+
+ALL = {which: items(which) for which in NUMBERS}
+
+
+def table(seed: int, *shape: int) -> np.ndarray:
+    """Scores of which many are equal."""
+    return np.random.default_rng(seed).integers(-3, 1, shape).astype(np.float64)
+
+
+MATCH = {pair: table(sum(pair), *(len(NUMBERS[which]) for which in pair)) for pair in ((0, 1), (0, 2), (1, 2))}
+LIKELIHOOD = {  # by what is given: text (of a clip its transcript), item
+    (TEXT, IMAGE): table(7, len(TEXTS), len(IMAGES)),
+    (TEXT, AUDIO): table(8, len(TEXTS), len(CLIPS)),
+    (AUDIO, IMAGE): table(9, len(CLIPS), len(IMAGES)),
+}
+
+
+def evaluator(**weights: float) -> tuple[RetrievalEvaluator, list[str]]:
+    """With the scores above; the list says which of them were asked for."""
+    asked = []
+
+    def match(group: dict[int, Items], pairs: np.ndarray, label: str) -> np.ndarray:
+        asked.append("matching")
+        return MATCH[tuple(sorted(group))][tuple(pairs.T)]
+
+    def likelihood(given: int, _: Items, ids: np.ndarray, pairs: np.ndarray, label: str) -> np.ndarray:
+        asked.append("likelihood")
+        of = TEXT if len(ids) == len(TEXTS) else AUDIO
+        return LIKELIHOOD[of, given][ids[pairs[:, 0], 0], pairs[:, 1]]
+
+    reranker = Reranker.__new__(Reranker)
+    config = RerankConfig(**({"embedding": 0.0, "matching": 0.0, "likelihood": 0.0} | weights))
+    given = {name: getattr(config, name) for name in ("embedding", "matching", "likelihood")}
+    reranker.weights = {name: weight for name, weight in given.items() if weight > 0}
+    reranker.model = SimpleNamespace(scale=lambda: Tensor(np.float32(SCALE)))
+    reranker.matching = SimpleNamespace(score=match, fused=0)
+    reranker.likelihood = SimpleNamespace(score=likelihood, fused=0)
+    encoder = SimpleNamespace(joint=lambda *_: None)
+    transcribe = lambda clips: clips  # noqa: E731 - they have their transcripts
+    engine = SimpleNamespace(reranker=reranker, encoder=encoder, transcribe=transcribe)
+    return RetrievalEvaluator(engine), asked
+
+
+def second_score(query: int, gallery: int, i: int, j: int, cosine: float, weights: dict[str, float]) -> float:
+    low, high = sorted((query, gallery))
+    a, b = (i, j) if query < gallery else (j, i)
+    if low == TEXT:
+        likely = LIKELIHOOD[TEXT, high][a, b]
+    else:  # an image and a clip: that of the transcript given the image
+        likely = LIKELIHOOD[AUDIO, IMAGE][b, a]
+    terms = {"embedding": SCALE * cosine, "matching": MATCH[low, high][a, b], "likelihood": likely}
+    return sum(weight * terms[name] for name, weight in weights.items())
+
+
+def by_hand(query: int, gallery: int, depth: int, weights: dict[str, float] | None) -> tuple[list[int], list[int]]:
+    """The queries with a relevant item, and the rank of the best one."""
+    queries, ranks = [], []
+    offered = NUMBERS[gallery]
+    for i, image in enumerate(NUMBERS[query]):
+        if image not in offered:
+            continue
+        cosines = ALL[gallery].embeddings.astype(np.float64) @ ALL[query].embeddings[i].astype(np.float64)
+        order = sorted(range(len(offered)), key=lambda j, cosines=cosines: (-cosines[j], j))
+        if weights:
+            scores = {j: second_score(query, gallery, i, j, cosines[j], weights) for j in order[:depth]}
+            order = sorted(order[:depth], key=lambda j, scores=scores: -scores[j]) + order[depth:]
+        queries.append(i)
+        ranks.append(next(rank for rank, j in enumerate(order) if offered[j] == image))
+    return queries, ranks
+
+
+DIRECTIONS = [(a, b) for a in NUMBERS for b in NUMBERS if a != b]
+WEIGHTS = [
+    {"embedding": 1.0, "matching": 0.5, "likelihood": 0.25},
+    {"matching": 1.0},
+    {"embedding": 0.1, "likelihood": 2.0},
+]
+
+
+@pytest.mark.parametrize("weights", WEIGHTS, ids=str)
+@pytest.mark.parametrize("depth", [2, 4])
+def test_both_stages_are_the_ranking_by_hand(weights: dict[str, float], depth: int) -> None:
+    found, asked = evaluator(**weights)
+    first, second, rankings = found.evaluate(ALL, depth)
+    moved = 0
+    for query, gallery in DIRECTIONS:
+        name, size = f"{NAMES[query]}_to_{NAMES[gallery]}", {"gallery": len(NUMBERS[gallery])}
+        queries, ranks = by_hand(query, gallery, depth, None)
+        assert first[name] == recall(np.array(ranks)) | size, name
+        queries, final = by_hand(query, gallery, depth, weights)
+        assert second[name] == recall(np.array(final)) | size, name
+        assert rankings[name].queries.tolist() == queries and rankings[name].indices.shape == (len(queries), depth)
+        moved += final != ranks
+    assert moved > 3, "the second stage changes most directions"
+    assert set(asked) == set(weights) - {"embedding"}, "what weighs nothing is not computed"
+
+
+@pytest.mark.parametrize("depth", [0, 3])
+def test_rankings_show_the_best_with_their_shares(depth: int) -> None:
+    """Of the probability among the candidates, by the score that ranked them; five are shown of one stage alone."""
+    weights = WEIGHTS[0]
+    found, asked = evaluator(**weights)
+    _, second, rankings = found.evaluate({TEXT: ALL[TEXT], IMAGE: ALL[IMAGE]}, depth)
+    assert bool(second) == bool(depth) == bool(asked)
+    for query, gallery in ((TEXT, IMAGE), (IMAGE, TEXT)):
+        ranking = rankings[f"{NAMES[query]}_to_{NAMES[gallery]}"]
+        assert ranking.indices.shape[1] == (depth or 5)
+        for i, best, shares in zip(ranking.queries, ranking.indices, ranking.shares, strict=True):
+            cosines = ALL[gallery].embeddings[best].astype(np.float64) @ ALL[query].embeddings[i].astype(np.float64)
+            scores = SCALE * cosines
+            if depth:
+                pairs = zip(best, cosines, strict=True)
+                scores = np.array([second_score(query, gallery, i, j, cosine, weights) for j, cosine in pairs])
+            assert (np.diff(scores) <= 1e-9).all()
+            np.testing.assert_allclose(shares, np.exp(scores) / np.exp(scores).sum(), rtol=1e-6)
+
+
+def test_a_second_score_that_is_the_first_is_no_second_stage() -> None:
+    found, asked = evaluator(embedding=1.0)
+    assert not found.engine.reranker.active and found.evaluate(ALL, 3)[1] == {} and not asked
+
+
+def test_weights_of_zero_are_no_terms() -> None:
+    """As the real one is built."""
+    reranker = Reranker.__new__(Reranker)
+    parts = {"TextLikelihood": lambda *_: None, "Matching": lambda *_: None}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, stand_in in parts.items():
+            patch.setattr(f"src.inference.rerank.{name}", stand_in)
+        config = RerankConfig(embedding=0.0, matching=0.5, likelihood=0.0)
+        reranker.__init__(None, SimpleNamespace(pad_id=0), config, None)
+    assert reranker.weights == {"matching": 0.5}
+
+
+def folds(count: int) -> EvalConfig:
+    return EvalConfig(retrieval=RetrievalConfig(gallery_size=0, folds=count), rerank=RerankConfig(top_k=2, matching=1.0))
+
+
+def test_folds_average_only_directions_that_all_of_them_have() -> None:
+    """Images 0, 1, 2, 4 and 5, 7, 9: no audio clip of the last has a text unless it is 7's."""
+    found, _ = evaluator(matching=1.0)
+    group = ALL | {AUDIO: ALL[AUDIO].take(CLIPS != 7)}
+    averaged = found.folds(group, folds(2))
+    parts = []
+    for part in (range(0, 5), range(5, 10)):
+        chosen = {which: each.take(np.isin(each.images, part)) for which, each in group.items()}
+        parts.append(found.evaluate(chosen, 2)[:2])
+    assert averaged["count"] == 2 and averaged["gallery"] == len(IMAGES) // 2
+    for stage, name in enumerate(("retrieval", "reranked")):
+        both = parts[0][stage].keys() & parts[1][stage].keys()
+        assert averaged[name].keys() == both != parts[0][stage].keys()
+        for direction in both:
+            for key, value in averaged[name][direction].items():
+                assert value == pytest.approx(np.mean([part[stage][direction][key] for part in parts])), key
+
+
+def test_what_is_logged_is_recall_at_1_and_its_mean() -> None:
+    found, _ = evaluator(matching=1.0)
+    metrics = {"retrieval": {"text_to_image": {"R@1": 0.2, "R@5": 0.9}, "image_to_text": {"R@1": 0.5, "R@5": 1.0}}}
+    expected = {"text_to_image_R@1": 0.2, "image_to_text_R@1": 0.5, "mean_R@1": 0.35}
+    assert found.logged(metrics) == pytest.approx(expected)
+
+
+def split_of(group: dict[int, Items], **settings: Any) -> Split:
+    loader = SimpleNamespace(dataset=SimpleNamespace(folder="data"))
+    config = EvalConfig(retrieval=RetrievalConfig(**settings), rerank=RerankConfig(top_k=2, matching=1.0))
+    return Split("dev", config, loader, group)
+
+
+def test_the_gallery_is_that_of_the_first_images() -> None:
+    """Numbers below the size count; what is compared is what is reported."""
+    found, _ = evaluator(matching=1.0)
+    metrics = found.run(split_of(ALL, gallery_size=5))
+    assert metrics["gallery"] == 4 == metrics["retrieval"]["text_to_image"]["gallery"]
+    assert metrics["retrieval"]["image_to_text"]["gallery"] == (TEXTS < 5).sum()
+    assert metrics["rerank"]["weights"] == {"matching": 1.0} and metrics["rerank"]["top_k"] == 2
+    with pytest.raises(DataError, match="only one modality"):
+        found.run(split_of({TEXT: ALL[TEXT]}))

@@ -1,0 +1,185 @@
+"""The loop around the steps: which checkpoint is the best, also of a resumed run, and in which state a step finds all.
+
+Evaluation is a stand-in that says a metric for each step.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import kill_after, tiny_dataset
+from mindspore import nn
+
+from src.checkpoints.checkpoint import read_state
+from src.checkpoints.files import locate
+from src.config import Config, ObjectivesConfig, OptimizerConfig, TrainConfig, WeightsConfig
+from src.evaluation.run import Evaluation
+from src.training import trainer as loop
+from src.training.step import StepResult, TrainStep
+from src.training.trainer import Trainer
+from tests.oracles import tiny_model
+
+B = 4
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
+    """One objective, and dropout."""
+    objectives = ObjectivesConfig(weights=WeightsConfig(contrastive=1.0))
+    base = Config(model=tiny_model(dropout=0.1), objectives=objectives, optimizer=OptimizerConfig(warmup_steps=0))
+    made = tiny_dataset(tmp_path_factory.mktemp("data"), config=base)
+    return replace(made, data=replace(made.data, batch_size=B))
+
+
+def with_run(config: Config, folder: Path, **train: Any) -> Config:
+    settings = {"steps": 6, "log_every": 1, "save_every": 1, "eval_every": 2, "keep_checkpoints": 9}
+    return replace(config, train=TrainConfig(output=str(folder), **(settings | train)))
+
+
+Seen = dict[str, list[Any]]
+
+
+@pytest.fixture
+def stand_in(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[int, float]], Seen]:
+    """Steps that train nothing, and an evaluation that finds what it is given for the run's n-th step."""
+
+    def install(metrics: dict[int, float]) -> Seen:
+        seen: Seen = {"steps": [], "evaluations": [], "splits": [], "batches": []}
+
+        def take(self: TrainStep, batch: dict[str, np.ndarray]) -> StepResult:
+            seen["steps"].append({cell.training for cell in dropouts(self.make_gradients)})
+            seen["batches"].append(batch["sample_id"].copy())
+            return StepResult({"total": 1.0, "contrastive": 1.0}, {}, 1.0, 0.1, skipped=False)
+
+        def measure(self: Evaluation, split: str = "", output: object = None, settings: Any = None) -> dict[str, Any]:
+            seen["evaluations"].append({cell.training for cell in dropouts(self.engine.model)})
+            seen["splits"].append((split, settings.rerank.top_k))
+            return {"step": seen["first"][0] + len(seen["steps"])}
+
+        monkeypatch.setattr(TrainStep, "__call__", take)
+        monkeypatch.setattr(Evaluation, "run", measure)
+        monkeypatch.setattr(Evaluation, "logged", lambda _, found: {"mean_R@1": metrics[found["step"]]})
+        seen["first"] = [0]
+        return seen
+
+    return install
+
+
+def dropouts(cell: nn.Cell) -> list[nn.Cell]:
+    found = [inner for _, inner in cell.cells_and_names() if isinstance(inner, nn.Dropout)]
+    assert found, "nothing to be switched off"
+    return found
+
+
+def bests(folder: Path) -> dict[str, Any]:
+    """What ``best`` names, and the best metric that each checkpoint holds."""
+    checkpoints = folder / "checkpoints"
+    named = (checkpoints / "best").read_text().strip() if (checkpoints / "best").exists() else None
+    return {"best": named, **{place.name: read_state(place)["best"] for place in sorted(checkpoints.glob("step-*"))}}
+
+
+def test_the_best_is_the_highest_of_the_evaluated(config: Config, stand_in: Callable, tmp_path: Path) -> None:
+    stand_in({2: -3.0, 4: -1.0, 6: -2.0})  # decibels may be below zero
+    Trainer(with_run(config, tmp_path)).run()
+    found = bests(tmp_path)
+    assert found["best"] == "step-00000004"
+    values = [found[f"step-{step:08d}"] for step in range(1, 7)]
+    assert values == [None, -3.0, -3.0, -1.0, -1.0, -1.0]
+
+
+def test_of_equal_metrics_the_first_is_the_best(config: Config, stand_in: Callable, tmp_path: Path) -> None:
+    stand_in({2: 0.5, 4: 0.5, 6: 0.5})
+    Trainer(with_run(config, tmp_path)).run()
+    assert bests(tmp_path)["best"] == "step-00000002"
+
+
+def test_what_is_only_saved_is_never_the_best(config: Config, stand_in: Callable, tmp_path: Path) -> None:
+    stand_in({})
+    Trainer(with_run(config, tmp_path, steps=2, eval_every=0)).run()
+    assert bests(tmp_path) == {"best": None, "step-00000001": None, "step-00000002": None}
+
+
+@pytest.mark.parametrize(("later", "best"), [({4: 0.4, 6: 0.49}, 2), ({4: 0.4, 6: 0.6}, 6)])
+def test_a_resumed_run_knows_the_best_of_before(
+    config: Config, stand_in: Callable, tmp_path: Path, later: dict[int, float], best: int
+) -> None:
+    """A later checkpoint is the best only if it beats what was measured before the interruption."""
+    seen = stand_in({2: 0.5, **later})
+    Trainer(with_run(config, tmp_path / "whole")).run()
+    kill_after(tmp_path / "whole", 3, tmp_path / "cut")
+    (tmp_path / "cut" / "checkpoints" / "best").write_text("step-00000002\n")
+    seen["first"][0] = 3
+    uninterrupted = seen["batches"][:]
+    for part in ("steps", "batches"):
+        seen[part].clear()
+    Trainer(with_run(config, tmp_path / "cut"), resume=True).run()
+    assert bests(tmp_path / "cut") == bests(tmp_path / "whole")
+    assert bests(tmp_path / "cut")["best"] == f"step-{best:08d}"
+    np.testing.assert_array_equal(np.stack(seen["batches"]), np.stack(uninterrupted[3:]))
+
+
+def test_dropout_is_on_in_every_step_and_off_in_every_evaluation(
+    config: Config, stand_in: Callable, tmp_path: Path
+) -> None:
+    seen = stand_in({2: 0.1, 4: 0.2, 6: 0.3})
+    Trainer(with_run(config, tmp_path)).run()
+    assert seen["steps"] == [{True}] * 6 and seen["evaluations"] == [{False}] * 3
+    assert seen["splits"] == [(config.data.eval_split, 0)] * 3, "a glance at the held-out split"
+
+
+def test_checkpoints_and_logs_are_written_when_due_and_at_the_end(
+    config: Config, stand_in: Callable, tmp_path: Path
+) -> None:
+    """The last checkpoint is that of the last step, also where it is not due."""
+    stand_in({4: 0.3})
+    Trainer(with_run(config, tmp_path, steps=5, save_every=3, eval_every=4, log_every=2)).run()
+    assert bests(tmp_path).keys() == {"best", "step-00000003", "step-00000004", "step-00000005"}
+    assert locate(tmp_path).name == "step-00000005"
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss" in line] == [2, 4, 5]
+    assert [(line["step"], line["eval/mean_R@1"]) for line in lines if "eval/mean_R@1" in line] == [(4, 0.3)]
+
+
+def test_samples_per_second_are_those_of_training_alone(
+    config: Config, stand_in: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step takes half a second here, an evaluation a hundred, a checkpoint ten."""
+    stand_in({4: 0.3})
+    clock = [0.0]
+
+    def taking(owner: object, name: str, seconds: float) -> None:
+        real = getattr(owner, name)
+
+        def slow(*args: Any, **kwargs: Any) -> Any:
+            clock[0] += seconds
+            return real(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, slow)
+
+    taking(TrainStep, "__call__", 0.5)
+    taking(Evaluation, "run", 100.0)
+    taking(loop.checkpoint, "save_checkpoint", 10.0)
+    monkeypatch.setattr(loop.time, "perf_counter", lambda: clock[0])
+    Trainer(with_run(config, tmp_path, steps=7, save_every=3, eval_every=4, log_every=2)).run()
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    rates = [line["samples_per_second"] for line in lines if "loss" in line]
+    assert rates == [2 * B] * 4
+
+
+def test_only_rank_0_writes_and_evaluates(
+    config: Config, stand_in: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("GatherRows", "MeanGradients"):
+        monkeypatch.setattr(loop, name, lambda _: nn.Identity())
+    seen = stand_in({})
+    Trainer(with_run(config, tmp_path / "run"), rank=1, ranks=2).run()
+    assert not (tmp_path / "run").exists() and len(seen["steps"]) == 6 and not seen["evaluations"]
+    other = np.concatenate(seen["batches"])
+    seen["batches"].clear()
+    first = Trainer(with_run(config, tmp_path / "first", eval_every=0), rank=0, ranks=2)
+    first.run()
+    assert not set(np.concatenate(seen["batches"])[: 2 * B]) & set(other[: 2 * B]), "ranks share no sample of a step"
