@@ -280,7 +280,6 @@ def test_a_beam_takes_over_the_past_of_the_one_that_it_goes_on_from(tokenizer: T
     assert (found.origins[0, :, 2:] == [[0], [1]]).all()
 
 
-
 def test_one_beam_is_greedy_whatever_the_penalty(searches: dict, given: dict, tables: list) -> None:
     rows = search(searches, BeamSettings(max_length=LIMIT, length_penalty=2.0)).generate(given)
     for row, table in zip(rows, tables, strict=True):

@@ -167,7 +167,9 @@ def test_weights_of_zero_are_no_terms() -> None:
 
 
 def folds(count: int) -> EvalConfig:
-    return EvalConfig(retrieval=RetrievalConfig(gallery_size=0, folds=count), rerank=RerankConfig(top_k=2, matching=1.0))
+    return EvalConfig(
+        retrieval=RetrievalConfig(gallery_size=0, folds=count), rerank=RerankConfig(top_k=2, matching=1.0)
+    )
 
 
 def test_folds_average_only_directions_that_all_of_them_have() -> None:

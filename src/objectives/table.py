@@ -5,7 +5,7 @@
 from dataclasses import dataclass, fields, replace
 
 from src.config import OBJECTIVES, ObjectivesConfig, WeightsConfig
-from src.data.schema import IMAGE_FIELDS
+from src.data.schema import AUDIO, IMAGE, IMAGE_FIELDS, TEXT
 
 TOKEN, SAMPLE, MODALITY = "token", "sample", "modality"  # the levels of pre-training
 # and IMAGE_FIELDS
@@ -24,6 +24,7 @@ class Objective:
         fields: of the batch that it reads beside the clean view's.
         parts: of the model that its gradient reaches, beside the encoders of what a level reads.
         metric: of an evaluation (its path in metrics.json) that shows whether it is learned.
+        needs: the modality without which its loss is 0; None: any two do.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Objective:
     fields: tuple[str, ...]
     parts: tuple[str, ...]
     metric: str
+    needs: int | None
 
 
 MVM, MAM = ("mvm_positions", "mvm_weights"), ("mam_positions", "mam_weights")
@@ -41,6 +43,7 @@ _ROWS = (
         fields=(),
         parts=(*ENCODERS, "text_head", "image_head", "audio_head", "scale"),
         metric="retrieval.text_to_image.R@1",
+        needs=None,
     ),
     Objective(
         "mlm",
@@ -48,6 +51,7 @@ _ROWS = (
         fields=("mlm_ids", "mlm_positions", "mlm_labels", "mlm_weights"),
         parts=(*FUSED, "masked_text_head"),
         metric="masked.mlm_accuracy",
+        needs=TEXT,
     ),
     Objective(
         "mvm_code",
@@ -55,23 +59,37 @@ _ROWS = (
         fields=(*MVM, "image_codes"),
         parts=(*FUSED, "masked_code_head", "masked_image_head"),  # the latter holds the mask token
         metric="masked.mvm_code_accuracy",
+        needs=IMAGE,
     ),
-    Objective("mvm_feature", TOKEN, fields=MVM, parts=(*FUSED, "masked_image_head"), metric="masked.patch_cosine"),
+    Objective(
+        "mvm_feature", TOKEN, fields=MVM, parts=(*FUSED, "masked_image_head"), metric="masked.patch_cosine", needs=IMAGE
+    ),
     Objective(
         "mvm_class",
         TOKEN,
         fields=(*MVM, "region_classes"),
         parts=(*FUSED, "masked_class_head", "masked_image_head"),  # the latter holds the mask token
         metric="masked.mvm_class_accuracy",
+        needs=IMAGE,
     ),
-    Objective("mam_feature", TOKEN, fields=MAM, parts=(*FUSED, "masked_audio_head"), metric="masked.frame_cosine"),
-    Objective("mam_contrastive", TOKEN, fields=MAM, parts=(*FUSED, "masked_audio_head"), metric="masked.frame_cosine"),
+    Objective(
+        "mam_feature", TOKEN, fields=MAM, parts=(*FUSED, "masked_audio_head"), metric="masked.frame_cosine", needs=AUDIO
+    ),
+    Objective(
+        "mam_contrastive",
+        TOKEN,
+        fields=MAM,
+        parts=(*FUSED, "masked_audio_head"),
+        metric="masked.frame_cosine",
+        needs=AUDIO,
+    ),
     Objective(
         "matching",
         SAMPLE,
         fields=("match_case", "match_presence", "match_noise"),
         parts=(*FUSED, "matching_head"),
         metric="masked.matching_accuracy",
+        needs=None,
     ),
     Objective(
         "denoise_text",
@@ -79,6 +97,7 @@ _ROWS = (
         fields=("denoise_text_presence",),
         parts=("cross_encoder", "text_decoder"),
         metric="caption.cider_d",
+        needs=TEXT,
     ),
     Objective(
         "denoise_image",
@@ -86,6 +105,7 @@ _ROWS = (
         fields=("denoise_image_presence", "image_codes"),
         parts=("cross_encoder", "image_decoder"),
         metric="image_generation.text.R@10",
+        needs=IMAGE,
     ),
 )
 TABLE = {row.name: row for row in _ROWS}

@@ -7,19 +7,7 @@ from src.config import TASKS, Config
 from src.data.errors import DataError
 from src.data.schema import AUDIO, IMAGE, MODALITIES, TEXT
 from src.data.store import Dataset
-from src.objectives.table import active_objectives
-
-ONE = {  # the modality that an objective needs; of denoise_text, beside one that it is given
-    "mlm": TEXT,
-    "mvm_code": IMAGE,
-    "mvm_feature": IMAGE,
-    "mvm_class": IMAGE,
-    "mam_feature": AUDIO,
-    "mam_contrastive": AUDIO,
-    "denoise_text": TEXT,
-    "denoise_image": IMAGE,
-}
-TWO = {"contrastive", "matching"}  # need two modalities, whichever
+from src.objectives.table import TABLE, active_objectives
 
 
 def unfed_objectives(config: Config, datasets: Collection[Dataset]) -> dict[str, str]:
@@ -32,16 +20,17 @@ def unfed_objectives(config: Config, datasets: Collection[Dataset]) -> dict[str,
     given = {MODALITIES.index(name) for choice in config.objectives.denoise_text.given for name in choice.split("+")}
     found: dict[str, str] = {}
     for name in active_objectives(config.objectives):
-        if name in ONE and ONE[name] not in here:
-            found[name] = f"no {MODALITIES[ONE[name]]}"
-        elif name in TWO and len(here) < 2:
+        needed = TABLE[name].needs
+        if needed is None and len(here) < 2:
             found[name] = "only one modality"
+        elif needed is not None and needed not in here:
+            found[name] = f"no {MODALITIES[needed]}"
         elif name == "denoise_text" and not given & here:
             found[name] = "nothing of objectives.denoise_text.given"
     folders = ", ".join(str(dataset.folder) for dataset in datasets)
-    needed = TASKS[config.task].objective
-    if needed in found:
-        raise DataError(f"{folders}: {found[needed]}, which task={config.task} (objectives.weights.{needed}) trains on")
+    own = TASKS[config.task].objective
+    if own in found:
+        raise DataError(f"{folders}: {found[own]}, which task={config.task} (objectives.weights.{own}) trains on")
     if len(found) == len(active_objectives(config.objectives)):
         reasons = ", ".join(f"{name}: {reason}" for name, reason in found.items())
         raise DataError(f"{folders}: the data feeds no objective ({reasons}): prepare it with what is missing")
