@@ -275,7 +275,7 @@ def test_a_run_that_goes_on_in_fp16_begins_with_its_scale(tiny: Config, tmp_path
     resumed = Trainer(half, resume=True)
     assert float(resumed.step.loss_scale.asnumpy()) == INITIAL_LOSS_SCALE
     resumed.step.loss_scale.set_data(Tensor(8.0, ms.float32))
-    resumed.step_number = 1
+    resumed.state["step"] = 1
     resumed._save()
     assert float(Trainer(half, resume=True).step.loss_scale.asnumpy()) == 8.0
 
