@@ -78,10 +78,8 @@ def evaluator(**weights: float) -> tuple[RetrievalEvaluator, list[str]]:
 def second_score(query: int, gallery: int, i: int, j: int, cosine: float, weights: dict[str, float]) -> float:
     low, high = sorted((query, gallery))
     a, b = (i, j) if query < gallery else (j, i)
-    if low == TEXT:
-        likely = LIKELIHOOD[TEXT, high][a, b]
-    else:  # an image and a clip: that of the transcript given the image
-        likely = LIKELIHOOD[AUDIO, IMAGE][b, a]
+    # of an image and a clip: that of the transcript given the image
+    likely = LIKELIHOOD[TEXT, high][a, b] if low == TEXT else LIKELIHOOD[AUDIO, IMAGE][b, a]
     terms = {"embedding": SCALE * cosine, "matching": MATCH[low, high][a, b], "likelihood": likely}
     return sum(weight * terms[name] for name, weight in weights.items())
 
