@@ -280,6 +280,11 @@ def test_a_beam_takes_over_the_past_of_the_one_that_it_goes_on_from(tokenizer: T
     assert (found.origins[0, :, 2:] == [[0], [1]]).all()
 
 
+def test_an_end_among_a_beams_choices_costs_no_other_text_its_place(model: OPT, searches: dict) -> None:
+    """K texts go on although each beam offers [SEP] too: K + 1 choices, or all there are."""
+    places = model.cross_encoder.single_modality_positions(IMAGE)
+    assert {beams: one.build(1, places)[1].choices for beams, one in searches.items()} == {1: 1, 3: 4, EVERY: VOCAB}
+
 
 def test_one_beam_is_greedy_whatever_the_penalty(searches: dict, given: dict, tables: list) -> None:
     rows = search(searches, BeamSettings(max_length=LIMIT, length_penalty=2.0)).generate(given)
