@@ -7,12 +7,13 @@ from dataclasses import replace
 import mindspore as ms
 import numpy as np
 import pytest
-from mindspore import Tensor
+from mindspore import Tensor, nn
 
 from src.config import Config, ConfigError, DecodingConfig, EvalConfig
 from src.data.schema import IMAGE
 from src.data.tokenizer import SPECIALS, Tokenizer
-from src.generation.beam import BeamSearch, BeamSettings, _Hypotheses, repeated
+from src.generation.beam import BeamSearch, BeamSettings, _Hypotheses, _Step, repeated
+from src.models.layers import MASKED
 from src.models.opt import OPT
 from tests.oracles import CLS, PAD, SEP, random, randomise, run_mode, tiny_model
 
@@ -165,8 +166,19 @@ class ToyLanguage:
         self.tokens = np.array([SEP, *LETTERS])
         beginnings = [words for n in range(limit) for words in itertools.product(LETTERS, repeat=n)]
         logits = rng.normal(0, 1.5, (len(beginnings), len(self.tokens)))
-        logs = logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)
-        self.table = dict(zip(beginnings, logs, strict=True))
+        self.table = self.normalised(dict(zip(beginnings, logits, strict=True)))
+
+    @staticmethod
+    def normalised(table: dict[tuple[int, ...], np.ndarray]) -> dict[tuple[int, ...], np.ndarray]:
+        return {words: logits - np.logaddexp.reduce(logits) for words, logits in table.items()}
+
+    @classmethod
+    def of(cls, table: dict[tuple[int, ...], np.ndarray]) -> "ToyLanguage":
+        """That of a model, by its logits [VOCAB] behind every beginning."""
+        language = cls.__new__(cls)
+        language.tokens = np.array([SEP, *LETTERS])
+        language.table = cls.normalised({words: logits[language.tokens] for words, logits in table.items()})
+        return language
 
     def choices(self, words: tuple[int, ...], count: int) -> tuple[np.ndarray, np.ndarray]:
         order = np.argsort(-self.table[words], kind="stable")[:count]
@@ -278,6 +290,49 @@ def test_a_beam_takes_over_the_past_of_the_one_that_it_goes_on_from(tokenizer: T
     assert found.ids[0, :, 1:3].tolist() == [[B, C], [B, A]]
     assert found.origins[0, :, :2].tolist() == [[0, 1], [0, 1]], "both stand on what the second wrote"
     assert (found.origins[0, :, 2:] == [[0], [1]]).all()
+
+
+def test_a_beam_of_three_finds_what_a_plain_one_does(searches: dict, given: dict, tables: list) -> None:
+    """Also where SEP or a letter is not among a beam's choices: log p is among all that may follow."""
+    for penalty in np.arange(0.0, 5.0, 0.25):
+        settings = BeamSettings(3, max_length=LIMIT, length_penalty=float(penalty))
+        for row, table in zip(search(searches, settings).generate(given), tables, strict=True):
+            met = ToyLanguage.of(table).ended(settings, LIMIT)
+            assert text_of(row) == max(met, key=met.__getitem__), penalty
+
+
+class Logits(nn.Cell):
+    """Stands for a cached decoder: the logits of its rows are given."""
+
+    def __init__(self, logits: np.ndarray) -> None:
+        super().__init__()
+        self.logits = Tensor(logits)
+
+    def step(self, ids, position, bias):
+        return self.logits
+
+
+@pytest.mark.parametrize("choices", [1, 2, 4])
+def test_a_step_gives_log_probabilities_among_all_that_may_follow(choices: int) -> None:
+    """Not among the choices alone: log p of texts would be too high, by more where less is certain."""
+    logits = 3 * random(4, VOCAB)
+    allowed = np.where(np.arange(VOCAB) % 4 == 1, np.float32(MASKED), np.float32(0))
+    with run_mode("pynative"):
+        found = _Step(Logits(logits), choices)(None, None, None, Tensor(allowed))
+    whole = logits.astype(np.float64) + allowed
+    best = np.argsort(-whole, axis=1)[:, :choices]
+    if choices == 1:
+        np.testing.assert_array_equal(found.asnumpy(), best[:, 0])
+        return
+    logs = whole - np.logaddexp.reduce(whole, axis=1, keepdims=True)
+    np.testing.assert_array_equal(found[0].asnumpy(), best)
+    np.testing.assert_allclose(found[1].asnumpy(), np.take_along_axis(logs, best, 1), atol=1e-5)
+
+
+def test_an_end_among_a_beams_choices_costs_no_other_text_its_place(model: OPT, searches: dict) -> None:
+    """K texts go on although each beam offers [SEP] too: K + 1 choices, or all there are."""
+    places = model.cross_encoder.single_modality_positions(IMAGE)
+    assert {beams: one.build(1, places)[1].choices for beams, one in searches.items()} == {1: 1, 3: 4, EVERY: VOCAB}
 
 
 def test_one_beam_is_greedy_whatever_the_penalty(searches: dict, given: dict, tables: list) -> None:

@@ -260,8 +260,12 @@ def test_a_vocabulary_that_is_missing(config: Config) -> None:
 def test_all_of_a_checkpoint_is_on_the_disk_before_it_takes_its_name(
     tmp_path: Path, config: Config, model: OPT, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Its own copy of the image tokenizer, too."""
+    tokenizer = save_checkpoint(tmp_path / "tokenizer", 1, config, model)
+    config = replace(config, data=replace(config.data, codes=str(tokenizer)))
     disk = Disk(monkeypatch)
-    save_checkpoint(tmp_path / "checkpoints", 5, config, model, moments())
+    place = save_checkpoint(tmp_path / "checkpoints", 5, config, model, moments())
+    assert (place / "tokenizer" / "model.safetensors").is_file()
     names = [name for name, *_ in disk.renamed]
     assert names.index("step-00000005") < names.index("latest")
     assert all(not own for _, own, _ in disk.renamed), disk.renamed

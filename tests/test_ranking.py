@@ -8,7 +8,6 @@ import pytest
 from mindspore import Tensor
 
 from src.config import EvalConfig, RerankConfig, RetrievalConfig
-from src.data.errors import DataError
 from src.data.schema import AUDIO, IMAGE, TEXT
 from src.evaluation.evaluator import Split
 from src.evaluation.retrieval import RetrievalEvaluator
@@ -18,8 +17,13 @@ from src.metrics.recall import recall
 
 SCALE = 5.0
 IMAGES = np.array([4, 0, 2, 7, 1, 9])  # by item; 9 has no text, 1 no audio clip
-TEXTS = np.array([0, 4, 4, 7, 2, 0, 1, 5])  # several captions of some images; 5 has no image
+TEXTS = np.array([0, 4, 4, 7, 2, 0, 1, 5, 6])  # several captions of some images; 5 and 6 have no image
 CLIPS = np.array([2, 4, 0, 7, 9])
+SAID = {  # number of the text by item: the caption of 5 is that of 7
+    TEXT: np.array([10, 11, 12, 13, 14, 15, 16, 13, 17]),
+    IMAGE: np.array([11, 10, 14, 13, 16, 18]),
+    AUDIO: np.array([14, 12, 15, 13, 18]),
+}
 NUMBERS = {TEXT: TEXTS, IMAGE: IMAGES, AUDIO: CLIPS}
 NAMES = {TEXT: "text", IMAGE: "image", AUDIO: "audio"}
 
@@ -30,7 +34,9 @@ def items(which: int, width: int = 6) -> Items:
     vectors = np.round(rng.standard_normal((len(own), width))).astype(np.float32) / 4
     ids = np.arange(len(own), dtype=np.int32)[:, None] if which != IMAGE else None
     tokens = np.zeros((len(own), 1, 1), np.float32)
-    return Items(tokens, np.ones((len(own), 1), np.int32), vectors, own, np.arange(len(own)), ids)
+    order = np.arange(len(own))
+    mask = np.ones((len(own), 1), np.int32)
+    return Items(tokens, mask, vectors, own, order, ids, texts=SAID[which], inputs=order.astype(np.uint64))
 
 
 ALL = {which: items(which) for which in NUMBERS}
@@ -84,12 +90,22 @@ def second_score(query: int, gallery: int, i: int, j: int, cosine: float, weight
     return sum(weight * terms[name] for name, weight in weights.items())
 
 
+def is_right(query: int, gallery: int, i: int, j: int) -> bool:
+    """Texts and speech by what they say; an image and either by any caption, written or spoken, of the image."""
+    if IMAGE not in (query, gallery):
+        return SAID[query][i] == SAID[gallery][j]
+    image, other, which = (i, j, gallery) if query == IMAGE else (j, i, query)
+    captions = [SAID[kind][NUMBERS[kind] == IMAGES[image]] for kind in (TEXT, AUDIO)]
+    return SAID[which][other] in np.concatenate(captions)
+
+
 def by_hand(query: int, gallery: int, depth: int, weights: dict[str, float] | None) -> tuple[list[int], list[int]]:
     """The queries with a relevant item, and the rank of the best one."""
     queries, ranks = [], []
     offered = NUMBERS[gallery]
-    for i, image in enumerate(NUMBERS[query]):
-        if image not in offered:
+    for i in range(len(NUMBERS[query])):
+        right = [j for j in range(len(offered)) if is_right(query, gallery, i, j)]
+        if not right:
             continue
         cosines = ALL[gallery].embeddings.astype(np.float64) @ ALL[query].embeddings[i].astype(np.float64)
         order = sorted(range(len(offered)), key=lambda j, cosines=cosines: (-cosines[j], j))
@@ -97,7 +113,7 @@ def by_hand(query: int, gallery: int, depth: int, weights: dict[str, float] | No
             scores = {j: second_score(query, gallery, i, j, cosines[j], weights) for j in order[:depth]}
             order = sorted(order[:depth], key=lambda j, scores=scores: -scores[j]) + order[depth:]
         queries.append(i)
-        ranks.append(next(rank for rank, j in enumerate(order) if offered[j] == image))
+        ranks.append(next(rank for rank, j in enumerate(order) if j in right))
     return queries, ranks
 
 
@@ -118,12 +134,12 @@ def test_both_stages_are_the_ranking_by_hand(weights: dict[str, float], depth: i
     for query, gallery in DIRECTIONS:
         name, size = f"{NAMES[query]}_to_{NAMES[gallery]}", {"gallery": len(NUMBERS[gallery])}
         queries, ranks = by_hand(query, gallery, depth, None)
-        assert first[name] == recall(np.array(ranks)) | size, name
+        assert first[name] == recall(np.array(ranks)) | size | {"different": size["gallery"], "best_R@1": 1.0}, name
         queries, final = by_hand(query, gallery, depth, weights)
         assert second[name] == recall(np.array(final)) | size, name
         assert rankings[name].queries.tolist() == queries and rankings[name].indices.shape == (len(queries), depth)
         moved += final != ranks
-    assert moved > 3, "the second stage changes most directions"
+    assert moved >= 3, "the second stage must change something"
     assert set(asked) == set(weights) - {"embedding"}, "what weighs nothing is not computed"
 
 
@@ -165,13 +181,12 @@ def test_weights_of_zero_are_no_terms() -> None:
 
 
 def folds(count: int) -> EvalConfig:
-    return EvalConfig(
-        retrieval=RetrievalConfig(gallery_size=0, folds=count), rerank=RerankConfig(top_k=2, matching=1.0)
-    )
+    rerank = RerankConfig(top_k=2, matching=1.0)
+    return EvalConfig(retrieval=RetrievalConfig(gallery_size=0, folds=count), rerank=rerank)
 
 
 def test_folds_average_only_directions_that_all_of_them_have() -> None:
-    """Images 0, 1, 2, 4 and 5, 7, 9: no audio clip of the last has a text unless it is 7's."""
+    """Images up to 4, and from 5 on: of the latter only the clip of 7 says what a text says, and it is left out."""
     found, _ = evaluator(matching=1.0)
     group = ALL | {AUDIO: ALL[AUDIO].take(CLIPS != 7)}
     averaged = found.folds(group, folds(2))
@@ -202,11 +217,10 @@ def split_of(group: dict[int, Items], **settings: Any) -> Split:
 
 
 def test_the_gallery_is_that_of_the_first_images() -> None:
-    """Numbers below the size count; what is compared is what is reported."""
+    """Numbers below the size count; one modality alone is not compared."""
     found, _ = evaluator(matching=1.0)
     metrics = found.run(split_of(ALL, gallery_size=5))
     assert metrics["gallery"] == 4 == metrics["retrieval"]["text_to_image"]["gallery"]
     assert metrics["retrieval"]["image_to_text"]["gallery"] == (TEXTS < 5).sum()
     assert metrics["rerank"]["weights"] == {"matching": 1.0} and metrics["rerank"]["top_k"] == 2
-    with pytest.raises(DataError, match="only one modality"):
-        found.run(split_of({TEXT: ALL[TEXT]}))
+    assert found.run(split_of({TEXT: ALL[TEXT]})) == {}

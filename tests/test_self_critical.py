@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import mindspore as ms
 import numpy as np
 import pytest
-from mindspore import Tensor
+from mindspore import Tensor, nn
 
 from src.config import (
     Config,
@@ -31,7 +31,7 @@ from src.data.schema import IMAGE
 from src.data.sources import Sources
 from src.data.store import Dataset
 from src.generation.cache import CachedDecoder
-from src.generation.text_sampling import TextSampler, never_generated
+from src.generation.text_sampling import TextSampler, _SampleStep, never_generated
 from src.metrics.captions import cider_d, words
 from src.models.build import build_model
 from src.objectives.self_critical import References, SelfCriticalObjectives, build_self_critical
@@ -76,6 +76,27 @@ def batch(config: Config) -> dict[str, np.ndarray]:
 def sampled(built: SelfCriticalObjectives, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     with run_mode("graph"):
         return {**batch, **built.before_step(batch)}
+
+
+class Logits(nn.Cell):
+    """Stands for a cached decoder: the logits of its rows are given."""
+
+    def __init__(self, logits: np.ndarray) -> None:
+        super().__init__()
+        self.logits = Tensor(logits)
+
+    def step(self, ids, position, bias):
+        return self.logits
+
+
+def test_a_token_is_the_first_whose_sum_of_probabilities_reaches_the_random_number() -> None:
+    """Four tokens of a quarter each, two that may not be generated between them: also at the bounds."""
+    never = np.array([0, -1e4, 0, 0, -1e4, 0, -1e4], np.float32)
+    uniform = np.array([1e-7, 0.25, 0.2501, 0.5, 0.7499, 0.75, 0.7501, 1.0], np.float32)
+    step = _SampleStep(Logits(np.zeros((len(uniform), len(never)), np.float32)), never)
+    with run_mode("pynative"):
+        found = step(None, None, None, Tensor(uniform[:, None])).asnumpy()
+    assert found.tolist() == [0, 0, 2, 2, 3, 3, 5, 5]
 
 
 def test_rewards_are_cider_d_on_words(config: Config) -> None:

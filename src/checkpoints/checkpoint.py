@@ -197,8 +197,7 @@ def _write_state(folder: Path, state: Mapping[str, Any]) -> None:
 def write_model(folder: Path, config: Config, model: nn.Cell, half: bool = False) -> None:
     """Configuration, vocabulary and weights (with ``half`` as float16): what evaluation and export need."""
     write_text(folder / CONFIG, to_yaml(config))
-    shutil.copyfile(config.model.text.vocab, folder / VOCAB)
-    _sync(folder / VOCAB)
+    _copy(Path(config.model.text.vocab), folder / VOCAB)
     _save_arrays(folder / MODEL, dict(model.parameters_and_names()), half)
 
 
@@ -212,7 +211,12 @@ def _copy_image_tokenizer(source: str, place: Path) -> None:
         return
     place.mkdir()
     for name in (CONFIG, VOCAB, MODEL):
-        shutil.copyfile(folder / name, place / name)
+        _copy(folder / name, place / name)
+
+
+def _copy(source: Path, place: Path) -> None:
+    shutil.copyfile(source, place)
+    _sync(place)
 
 
 def _save_arrays(path: Path, parameters: Mapping[str, Parameter], half: bool = False) -> None:
