@@ -50,6 +50,14 @@ def right(query: int, gallery: int) -> list[list[int]]:
     return [np.flatnonzero(row).tolist() for row in table(relevance(SPLIT, query, gallery))]
 
 
+def test_chance_is_the_share_of_the_gallery_that_is_right() -> None:
+    """Of five items 0 2 2 7 2 a query for 2 finds one in three of five cases, one for 7 in one of five."""
+    relevance = Relevance.same(np.array([2, 7]), np.array([0, 2, 2, 7, 2]))
+    assert relevance.chance() == pytest.approx((3 / 5 + 1 / 5) / 2)
+    linked = Relevance.of(np.array([5]), np.array([0, 2, 2, 7, 2]), np.array([(5, 0), (5, 2), (5, 9)]))
+    assert linked.chance() == pytest.approx(4 / 5)
+
+
 def test_an_image_is_right_for_every_text_and_speech_that_one_of_its_captions_says() -> None:
     assert right(TEXT, IMAGE) == [[0], [0, 2], [1], [0, 2], [2]]
     assert right(IMAGE, TEXT) == [[0, 1, 3], [2], [1, 3, 4]]

@@ -56,11 +56,12 @@ class Direction:
         return recall.reranked_ranks(ranking.indices, self.ranks, self.relevance), ranking
 
     def limits(self, items: dict[int, Items]) -> dict[str, float]:
-        """The size of the gallery, how many of it the model can tell apart, and the best R@1 that leaves."""
+        """The size of the gallery, how many of it the model can tell apart, the best R@1 that leaves, and R@1 by chance."""
         asked, offered = items[self.query].inputs[self.queries], items[self.gallery].inputs
         different = len(np.unique(offered))
         best = reachable(self.relevance, asked, offered)
-        return {"gallery": len(offered), "different": different, "best_R@1": best}
+        chance = self.relevance.chance()
+        return {"gallery": len(offered), "different": different, "best_R@1": best, "chance_R@1": chance}
 
 
 @dataclass(frozen=True)

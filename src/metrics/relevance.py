@@ -56,6 +56,12 @@ class Relevance:
         table[np.repeat(np.arange(len(first)), counts), self.linked[places]] = True
         return table
 
+    def chance(self) -> float:
+        """R@1 of an order by chance: the share of the gallery that is right for a query, mean over the queries."""
+        sizes = np.bincount(self.gallery, minlength=self.gallery.max(initial=-1) + 1)  # items of each key
+        sums = np.concatenate([[0], sizes[self.linked].cumsum()])
+        return float((sums[self.last] - sums[self.first]).mean() / len(self.gallery))
+
     def at(self, items: np.ndarray) -> np.ndarray:
         """Whether each query's items, int64 [Q, k], are right: bool [Q, k]."""
         found = np.empty(items.shape, bool)
