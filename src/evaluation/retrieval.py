@@ -56,7 +56,7 @@ class Direction:
         return recall.reranked_ranks(ranking.indices, self.ranks, self.relevance), ranking
 
     def limits(self, items: dict[int, Items]) -> dict[str, float]:
-        """The size of the gallery, how many of it the model can tell apart, the best R@1 that leaves, and R@1 by chance."""
+        """The size of the gallery, how many of it the model can tell apart, the best R@1 that leaves, R@1 by chance."""
         asked, offered = items[self.query].inputs[self.queries], items[self.gallery].inputs
         different = len(np.unique(offered))
         best = reachable(self.relevance, asked, offered)

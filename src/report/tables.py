@@ -61,8 +61,8 @@ def retrieval_table(
     """Recall by direction ({"text_to_image": {"R@1": …, "R@5": …, "R@10": …, "median_rank": …}}), re-ranked at right.
 
     ``gallery`` among the metrics is how many items were ranked, ``different`` how many of them the model can tell
-    apart, ``best_R@1`` the highest R@1 that equal inputs allow, ``chance_R@1`` that of a random order. Results of earlier
-    versions lack some of these.
+    apart, ``best_R@1`` the highest R@1 that equal inputs allow, ``chance_R@1`` that of a random order. Results
+    of earlier versions lack some of these.
     """
     reranked = reranked or {}
     limits = {key: name for key, name in LIMITS.items() if any(key in found for found in retrieval.values())}
