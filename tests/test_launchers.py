@@ -298,7 +298,12 @@ def test_the_command_ends_with_its_launcher(house: House, script: str, sent: sig
     command = ["bash", str(house.root / "scripts" / script)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     launcher = subprocess.Popen(
-        command, cwd=house.elsewhere, env={**os.environ, "PATH": path, "DEVICE_TARGET": "CPU"}, **pipes
+        command,
+        cwd=house.elsewhere,
+        env={**os.environ, "PATH": path, "DEVICE_TARGET": "CPU"},
+        # tests that run in the background were started deaf to it, and their children with them
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        **pipes,
     )
     assert any(line == "started\n" for line in launcher.stdout)
     launcher.send_signal(sent)
