@@ -12,7 +12,7 @@ from src.data.schema import AUDIO, IMAGE, TEXT
 from src.evaluation.evaluator import Split
 from src.evaluation.retrieval import RetrievalEvaluator
 from src.inference.encode import Items
-from src.inference.rerank import Reranker
+from src.inference.rerank import Reranker, softmax
 from src.metrics.recall import recall
 
 SCALE = 5.0
@@ -174,6 +174,13 @@ def test_rankings_show_the_best_with_their_shares(depth: int) -> None:
 def test_a_second_score_that_is_the_first_is_no_second_stage() -> None:
     found, asked = evaluator(embedding=1.0)
     assert not found.engine.reranker.active and found.evaluate(ALL, 3)[1] == {} and not asked
+
+
+def test_shares_of_unlikely_candidates_are_shares() -> None:
+    """A long text has a likelihood whose exponential is 0 in float64."""
+    scores = np.array([[-2000.0, -2001.0, -3000.0], [800.0, 801.0, 799.0]])
+    odds = np.exp([[0.0, -1.0, -1000.0], [-1.0, 0.0, -2.0]])
+    np.testing.assert_allclose(softmax(scores), odds / odds.sum(1, keepdims=True))
 
 
 def test_weights_of_zero_are_no_terms() -> None:

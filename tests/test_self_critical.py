@@ -99,6 +99,35 @@ def test_a_token_is_the_first_whose_sum_of_probabilities_reaches_the_random_numb
     assert found.tolist() == [0, 0, 2, 2, 3, 3, 5, 5]
 
 
+def test_the_largest_random_number_samples_a_token_though_sums_are_rounded() -> None:
+    """In float32 the probabilities of a thousand tokens add up to a little more or less than 1."""
+    logits = np.random.default_rng(0).standard_normal((64, 997)).astype(np.float32)
+    step = _SampleStep(Logits(logits), np.zeros(997, np.float32))
+    with run_mode("pynative"):
+        found = step(None, None, None, Tensor(np.ones((64, 1), np.float32))).asnumpy()
+    assert found.max() < 997
+
+
+def test_a_text_that_ended_is_filled_while_others_go_on() -> None:
+    sampled = np.array([[5, 6, 7, 8], [SEP, 6, SEP, 8], [9, SEP, 5, 9], [5, 5, SEP, 7]])
+    asked: list[np.ndarray] = []
+
+    def step(ids: Tensor, position: Tensor, *_: Tensor) -> Tensor:
+        asked.append(ids.asnumpy())
+        return Tensor(sampled[:, int(position)].astype(np.int32))
+
+    sampler = TextSampler.__new__(TextSampler)
+    sampler.cached = SimpleNamespace(length=4, beams=2)
+    sampler.tokenizer = SimpleNamespace(pad_id=PAD, cls_id=CLS, sep_id=SEP)
+    sampler.step = step
+    found = sampler.sample(2, lambda count: np.zeros(count))
+    assert found.tolist() == [
+        [[CLS, 5, 6, 7], [CLS, SEP, PAD, PAD]],
+        [[CLS, 9, SEP, PAD], [CLS, 5, 5, SEP]],
+    ]
+    assert [ids.tolist() for ids in asked] == [found.reshape(4, 4)[:, place].tolist() for place in range(3)]
+
+
 def test_rewards_are_cider_d_on_words(config: Config) -> None:
     """A caption's reward is what pycocoevalcap's formula gives it among the references of the whole split."""
     dataset = Dataset(config.data.path, "train")
