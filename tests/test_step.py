@@ -163,6 +163,15 @@ def test_weights_do_not_depend_on_the_loss_scale(kind: str) -> None:
         np.testing.assert_allclose(scaled, plain, rtol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_steps_beyond_the_schedule_keep_its_last_rate(kind: str) -> None:
+    objectives = Given()
+    config = OptimizerConfig(name=kind, lr=0.1, min_lr=0.01, warmup_steps=0)
+    rates = learning_rates(config, 2)
+    train = TrainStep(objectives, build_optimizer([objectives.matrix, objectives.bias], config, rates), 1.0)
+    assert [train(gradients(1.0)).rate for _ in range(4)] == [rates[0], rates[1], rates[1], rates[1]]
+
+
 def set_scale(train: TrainStep, scale: float, clean: int) -> None:
     train.loss_scale.set_data(Tensor(scale, ms.float32))
     train.clean_steps.set_data(Tensor(clean, ms.int32))

@@ -18,6 +18,7 @@ from src.checkpoints.checkpoint import read_state
 from src.checkpoints.files import locate
 from src.config import Config, ObjectivesConfig, OptimizerConfig, TrainConfig, WeightsConfig
 from src.evaluation.run import Evaluation
+from src.tasks import registry
 from src.training import trainer as loop
 from src.training.step import StepResult, TrainStep
 from src.training.trainer import Trainer
@@ -183,3 +184,11 @@ def test_only_rank_0_writes_and_evaluates(
     first = Trainer(with_run(config, tmp_path / "first", eval_every=0), rank=0, ranks=2)
     first.run()
     assert not set(np.concatenate(seen["batches"])[: 2 * B]) & set(other[: 2 * B]), "ranks share no sample of a step"
+
+
+def test_the_best_is_judged_by_the_mean_of_what_a_split_has() -> None:
+    """Of the task's metrics; by nothing where it has none of them."""
+    task = registry.get("speech_to_text")
+    plain, seen = task.best_by
+    assert task.best_metric({plain: 0.2, seen: 0.6, "other": 9.0}) == pytest.approx(0.4)
+    assert task.best_metric({seen: 0.6}) == 0.6 and task.best_metric({"other": 9.0}) is None
