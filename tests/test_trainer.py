@@ -98,6 +98,15 @@ def test_of_equal_metrics_the_first_is_the_best(config: Config, stand_in: Callab
     assert bests(tmp_path)["best"] == "step-00000002"
 
 
+def test_an_earlier_best_does_not_stay_beside_the_kept_ones(config: Config, stand_in: Callable, tmp_path: Path) -> None:
+    stand_in({2: 0.3, 4: 0.6, 6: 0.5})
+    Trainer(with_run(config, tmp_path / "a", keep_checkpoints=1)).run()
+    assert bests(tmp_path / "a").keys() == {"best", "step-00000004", "step-00000006"}
+    stand_in({2: 0.3, 4: 0.6, 6: 0.7})
+    Trainer(with_run(config, tmp_path / "b", keep_checkpoints=1)).run()
+    assert bests(tmp_path / "b").keys() == {"best", "step-00000006"}
+
+
 def test_what_is_only_saved_is_never_the_best(config: Config, stand_in: Callable, tmp_path: Path) -> None:
     stand_in({})
     Trainer(with_run(config, tmp_path, steps=2, eval_every=0)).run()

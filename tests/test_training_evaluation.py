@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -155,6 +156,16 @@ def test_objectives_without_data_are_found(has: set[int], left: set[str], tmp_pa
     if TEXT not in has:
         with pytest.raises(DataError, match="no text, which task=caption"):
             unfed_objectives(replace(config, task="caption"), [data])
+
+
+def test_one_source_of_a_mixture_is_enough() -> None:
+    """Images with texts, and speech with texts: together they feed all."""
+    weights = WeightsConfig(contrastive=1.0, mlm=1.0, mvm_feature=1.0, mam_feature=1.0, matching=1.0, denoise_text=1.0)
+    config = Config(model=tiny_model(), objectives=ObjectivesConfig(weights=weights))
+    sources = [SimpleNamespace(folder=str(has), count=has.__contains__) for has in ({TEXT, IMAGE}, {TEXT, AUDIO})]
+    assert unfed_objectives(config, sources) == {}
+    assert unfed_objectives(config, sources[:1]) == {"mam_feature": "no audio"}
+    assert unfed_objectives(config, sources[1:]) == {"mvm_feature": "no image"}
 
 
 @pytest.mark.parametrize(
