@@ -14,7 +14,7 @@ from src.data.image_codes import tokenizer_fingerprint
 
 ROOT = Path(__file__).parent.parent
 OLD = ROOT / "tests" / "data" / "old_config.yaml"  # that of pretrained/opt_demo, as an earlier version wrote it
-LATER = {"objectives.self_critical.samples": 5, "eval.reconstruction.max_items": 0}
+LATER = {"eval.rerank.tuned_on": "", "objectives.self_critical.samples": 5, "eval.reconstruction.max_items": 0}
 BUNDLED = ROOT / "pretrained" / "opt_demo"
 
 
