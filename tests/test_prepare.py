@@ -16,6 +16,8 @@ from src.data.digests import digest
 from src.data.errors import DataError
 from src.data.prepare import common
 from src.data.prepare import media as reading
+from src.data.prepare.report import Tally
+from src.data.prepare.rows import Row
 from src.data.record import Record
 from src.data.store import Dataset, read_info
 
@@ -187,4 +189,19 @@ def test_large_images_are_stored_smaller(tmp_path: Path) -> None:
     assert small.format == "JPEG" and small.size == (20, 50) and not small.getexif()
     assert np.asarray(small)[5].mean() > 200 > 50 > np.asarray(small)[45].mean()
     assert Image.open(io.BytesIO(reading.pack_image(tmp_path / "p.png", 50))).format == "PNG"
-    assert reading.pack_image(tmp_path / "p.png", 100) == (tmp_path / "p.png").read_bytes()
+    image.save(tmp_path / "as it is.png", compress_level=0)
+    kept = reading.pack_image(tmp_path / "as it is.png", 100)
+    assert kept == (tmp_path / "as it is.png").read_bytes(), "an image of just that size stays the file that it is"
+
+
+def test_rows_are_counted_and_the_share_of_bad_ones_may_be_reached(tmp_path: Path) -> None:
+    with Tally(tmp_path / "rejected.jsonl", english=True) as tally:
+        tally.store(Row("m", 1, "a", captions=("一", "two", "three"), translated=1), moved=False)
+        tally.store(Row("m", 2, "b", captions=("四",), translated=1), moved=True)
+        for number in (3, 4):
+            tally.reject(Row("m", number, "c"), "broken")
+        tally.check(0.5, tmp_path)
+        with pytest.raises(DataError, match="2 of 4 rows are bad.*the first is m:3: broken"):
+            tally.check(0.49, tmp_path)
+        found = tally.about()
+    assert found == {"rows": 4, "rejected": 2, "moved": 1, "translated": 2, "english": 2}
