@@ -30,7 +30,7 @@ from src.data.writer import DatasetWriter
 from src.demo.facts import FactMetric
 from src.evaluation.retrieval import RetrievalEvaluator
 from src.evaluation.run import Evaluation
-from src.evaluation.text_generation import caption_metrics, transcript_metrics
+from src.evaluation.text_generation import caption_metrics, misplaced, transcript_metrics
 from src.inference import scorers
 from src.inference.encode import Items, encode_split, first_images, number_images
 from src.inference.engine import Engine
@@ -252,6 +252,10 @@ def test_metrics_of_captions_and_transcripts() -> None:
     assert transcript_metrics(["左边有一个苹果"], ["左边有两个苹果"], None)["word_error_rate"] == pytest.approx(1 / 4)
 
 
+def test_misplaced_texts_stand_beside_another_half() -> None:
+    assert misplaced(list("abcde")) == list("cdeab") and misplaced(list("ab")) == list("ba")
+
+
 def test_saved_captions_have_the_ids_of_coco(tmp_path: Path) -> None:
     """COCO's images have numbers, behind the split in the keys of their records."""
     names = {"train/139": 139, "42": 42, "a/b.png": "a/b.png", "007": "007", "COCO_val2014_000000391895": 391895}
@@ -291,6 +295,9 @@ def test_whole_run(config: Config, evaluation: Evaluation, tmp_path: Path) -> No
     assert not {("tiny-0", 0), ("tiny-1", 0), ("tiny-7", 1)} & spoken
     results = json.loads((tmp_path / "captions.json").read_text())
     assert len(results) == metrics["caption"]["images"] and results[0].keys() == {"image_id", "caption"}
+    for section in ("caption", "transcription"):  # the same metrics of the same texts at others' places
+        measured = dict(metrics[section])
+        assert measured.pop("chance").keys() == measured.keys()
 
     quick = evaluation.run("dev", settings=limited(config.eval, max_items=2))
     assert quick["retrieval"] == metrics["retrieval"] and quick["reranked"] == {}

@@ -160,6 +160,7 @@ def test_images_are_generated_from_text_and_from_speech(
     assert "text found by the image generated from" in capsys.readouterr().out
     metrics = json.loads((run / "eval-dev" / "metrics.json").read_text())
     assert metrics["image_generation"].keys() == {"text", "speech"} and "retrieval" not in metrics
+    assert all(0 < found["chance_R@1"] < 1 for found in metrics["image_generation"].values())
     assert (run / "eval-dev" / "figures" / "generated.png").stat().st_size > 1000
     for subject in (CHARACTERS[:4], home / "said.wav"):
         output = home / "generated"

@@ -63,6 +63,13 @@ def test_retrieval_table():
 def test_text_table_takes_flat_and_nested_metrics():
     text = text_table({"facts_right": 0.5, "words": {"bleu4": 0.25}})
     assert text.splitlines()[2:] == ["all facts right  0.500", "BLEU-4, words    0.250"]
+    chance = {"facts_right": 0.125, "words": {"bleu4": 0.0}, "images": 2}
+    text = text_table({"facts_right": 0.5, "words": {"bleu4": 0.25}, "images": 2, "chance": chance})
+    assert [line.split() for line in text.splitlines()[2:]] == [
+        ["all", "facts", "right", "0.500", "0.125"],
+        ["BLEU-4,", "words", "0.250", "0.000"],
+        ["images", "2", "–"],
+    ]
 
 
 def test_summary_shows_what_there_is():

@@ -58,7 +58,8 @@ class ImageGenerationEvaluator(Evaluator):
             told = relevance.answerable
             if told.any():
                 embeddings = self.engine.image_generator.encode(generated[modality]).embeddings[told]
-                metrics[name] = recall(ranks(embeddings, texts.embeddings, relevance.take(told)))
+                told_of = relevance.take(told)
+                metrics[name] = recall(ranks(embeddings, texts.embeddings, told_of)) | {"chance_R@1": told_of.chance()}
         return metrics, generated
 
     def logged(self, metrics: Mapping[str, Any]) -> dict[str, float]:

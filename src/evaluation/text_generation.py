@@ -43,8 +43,11 @@ class CaptionEvaluator(Evaluator):
         if split.sheets:
             split.sheets.captions(images, generated, owned, facts)
         examples = list(zip(generated, owned, strict=True))[:EXAMPLES]
+        measured = caption_metrics(generated, owned, facts)
+        if len(generated) > 1:
+            measured["chance"] = caption_metrics(misplaced(generated), owned, facts)
         return {
-            "caption": caption_metrics(generated, owned, facts),
+            "caption": measured,
             "examples": [{"caption": caption, "references": group} for caption, group in examples],
         }
 
@@ -78,7 +81,11 @@ class TranscriptEvaluator(Evaluator):
         transcripts = self.engine.text_generator.decode(clips.ids)
         if split.sheets:
             split.sheets.transcripts(self.file, clips, transcripts)
-        return transcript_metrics(transcripts, spoken_texts, fact_metric(split.loader))
+        facts = fact_metric(split.loader)
+        measured = transcript_metrics(transcripts, spoken_texts, facts)
+        if len(transcripts) > 1:
+            measured["chance"] = transcript_metrics(misplaced(transcripts), spoken_texts, facts)
+        return measured
 
     def logged(self, metrics: Mapping[str, Any]) -> dict[str, float]:
         """1 − error rate of characters and of words."""
@@ -142,6 +149,15 @@ def transcript_metrics(predictions: list[str], references: list[str], facts: Fac
     """Error rates, the share of facts right (``facts``: compares them, or None), and the number of audio clips."""
     stated = facts.score(predictions, [[text] for text in references]) if facts else {}
     return {**error_rates(predictions, references), **stated, "clips": len(predictions)}
+
+
+def misplaced(texts: list[str]) -> list[str]:
+    """The same texts, each at the place of another: what a model reaches that writes well and looks at nothing.
+
+    They move by half the list, as neighbours often come from one image.
+    """
+    half = len(texts) // 2
+    return texts[half:] + texts[:half]
 
 
 def references(loader: Loader, texts: Items) -> list[str]:

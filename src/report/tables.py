@@ -12,6 +12,7 @@ from src.data.schema import MATCH_CASES
 
 RECALLS = ("R@1", "R@5", "R@10")
 COUNTS = ("gallery", "different")  # means over folds are not whole
+COUNTED = ("images", "clips")  # how much was measured
 LIMITS = {"gallery": "items", "different": "different", "best_R@1": "best R@1", "chance_R@1": "by chance"}
 RECONSTRUCTION = {
     "psnr": "PSNR in dB, mean of the images",
@@ -89,14 +90,26 @@ def reranking_note(rerank: Mapping[str, Any]) -> str:
 
 
 def text_table(metrics: Mapping[str, Any], title: str = "captions") -> str:
-    """Metrics of generated texts, one a line: {"facts_right": …, "bleu4": …, "characters": {"bleu4": …}, …}."""
+    """Metrics of generated texts, one a line: {"facts_right": …, "bleu4": …, "characters": {"bleu4": …}, …}.
+
+    ``chance`` holds the same metrics of texts that stand at other items' places, and becomes a column.
+    """
+    chance = metrics.get("chance", {})
     rows = []
     for name, value in metrics.items():
+        if name == "chance":
+            continue
         if isinstance(value, Mapping):
-            rows += [[f"{TEXT_METRICS.get(inner, inner)}, {name}", number] for inner, number in value.items()]
+            others = chance.get(name, {})
+            rows += [
+                [f"{TEXT_METRICS.get(inner, inner)}, {name}", number, others.get(inner)]
+                for inner, number in value.items()
+            ]
         else:
-            rows.append([TEXT_METRICS.get(name, name), value])
-    return table(rows, [title, ""])
+            rows.append([TEXT_METRICS.get(name, name), value, None if name in COUNTED else chance.get(name)])
+    if chance:
+        return table(rows, [title, "model", "chance"])
+    return table([row[:2] for row in rows], [title, ""])
 
 
 def masked_table(masked: Mapping[str, Any]) -> str:
@@ -142,8 +155,11 @@ def summary(metrics: Mapping[str, Any]) -> str:
         if metrics.get(section):
             parts.append(text_table(metrics[section], title))
     if metrics.get("image_generation"):
-        rows = [[name, *(found[key] for key in RECALLS)] for name, found in metrics["image_generation"].items()]
-        parts.append(table(rows, ["text found by the image generated from", *RECALLS]))
+        rows = [
+            [name, found.get("chance_R@1"), *(found[key] for key in RECALLS)]
+            for name, found in metrics["image_generation"].items()
+        ]
+        parts.append(table(rows, ["text found by the image generated from", LIMITS["chance_R@1"], *RECALLS]))
     if metrics.get("masked"):
         parts.append(masked_table(metrics["masked"]))
         if "confusion" in metrics["masked"]:
