@@ -30,6 +30,7 @@ from src.data.writer import DatasetWriter
 from src.demo.facts import FactMetric
 from src.evaluation.retrieval import RetrievalEvaluator
 from src.evaluation.run import Evaluation
+from src.evaluation.sheets import spread
 from src.evaluation.text_generation import caption_metrics, misplaced, transcript_metrics
 from src.inference import scorers
 from src.inference.encode import Items, encode_split, first_images, number_images
@@ -256,6 +257,11 @@ def test_misplaced_texts_stand_beside_another_half() -> None:
     assert misplaced(list("abcde")) == list("cdeab") and misplaced(list("ab")) == list("ba")
 
 
+def test_what_is_shown_is_spread_over_a_split() -> None:
+    assert spread(101, 6).tolist() == [0, 20, 40, 60, 80, 100]
+    assert spread(3, 6).tolist() == [0, 1, 2] and spread(0, 6).tolist() == []
+
+
 def test_saved_captions_have_the_ids_of_coco(tmp_path: Path) -> None:
     """COCO's images have numbers, behind the split in the keys of their records."""
     names = {"train/139": 139, "42": 42, "a/b.png": "a/b.png", "007": "007", "COCO_val2014_000000391895": 391895}
@@ -286,7 +292,13 @@ def test_whole_run(config: Config, evaluation: Evaluation, tmp_path: Path) -> No
     assert metrics["caption"]["images"] > 0 and metrics["transcription"]["clips"] > 0
     assert json.loads((tmp_path / "metrics.json").read_text())["gallery"] == metrics["gallery"]
     files = {path.name for path in (tmp_path / "figures").iterdir()}
-    assert files == {"retrieval_by_text.png", "retrieval_by_speech.png", "retrieval_by_image.png", "captions.png"}
+    assert files == {
+        "retrieval_by_text.png",
+        "retrieval_by_speech.png",
+        "retrieval_by_image.png",
+        "texts_by_speech.png",
+        "captions.png",
+    }
     transcripts = json.loads((tmp_path / "transcripts.json").read_text(encoding="utf-8"))
     assert len(transcripts) == metrics["transcription"]["clips"]
     spoken = {(entry["id"], entry["caption"]) for entry in transcripts}

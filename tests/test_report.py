@@ -125,6 +125,7 @@ def test_wrap_keeps_words_and_marks_and_leaves_no_orphan():
     assert wrap("a green frog\non a wall", wide, 9, 3) == ["a green frog", "on a wall"]
     assert wrap("一二三四五六七八九十" * 3, wide, 9, 2) == ["一二三四五六七八九十", "一二三四五六七八九…"]
     assert wrap("w" * 40, wide, 9, 9) == ["w" * 12, "w" * 12, "w" * 16]
+    assert wrap("holiday_2024-lake/boat.png", wide, 9, 3) == ["holiday_2024-", "lake/boat.png"]
     assert wrap("", wide, 9, 2) == []
 
 

@@ -161,6 +161,7 @@ def test_what_the_copies_of_records_say_is_right(
         assert metrics[name]["different"] == metrics[name]["gallery"] - copies == len(items[gallery]) - copies
     assert all(found["best_R@1"] == 1.0 for found in metrics.values()), "nobody can tell the copies apart"
     sheets: list[Any] = []
+    monkeypatch.setattr("src.evaluation.sheets.ROWS", 1000)
     monkeypatch.setattr("src.evaluation.sheets.retrieval_sheet", lambda _file, _title, rows: sheets.append(rows))
     Sheets(Loader(config, "dev"), tmp_path).retrieval(items, rankings)
     marked = []

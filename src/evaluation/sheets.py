@@ -1,4 +1,4 @@
-"""What an evaluation shows: the first samples of a split with what was retrieved, captioned and generated."""
+"""What an evaluation shows: samples from all over a split with what was retrieved, captioned and generated."""
 
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from src.report.sheets import (
     retrieval_sheet,
 )
 
-ROWS = 6  # queries of a sheet: the first of the split, not the best
+ROWS = 6  # queries of a sheet
 HITS = 5
 CAPTIONS = 24
 GENERATED, ALBUM = 8, 32
@@ -34,6 +34,7 @@ SHEETS = {  # direction → query, gallery, file and title
     "text_to_image": (TEXT, IMAGE, "retrieval_by_text.png", "Images found by text"),
     "audio_to_image": (AUDIO, IMAGE, "retrieval_by_speech.png", "Images found by speech"),
     "image_to_text": (IMAGE, TEXT, "retrieval_by_image.png", "Texts found by image"),
+    "audio_to_text": (AUDIO, TEXT, "texts_by_speech.png", "Texts found by speech"),
 }
 
 
@@ -54,7 +55,9 @@ class Sheets:
             if direction not in rankings:
                 continue
             asked, offered, ranking = items[query].samples, items[gallery].samples, rankings[direction]
-            queries, best, shares = ranking.queries[:ROWS], ranking.indices[:ROWS, :HITS], ranking.shares[:ROWS, :HITS]
+            shown = spread(len(ranking.queries), ROWS)
+            queries, best, shares = (part[shown] for part in (ranking.queries, ranking.indices, ranking.shares))
+            best, shares = best[:, :HITS], shares[:, :HITS]
             right = relevance(items, query, gallery).take(queries).at(best)
             rows = []
             for item, *columns in zip(queries, best, shares, right, strict=True):
@@ -90,8 +93,9 @@ class Sheets:
         return image, text, None if clip is None else spectrogram(clip, model.audio)
 
     def generated(self, subjects: dict[int, Items], images: dict[int, np.ndarray]) -> None:
-        """The first originals, each beside what was generated from its text and speech; more, from text only."""
-        samples = subjects[TEXT].samples[:GENERATED].tolist()
+        """Originals, each beside what was generated from its text and speech; more, from text only."""
+        texts = subjects[TEXT].samples
+        samples = texts[spread(len(texts), GENERATED)].tolist()
         places = {which: {s: row for row, s in enumerate(subjects[which].samples.tolist())} for which in images}
         rows = []
         for sample in samples:
@@ -100,8 +104,7 @@ class Sheets:
             rows.append((caption, [original, *made]))
         names = ("original", *(f"from {MODALITIES[which]}" for which in images))
         generation_sheet(self.folder / "generated.png", "Images generated from text and from speech", names, rows)
-        shown = zip(images[TEXT], subjects[TEXT].samples[:ALBUM].tolist(), strict=False)
-        album = [(image, self.media(sample)[1]) for image, sample in shown]
+        album = [(images[TEXT][row], self.media(int(texts[row]))[1]) for row in spread(len(texts), ALBUM)]
         album_sheet(self.folder / "generated_album.png", "Images generated from text", album)
 
     def reconstructions(self, pairs: list[tuple[np.ndarray, np.ndarray]]) -> None:
@@ -124,12 +127,18 @@ class Sheets:
     def captions(
         self, images: Items, generated: list[str], references: list[list[str]], facts: FactMetric | None
     ) -> None:
-        """The first captions under their images, and all of them as a COCO result file."""
+        """Captions under their images, and all of them as a COCO result file."""
         shown = []
-        for sample, text, group in list(zip(images.samples, generated, references, strict=True))[:CAPTIONS]:
+        for row in spread(len(images), CAPTIONS):
+            text, group = generated[row], references[row]
             right = all(facts.compare(text, group).values()) if facts else text in group
-            shown.append((self.media(int(sample))[0], text, group[0], right))
+            shown.append((self.media(int(images.samples[row]))[0], text, group[0], right))
         caption_sheet(self.folder / "captions.png", "Captions generated from the image only", shown)
         dataset = self.loader.dataset
         keys = [record.key for record in dataset.read(dataset.samples[images.samples, 0])]
         save_captions(self.folder.parent / "captions.json", keys, generated)
+
+
+def spread(count: int, most: int) -> np.ndarray:
+    """Which of ``count`` items are shown, evenly apart from the first to the last, and not the best: int64 [≤ most]."""
+    return np.linspace(0, count - 1, min(count, most)).round().astype(np.int64)

@@ -126,6 +126,12 @@ def check_network(config: Config) -> None:
         raise ConfigError(f"task={config.task}: an image tokenizer answers no questions: measure it with eval.py")
 
 
+SCORES = (
+    "share: of the probability among the candidates, 1 in all: which file fits best, not whether any fits\n"
+    "cosine: of the two embeddings, −1 to 1: how alike query and file are by themselves"
+)
+
+
 @dataclass(frozen=True)
 class Found:
     """A file of the gallery with its cosine to the query and its share of the probability among the candidates."""
@@ -186,6 +192,7 @@ def rank_gallery(engine: Engine, query: Medium, offered: Gallery, top: int, outp
         title = f"{name.capitalize()} found for {query.name}"
         row = (_query(query, model), [_hit(hit, model) for hit in found])
         retrieval_sheet(output / f"query-{MODALITIES[kind]}.png", title, [row])
+    print(SCORES)
     write_json(output / "query.json", results)
     return results
 

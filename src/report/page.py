@@ -154,11 +154,15 @@ def _evenness(lines: list[str]) -> tuple[int, float]:
 
 
 def _pieces(text: str) -> Iterator[str]:
-    """What must not be broken: a Latin word with the space behind it (if short), or one other character."""
+    """What must not be broken: a Latin word with the space behind it (if short), a part of a file name, or one other
+    character."""
     word = ""
     for character in text:
         if character.isascii() and not character.isspace() and len(word) < 12:
             word += character
+            if character in "/_-":
+                yield word
+                word = ""
             continue
         if character.isspace():
             yield word + " "

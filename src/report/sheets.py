@@ -30,8 +30,9 @@ def retrieval_sheet(out_png: str | Path, title: str, rows: Sequence[tuple[Query,
     with style():
         page = Page(lefts[-1] + hit_width + MARGIN, head + sum(heights) + MARGIN - 0.3)
         page.text(MARGIN, 0.32, title, 16)
-        page.text(MARGIN, 0.86, "query", 8.5, GREY)
-        for place, left in enumerate(lefts):
+        known = any(hit[3] for _, hits in rows for hit in hits)  # of a user's files nobody knows what is relevant
+        page.text(MARGIN, 0.86, "query; relevant hits are green" if known else "query", 8.5, GREY)
+        for place, left in enumerate(lefts[: max(len(hits) for _, hits in rows)]):
             page.text(left, 0.86, str(place + 1), 8.5, GREY)
         top = head
         for (query, hits), height in zip(rows, heights, strict=True):
@@ -57,6 +58,7 @@ def caption_sheet(out_png: str | Path, title: str, items: Sequence[tuple[np.ndar
     with style():
         page = Page(width, head + lines * (side + below + 0.12) + 0.2)
         page.text(MARGIN, 0.32, title, 16)
+        page.text(MARGIN, 0.7, "green: right, red: not; grey: a reference", 8.5, GREY)
         for at, (image, prediction, reference, right) in enumerate(items):
             left = MARGIN + at % columns * (side + gap)
             top = head + at // columns * (side + below + 0.12)
