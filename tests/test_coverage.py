@@ -120,8 +120,8 @@ def test_cut_texts_and_audio_are_counted(write: Write) -> None:
 def test_audio_that_preparation_cut_is_told(write: Write) -> None:
     config = write(["一", "二"], [16, 8], stored=MAX_FRAMES)
     found = covered(config)
-    assert found.clips.cut == 1 and found.cut_before
-    assert "cut in preparation" in found.notes(config.model)[0]
+    assert found.clips.cut == 1 and found.stored_frames == MAX_FRAMES
+    assert f"prepare with more, such as model.audio.max_frames={2 * MAX_FRAMES}" in found.notes(config.model)[0]
 
 
 def test_evaluation_notes_what_exceeds_a_hundredth(write: Write) -> None:

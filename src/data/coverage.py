@@ -45,7 +45,7 @@ class Coverage:
     characters: Counter[str]  # those that made a token [UNK]
     texts: Lengths  # in tokens, with [CLS] and [SEP]
     clips: Lengths  # in frames of model.audio.max_frames
-    cut_before: bool  # some clips were cut in preparation already: how long they are is not known
+    stored_frames: int  # at which preparation cut some of the clips, so that their lengths are not known; 0: none
 
     @property
     def unknown_share(self) -> float:
@@ -59,7 +59,7 @@ class Coverage:
 
     def describe_unknown(self) -> str:
         """One line: how much is [UNK], which characters, and what to do."""
-        often = " ".join(char for char, _ in self.characters.most_common(SHOWN))
+        often = " ".join(char[:SHOWN] for char, _ in self.characters.most_common(SHOWN))
         build = f"python tools/build_vocab.py --output vocab.txt {self.folder}"
         return (
             f"{self.name}: {self.unknown_share:.1%} of the tokens of its texts are [UNK], most often for {often}: "
@@ -82,9 +82,9 @@ class Coverage:
         return found
 
     def _audio_hint(self, audio: AudioEncoderConfig) -> str:
-        if self.cut_before:
-            twice = 2 * audio.max_frames
-            return f"the longest were cut in preparation: prepare with more, such as model.audio.max_frames={twice}"
+        if self.stored_frames:
+            more = 2 * self.stored_frames
+            return f"the longest were cut in preparation: prepare with more, such as model.audio.max_frames={more}"
         stride = 1 if audio.input == "wav2vec2" else audio.stride
         return f"model.audio.max_frames={-(-int(self.clips.values.max()) // stride) * stride} holds all"
 
@@ -106,7 +106,7 @@ def measure(dataset: Dataset, tokenizer: Tokenizer, model: ModelConfig) -> Cover
         if record.audio and (clip := record.audio[max(caption, 0)]) is not None:
             clips.append(len(clip))
     lengths = np.array(texts, np.int64)
-    frames, cut, cut_before = _audio_lengths(np.array(clips, np.int64), dataset, model.audio)
+    frames, cut, stored_frames = _audio_lengths(np.array(clips, np.int64), dataset, model.audio)
     return Coverage(
         f"{dataset.folder}, split {dataset.split!r}",
         dataset.folder,
@@ -115,24 +115,21 @@ def measure(dataset: Dataset, tokenizer: Tokenizer, model: ModelConfig) -> Cover
         characters,
         Lengths(lengths, int((lengths > model.text.max_len).sum())),
         Lengths(frames, cut),
-        cut_before,
+        stored_frames,
     )
 
 
-def _audio_lengths(lengths: np.ndarray, dataset: Dataset, audio: AudioEncoderConfig) -> tuple[np.ndarray, int, bool]:
-    """Lengths in frames, how many clips are cut, and whether some of them were in preparation already.
+def _audio_lengths(lengths: np.ndarray, dataset: Dataset, audio: AudioEncoderConfig) -> tuple[np.ndarray, int, int]:
+    """Lengths in frames, how many clips are cut, and the frames at which some were in preparation already (0: none).
 
     A clip that is exactly as long as preparation stores any counts as cut there: few others are.
     """
     if not len(lengths):
-        return lengths, 0, False
-    stored = dataset.info["audio"]["max_frames"] * audio.length // audio.max_frames  # of a waveform, in samples
-    full = lengths >= stored
-    return (
-        -(-lengths * audio.max_frames // audio.length),
-        int((full | (lengths > audio.length)).sum()),
-        bool(full.any()),
-    )
+        return lengths, 0, 0
+    stored = dataset.info["audio"]["max_frames"]
+    full = lengths >= stored * audio.length // audio.max_frames  # of a waveform, in samples
+    cut = int((full | (lengths > audio.length)).sum())
+    return -(-lengths * audio.max_frames // audio.length), cut, stored * int(full.any())
 
 
 def report_coverage(folder: Path, model: ModelConfig) -> None:
