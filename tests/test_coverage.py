@@ -3,13 +3,23 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from mindspore import Tensor
 
 import src.data.coverage as module
-from src.config import Config, ConfigError, DataConfig, DenoiseTextConfig, ObjectivesConfig, TrainConfig, WeightsConfig
+from src.config import (
+    AudioEncoderConfig,
+    Config,
+    ConfigError,
+    DataConfig,
+    DenoiseTextConfig,
+    ObjectivesConfig,
+    TrainConfig,
+    WeightsConfig,
+)
 from src.config.data import SourceConfig
 from src.data.coverage import Coverage, measure
 from src.data.errors import DataError
@@ -124,16 +134,24 @@ def test_audio_that_preparation_cut_is_told(write: Write) -> None:
     assert f"prepare with more, such as model.audio.max_frames={2 * MAX_FRAMES}" in found.notes(config.model)[0]
 
 
-def test_evaluation_notes_what_exceeds_a_hundredth(write: Write) -> None:
-    config = write(["一二三四五六七八" * 25 + "猫", "一猫"])  # 2 of 203
+def test_waveforms_are_counted_in_frames() -> None:
+    audio = AudioEncoderConfig(input="wav2vec2", max_frames=8)  # of 320 samples
+    dataset = SimpleNamespace(info={"audio": {"max_frames": 16}})
+    frames, cut, stored = module._audio_lengths(np.array([320, 2560, 2561, 5120]), dataset, audio)
+    assert (frames.tolist(), cut, stored) == ([1, 8, 9, 16], 2, 16)
+
+
+@pytest.mark.parametrize(("known", "noted"), [(198, False), (197, True)])
+def test_evaluation_notes_what_exceeds_a_hundredth(write: Write, known: int, noted: bool) -> None:
+    config = write(["一" * known + "猫", "猫"])
     config = replace(config, model=replace(config.model, text=replace(config.model.text, max_len=256)))
 
     def notes(config: Config) -> list[str]:
         return Evaluation(Engine(config, build_model(config)), registry.get(config.task).evaluators).notes("dev")
 
-    assert notes(config) == []
+    assert ["[UNK]" in line for line in notes(config)] == [True] * noted
     short = replace(config, model=replace(config.model, text=replace(config.model.text, max_len=12)))
-    (line,) = notes(short)
+    *_, line = notes(short)
     assert "split 'dev'" in line and "50.0% of the texts are cut" in line
 
 
