@@ -55,7 +55,7 @@ class Coverage:
     def require_known(self, most: float) -> None:
         """Raises DataError if a larger share of the tokens is [UNK]."""
         if self.unknown_share > most:
-            raise DataError(f"{self.describe_unknown()} (data.max_unknown={most} allows less)")
+            raise DataError(f"{self.describe_unknown()} (more than data.max_unknown={most} allows)")
 
     def describe_unknown(self) -> str:
         """One line: how much is [UNK], which characters, and what to do."""
