@@ -49,7 +49,10 @@ def main() -> None:
     config, model = load_model(folder, args.settings, args.config)
     evaluation = Evaluation(Engine(config, model), registry.get(config.task).evaluators)
     output = args.output or results_folder(folder) / f"eval-{args.split or config.eval.split}"
-    print(f"{summary(evaluation.run(args.split, output))}\n\n{output / 'metrics.json'}")
+    metrics = evaluation.run(args.split, output)
+    for line in evaluation.notes(args.split):
+        print(f"note: {line}")
+    print(f"{summary(metrics)}\n\n{output / 'metrics.json'}")
 
 
 if __name__ == "__main__":

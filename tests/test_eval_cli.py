@@ -35,6 +35,7 @@ def test_dataset(run: Run, home: Path) -> None:
     assert code == 0 and "text → image" in out and "transcripts of speech" in out
     metrics = json.loads((home / "run" / "eval-dev" / "metrics.json").read_text())
     assert metrics["split"] == "dev" and metrics["caption"]["images"] <= 4
+    assert "% of the texts are cut at model.text.max_len=" in out and "[UNK]" not in out
 
 
 def test_weights_are_chosen_on_another_split(tune: Run, home: Path) -> None:

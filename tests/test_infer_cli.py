@@ -34,7 +34,7 @@ def test_text_finds_images_audio_and_texts(run: Run, home: Path) -> None:
     assert code == 0
     assert "3 images" in out and "3 audio clips" in out and "1 texts" in out
     assert "broken.jpg" in err and "skipped 1 of 8 files" in err
-    assert "first 5 tokens" in err and "not in the vocabulary: Ω" in err
+    assert "first 6 tokens" in err and "not in the vocabulary: ω" in err
     result = json.loads((home / "run" / "query" / "query.json").read_text())
     shares = [hit["share"] for hit in result["image"]]
     assert shares == sorted(shares, reverse=True) and sum(shares) == pytest.approx(1, abs=1e-5)

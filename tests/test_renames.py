@@ -14,7 +14,12 @@ from src.data.image_codes import tokenizer_fingerprint
 
 ROOT = Path(__file__).parent.parent
 OLD = ROOT / "tests" / "data" / "old_config.yaml"  # that of pretrained/opt_demo, as an earlier version wrote it
-LATER = {"eval.rerank.tuned_on": "", "objectives.self_critical.samples": 5, "eval.reconstruction.max_items": 0}
+LATER = {
+    "data.max_unknown": 0.2,
+    "eval.rerank.tuned_on": "",
+    "objectives.self_critical.samples": 5,
+    "eval.reconstruction.max_items": 0,
+}
 BUNDLED = ROOT / "pretrained" / "opt_demo"
 
 

@@ -2,6 +2,7 @@
 
 python tools/check_data.py data/mine
 python tools/check_data.py data/mine --workers 2
+python tools/check_data.py data/mine --config config/pretrain/base.yaml     also: what its model would not read
 
 Problems are listed with file and record; the exit code is 0 if there are none. Each shard is read on its own, so that
 damage to one hides nothing of the others.
@@ -13,15 +14,23 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # wherever it is called from
 
 from src import cli
+from src.config import load_config
 from src.data.check import report
+from src.data.coverage import report_coverage
 
 
 def main() -> None:
     parser = cli.CommandParser(description=__doc__)
     parser.add_argument("folder", type=cli.user_path, metavar="DIR", help="dataset folder")
     parser.add_argument("--workers", type=int, default=cli.cores(), metavar="N", help="threads (default: all cores)")
+    parser.add_argument(
+        "--config", type=cli.user_path, metavar="FILE", help="of a run: how much its vocabulary and lengths lose"
+    )
     args = parser.parse_args()
+    model = load_config(args.config).model if args.config else None
     report(args.folder, args.workers)
+    if model:
+        report_coverage(args.folder, model)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from src.config.paths import REPOSITORY, PathText
 @dataclass(frozen=True)
 class TextEncoderConfig:
     vocab: PathText = str(REPOSITORY / "config/vocab/demo.txt")  # WordPiece vocabulary, one token a line
-    max_len: int = 32  # T: tokens with [CLS] and [SEP]; longer text is cut
+    max_len: int = 32  # T: tokens with [CLS] and [SEP]; longer text is cut and has no [SEP]
     width: int = 128
     layers: int = 3  # also 0: embeddings and a layer norm, as in the paper
     heads: int = 4

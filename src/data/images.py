@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 
 from src.config import Config
+from src.data.coverage import Coverage
 from src.data.pipeline import Batch, Loader, Sample
 from src.data.sources import Sources
 
@@ -22,6 +23,10 @@ class ImageLoader(Loader):
         self.sources = Sources(config, split, whole=False, codes=False)
         self.sources.require_images()
         self.ids = np.unique(self.sources.samples[:, 2], return_index=True)[1]
+
+    def coverage(self) -> list[Coverage]:
+        """Of nothing: neither texts nor audio are read."""
+        return []
 
     def _make(
         self, ids: np.ndarray, epochs: np.ndarray, workers: ThreadPoolExecutor, augment: bool = False

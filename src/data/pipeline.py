@@ -15,6 +15,7 @@ import numpy as np
 from src.config import Config
 from src.data import masking
 from src.data.augment import augment_audio, augment_image
+from src.data.coverage import Coverage, measure
 from src.data.digests import short_digest
 from src.data.errors import DataError
 from src.data.image import decode_image
@@ -84,6 +85,10 @@ class Loader:
         folder = config.data.eval_path or config.data.mixture[0][0]
         data = replace(config.data, path=folder, sources=())
         return cls(replace(config, data=data), split, **options)
+
+    def coverage(self) -> list[Coverage]:
+        """How much of each source the model reads."""
+        return [measure(dataset, self.tokenizer, self.config.model) for dataset in self.sources.datasets]
 
     @property
     def dataset(self) -> Dataset:

@@ -88,7 +88,7 @@ def batch_fields(model: ModelConfig, batch_size: int, mask_ratio: float) -> dict
         "image_id": Field(np.int32, (), "equal for samples of the same image, which are never negatives"),
         "text_id": Field(np.int32, (), "equal for samples of equal text (without: of equal audio); 0: neither"),
         "presence": Field(np.int32, (3,), "1 where the sample has text, image, audio"),
-        "text_ids": Field(np.int32, (text.max_len,), "[CLS] … [SEP] [PAD] …"),
+        "text_ids": Field(np.int32, (text.max_len,), "[CLS] … [SEP] [PAD] …; a text that is cut has no [SEP]"),
         "text_mask": Field(np.int32, (text.max_len,), "1 on tokens, 0 on padding"),
         **image_fields(model),
         "image_codes": Field(np.int32, (model.image_tokenizer.side**2,), "−1: no image, or no data.codes"),

@@ -92,8 +92,22 @@ class Tokenizer:
         """The WordPieces of a text, without [CLS] and [SEP]."""
         return [piece for word in split_words(text) for piece in self._pieces(word)]
 
+    def unknown_characters(self, text: str) -> list[str]:
+        """The characters, lower case, that make words of a text [UNK]; a word that is too long is named itself."""
+        found: list[str] = []
+        for word in split_words(text):
+            if self._pieces(word) == [UNK]:
+                places = (f"##{char}" if index else char for index, char in enumerate(word))
+                lacking = [char for char, token in zip(word, places, strict=True) if token not in self._ids]
+                found += lacking or [word]
+        return found
+
     def encode(self, text: str, max_len: int) -> tuple[np.ndarray, np.ndarray]:
-        """[CLS] tokens [SEP] [PAD] … and its mask, both int32 [max_len] and read-only; longer text is cut."""
+        """[CLS] tokens [SEP] [PAD] … and its mask, both int32 [max_len] and read-only.
+
+        A text that leaves no room for its [SEP] is cut and has none: it does not end there, and nothing that learns
+        from the row is told so. Generated texts that found no end look the same.
+        """
         return self._encode(text, max_len)
 
     def words(self, text: str, max_len: int) -> np.ndarray:
@@ -120,10 +134,10 @@ class Tokenizer:
         return text
 
     def _encode_uncached(self, text: str, max_len: int) -> tuple[np.ndarray, np.ndarray]:
-        ids = [self._ids[token] for token in self.tokens(text)][: max_len - 2]
+        ids = [self.cls_id, *(self._ids[token] for token in self.tokens(text)), self.sep_id][:max_len]
         row = np.full(max_len, self.pad_id, np.int32)
-        row[: len(ids) + 2] = [self.cls_id, *ids, self.sep_id]
-        mask = (np.arange(max_len) < len(ids) + 2).astype(np.int32)
+        row[: len(ids)] = ids
+        mask = (np.arange(max_len) < len(ids)).astype(np.int32)
         row.flags.writeable = mask.flags.writeable = False  # the cache returns the same arrays again
         return row, mask
 
@@ -132,7 +146,7 @@ class Tokenizer:
         for index, word in enumerate(_whole_words(split_words(text))):
             owners += [index] * sum(len(self._pieces(part)) for part in word)
         row = np.full(max_len, -1, np.int32)
-        owners = owners[: max_len - 2]
+        owners = owners[: max_len - 1]
         row[1 : len(owners) + 1] = owners
         row.flags.writeable = False
         return row

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from src.config import ConfigError, EvalConfig
+from src.data.coverage import NOTED
 from src.data.errors import DataError
 from src.data.pipeline import Loader
 from src.evaluation.evaluator import Evaluator, Needs, Split
@@ -80,6 +81,13 @@ class Evaluation:
             stored = any(evaluator.reads_codes for evaluator in self.evaluators)
             self._loaders[split] = Loader.held_out(self.config, split, stored_codes=stored)
         return self._loaders[split]
+
+    def notes(self, split: str = "") -> list[str]:
+        """What of a split the model does not read, a line each; a few [UNK] are no note."""
+        if self.engine.is_image_tokenizer:
+            return []
+        covered = self.loader(split or self.config.eval.split).coverage()
+        return [line for found in covered for line in found.notes(self.config.model, NOTED)]
 
     def _run(
         self, needs: Mapping[Evaluator, Needs], name: str, settings: EvalConfig, output: Path | None

@@ -240,7 +240,7 @@ def describe_preprocessing(config: ModelConfig, tokenizer: Tokenizer) -> dict[st
         "text": {
             "vocab": VOCAB,
             "max_len": config.text.max_len,
-            "layout": "[CLS] lower-cased WordPieces, every Han character alone [SEP] [PAD] …",
+            "layout": "[CLS] lower-cased WordPieces, every Han character alone [SEP] [PAD] …; cut, no [SEP]",
             "ids": {token: tokenizer.vocab.index(token) for token in SPECIALS},
         },
         "image": IMAGES[config.image.input](config.image),

@@ -184,16 +184,17 @@ def losses(medium: Medium, tokenizer: Tokenizer, model: ModelConfig) -> list[str
     """What of a medium the model does not read."""
     if medium.modality != TEXT:
         return [f"{medium.name} {medium.cut}"] if medium.cut else []
-    text, room = medium.content, model.text.max_len - 2
+    text, room = medium.content, model.text.max_len - 1  # a text that is cut has no [SEP]
     pieces = tokenizer.tokens(text)
     if set(pieces) <= {"[UNK]"}:
         return [f"no token of {text[:20]!r} is in the vocabulary: results are meaningless"]
     found = []
     if len(pieces) > room:
         found.append(f"{text[:20]!r}… is cut to its first {room} tokens (model.text.max_len)")
-    unknown = sorted({char for char in text if not char.isspace() and "[UNK]" in tokenizer.tokens(char)})
+    unknown = sorted(set(tokenizer.unknown_characters(text)))
     if unknown:
-        found.append(f"not in the vocabulary: {' '.join(unknown)}")
+        share = f"{pieces.count('[UNK]') / len(pieces):.0%} of the tokens of {text[:20]!r}"
+        found.append(f"not in the vocabulary: {' '.join(unknown)} ({share})")
     return found
 
 

@@ -114,6 +114,7 @@ class Trainer:
             self.state["left_out"] = list(unfed)
             if unfed:
                 self._say(describe(unfed))
+        self._cover()
         for report in init_encoders(self.model, self.config.model):
             self._say(report)
         if not self.config.train.init_from:
@@ -124,6 +125,17 @@ class Trainer:
             self._say(line)
         new, left = checkpoint.load_parts(self.model, folder)
         self._say(f"weights of {folder}{_listed('; new: ', new)}{_listed('; not used: ', left)}")
+
+    def _cover(self) -> None:
+        """Says what of the training data the model does not read.
+
+        Raises:
+            DataError: too much of a source's text is [UNK]; on every rank, so that none waits for the others.
+        """
+        for found in self.loader.coverage():
+            found.require_known(self.config.data.max_unknown)
+            for line in found.notes(self.config.model):
+                self._say(line)
 
     def _resume(self, folder: Path) -> None:
         checkpoint.load_weights(self.model, folder)

@@ -1,0 +1,141 @@
+"""How much of a dataset the model reads: texts in tokens of its vocabulary, texts and audio that fit whole.
+
+Measured on some samples of a split, evenly spaced, so that the answer takes seconds and is the same each time.
+"""
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from src.config import AudioEncoderConfig, ModelConfig
+from src.data.errors import DataError
+from src.data.store import Dataset, read_info
+from src.data.tokenizer import UNK, Tokenizer
+
+MEASURED = 2000  # samples of a split
+SHOWN = 10  # unknown characters that are named
+NOTED = 0.01  # a larger share of [UNK] is noted in evaluation
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Lengths of texts or audio clips: int64 [n], and how many of them a model's setting cuts."""
+
+    values: np.ndarray
+    cut: int
+
+    @property
+    def share(self) -> float:
+        return self.cut / max(len(self.values), 1)
+
+    def __str__(self) -> str:
+        return f"95 % of them have up to {np.percentile(self.values, 95):.0f}, the longest {self.values.max()}"
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """What was found in the samples of one dataset's split."""
+
+    name: str  # folder and split, for messages
+    folder: Path
+    tokens: int
+    unknown: int  # of the tokens, [UNK]
+    characters: Counter[str]  # those that made a token [UNK]
+    texts: Lengths  # in tokens, with [CLS] and [SEP]
+    clips: Lengths  # in frames of model.audio.max_frames
+    stored_frames: int  # at which preparation cut some of the clips, so that their lengths are not known; 0: none
+
+    @property
+    def unknown_share(self) -> float:
+        """The share of tokens that are [UNK]."""
+        return self.unknown / max(self.tokens, 1)
+
+    def require_known(self, most: float) -> None:
+        """Raises DataError if a larger share of the tokens is [UNK]."""
+        if self.unknown_share > most:
+            raise DataError(f"{self.describe_unknown()} (more than data.max_unknown={most} allows)")
+
+    def describe_unknown(self) -> str:
+        """One line: how much is [UNK], which characters, and what to do."""
+        often = " ".join(char[:SHOWN] for char, _ in self.characters.most_common(SHOWN))
+        build = f"python tools/build_vocab.py --output vocab.txt {self.folder}"
+        return (
+            f"{self.name}: {self.unknown_share:.1%} of the tokens of its texts are [UNK], most often for {often}: "
+            f"make a vocabulary ({build}) or take model.text.vocab=config/vocab/bert-base-chinese.txt"
+        )
+
+    def notes(self, model: ModelConfig, unknown: float = 0.0) -> list[str]:
+        """What the model does not read: a line for [UNK] above a share, one for texts and one for audio that is cut."""
+        found = [self.describe_unknown()] if self.unknown_share > unknown else []
+        if self.texts.cut:
+            found.append(
+                f"{self.name}: {self.texts.share:.1%} of the texts are cut at model.text.max_len={model.text.max_len} "
+                f"tokens: {self.texts}; model.text.max_len={self.texts.values.max()} holds all"
+            )
+        if self.clips.cut:
+            found.append(
+                f"{self.name}: {self.clips.share:.1%} of the audio clips are cut at "
+                f"model.audio.max_frames={model.audio.max_frames} frames: {self.clips}; {self._audio_hint(model.audio)}"
+            )
+        return found
+
+    def _audio_hint(self, audio: AudioEncoderConfig) -> str:
+        if self.stored_frames:
+            more = 2 * self.stored_frames
+            return f"the longest were cut in preparation: prepare with more, such as model.audio.max_frames={more}"
+        stride = 1 if audio.input == "wav2vec2" else audio.stride
+        return f"model.audio.max_frames={-(-int(self.clips.values.max()) // stride) * stride} holds all"
+
+
+def measure(dataset: Dataset, tokenizer: Tokenizer, model: ModelConfig) -> Coverage:
+    """The coverage of one split, of at most MEASURED samples."""
+    chosen = np.unique(np.linspace(0, len(dataset) - 1, min(len(dataset), MEASURED)).round().astype(np.int64))
+    records, captions, _ = dataset.samples[chosen].T
+    tokens: Counter[bool] = Counter()
+    characters: Counter[str] = Counter()
+    texts, clips = [], []
+    for record, caption in zip(dataset.read(records), captions.tolist(), strict=True):
+        if caption >= 0:
+            pieces = tokenizer.tokens(record.captions[caption])
+            tokens.update(piece == UNK for piece in pieces)
+            texts.append(len(pieces) + 2)
+            if UNK in pieces:
+                characters.update(tokenizer.unknown_characters(record.captions[caption]))
+        if record.audio and (clip := record.audio[max(caption, 0)]) is not None:
+            clips.append(len(clip))
+    lengths = np.array(texts, np.int64)
+    frames, cut, stored_frames = _audio_lengths(np.array(clips, np.int64), dataset, model.audio)
+    return Coverage(
+        f"{dataset.folder}, split {dataset.split!r}",
+        dataset.folder,
+        tokens.total(),
+        tokens[True],
+        characters,
+        Lengths(lengths, int((lengths > model.text.max_len).sum())),
+        Lengths(frames, cut),
+        stored_frames,
+    )
+
+
+def _audio_lengths(lengths: np.ndarray, dataset: Dataset, audio: AudioEncoderConfig) -> tuple[np.ndarray, int, int]:
+    """Lengths in frames, how many clips are cut, and the frames at which some were in preparation already (0: none).
+
+    A clip that is exactly as long as preparation stores any counts as cut there: few others are.
+    """
+    if not len(lengths):
+        return lengths, 0, 0
+    stored = dataset.info["audio"]["max_frames"]
+    full = lengths >= stored * audio.length // audio.max_frames  # of a waveform, in samples
+    cut = int((full | (lengths > audio.length)).sum())
+    return -(-lengths * audio.max_frames // audio.length), cut, stored * int(full.any())
+
+
+def report_coverage(folder: Path, model: ModelConfig) -> None:
+    """Prints what a model would not read of each split of a dataset folder."""
+    tokenizer = Tokenizer(model.text.vocab)
+    for split in read_info(folder)["splits"]:
+        dataset = Dataset(folder, split, model.audio, model.image)
+        lines = measure(dataset, tokenizer, model).notes(model)
+        print("\n".join(lines) or f"{folder}, split {split!r}: no [UNK], and nothing is cut")

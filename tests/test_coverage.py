@@ -1,0 +1,196 @@
+"""What a model does not read of a dataset: [UNK], and texts and audio that are cut; and what a cut text teaches."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from mindspore import Tensor
+
+import src.data.coverage as module
+from src.config import (
+    AudioEncoderConfig,
+    Config,
+    ConfigError,
+    DataConfig,
+    DenoiseTextConfig,
+    ObjectivesConfig,
+    TrainConfig,
+    WeightsConfig,
+)
+from src.config.data import SourceConfig
+from src.data.coverage import Coverage, measure
+from src.data.errors import DataError
+from src.data.pipeline import Loader
+from src.data.record import Record
+from src.data.store import Dataset
+from src.data.tokenizer import SPECIALS, Tokenizer
+from src.data.writer import DatasetWriter
+from src.evaluation.run import Evaluation
+from src.inference.engine import Engine
+from src.inference.media import Medium, losses
+from src.models.build import build_model
+from src.objectives.objectives import Objectives
+from src.tasks import registry
+from src.training.trainer import Trainer
+from tests.oracles import tiny_model
+
+MAX_LEN, MAX_FRAMES = 6, 16
+Write = Callable[..., Config]
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    """A dataset whose train and dev hold these captions, each with audio of so many frames, and a run on it."""
+
+    def make(texts: list[str], frames: list[int] | None = None, stored: int = 2 * MAX_FRAMES, **data: object) -> Config:
+        base = tiny_model()
+        (tmp_path / "vocab.txt").write_text("\n".join([*SPECIALS, *"一二三四五六七八"]) + "\n", encoding="utf-8")
+        text = replace(base.text, vocab=str(tmp_path / "vocab.txt"), max_len=MAX_LEN)
+        model = replace(base, text=text, audio=replace(base.audio, max_frames=MAX_FRAMES))
+        with DatasetWriter(tmp_path / "data", replace(model.audio, max_frames=stored), {"name": "tiny"}) as writer:
+            for split in ("train", "dev"):
+                for number, caption in enumerate(texts):
+                    clip = np.full((frames[number] if frames else 8, model.audio.mels), 9, np.uint8)
+                    writer.add(split, Record(f"{split}-{number}", None, (caption,), (clip,)))
+        read = DataConfig(path=str(tmp_path / "data"), batch_size=len(texts), prefetch=1, **data)
+        train = TrainConfig(output=str(tmp_path / "run"), steps=1)
+        given = DenoiseTextConfig(batch_share=1.0, given=("audio",))
+        objectives = ObjectivesConfig(weights=WeightsConfig(denoise_text=1.0), denoise_text=given)
+        return Config(model=model, data=read, train=train, task="speech_to_text", objectives=objectives)
+
+    return make
+
+
+def covered(config: Config) -> Coverage:
+    (found,) = Loader(config, "train").coverage()
+    return found
+
+
+def test_unknown_tokens_and_characters_are_counted(write: Write) -> None:
+    found = covered(write(["一猫猫二", "狗猫", "三四"]))
+    assert (found.tokens, found.unknown) == (8, 4) and found.unknown_share == 0.5
+    assert found.characters.most_common() == [("猫", 3), ("狗", 1)]
+
+
+def test_a_word_is_unknown_by_the_characters_that_it_lacks(tmp_path: Path) -> None:
+    (tmp_path / "vocab.txt").write_text("\n".join([*SPECIALS, "a", "b", "##a"]), encoding="utf-8")
+    tokenizer = Tokenizer(tmp_path / "vocab.txt")
+    assert tokenizer.unknown_characters("AB aa 猫") == ["b", "猫"], "b begins a word, but goes on in none"
+    assert tokenizer.unknown_characters("a" * 101) == ["a" * 101]
+
+
+def test_training_refuses_texts_that_are_mostly_unknown(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
+    config = write(["一猫猫二", "狗猫", "三四"])
+    with pytest.raises(DataError, match=r"50\.0% .* 猫 狗: .*build_vocab.*bert-base-chinese") as caught:
+        Trainer(config)
+    assert "\n" not in str(caught.value) and config.data.path in str(caught.value)
+    Trainer(replace(config, data=replace(config.data, max_unknown=0.5)))
+    assert capsys.readouterr().out.count("50.0%") == 1
+    with pytest.raises(ConfigError, match="max_unknown"):
+        replace(config.data, max_unknown=1.5)
+
+
+def test_every_source_is_measured(write: Write, tmp_path: Path) -> None:
+    """Little of the mixture is unknown, but all of one source."""
+    config = write(["一二三四"] * 9)
+    with DatasetWriter(tmp_path / "other", replace(config.model.audio, max_frames=32), {"name": "tiny"}) as writer:
+        writer.add("train", Record("x", None, ("猫",), (None,)))
+    sources = SourceConfig(config.data.path), SourceConfig(str(tmp_path / "other"))
+    mixed = replace(config.data, path="", sources=sources)
+    shares = [found.unknown_share for found in Loader(replace(config, data=mixed), "train").coverage()]
+    assert shares == [0, 1]
+
+
+def test_measured_samples_are_spread_over_the_split(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MEASURED", 3)
+    config = write(["一", "猫", "一二", "猫", "一二三"])
+    found = covered(config)
+    assert found.texts.values.tolist() == [3, 4, 5] and found.unknown == 0
+
+
+def test_cut_texts_and_audio_are_counted(write: Write) -> None:
+    """A text of 4 tokens fits with [CLS] and [SEP]; one of 5 has no room to end."""
+    config = write(["一二三四", "一二三四五", "一二三四五六七", "一"], [16, 17, 21, 8])
+    found = covered(config)
+    assert found.texts.values.tolist() == [6, 7, 9, 3] and (found.texts.cut, found.texts.share) == (2, 0.5)
+    assert found.clips.values.tolist() == [16, 17, 21, 8] and found.clips.cut == 2
+    text, audio = found.notes(config.model)
+    assert "50.0% of the texts" in text and "the longest 9" in text and "model.text.max_len=9 holds all" in text
+    stride = config.model.audio.stride
+    assert f"model.audio.max_frames={-(-21 // stride) * stride} holds all" in audio
+    fits = replace(config.model, text=replace(config.model.text, max_len=9))
+    fits = replace(fits, audio=replace(fits.audio, max_frames=24))
+    dataset = Dataset(config.data.path, "train")
+    assert measure(dataset, Tokenizer(fits.text.vocab), fits).notes(fits) == [], "nothing is cut, nothing is said"
+
+
+def test_audio_that_preparation_cut_is_told(write: Write) -> None:
+    config = write(["一", "二"], [16, 8], stored=MAX_FRAMES)
+    found = covered(config)
+    assert found.clips.cut == 1 and found.stored_frames == MAX_FRAMES
+    assert f"prepare with more, such as model.audio.max_frames={2 * MAX_FRAMES}" in found.notes(config.model)[0]
+
+
+def test_waveforms_are_counted_in_frames() -> None:
+    audio = AudioEncoderConfig(input="wav2vec2", max_frames=8)  # of 320 samples
+    dataset = SimpleNamespace(info={"audio": {"max_frames": 16}})
+    frames, cut, stored = module._audio_lengths(np.array([320, 2560, 2561, 5120]), dataset, audio)
+    assert (frames.tolist(), cut, stored) == ([1, 8, 9, 16], 2, 16)
+
+
+@pytest.mark.parametrize(("known", "noted"), [(198, False), (197, True)])
+def test_evaluation_notes_what_exceeds_a_hundredth(write: Write, known: int, noted: bool) -> None:
+    config = write(["一" * known + "猫", "猫"])
+    config = replace(config, model=replace(config.model, text=replace(config.model.text, max_len=256)))
+
+    def notes(config: Config) -> list[str]:
+        return Evaluation(Engine(config, build_model(config)), registry.get(config.task).evaluators).notes("dev")
+
+    assert ["[UNK]" in line for line in notes(config)] == [True] * noted
+    short = replace(config, model=replace(config.model, text=replace(config.model.text, max_len=12)))
+    *_, line = notes(short)
+    assert "split 'dev'" in line and "50.0% of the texts are cut" in line
+
+
+def test_a_cut_text_is_not_taught_to_end(write: Write) -> None:
+    """The loss is the mean over the tokens that stand in the texts, and over the ends of those that end there."""
+    config = write(["一二三四", "一二三四五六七"])
+    batch, _, _ = next(Loader(config, "train").evaluation(2))
+    tokenizer = Tokenizer(config.model.text.vocab)
+    one = tokenizer.vocab.index("一")
+    expected = [[one, one + 1, one + 2, one + 3, tokenizer.sep_id], [one, one + 1, one + 2, one + 3, one + 4]]
+    assert batch["text_ids"][:, 1:].tolist() == expected and batch["text_mask"].tolist() == [[1] * 6] * 2
+    assert batch["denoise_text_presence"].tolist() == [[0, 0, 1]] * 2
+    model = build_model(config).set_train(False)
+    objectives = Objectives(model, config.objectives, 2)
+    level = objectives.levels[0]
+    logits = np.random.default_rng(0).normal(size=(10, tokenizer.size)).astype(np.float32)
+    tensors = {name: Tensor(value) for name, value in batch.items()}
+    found = float(level.text_loss(tensors, Tensor(logits)).asnumpy())
+    logs = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    costs = -logs[np.arange(10), np.ravel(expected)]
+    smoothing = level.smoothing
+    costs = (1 - smoothing) * costs - smoothing * logs.mean(1)
+    assert found == pytest.approx(costs.mean(), rel=1e-5)
+
+
+def test_what_a_user_types_is_told_its_share(write: Write) -> None:
+    config = write(["一"])
+    tokenizer = Tokenizer(config.model.text.vocab)
+
+    def told(text: str) -> list[str]:
+        return losses(Medium("", 0, text), tokenizer, config.model)
+
+    assert told("一二三四五") == [], "all of it is read"
+    (line,) = told("一二三猫")
+    assert "not in the vocabulary: 猫 (25% of the tokens" in line
+
+
+def test_check_data_says_what_a_model_would_not_read(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
+    config = write(["一二三四五", "一"])
+    module.report_coverage(Path(config.data.path), config.model)
+    train, dev = capsys.readouterr().out.splitlines()
+    assert "split 'train': 50.0% of the texts are cut" in train and "split 'dev': 50.0% of the texts" in dev
