@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import soundfile
 from conftest import png
 from PIL import Image
 
+from src.config import load_config
 from src.data.digests import digest
 from src.data.errors import DataError
 from src.data.prepare import common
@@ -79,6 +81,31 @@ def test_manifest(tmp_path: Path, media: Path) -> None:
     assert [entry[name] for name in ("records", "samples", "text", "image", "audio")] == [4, 5, 4, 4, 2]
     again = prepare("manifest", "--input", tmp_path / "m.jsonl", "--media", media, "--output", output)
     assert again.returncode == 2 and again.stderr.strip().count("\n") == 0 and "already holds a dataset" in again.stderr
+
+
+def test_audio_is_stored_as_training_asks_for_it(tmp_path: Path, media: Path) -> None:
+    """The error of other settings names what to set, and the command that makes the dataset fit."""
+    manifest = write_rows(tmp_path / "m.jsonl", [{"id": "1", "caption": "猫", "audio": "a.wav", "split": "train"}])
+    words = ("manifest", "--input", manifest, "--media", media)
+    done = prepare(*words, "model.audio.mels=32", "--config", "config/model/demo.yaml", "--output", tmp_path / "first")
+    assert done.returncode == 0, done.stderr
+    assert read(tmp_path / "first", "train")["1"].audio[0].shape == (25, 32), "key=value wins over --config"
+    stored = read_info(tmp_path / "first")["audio"]
+    assert (stored["mels"], stored["max_frames"]) == (32, 160)
+
+    base = load_config("config/model/base.yaml").model.audio
+    with pytest.raises(DataError) as failed:
+        Dataset(tmp_path / "first", "train", base)
+    said = str(failed.value)
+    keys = re.search("set (.*) in the configuration", said)[1].split()
+    Dataset(tmp_path / "first", "train", load_config("config/model/base.yaml", keys).model.audio)
+    again = said.split("prepare again: python tools/prepare_data.py manifest … --output NEW_FOLDER ")[1].split()
+    done = prepare(*words, "--config", "config/model/demo.yaml", "--output", tmp_path / "second", *again)
+    assert done.returncode == 0, done.stderr
+    Dataset(tmp_path / "second", "train", base)
+    assert read(tmp_path / "second", "train")["1"].audio[0].shape == (25, 80)
+    done = prepare(*words, "--output", tmp_path / "third", "model.audio.meels=3")
+    assert done.returncode == 2 and "did you mean model.audio.mels?" in done.stderr
 
 
 BAD_ROWS = [
