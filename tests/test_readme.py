@@ -209,7 +209,11 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if entry.name not in ("runs", "data", "vocab.txt") and not entry.name.startswith("."):
             (folder / entry.name).symlink_to(entry)
     (folder / "FOLDER").symlink_to(ROOT / "assets" / "gallery")
-    rows = [{"id": f"a{n}", "image": f"{n:02}.png", "captions": ["一只猫"]} for n in range(1, 13)]
+    splits = ["train"] * 8 + ["dev", "test"] * 2
+    rows = [
+        {"id": f"a{n}", "image": f"{n:02}.png", "captions": ["一只猫"], "split": split}
+        for n, split in enumerate(splits, 1)
+    ]
     rows[0]["audio"] = ["speech.wav"]
     (folder / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return folder
