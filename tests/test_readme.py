@@ -190,7 +190,7 @@ def test_settings_that_a_page_names_are_there(page: Path):
     assert {key for key in named if not key.endswith(files)} <= config_keys()
 
 
-@pytest.mark.parametrize("command", commands(READMES[0]))
+@pytest.mark.parametrize("command", commands(READMES[0]), ids=str)
 def test_command_is_known(command: str):
     assert variant_of(command), "say in VARIANTS how a test runs it with little data"
 
@@ -220,7 +220,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.e2e
-@pytest.mark.parametrize("command", commands(READMES[0]))
+@pytest.mark.parametrize("command", commands(READMES[0]), ids=str)
 def test_command_runs(clone: Path, command: str):
     variant = variant_of(command)
     assert variant, "unknown command"
