@@ -54,8 +54,10 @@ def test_from_a_manifest_to_an_answer(
     ]
     said = {}
     for script, words in zip(scripts, own, strict=True):
-        main = importlib.import_module(script.removesuffix(".py").replace("/", ".")).main
-        with command(main, tmp_path, monkeypatch, capsys) as call:
+        module = importlib.import_module(script.removesuffix(".py").replace("/", "."))
+        if hasattr(module, "setup"):  # MindSpore refuses a device once it has run something
+            monkeypatch.setattr(module, "setup", lambda *_: (0, 1))
+        with command(module.main, tmp_path, monkeypatch, capsys) as call:
             code, said[script], errors = call(*words[2:], *SMALL.get(script, ()))
             assert code == 0, (script, errors)
 
