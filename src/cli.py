@@ -36,6 +36,12 @@ class CommandParser(argparse.ArgumentParser):
     def __init__(self, **options: Any) -> None:
         super().__init__(**{"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False} | options)
 
+    def add_storage_settings(self) -> None:
+        """Adds ``--config`` and ``key=value`` words, whose model section says in which form media are stored."""
+        storage = "model.audio says how audio is stored, model.image how wide regions are"
+        self.add_argument("--config", type=user_path, metavar="FILE", help=f"its {storage} (default: the defaults)")
+        self.add_settings()
+
     def add_settings(self) -> None:
         """Adds ``key=value`` words as ``settings``. They may stand anywhere if parse_intermixed_args reads the line."""
         self.add_argument("settings", nargs="*", metavar="key=value", help="settings that win over the configuration")

@@ -95,11 +95,12 @@ def test_the_documented_commands(capsys: pytest.CaptureFixture[str]) -> None:
     text = (Path(__file__).parent.parent / "docs" / "data.md").read_text(encoding="utf-8")
     found = re.findall(r"^python tools/prepare_data\.py ([a-z][\w-]*)((?:.*\\\n)*.*)", text, re.MULTILINE)
     assert {name for name, _ in found} == command.CORPORA.keys() - {"demo"}
-    for name, options in found:
+    for name, options in (*found, ("demo", "")):
         with pytest.raises(SystemExit, match="^0$"):
             prepare(name, "--help")
         shown = capsys.readouterr().out
         assert all(re.search(rf"{option}\b", shown) for option in re.findall(r"--[\w-]+", options)), name
+        assert "--config FILE" in shown and "[key=value ...]" in shown, name
 
 
 def test_images_and_audio_of_every_kind(tmp_path: Path) -> None:

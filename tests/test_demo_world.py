@@ -285,7 +285,7 @@ def arguments(folder: Path, *more: str) -> Arguments:
     parser = CommandParser()
     demo.add_arguments(parser)
     sizes = ["--scenes", "6", "--dev", "3", "--test", "4"]
-    return parser.parse_args(["--output", str(folder), *sizes, *more])
+    return parser.parse_intermixed_args(["--output", str(folder), *sizes, *more])
 
 
 @needs_speech
@@ -309,6 +309,14 @@ def test_without_synthesiser_there_is_a_hint_and_no_audio(
     assert "pip install espeakng-loader" in capsys.readouterr().out
     (record,) = Dataset(tmp_path / "data", "dev").read([0])
     assert record.audio == (None,)
+
+
+def test_settings_say_how_audio_is_stored(tmp_path: Path) -> None:
+    config = Path(__file__).parents[1] / "config" / "model" / "demo_full.yaml"
+    words = ("--no-speech", "--config", str(config), "model.audio.mels=48")
+    demo.run(arguments(tmp_path / "data", *words))
+    stored = Dataset(tmp_path / "data", "dev").info["audio"]
+    assert (stored["mels"], stored["max_frames"]) == (48, 208)
 
 
 def test_counts_of_nothing_are_refused(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ from src.evaluation.run import Evaluation
 from src.export.export import export_graphs
 from src.inference import answers, features
 from src.inference.engine import Engine
-from src.inference.feature_manifest import read_manifest, safe_name
+from src.inference.feature_manifest import named_files, read_manifest, safe_name, write_manifest
 from src.models.build import build_model
 from src.models.opt import OPT
 from src.tasks import registry
@@ -118,6 +118,21 @@ def test_the_new_manifest_keeps_every_row(made: Path) -> None:
     assert first["audio"] == ["audio/deep/0.wav.npy", None] and second["audio"] == "audio/deep/1.wav.npy"
     assert second["regions"] == "regions/deep/1.png.npz" and (made / second["image"]).resolve().is_file()
     assert "regions" not in broken and broken["audio"] is None and broken["caption"] == "猫"
+
+
+def test_several_recordings_of_a_caption(tmp_path: Path) -> None:
+    clips = [["a.wav", "broken.wav", "b.wav"], "a.wav", ["broken.wav"], None]
+    row = {"id": "1", "captions": ["一", "二", "三", "四"], "audio": clips}
+    assert named_files(row, "audio") == ["a.wav", "broken.wav", "b.wav", "a.wav", "broken.wav"]
+    made = {name: tmp_path / "audio" / f"{name}.npy" for name in ("a.wav", "b.wav")}
+    write_manifest(tmp_path, [row], tmp_path, {"audio": made})
+    (entry,) = read_manifest(tmp_path / "manifest.jsonl")
+    assert entry["audio"] == [["audio/a.wav.npy", "audio/b.wav.npy"], "audio/a.wav.npy", None, None]
+    (parsed,) = manifest.read_rows(tmp_path / "manifest.jsonl", tmp_path)
+    assert parsed.captions == ("一", "一", "二", "三", "四") and not parsed.reason
+    write_manifest(tmp_path, [row], tmp_path / "media", {})
+    (entry,) = read_manifest(tmp_path / "manifest.jsonl")
+    assert entry["audio"][0] == ["media/a.wav", "media/broken.wav", "media/b.wav"]
 
 
 def test_what_is_there_is_not_made_again(

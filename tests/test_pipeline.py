@@ -179,7 +179,7 @@ def test_too_few_samples_for_a_step(config: Config) -> None:
 
 def test_other_audio_settings_are_refused(config: Config) -> None:
     audio = replace(config.model.audio, mels=80)
-    with pytest.raises(DataError, match="mels=64, model.audio.mels is 80"):
+    with pytest.raises(DataError, match="mels=64, model.audio has mels=80"):
         Loader(replace(config, model=replace(config.model, audio=audio)), "train")
 
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import soundfile
 from conftest import png
 from PIL import Image
 
+from src.config import load_config
 from src.data.digests import digest
 from src.data.errors import DataError
 from src.data.prepare import common
@@ -81,6 +83,45 @@ def test_manifest(tmp_path: Path, media: Path) -> None:
     assert again.returncode == 2 and again.stderr.strip().count("\n") == 0 and "already holds a dataset" in again.stderr
 
 
+def test_several_recordings_of_a_caption(tmp_path: Path, media: Path) -> None:
+    """Each is a sample, with the caption and the image."""
+    soundfile.write(media / "b.wav", np.random.default_rng(1).uniform(-0.5, 0.5, 4800), 16000)
+    row = {"id": "1", "image": "a.png", "captions": ["一", "二", "三"], "audio": [["a.wav", "b.wav"], None, "b.wav"]}
+    manifest = write_rows(tmp_path / "m.jsonl", [{**row, "split": "train"}, {"id": "2", "image": "b.png"}])
+    done = prepare("manifest", "--input", manifest, "--media", media, "--workers", 1, "--output", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    record = read(tmp_path / "out", "train")["1"]
+    assert record.captions == ("一", "一", "二", "三")
+    assert [None if clip is None else len(clip) for clip in record.audio] == [25, 15, None, 15]
+    samples = Dataset(tmp_path / "out", "train").samples
+    assert samples[samples[:, 0] == 0].tolist() == [[0, 0, 0], [0, 1, 0], [0, 2, 0], [0, 3, 0]]
+
+
+def test_audio_is_stored_as_training_asks_for_it(tmp_path: Path, media: Path) -> None:
+    """The error of other settings names what to set, and the command that makes the dataset fit."""
+    manifest = write_rows(tmp_path / "m.jsonl", [{"id": "1", "caption": "猫", "audio": "a.wav", "split": "train"}])
+    words = ("manifest", "--input", manifest, "--media", media, "--workers", 1)
+    done = prepare(*words, "model.audio.mels=32", "--config", "config/model/demo.yaml", "--output", tmp_path / "first")
+    assert done.returncode == 0, done.stderr
+    assert read(tmp_path / "first", "train")["1"].audio[0].shape == (25, 32), "key=value wins over --config"
+    stored = read_info(tmp_path / "first")["audio"]
+    assert (stored["mels"], stored["max_frames"]) == (32, 160)
+
+    base = load_config("config/model/base.yaml").model.audio
+    with pytest.raises(DataError) as failed:
+        Dataset(tmp_path / "first", "train", base)
+    said = str(failed.value)
+    keys = re.search("set (.*) in the configuration", said)[1].split()
+    Dataset(tmp_path / "first", "train", load_config("config/model/base.yaml", keys).model.audio)
+    again = said.split("prepare again: python tools/prepare_data.py manifest … --output NEW_FOLDER ")[1].split()
+    done = prepare(*words, "--config", "config/model/demo.yaml", "--output", tmp_path / "second", *again)
+    assert done.returncode == 0, done.stderr
+    Dataset(tmp_path / "second", "train", base)
+    assert read(tmp_path / "second", "train")["1"].audio[0].shape == (25, 80)
+    done = prepare(*words, "--output", tmp_path / "third", "model.audio.meels=3")
+    assert done.returncode == 2 and "did you mean model.audio.mels?" in done.stderr
+
+
 BAD_ROWS = [
     ("{oops", "malformed JSON"),
     ("[1]", "not a JSON object"),
@@ -94,6 +135,9 @@ BAD_ROWS = [
     ({"id": "x5", "image": "a.png", "caption": "  "}, "a caption is empty"),
     ({"id": "x6", "image": "a.png", "captions": ["a", 1]}, "neither a text nor a list"),
     ({"id": "x7", "image": "a.png", "captions": ["a", "b"], "audio": ["a.wav"]}, "2 captions but 1 audio clips"),
+    ({"id": "y0", "image": "a.png", "audio": [["a.wav", "a.wav"]]}, "2 recordings have no caption"),
+    ({"id": "y1", "image": "a.png", "caption": "a", "audio": [[]]}, "neither a path nor a list of paths, lists"),
+    ({"id": "y2", "image": "a.png", "caption": "a", "audio": ["a.wav", "a.wav"]}, "several of one caption as a list"),
     ({"id": "x8"}, "neither image nor caption nor audio"),
     ({"id": "x9", "image": "a.png", "captoin": "a"}, "unknown key 'captoin'"),
     ({"id": "x10", "image": "a.png", "caption": "a", "captions": ["a"]}, "both a caption and captions"),
@@ -106,13 +150,13 @@ def test_bad_rows_are_listed(tmp_path: Path, media: Path) -> None:
     output = tmp_path / "out"
     failed = prepare("manifest", "--input", manifest, "--media", media, "--output", output)
     assert failed.returncode == 2
-    assert failed.stderr.splitlines()[-1].startswith("error: 16 of 17 rows are bad, more than --max-bad 0.01 allows")
+    assert failed.stderr.splitlines()[-1].startswith("error: 19 of 20 rows are bad, more than --max-bad 0.01 allows")
     with pytest.raises(DataError, match="no finished dataset"):
         read_info(output)
     done = prepare("manifest", "--input", manifest, "--media", media, "--output", output, "--max-bad", "1")
-    assert done.returncode == 0 and "rejected rows: 16" in done.stdout
+    assert done.returncode == 0 and "rejected rows: 19" in done.stdout
     rejected = [json.loads(line) for line in (output / "rejected.jsonl").read_text(encoding="utf-8").splitlines()]
-    assert [entry["line"] for entry in rejected] == list(range(2, 18))
+    assert [entry["line"] for entry in rejected] == list(range(2, 2 + len(BAD_ROWS)))
     for entry, (_, reason) in zip(rejected, BAD_ROWS, strict=True):
         assert reason in entry["reason"] and entry["file"] == "m.jsonl"
     assert read_info(output)["splits"].keys() <= {"train", "dev", "test"}

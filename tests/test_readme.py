@@ -190,7 +190,7 @@ def test_settings_that_a_page_names_are_there(page: Path):
     assert {key for key in named if not key.endswith(files)} <= config_keys()
 
 
-@pytest.mark.parametrize("command", commands(READMES[0]))
+@pytest.mark.parametrize("command", commands(READMES[0]), ids=str)
 def test_command_is_known(command: str):
     assert variant_of(command), "say in VARIANTS how a test runs it with little data"
 
@@ -209,14 +209,18 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if entry.name not in ("runs", "data", "vocab.txt") and not entry.name.startswith("."):
             (folder / entry.name).symlink_to(entry)
     (folder / "FOLDER").symlink_to(ROOT / "assets" / "gallery")
-    rows = [{"id": f"a{n}", "image": f"{n:02}.png", "captions": ["一只猫"]} for n in range(1, 13)]
+    splits = ["train"] * 8 + ["dev", "test"] * 2
+    rows = [
+        {"id": f"a{n}", "image": f"{n:02}.png", "captions": ["一只猫"], "split": split}
+        for n, split in enumerate(splits, 1)
+    ]
     rows[0]["audio"] = ["speech.wav"]
     (folder / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return folder
 
 
 @pytest.mark.e2e
-@pytest.mark.parametrize("command", commands(READMES[0]))
+@pytest.mark.parametrize("command", commands(READMES[0]), ids=str)
 def test_command_runs(clone: Path, command: str):
     variant = variant_of(command)
     assert variant, "unknown command"

@@ -1,10 +1,11 @@
 """Makes a dataset folder of images, captions and speech: python tools/prepare_data.py CORPUS --output DIR …
 
 python tools/prepare_data.py demo --output runs/demo/data
-python tools/prepare_data.py manifest --input manifest.jsonl --media FOLDER --output data/mine
+python tools/prepare_data.py manifest --config config/model/demo.yaml --input manifest.jsonl --output data/mine
 python tools/prepare_data.py coco --annotations captions_train.json --images train2017 --split train --output data/coco
 python tools/prepare_data.py CORPUS --help                 the files that a corpus consists of, and its options
 
+Audio is stored as model.audio of --config FILE says, which key=value overrides: give what training will read.
 Rows that cannot be used are listed in rejected.jsonl of the folder, with the reason.
 """
 
@@ -33,17 +34,19 @@ CORPORA = {  # name on the command line → its module and what it is
 
 
 def main() -> None:
+    name = sys.argv[1] if len(sys.argv) > 1 else ""
+    if name in CORPORA:
+        corpus = importlib.import_module(CORPORA[name][0])  # the imports of the other corpora are not needed
+        parser = cli.CommandParser(prog=f"{Path(sys.argv[0]).name} {name}", description=corpus.__doc__)
+        corpus.add_arguments(parser)
+        # a parser of its own: subparsers do not take key=value between options
+        corpus.run(parser.parse_intermixed_args(sys.argv[2:]))
+        return
     parser = cli.CommandParser(description=__doc__)
-    corpora = parser.add_subparsers(dest="corpus", metavar="CORPUS", required=True)
-    chosen = None
-    for name, (module, purpose) in CORPORA.items():
-        if name not in sys.argv[1:2]:  # the imports of the other corpora are not needed
-            corpora.add_parser(name, help=purpose)
-            continue
-        chosen = importlib.import_module(module)
-        chosen.add_arguments(corpora.add_parser(name, help=purpose, description=chosen.__doc__))
-    args = parser.parse_args()
-    chosen.run(args)
+    corpora = parser.add_subparsers(metavar="CORPUS", required=True)
+    for corpus_name, (_, purpose) in CORPORA.items():
+        corpora.add_parser(corpus_name, help=purpose)
+    parser.parse_args()
 
 
 if __name__ == "__main__":

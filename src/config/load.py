@@ -25,19 +25,18 @@ OVERRIDE = "command line"
 Rename = typing.Callable[[dict[str, Any]], dict[str, Any]]
 
 
-def load_config(path: str | Path, overrides: typing.Sequence[str] = (), rename: Rename | None = None) -> Config:
+def load_config(path: str | Path | None, overrides: typing.Sequence[str] = (), rename: Rename | None = None) -> Config:
     """Reads a YAML file with its parents, applies ``key=value`` overrides, checks and returns the configuration.
 
     Args:
-        path: the YAML file.
+        path: the YAML file; None: the defaults.
         overrides: ``section.key=value`` strings; the value is read as YAML.
         rename: makes today's dotted keys and values of those that an earlier version wrote to the file.
 
     Raises:
         ConfigError: unknown key, wrong type, impossible combination, or a file that cannot be read.
     """
-    path = Path(path)
-    values, origins = _flatten(_read(path, ()))
+    values, origins = _flatten([] if path is None else _read(Path(path), ()))
     if rename is not None:
         values = rename(values)
         origins = {key: origins.get(key, str(path)) for key in values}

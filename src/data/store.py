@@ -124,14 +124,33 @@ class Dataset:
             )
 
     def _check_audio(self, audio: AudioEncoderConfig) -> None:
-        for key in ("input", *AUDIO_KEYS[self.info["audio"]["input"]]):
-            stored, wanted = self.info["audio"][key], getattr(audio, key)
-            # Clips longer than the model reads are cut again; other settings cannot be changed afterwards.
-            if wanted > stored if key == "max_frames" else wanted != stored:
-                raise DataError(
-                    f"{self.folder} holds audio prepared with {key}={stored}, model.audio.{key} is {wanted}: "
-                    "change the config or prepare the dataset again"
-                )
+        stored = self.info["audio"]
+        wanted = {key: getattr(audio, key) for key in ("input", *AUDIO_KEYS[stored["input"]])}
+        # Clips longer than the model reads are cut again; other settings cannot be changed afterwards.
+        differ = [
+            key
+            for key, value in wanted.items()
+            if (value > stored[key] if key == "max_frames" else value != stored[key])
+        ]
+        if differ:
+            held = " ".join(f"{key}={stored[key]}" for key in differ)
+            asked = " ".join(f"{key}={wanted[key]}" for key in differ)
+            raise DataError(
+                f"{self.folder} holds audio prepared with {held}, model.audio has {asked}: "
+                f"set {_settings(stored, differ)} in the configuration, or prepare again: {self._again(audio)}"
+            )
+
+    def _again(self, audio: AudioEncoderConfig) -> str:
+        """The command that prepares the dataset for these settings, whatever configuration it was given before."""
+        stored, defaults = self.info["audio"], AudioEncoderConfig()
+        wanted = {key: getattr(audio, key) for key in ("input", *AUDIO_KEYS[audio.input])}
+        named = [key for key, value in wanted.items() if not value == getattr(defaults, key) == stored.get(key)]
+        corpus = (self.info.get("about") or {}).get("source", "CORPUS")
+        return f"python tools/prepare_data.py {corpus} … --output NEW_FOLDER {_settings(wanted, named)}"
+
+
+def _settings(values: dict[str, Any], keys: Iterable[str]) -> str:
+    return " ".join(f"model.audio.{key}={values[key]}" for key in keys)
 
 
 def reason(error: Exception) -> str:

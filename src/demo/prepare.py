@@ -30,7 +30,7 @@ def add_arguments(parser: CommandParser) -> None:
     )
     parser.add_argument("--seed", type=int, default=1, metavar="N", help="seed of everything random (default: 1)")
     parser.add_argument("--no-speech", action="store_true", help="images and captions only")
-    parser.add_argument("--config", type=user_path, metavar="FILE", help="its model.audio says how audio is stored")
+    parser.add_storage_settings()
 
 
 def run(args: Arguments) -> None:
@@ -41,11 +41,9 @@ def run(args: Arguments) -> None:
             raise DataError(f"{option} {counts[split]}: give at least one scene")
     if args.seed < 0:
         raise DataError(f"--seed {args.seed}: give 0 or more")
-    audio = load_config(args.config).model.audio if args.config else AudioEncoderConfig()
+    audio = load_config(args.config, args.settings).model.audio
     if audio.input == "feature":
-        raise DataError(
-            f"--config {args.config}: model.audio.input=feature, but the demo makes audio clips: use fbank or wav2vec2"
-        )
+        raise DataError("model.audio.input=feature, but the demo makes audio clips: use fbank or wav2vec2")
     spoken = not args.no_speech
     if spoken and not speech.available():
         tqdm.write(speech.HINT)

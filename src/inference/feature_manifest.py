@@ -36,7 +36,9 @@ def named_files(entry: Entry, kind: str) -> list[str]:
     """The files of a kind that a row names; a row that is wrong is left to the preparation."""
     value = entry.get(kind) if isinstance(entry, dict) else None
     listed = value if isinstance(value, list) else [value]
-    return [name for name in listed if isinstance(name, str) and name]
+    # a caption with several recordings has a list of them
+    names = [name for item in listed for name in (item if isinstance(item, list) else [item])]
+    return [name for name in names if isinstance(name, str) and name]
 
 
 def safe_name(name: str) -> str:
@@ -78,9 +80,18 @@ def _encode(entry: dict[str, Any]) -> bytes:
 def _audio(value: Any, output: Path, media: Path, features: dict[str, Path] | None) -> Any:
     """A row's audio as paths of features, null where one has none; without any features as paths of the clips."""
     if isinstance(value, list):
-        return [_audio(name, output, media, features) for name in value]
+        return [_recordings(item, output, media, features) for item in value]
     if not isinstance(value, str):
         return value
     if features is None:
         return os.path.relpath(media / value, output)
     return features[value].relative_to(output).as_posix() if value in features else None
+
+
+def _recordings(value: Any, output: Path, media: Path, features: dict[str, Path] | None) -> Any:
+    """A caption's audio; of several recordings those that have features, null where none has."""
+    if not isinstance(value, list):
+        return _audio(value, output, media, features)
+    found = [(_audio(name, output, media, features), name) for name in value]
+    kept = [path for path, name in found if path is not None or name is None]
+    return kept if kept or not value else None

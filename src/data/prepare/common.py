@@ -9,7 +9,7 @@ from typing import Any
 from tqdm import tqdm
 
 from src.cli import Arguments, CommandParser, cores, user_path
-from src.config import ModelConfig, load_config
+from src.config import load_config
 from src.data.digests import DigestTable, digest
 from src.data.errors import DataError
 from src.data.prepare.media import Media
@@ -41,14 +41,12 @@ def add_common_arguments(parser: CommandParser) -> None:
     parser.add_argument(
         "--max-bad", type=float, default=0.01, metavar="X", help="fail if the share of bad rows is larger (0.01)"
     )
-    parser.add_argument(
-        "--config", type=user_path, metavar="FILE", help="its model section says how audio and regions are stored"
-    )
     parser.add_argument("--shard-records", type=int, default=10000, metavar="N", help="records a shard file (10000)")
     parser.add_argument(
         "--workers", type=int, default=cores(), metavar="N", help="processes that read media (all cores)"
     )
     parser.add_argument("--resume", action="store_true", help="keep the finished shards of an interrupted run")
+    parser.add_storage_settings()
 
 
 def add_file_arguments(parser: CommandParser, annotations: str) -> None:
@@ -98,7 +96,7 @@ def write_dataset(corpus: Corpus, args: Arguments) -> None:
     Bad rows are listed in rejected.jsonl of the folder. Too many of them are an error, and the folder stays unfinished.
     """
     _check_arguments(args)
-    model = load_config(args.config).model if args.config else ModelConfig()
+    model = load_config(args.config, args.settings).model
     about = {name: getattr(args, name) for name in ("dev_share", "test_share", "max_side")}
     about = {**corpus.about, **about}
     rejected = args.output / "rejected.jsonl"

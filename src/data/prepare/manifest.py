@@ -3,6 +3,9 @@
     {"id": "42", "image": "42.jpg", "captions": ["一只猫", "猫在睡觉"], "audio": ["42a.wav", null], "split": "train"}
     {"id": "43", "regions": "43.npz", "caption": "一只狗", "audio": "43.npy"}
 
+A caption that several people spoke has a list of recordings in its place of ``audio``: [["42a.ogg", "42b.ogg"], null].
+It is stored once with each of them: as many samples, of which a training step samples one.
+
 ``regions`` names a file of region features (docs/data.md), beside the image or in its place. With a --config whose
 model.audio.input is feature, ``audio`` names files of audio features instead of audio clips.
 """
@@ -68,7 +71,7 @@ def _parse(entry: dict[str, Any], key: str, file: str, number: int, media: Path)
     captions = check_captions(entry.get("captions", entry.get("caption", [])))
     image, regions = (_path(entry, name, media) for name in ("image", "regions"))
     split = check_split(entry["split"]) if "split" in entry else None
-    clips = _audio(entry.get("audio"), len(captions), media)
+    captions, clips = _spoken(captions, entry.get("audio"), media)
     return Row(file, number, key, image, captions, clips, split, regions=regions)
 
 
@@ -79,15 +82,29 @@ def _path(entry: dict[str, Any], name: str, media: Path) -> Path | None:
     return None if path is None else media / path
 
 
-def _audio(audio: Any, captions: int, media: Path) -> tuple[Path | None, ...]:
-    """The audio clips of the captions, or of a row without captions at most one."""
-    if audio is None:
-        return ()
+def _spoken(captions: tuple[str, ...], audio: Any, media: Path) -> tuple[tuple[str, ...], tuple[Path | None, ...]]:
+    """The captions, each as often as it has recordings, and these; of a row without captions at most one recording."""
     listed = [audio] if isinstance(audio, str) else audio
-    if not isinstance(listed, list) or not all(path is None or (isinstance(path, str) and path) for path in listed):
-        raise DataError("the audio is neither a path nor a list of paths and nulls")
-    if listed and len(listed) != max(captions, 1):
+    if listed is None or listed == []:
+        return captions, ()
+    if not isinstance(listed, list) or not all(path is None or _is_path(path) or _are_paths(path) for path in listed):
+        raise DataError("the audio is neither a path nor a list of paths, lists of paths, and nulls")
+    if len(listed) != max(len(captions), 1):
         raise DataError(
-            f"there are {captions} captions but {len(listed)} audio clips: give one (or null) for each caption"
+            f"there are {len(captions)} captions but {len(listed)} audio clips: give one (or null) for each caption, "
+            "and several of one caption as a list in the list"
         )
-    return tuple(None if path is None else media / path for path in listed)
+    groups = [path if isinstance(path, list) else [path] for path in listed]
+    clips = tuple(None if path is None else media / path for group in groups for path in group)
+    if not captions and len(clips) > 1:
+        raise DataError(f"{len(clips)} recordings have no caption: make a row of each")
+    spoken = [caption for caption, group in zip(captions, groups, strict=False) for _ in group]
+    return tuple(spoken), clips
+
+
+def _is_path(path: Any) -> bool:
+    return isinstance(path, str) and bool(path)
+
+
+def _are_paths(paths: Any) -> bool:
+    return isinstance(paths, list) and bool(paths) and all(map(_is_path, paths))
