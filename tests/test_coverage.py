@@ -192,5 +192,7 @@ def test_what_a_user_types_is_told_its_share(write: Write) -> None:
 def test_check_data_says_what_a_model_would_not_read(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
     config = write(["一二三四五", "一"])
     module.report_coverage(Path(config.data.path), config.model)
-    train, dev = capsys.readouterr().out.splitlines()
-    assert "split 'train': 50.0% of the texts are cut" in train and "split 'dev': 50.0% of the texts" in dev
+    texts, clips, cut, *dev = capsys.readouterr().out.splitlines()
+    assert "split 'train': tokens of the texts: half of them have up to 7, 99 % up to 7, the longest 7" in texts
+    assert "split 'train': frames of the audio clips: half of them have up to 8" in clips
+    assert "split 'train': 50.0% of the texts are cut" in cut and "split 'dev': 50.0% of the texts" in dev[-1]

@@ -14,6 +14,7 @@ from src.checkpoints.files import locate
 from tests.commands import command, write_wave
 from tests.corpora import draw, read
 from tests.test_readme import commands
+from tools import check_data
 
 ROOT = Path(__file__).resolve().parents[1]
 OWN = re.compile(r"data/mine|runs/mine")  # commands of the README that are about the user's data
@@ -80,10 +81,8 @@ def test_from_a_manifest_to_an_answer(
     assert all(hit["file"] in said["infer.py"] for hit in answer["image"])
     assert len(answer["audio"]) == 5
 
-    (program,) = re.findall(
-        r"^```python\n(.*?)^```", (ROOT / "docs/data.md").read_text("utf-8"), re.DOTALL | re.MULTILINE
-    )
-    exec(compile(program, "docs/data.md", "exec"), {})
-    shown = re.sub(" +", " ", capsys.readouterr().out)
-    assert "model.text.max_len: [5. 5. 5.] and 0 [UNK]" in shown
-    assert "model.audio.max_frames: [ 92.5 158.65 160. ] prepared with" in shown
+    with command(check_data.main, tmp_path, monkeypatch, capsys) as call:
+        code, shown, _ = call("data/mine", "model.text.vocab=vocab.txt", "--config", ROOT / "config/model/demo.yaml")
+    assert code == 0 and "split 'train': tokens of the texts: half of them have up to 5, 99 % up to 5" in shown
+    assert "split 'train': frames of the audio clips: half of them have up to 160, 99 % up to 160" in shown
+    assert "split 'train': 50.0% of the audio clips are cut" in shown and "[UNK]" not in shown.replace("no [UNK]", "")

@@ -2,7 +2,9 @@
 
 python tools/check_data.py data/mine
 python tools/check_data.py data/mine --workers 2
-python tools/check_data.py data/mine --config config/pretrain/base.yaml     also: what its model would not read
+python tools/check_data.py data/mine --config config/model/base.yaml model.text.vocab=vocab.txt
+
+With --config or key=value words it also prints how long texts and audio are, and what the model would not read of them.
 
 Problems are listed with file and record; the exit code is 0 if there are none. Each shard is read on its own, so that
 damage to one hides nothing of the others.
@@ -26,8 +28,9 @@ def main() -> None:
     parser.add_argument(
         "--config", type=cli.user_path, metavar="FILE", help="of a run: how much its vocabulary and lengths lose"
     )
-    args = parser.parse_args()
-    model = load_config(args.config).model if args.config else None
+    parser.add_settings()
+    args = parser.parse_intermixed_args()
+    model = load_config(args.config, args.settings).model if args.config or args.settings else None
     report(args.folder, args.workers)
     if model:
         report_coverage(args.folder, model)

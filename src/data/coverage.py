@@ -31,7 +31,8 @@ class Lengths:
         return self.cut / max(len(self.values), 1)
 
     def __str__(self) -> str:
-        return f"95 % of them have up to {np.percentile(self.values, 95):.0f}, the longest {self.values.max()}"
+        half, most, longest = np.percentile(self.values, [50, 99, 100], method="higher")
+        return f"half of them have up to {half}, 99 % up to {most}, the longest {longest}"
 
 
 @dataclass(frozen=True)
@@ -133,9 +134,13 @@ def _audio_lengths(lengths: np.ndarray, dataset: Dataset, audio: AudioEncoderCon
 
 
 def report_coverage(folder: Path, model: ModelConfig) -> None:
-    """Prints what a model would not read of each split of a dataset folder."""
+    """Prints the lengths in each split of a dataset folder, and what a model would not read of it."""
     tokenizer = Tokenizer(model.text.vocab)
     for split in read_info(folder)["splits"]:
         dataset = Dataset(folder, split, model.audio, model.image)
-        lines = measure(dataset, tokenizer, model).notes(model)
-        print("\n".join(lines) or f"{folder}, split {split!r}: no [UNK], and nothing is cut")
+        found = measure(dataset, tokenizer, model)
+        if len(found.texts.values):
+            print(f"{found.name}: tokens of the texts: {found.texts}")
+        if len(found.clips.values):
+            print(f"{found.name}: frames of the audio clips: {found.clips}")
+        print("\n".join(found.notes(model)) or f"{found.name}: no [UNK], and nothing is cut")
