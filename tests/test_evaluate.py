@@ -23,6 +23,7 @@ from src.config import (
     WeightsConfig,
 )
 from src.data.errors import DataError
+from src.data.order import evenly_apart
 from src.data.pipeline import Loader
 from src.data.record import Record
 from src.data.schema import AUDIO, IMAGE, MATCH_CASES, TEXT
@@ -30,7 +31,6 @@ from src.data.writer import DatasetWriter
 from src.demo.facts import FactMetric
 from src.evaluation.retrieval import RetrievalEvaluator
 from src.evaluation.run import Evaluation
-from src.evaluation.sheets import spread
 from src.evaluation.text_generation import caption_metrics, misplaced, transcript_metrics
 from src.inference import scorers
 from src.inference.encode import Items, encode_split, first_images, number_images
@@ -258,8 +258,8 @@ def test_misplaced_texts_stand_beside_another_half() -> None:
 
 
 def test_what_is_shown_is_spread_over_a_split() -> None:
-    assert spread(101, 6).tolist() == [0, 20, 40, 60, 80, 100]
-    assert spread(3, 6).tolist() == [0, 1, 2] and spread(0, 6).tolist() == []
+    assert evenly_apart(101, 6).tolist() == [0, 20, 40, 60, 80, 100]
+    assert evenly_apart(3, 6).tolist() == [0, 1, 2] and evenly_apart(0, 6).tolist() == []
 
 
 def test_saved_captions_have_the_ids_of_coco(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 
 from src.config import AudioEncoderConfig, ModelConfig
 from src.data.errors import DataError
+from src.data.order import evenly_apart
 from src.data.store import Dataset, read_info
 from src.data.tokenizer import UNK, Tokenizer
 
@@ -92,8 +93,7 @@ class Coverage:
 
 def measure(dataset: Dataset, tokenizer: Tokenizer, model: ModelConfig) -> Coverage:
     """The coverage of one split, of at most MEASURED samples."""
-    chosen = np.unique(np.linspace(0, len(dataset) - 1, min(len(dataset), MEASURED)).round().astype(np.int64))
-    records, captions, _ = dataset.samples[chosen].T
+    records, captions, _ = dataset.samples[evenly_apart(len(dataset), MEASURED)].T
     tokens: Counter[bool] = Counter()
     characters: Counter[str] = Counter()
     texts, clips = [], []

@@ -153,3 +153,8 @@ def _partner(images: np.ndarray, groups: np.ndarray, step: int, slot: int, rng: 
         f"data.unique_images: an image has {np.count_nonzero(images == image)} samples in an epoch of {steps} "
         "steps: lower data.batch_size, or allow repeats"
     )
+
+
+def evenly_apart(count: int, most: int) -> np.ndarray:
+    """Which of ``count`` items stand for all, from the first to the last, without repetition: int64 [≤ most]."""
+    return np.linspace(0, count - 1, min(count, most)).round().astype(np.int64)

@@ -6,6 +6,7 @@ import numpy as np
 
 from src.data.audio import spectrogram
 from src.data.image import decode_image
+from src.data.order import evenly_apart
 from src.data.pipeline import Loader
 from src.data.regions import sketch
 from src.data.schema import AUDIO, IMAGE, MATCH_CASES, MODALITIES, TEXT
@@ -55,7 +56,7 @@ class Sheets:
             if direction not in rankings:
                 continue
             asked, offered, ranking = items[query].samples, items[gallery].samples, rankings[direction]
-            shown = spread(len(ranking.queries), ROWS)
+            shown = evenly_apart(len(ranking.queries), ROWS)
             queries, best, shares = (part[shown] for part in (ranking.queries, ranking.indices, ranking.shares))
             best, shares = best[:, :HITS], shares[:, :HITS]
             right = relevance(items, query, gallery).take(queries).at(best)
@@ -95,7 +96,7 @@ class Sheets:
     def generated(self, subjects: dict[int, Items], images: dict[int, np.ndarray]) -> None:
         """Originals, each beside what was generated from its text and speech; more, from text only."""
         texts = subjects[TEXT].samples
-        samples = texts[spread(len(texts), GENERATED)].tolist()
+        samples = texts[evenly_apart(len(texts), GENERATED)].tolist()
         places = {which: {s: row for row, s in enumerate(subjects[which].samples.tolist())} for which in images}
         rows = []
         for sample in samples:
@@ -104,7 +105,7 @@ class Sheets:
             rows.append((caption, [original, *made]))
         names = ("original", *(f"from {MODALITIES[which]}" for which in images))
         generation_sheet(self.folder / "generated.png", "Images generated from text and from speech", names, rows)
-        album = [(images[TEXT][row], self.media(int(texts[row]))[1]) for row in spread(len(texts), ALBUM)]
+        album = [(images[TEXT][row], self.media(int(texts[row]))[1]) for row in evenly_apart(len(texts), ALBUM)]
         album_sheet(self.folder / "generated_album.png", "Images generated from text", album)
 
     def reconstructions(self, pairs: list[tuple[np.ndarray, np.ndarray]]) -> None:
@@ -129,7 +130,7 @@ class Sheets:
     ) -> None:
         """Captions under their images, and all of them as a COCO result file."""
         shown = []
-        for row in spread(len(images), CAPTIONS):
+        for row in evenly_apart(len(images), CAPTIONS):
             text, group = generated[row], references[row]
             right = all(facts.compare(text, group).values()) if facts else text in group
             shown.append((self.media(int(images.samples[row]))[0], text, group[0], right))
@@ -137,8 +138,3 @@ class Sheets:
         dataset = self.loader.dataset
         keys = [record.key for record in dataset.read(dataset.samples[images.samples, 0])]
         save_captions(self.folder.parent / "captions.json", keys, generated)
-
-
-def spread(count: int, most: int) -> np.ndarray:
-    """Which of ``count`` items are shown, evenly apart from the first to the last, and not the best: int64 [≤ most]."""
-    return np.linspace(0, count - 1, min(count, most)).round().astype(np.int64)

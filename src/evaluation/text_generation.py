@@ -43,11 +43,8 @@ class CaptionEvaluator(Evaluator):
         if split.sheets:
             split.sheets.captions(images, generated, owned, facts)
         examples = list(zip(generated, owned, strict=True))[:EXAMPLES]
-        measured = caption_metrics(generated, owned, facts)
-        if len(generated) > 1:
-            measured["chance"] = caption_metrics(misplaced(generated), owned, facts)
         return {
-            "caption": measured,
+            "caption": beside_chance(caption_metrics, generated, owned, facts),
             "examples": [{"caption": caption, "references": group} for caption, group in examples],
         }
 
@@ -81,11 +78,7 @@ class TranscriptEvaluator(Evaluator):
         transcripts = self.engine.text_generator.decode(clips.ids)
         if split.sheets:
             split.sheets.transcripts(self.file, clips, transcripts)
-        facts = fact_metric(split.loader)
-        measured = transcript_metrics(transcripts, spoken_texts, facts)
-        if len(transcripts) > 1:
-            measured["chance"] = transcript_metrics(misplaced(transcripts), spoken_texts, facts)
-        return measured
+        return beside_chance(transcript_metrics, transcripts, spoken_texts, fact_metric(split.loader))
 
     def logged(self, metrics: Mapping[str, Any]) -> dict[str, float]:
         """1 − error rate of characters and of words."""
@@ -149,6 +142,19 @@ def transcript_metrics(predictions: list[str], references: list[str], facts: Fac
     """Error rates, the share of facts right (``facts``: compares them, or None), and the number of audio clips."""
     stated = facts.score(predictions, [[text] for text in references]) if facts else {}
     return {**error_rates(predictions, references), **stated, "clips": len(predictions)}
+
+
+def beside_chance(
+    measure: Callable[..., dict[str, Any]], texts: list[str], said: list[Any], facts: FactMetric | None
+) -> dict[str, Any]:
+    """The metrics of generated texts with, as ``chance``, the same of misplaced ones; of one text alone there is none.
+
+    Args:
+        measure: :func:`caption_metrics` or :func:`transcript_metrics`.
+        texts, said, facts: its arguments.
+    """
+    chance = {"chance": measure(misplaced(texts), said, facts)} if len(texts) > 1 else {}
+    return measure(texts, said, facts) | chance
 
 
 def misplaced(texts: list[str]) -> list[str]:
