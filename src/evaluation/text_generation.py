@@ -34,7 +34,7 @@ class CaptionEvaluator(Evaluator):
         items = first_images(split.items, split.settings.caption.max_items)
         if not {TEXT, IMAGE} <= items.keys():
             return {}
-        groups = _group(items[TEXT].images, references(split.loader, items[TEXT]), captions.has_words)
+        groups = _group(items[TEXT].images, references(split.loader, items[TEXT]))
         images = items[IMAGE].take(np.isin(items[IMAGE].images, list(groups)))
         if not len(images):
             return {}
@@ -173,10 +173,10 @@ def references(loader: Loader, texts: Items) -> list[str]:
     return [record.captions[number] for record, number in zip(found, numbers, strict=True)]
 
 
-def _group(numbers: np.ndarray, texts: list[str], usable: Callable[[str], bool]) -> dict[int, list[str]]:
-    """The usable texts by number."""
+def _group(numbers: np.ndarray, texts: list[str]) -> dict[int, list[str]]:
+    """The texts that have words, by number."""
     groups: dict[int, list[str]] = {}
     for number, text in zip(numbers.tolist(), texts, strict=True):
-        if usable(text):
+        if captions.has_words(text):
             groups.setdefault(number, []).append(text)
     return groups
