@@ -215,7 +215,7 @@ def test_a_run_of_before_keeps_its_objectives(tmp_path: Path, monkeypatch: pytes
     state = locate(tmp_path / "run") / STATE
     content = json.loads(state.read_text())
     state.write_text(json.dumps({"step": content["step"], "best": None}))
-    assert "mvm_feature" in Trainer(config, resume=True).step.make_gradients.objectives.names
+    assert "mvm_feature" in Trainer(config, resume=True).step.gradients.objectives.names
 
 
 def test_texts_of_unknown_tokens_are_evaluated(tmp_path: Path) -> None:

@@ -58,8 +58,8 @@ class _Predictions(nn.Cell):
             rows, state = level.rows(batch, views, embeddings)
             fused, _ = self.objectives.model.cross_encoder(*rows)
             if "matching" in level.names:
-                logits, weights = level.answers(batch, embeddings, fused, state)
-                found = (*found, ops.argmax(logits, -1), weights)
+                logits = level.answers(batch, embeddings, fused, state)
+                found = (*found, ops.argmax(logits, -1), *level.weights(batch, state))
                 continue
             if level.masks_text:
                 found = (*found, ops.argmax(level.words(batch, fused), -1))

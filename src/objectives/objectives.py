@@ -16,6 +16,7 @@ from src.losses.positives import alike, same
 from src.models.layers import padding_bias
 from src.models.opt import OPT
 from src.objectives.levels import ModalityLevel, SampleLevel, TokenLevel
+from src.objectives.peers import ALONE, Counts, Peers
 from src.objectives.table import ENCODERS, active_objectives, needed_fields, reached_parts
 from src.objectives.views import Views
 
@@ -27,18 +28,19 @@ class Objectives(nn.Cell):
         model: the network.
         config: weights and shares of the batch; an objective of weight 0 is left out of the graph.
         batch_size: B.
-        gather: joins a tensor's rows over all ranks (:class:`src.training.ranks.GatherRows`), or None.
+        peers: the other ranks: contrastive candidates are theirs too, and each loss is the mean over all ranks' items.
 
     Inputs:
         batch: dict of the tensors that :func:`needed_fields` names.
 
     Outputs:
-        total () float32, then the loss of every active objective, () float32, in :func:`active_objectives`' order.
+        total () float32, then the loss of every active objective, () float32, in :func:`active_objectives`' order. On
+        several ranks their mean over the ranks is the loss of the whole batch, whatever the ranks' samples have.
     """
 
-    def __init__(self, model: OPT, config: ObjectivesConfig, batch_size: int, gather: nn.Cell | None = None) -> None:
+    def __init__(self, model: OPT, config: ObjectivesConfig, batch_size: int, peers: Peers = ALONE) -> None:
         super().__init__(auto_prefix=False)  # the parameters keep the names that they have in the model
-        self.model, self.gather = model, gather
+        self.model, self.gather, self.counts = model, peers.gather(), Counts(peers)
         self.names, self.fields = active_objectives(config), needed_fields(config, model.image_input)
         self.weights = tuple(float(getattr(config.weights, name)) for name in self.names)
         self.contrasts = "contrastive" in self.names
@@ -71,13 +73,14 @@ class Objectives(nn.Cell):
         embeddings = None
         if self.embeds:
             embeddings = self.embed(views[0])
-        losses = ()
+        rows, states, weights = self.level_rows(batch, views, embeddings)
+        counts, losses = self.counts(weights), ()
         if self.contrasts:
-            losses = (*losses, self.contrastive(batch, embeddings))
+            losses = (*losses, self.contrastive(batch, embeddings, counts[0]))
         if self.single_modality is not None:
-            losses = (*losses, self.single_modality_loss(batch, views[0]))
+            losses = (*losses, self.single_modality_loss(batch, views[0], weights[0], counts[0]))
         elif len(self.levels) > 0:
-            losses = (*losses, *self.level_losses(batch, views, embeddings))
+            losses = (*losses, *self.level_losses(batch, views[0], embeddings, rows, states, weights, counts))
         total = losses[0] * self.weights[0]
         for i in range(1, len(self.weights)):
             total = total + losses[i] * self.weights[i]
@@ -90,24 +93,34 @@ class Objectives(nn.Cell):
         embedded_image = model.embed_image(image, image_mask)
         return model.embed_text(text, text_mask), embedded_image, model.embed_audio(audio, audio_mask)
 
-    def level_losses(self, batch, views, embeddings):
-        """The losses of all levels, from one pass of the cross-modal encoder over all their rows."""
-        stacks, states = ((), (), (), (), (), (), ()), ()
+    def level_rows(self, batch, views, embeddings):
+        """The seven stacks of all levels' rows, each level's state, and what the items of every loss weigh."""
+        stacks, states, weights = ((), (), (), (), (), (), ()), (), ()
+        if self.contrasts:
+            weights = (contrastive_queries(batch["presence"]),)
         for level in self.levels:
-            rows, state = level.rows(batch, views, embeddings)
-            stacks, states = _append(stacks, rows), (*states, state)
+            state = ()
+            if self.single_modality is None:
+                rows, state = level.rows(batch, views, embeddings)
+                stacks = _append(stacks, rows)
+            states, weights = (*states, state), (*weights, *level.weights(batch, state))
+        return stacks, states, weights
+
+    def level_losses(self, batch, clean, embeddings, stacks, states, weights, counts):
+        """The losses of all levels, from one pass of the cross-modal encoder over all their rows."""
         fused, mask = self.model.cross_encoder(*[_stack(parts) for parts in stacks])
         losses = ()
-        first = 0  # of a level's rows in the stack
+        first, place = 0, int(self.contrasts)  # of a level's rows in the stack, and of its losses
         for i in range(len(self.levels)):
             level = self.levels[i]
-            last = first + level.count
-            found = level.losses(batch, views[0], embeddings, fused[first:last], mask[first:last], states[i])
+            last, end = first + level.count, place + len(level.names)
+            own = weights[place:end], counts[place:end]
+            found = level.losses(batch, clean, embeddings, fused[first:last], mask[first:last], states[i], *own)
             losses = (*losses, *found)
-            first = last
+            first, place = last, end
         return losses
 
-    def single_modality_loss(self, batch, clean):
+    def single_modality_loss(self, batch, clean, weights, count):
         """The modality level where its rows show one modality: fused at its own length, with the same result."""
         level = self.levels[0]
         _, image, audio, _, image_mask, audio_mask = clean
@@ -121,9 +134,9 @@ class Objectives(nn.Cell):
         logits = decoder.score(
             level.input_ids(batch), decoder.read(fused, self.single_modality_positions), padding_bias(mask)
         )
-        return level.text_loss(batch, logits)
+        return level.text_loss(batch, logits, weights, count)
 
-    def contrastive(self, batch, embeddings):
+    def contrastive(self, batch, embeddings, queries):
         """Mean over the queries of all directions, so that every pair weighs the same; negatives come from all ranks.
 
         Text and speech belong together by caption: what another caption of the image says is another text. Everything
@@ -132,20 +145,16 @@ class Objectives(nn.Cell):
         scale = self.model.scale()
         images, texts, presence = batch["image_id"], batch["text_id"], batch["presence"]
         all_images, all_texts, all_presence, all_embeddings = images, texts, presence, embeddings
-        share = 1.0  # of all rows that are this rank's
         if self.gather is not None:
             marks = self.gather(ops.concat((images.reshape(-1, 1), texts.reshape(-1, 1), presence), 1))
             all_images, all_texts, all_presence = marks[:, 0], marks[:, 1], marks[:, 2:]
             all_embeddings = (self.gather(embeddings[0]), self.gather(embeddings[1]), self.gather(embeddings[2]))
-            share = presence.shape[0] / marks.shape[0]
         same_text = same(texts, all_texts).astype(ms.float32)  # (B, G)
         together = alike(images, texts, all_images, all_texts).astype(ms.float32)
         embeddings, presence = self.with_joint(embeddings, presence)
         all_embeddings, all_presence = self.with_joint(all_embeddings, all_presence)
-        total, queries = 0.0, 0
+        total = 0.0
         for couple in COUPLES:
-            # whatever has both is a query each way, and its own positive
-            queries = queries + 2 * (all_presence[:, couple[0]] * all_presence[:, couple[1]]).sum()
             for x, y in (couple, couple[::-1]):
                 total = total + contrastive_loss(
                     embeddings[x],
@@ -155,14 +164,25 @@ class Objectives(nn.Cell):
                     all_presence[:, y],
                     scale,
                 )
-        # the gradients' mean over the ranks is then that of the mean over all queries
-        return total / (ops.maximum(queries.astype(ms.float32), Tensor(1.0, ms.float32)) * share)
+        return total / queries
 
     def with_joint(self, embeddings, presence):
         """Text, image, audio and joint embeddings (B, E), and which of the four a sample has, (B, 4)."""
         joint = self.model.embed_joint(embeddings[TEXT], embeddings[AUDIO])
-        both = presence[:, TEXT : TEXT + 1] * presence[:, AUDIO : AUDIO + 1]
-        return (*embeddings, joint), ops.concat((presence, both), 1)
+        return (*embeddings, joint), with_both(presence)
+
+
+def with_both(presence):
+    """(B, 3) int32: which modalities a sample has → (B, 4), with text and audio as one."""
+    return ops.concat((presence, presence[:, TEXT : TEXT + 1] * presence[:, AUDIO : AUDIO + 1]), 1)
+
+
+def contrastive_queries(presence):
+    """(B,) float32: in how many directions a sample is a query. What has both of a couple is one each way."""
+    presence, queries = with_both(presence), 0
+    for couple in COUPLES:
+        queries = queries + 2 * presence[:, couple[0]] * presence[:, couple[1]]
+    return queries.astype(ms.float32)
 
 
 def _append(stacks, rows):

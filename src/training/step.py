@@ -1,15 +1,18 @@
-"""One training step: a graph that makes the gradients, a look at them, a graph that updates the weights."""
+"""One training step: a graph that makes the gradients of a batch, guards them, and updates the weights.
 
-import math
+The host hands over batches and waits for nothing: what a step found stays on the device until it is asked for.
+"""
+
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
+from mindspore.common.initializer import initializer
 
 from src.errors import UserError
-from src.training.optimizer import AdamW, store
+from src.training.optimizer import AdamW
 
 SCALE_GROWTH_STEPS = 1000  # steps without overflow after which the loss scale doubles
 INITIAL_LOSS_SCALE = 65536.0
@@ -20,7 +23,17 @@ class TrainingError(UserError):
 
 
 class NonFiniteError(TrainingError):
-    """A loss that is not a number; nothing was updated."""
+    """Losses or gradients that are not numbers, too often in a row; these steps updated nothing.
+
+    Args:
+        bad: names of the losses of the latest one.
+        ago: how many steps have been taken since.
+        row: how many came in a row at most.
+    """
+
+    def __init__(self, bad: list[str], ago: int, row: int) -> None:
+        super().__init__(f"not finite: {', '.join(bad) or 'the gradients'}")
+        self.ago, self.row = ago, row
 
 
 # primitives, for the compiler resolves a Tensor's method many times slower; L2Loss is off by 6 % at 25 M elements
@@ -34,34 +47,28 @@ def _square_sum_one(gradient):
 
 
 class Gradients(nn.Cell):
-    """Losses and gradients of a batch; the gradients stay on the device, in Parameters.
-
-    The update is a graph of its own, so that the host sees losses and norm before anything changes, without a branch
-    in a graph.
+    """Losses and gradients of a batch.
 
     Objectives may keep something that moves without a gradient, such as a codebook. They then return, beside the
-    losses, a tuple of statistics, and ``after_update`` is a Cell that reads them from its Parameters ``statistics``.
+    losses, a tuple of statistics, from which their ``after_update`` moves it.
 
     Args:
         objectives: :class:`src.objectives.objectives.Objectives` or another task's.
-        optimizer: says what is trained and holds the gradients.
-        mean_gradients: :class:`src.training.ranks.MeanGradients`, or None on one device.
+        optimizer: says what is trained, and packs gradients.
 
     Inputs:
         loss_scale () float32, then the tensors that ``objectives.fields`` names. (A dict would be compiled in as a
         constant, once a batch.)
 
     Outputs:
-        losses (1 + n,) float32: the total, each loss and each metric; norm () float32 of the unscaled gradients.
+        losses (1 + n,) float32: the total, each loss and each metric; the packed gradients, times the loss scale; the
+        statistics, () without any.
     """
 
-    def __init__(self, objectives: nn.Cell, optimizer: AdamW, mean_gradients: nn.Cell | None = None) -> None:
+    def __init__(self, objectives: nn.Cell, optimizer: AdamW) -> None:
         super().__init__()
-        self.objectives, self.mean_gradients = objectives, mean_gradients
-        self.gradients, self.pack = optimizer.gradients, optimizer.pack
-        after_update = getattr(objectives, "after_update", None)
-        self.statistics = None if after_update is None else after_update.statistics
-        self.map = ops.HyperMap()
+        self.objectives, self.pack = objectives, optimizer.pack
+        self.has_statistics = getattr(objectives, "after_update", None) is not None
         self.value_and_grad = ops.value_and_grad(self.forward, None, optimizer.parameters_, has_aux=True)
 
     def forward(self, loss_scale, *tensors):
@@ -69,44 +76,141 @@ class Gradients(nn.Cell):
         for name, tensor in zip(self.objectives.fields, tensors):  # noqa: B905 - the graph compiler has no strict=
             batch[name] = tensor
         found = self.objectives(batch)
-        if self.statistics is None:
-            losses = ops.stack(found)  # (1 + n,)
-            return losses[0] * loss_scale, losses
-        losses = ops.stack(found[0])  # (1 + n,)
-        return losses[0] * loss_scale, (losses, *found[1])
+        statistics = ()
+        if self.has_statistics:
+            found, statistics = found
+        losses = ops.stack(found)  # (1 + n,)
+        return losses[0] * loss_scale, (losses, *statistics)
 
     def construct(self, loss_scale, *tensors):
-        (_, losses), gradients = self.value_and_grad(loss_scale, *tensors)
-        gradients = self.pack(gradients)
-        if self.mean_gradients is not None:
-            gradients = self.mean_gradients(gradients)
-        if self.statistics is not None:
-            statistics = losses[1:]
-            losses = losses[0]
-            if self.mean_gradients is not None:
-                statistics = self.mean_gradients(statistics)
-            self.map(store, self.statistics, statistics)
-        norm = ops.sqrt(ops.addn(self.map(square_sum, gradients))) / loss_scale
-        self.map(store, self.gradients, gradients)
-        return losses, norm
+        (_, found), gradients = self.value_and_grad(loss_scale, *tensors)
+        return found[0], self.pack(gradients), found[1:]
+
+
+class Update(nn.Cell):
+    """What follows the gradients: their mean over the ranks, the guard, clipping, the optimiser, the loss scale.
+
+    A step whose losses or gradients are not finite changes nothing: what would be written is selected on the device, so
+    that no host waits to look. With a loss scale (fp16) an overflow halves it, which doubles again after 1,000 clean
+    steps. A step that is not finite although no scale is left to be halved is *bad*.
+
+    Args:
+        optimizer: the update.
+        clip_norm: largest global norm of the gradients.
+        losses: 1 + n, how many numbers the objectives give.
+        loss_scale: start of the dynamic loss scale, or None without one.
+        mean: :class:`src.training.ranks.MeanOverRanks`, or None on one device.
+        after_update: moves what has statistics instead of gradients, or None.
+
+    Inputs:
+        losses, packed gradients and statistics, as :class:`Gradients` gives them.
+
+    Outputs:
+        (2·(1 + n) + 7,) float32: the losses; norm of the unscaled gradients, rate, whether the weights were updated,
+        loss scale; how many bad steps came in a row at most, steps since the last of them, how many there were; its
+        losses.
+    """
+
+    def __init__(
+        self,
+        optimizer: AdamW,
+        clip_norm: float,
+        losses: int,
+        loss_scale: float | None = None,
+        mean: nn.Cell | None = None,
+        after_update: nn.Cell | None = None,
+    ) -> None:
+        super().__init__(auto_prefix=False)
+        self.optimizer, self.clip_norm, self.mean, self.after_update = optimizer, clip_norm, mean, after_update
+        self.scales = loss_scale is not None
+        self.first_scale = loss_scale or 1.0
+        self.loss_scale = _number("loss_scale", self.first_scale)
+        self.clean_steps = _number("clean_steps", 0, ms.int32)
+        self.row, self.longest, self.since, self.bad = (
+            _number(name, 0.0) for name in ("bad_row", "bad_longest", "bad_since", "bad_steps")
+        )
+        self.bad_losses = Parameter(initializer("zeros", (losses,)), name="bad_losses", requires_grad=False)
+        self.map = ops.HyperMap()
+
+    def construct(self, losses, gradients, statistics):
+        if self.mean is not None:
+            together = self.mean((losses, *statistics, *gradients))
+            first = 1 + len(statistics)
+            losses, statistics, gradients = together[0], together[1:first], together[first:]
+        scale = self.loss_scale.value()
+        norm = ops.sqrt(ops.addn(self.map(square_sum, gradients))) / scale
+        finite, fits = ops.isfinite(losses).all(), ops.isfinite(norm)
+        good = ops.logical_and(finite, fits)
+        factor = ops.minimum(self.clip_norm / (norm + 1e-6), Tensor(1.0, ms.float32)) / scale
+        rate = self.optimizer(ops.where(good, factor, ops.zeros_like(factor)), good, gradients)
+        if self.after_update is not None:
+            self.after_update(good, statistics)
+        halves = ops.logical_and(finite, scale > 1.0) if self.scales else ops.logical_and(finite, scale < 0.0)
+        bad = ops.logical_not(ops.logical_or(good, halves))
+        guard = self.guard(losses, bad)
+        if self.scales:
+            self.adapt_scale(scale, good)
+        return ops.concat((losses, ops.stack((norm, rate, good.astype(ms.float32), scale)), *guard))
+
+    def guard(self, losses, bad):
+        """Counts bad steps: the longest row, steps since the last one, and all (3,); the last one's losses (1 + n,)."""
+        one = bad.astype(ms.float32)
+        row = (self.row + 1.0) * one
+        longest, since = ops.maximum(self.longest, row), (self.since + 1.0) * (1.0 - one)
+        total, kept = self.bad + one, ops.where(bad, losses, self.bad_losses)
+        ops.assign(self.row, row)
+        ops.assign(self.longest, longest)
+        ops.assign(self.since, since)
+        ops.assign(self.bad, total)
+        ops.assign(self.bad_losses, kept)
+        return ops.stack((longest, since, total)), kept
+
+    def adapt_scale(self, scale, good):
+        clean = (self.clean_steps + 1) * good.astype(ms.int32)
+        grows = clean >= SCALE_GROWTH_STEPS
+        halved = ops.maximum(scale * 0.5, Tensor(1.0, ms.float32))
+        ops.assign(self.loss_scale, ops.where(good, ops.where(grows, scale * 2.0, scale), halved))
+        ops.assign(self.clean_steps, clean * (1 - grows.astype(ms.int32)))
+
+
+class Step(nn.Cell):
+    """Gradients and update in one graph: no second copy of the gradients waits between two.
+
+    Inputs: the tensors that ``objectives.fields`` names. Outputs: as :class:`Update`.
+    """
+
+    def __init__(self, gradients: Gradients, update: Update) -> None:
+        super().__init__(auto_prefix=False)
+        self.gradients, self.update = gradients, update
+
+    def construct(self, *tensors):
+        losses, gradients, statistics = self.gradients(self.update.loss_scale.value(), *tensors)
+        return self.update(losses, gradients, statistics)
+
+
+def _number(name: str, value: float, kind: ms.Type = ms.float32) -> Parameter:
+    return Parameter(Tensor(value, kind), name=name, requires_grad=False)
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step did: losses with their weighted ``total`` and metrics by name, gradient norm, rate, overflow."""
+    """What a step did: losses with their weighted ``total`` and metrics by name, gradient norm and rate.
+
+    ``skipped``: it updated nothing; ``loss_scale``: the one it had; ``bad_steps``: those of the run so far that were
+    not finite.
+    """
 
     losses: dict[str, float]
     metrics: dict[str, float]
     norm: float
     rate: float
     skipped: bool
+    loss_scale: float
+    bad_steps: int
 
 
 class TrainStep:
-    """Runs a step; call it with a batch of numpy arrays.
-
-    With a loss scale (fp16) a step whose gradients overflow updates nothing and halves the scale, which doubles again
-    after 1,000 clean steps.
+    """Takes a step when called with a batch of numpy arrays, and waits for nothing; :meth:`result` waits.
 
     Args:
         objectives: :class:`src.objectives.objectives.Objectives` or another task's; ``metrics`` names what follows its
@@ -114,10 +218,8 @@ class TrainStep:
         optimizer: the update.
         clip_norm: largest global norm of the gradients.
         loss_scale: start of the dynamic loss scale, or None without one.
-        mean_gradients: :class:`src.training.ranks.MeanGradients`, or None on one device.
-
-    Raises:
-        NonFiniteError: when called, if a loss is not finite, or a gradient although no scale is left to be halved.
+        mean: :class:`src.training.ranks.MeanOverRanks`, or None on one device.
+        max_bad_steps: how many in a row are too many.
     """
 
     def __init__(
@@ -126,62 +228,46 @@ class TrainStep:
         optimizer: AdamW,
         clip_norm: float,
         loss_scale: float | None = None,
-        mean_gradients: nn.Cell | None = None,
+        mean: nn.Cell | None = None,
+        max_bad_steps: int = 1,
     ) -> None:
-        self.names, self.fields = objectives.names, objectives.fields
+        self.fields, self.max_bad_steps = objectives.fields, max_bad_steps
         self.metrics: tuple[str, ...] = getattr(objectives, "metrics", ())
+        self.names = ("total", *objectives.names, *self.metrics)
         self.before_step = getattr(objectives, "before_step", None)
-        self.after_update = getattr(objectives, "after_update", None)
-        self.optimizer, self.clip_norm, self.scales = optimizer, clip_norm, loss_scale is not None
-        self.first_scale = loss_scale or 1.0
-        self.loss_scale = Parameter(Tensor(self.first_scale, ms.float32), name="loss_scale", requires_grad=False)
-        self.clean_steps = Parameter(Tensor(0, ms.int32), name="clean_steps", requires_grad=False)
-        self.make_gradients = Gradients(objectives, optimizer, mean_gradients)
-        self.make_gradients.set_train()
+        self.optimizer, self.gradients = optimizer, Gradients(objectives, optimizer)
+        after_update = getattr(objectives, "after_update", None)
+        self.update = Update(optimizer, clip_norm, len(self.names), loss_scale, mean, after_update)
+        self.graph = Step(self.gradients, self.update)
+        self.graph.set_train()
+        self.report: Tensor | None = None
 
     def state(self) -> dict[str, Parameter]:
         """The optimiser's state and the loss scale, by name."""
-        return self.optimizer.state() | {"loss_scale": self.loss_scale, "clean_steps": self.clean_steps}
+        update = self.update
+        return self.optimizer.state() | {"loss_scale": update.loss_scale, "clean_steps": update.clean_steps}
 
-    def __call__(self, batch: Mapping[str, np.ndarray]) -> StepResult:
+    def __call__(self, batch: Mapping[str, np.ndarray]) -> None:
         if self.before_step is not None:
             batch = {**batch, **self.before_step(batch)}
-        tensors = [Tensor(batch[name]) for name in self.fields]
-        losses, norm = self.make_gradients(self.loss_scale.value(), *tensors)
-        values, norm = losses.asnumpy(), float(norm.asnumpy())
-        names = ("total", *self.names, *self.metrics)
-        named = {name: float(value) for name, value in zip(names, values, strict=True)}
-        overflow = not math.isfinite(norm)
-        if not np.isfinite(values).all() or (overflow and not self.can_halve()):
-            bad = [name for name, value in named.items() if not math.isfinite(value)]
-            raise NonFiniteError(f"not finite: {', '.join(bad) or 'the gradients'}")
-        rate = 0.0 if overflow else self.update(norm)
-        if self.scales:
-            self.adapt_scale(overflow)
+        self.report = self.graph(*[Tensor(batch[name]) for name in self.fields])
+
+    def result(self) -> StepResult:
+        """Of the last step; the only place where the host waits for the device.
+
+        Raises:
+            NonFiniteError: ``max_bad_steps`` steps in a row were bad.
+        """
+        values, n = self.report.asnumpy().astype(float).tolist(), len(self.names)
+        losses, (norm, rate, updated, scale, row, since, bad), last_bad = values[:n], values[n : n + 7], values[n + 7 :]
+        if row >= self.max_bad_steps:
+            names = [name for name, value in zip(self.names, last_bad, strict=True) if not np.isfinite(value)]
+            raise NonFiniteError(names, int(since), int(row))
+        named = dict(zip(self.names, losses, strict=True))
         metrics = {name: named.pop(name) for name in self.metrics}
-        return StepResult(named, metrics, norm, rate, overflow)
-
-    def update(self, norm: float) -> float:
-        factor = min(1.0, self.clip_norm / (norm + 1e-6)) / float(self.loss_scale.asnumpy())
-        rate = float(self.optimizer(Tensor(factor, ms.float32)).asnumpy())
-        if self.after_update is not None:
-            self.after_update()
-        return rate
-
-    def can_halve(self) -> bool:
-        """False without a loss scale, and where it is 1: then an overflow is the gradients' own."""
-        return self.scales and float(self.loss_scale.asnumpy()) > 1.0
+        return StepResult(named, metrics, norm, rate, not updated, scale, int(bad))
 
     def reset_scale(self) -> None:
         """Begins anew with the loss scale, as a run needs it that goes on in another precision."""
-        self.loss_scale.set_data(Tensor(self.first_scale, ms.float32))
-        self.clean_steps.set_data(Tensor(0, ms.int32))
-
-    def adapt_scale(self, overflow: bool) -> None:
-        scale, clean = float(self.loss_scale.asnumpy()), int(self.clean_steps.asnumpy()) + 1
-        if overflow:
-            scale, clean = max(1.0, scale / 2), 0
-        elif clean >= SCALE_GROWTH_STEPS:
-            scale, clean = scale * 2, 0
-        self.loss_scale.set_data(Tensor(scale, ms.float32))
-        self.clean_steps.set_data(Tensor(clean, ms.int32))
+        self.update.loss_scale.set_data(Tensor(self.update.first_scale, ms.float32))
+        self.update.clean_steps.set_data(Tensor(0, ms.int32))

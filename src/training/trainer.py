@@ -1,9 +1,11 @@
 """The training loop: batches in, a run folder out (config.yaml, metrics.jsonl, tensorboard/, checkpoints/)."""
 
 import time
+from collections import deque
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from mindspore import nn
 
 from src.checkpoints import checkpoint, files
@@ -17,6 +19,7 @@ from src.files import write_text
 from src.inference.engine import Engine
 from src.models.build import build_model
 from src.models.opt import count_parameters
+from src.objectives.peers import Peers
 from src.report.tables import table
 from src.tasks import registry
 from src.training.continuation import check_init, check_resume
@@ -24,7 +27,7 @@ from src.training.layer_rates import unfrozen
 from src.training.log import RunLog
 from src.training.muon import build_optimizer
 from src.training.optimizer import trained_parameters
-from src.training.ranks import GatherRows, MeanGradients
+from src.training.ranks import MeanOverRanks
 from src.training.schedule import learning_rates, warmup_steps
 from src.training.step import INITIAL_LOSS_SCALE, NonFiniteError, StepResult, TrainingError, TrainStep
 from src.training.unfed import describe, unfed_objectives, without
@@ -43,7 +46,9 @@ class Trainer:
     def __init__(
         self, config: Config, rank: int = 0, ranks: int = 1, resume: bool = False, verbose: bool = False
     ) -> None:
-        self.config, self.rank, self.verbose = config, rank, verbose
+        self.config, self.rank, self.ranks, self.verbose = config, rank, ranks, verbose
+        # the first samples of the steps since the last look at the device
+        self.recent: deque[np.ndarray] = deque(maxlen=config.train.log_every)
         self.folder = Path(config.train.output)
         self.checkpoints = self.folder / "checkpoints"
         if not resume and (self.checkpoints / "latest").exists():
@@ -76,8 +81,7 @@ class Trainer:
 
     def _build_step(self, ranks: int) -> TrainStep:
         config = self.config
-        gather = GatherRows(self.rank) if ranks > 1 else None
-        objectives = self.task.objectives(self.model, self.trained, self.rank, ranks, gather)
+        objectives = self.task.objectives(self.model, self.trained, Peers(self.rank, ranks))
         steps, warmup = config.train.steps, warmup_steps(config.optimizer, config.train.steps)
         if warmup < config.optimizer.warmup_steps:
             wanted = config.optimizer.warmup_steps
@@ -93,7 +97,8 @@ class Trainer:
             config.optimizer.clip_norm,
             # bf16 has the exponents of fp32: its gradients do not vanish
             INITIAL_LOSS_SCALE if config.runtime.precision == "fp16" else None,
-            MeanGradients(ranks) if ranks > 1 else None,
+            MeanOverRanks(ranks) if ranks > 1 else None,
+            config.train.max_bad_steps,
         )
 
     def _build_evaluation(self) -> Evaluation | None:
@@ -169,31 +174,47 @@ class Trainer:
             self._evaluate(log)
         marked, marked_step = time.perf_counter(), self.step_number
         while self.step_number < train.steps:
-            result = self._advance(next(batches))
-            log.advance(result.losses["total"])
-            if self.step_number % train.log_every == 0 or self.step_number == train.steps:
+            self._advance(next(batches))
+            log.advance()
+            step, last = self.step_number, self.step_number == train.steps
+            logs = step % train.log_every == 0 or last
+            evaluates = self.evaluation is not None and step % train.eval_every == 0
+            saves = evaluates or step % train.save_every == 0 or last
+            if not (logs or saves):
+                continue  # without a look at the device
+            result = self._result()
+            if logs:
                 now = time.perf_counter()
-                samples = (self.step_number - marked_step) * self.config.data.batch_size
-                log.write(self.step_number, _scalars(result, samples / (now - marked)))
-                marked, marked_step = now, self.step_number
-            evaluates = self.evaluation is not None and self.step_number % train.eval_every == 0
-            if evaluates or self.step_number % train.save_every == 0 or self.step_number == train.steps:
+                samples = (step - marked_step) * self.config.data.batch_size * self.ranks
+                log.write(step, _scalars(result, samples / (now - marked)))
+                marked, marked_step = now, step
+            if saves:
                 self._save(evaluates)
                 if evaluates:  # what evaluation fails on costs no trained step
                     self._evaluate(log)
                 marked, marked_step = time.perf_counter(), self.step_number  # the rate is that of training only
 
-    def _advance(self, batch: Batch) -> StepResult:
-        try:
-            result = self.step(batch)
-        except NonFiniteError as error:
-            ids = ", ".join(map(str, batch["sample_id"][:8]))
-            raise TrainingError(
-                f"step {self.step_number + 1}: {error}; nothing was updated; the batch begins with samples {ids}; "
-                f"lower optimizer.lr or look at the data, then --resume"
-            ) from None
+    def _advance(self, batch: Batch) -> None:
+        self.step(batch)
+        self.recent.append(batch["sample_id"][:8])
         self.state["step"] += 1
-        return result
+
+    def _result(self) -> StepResult:
+        """Of the last step, for which the host waits.
+
+        Raises:
+            TrainingError: steps were not finite, as often in a row as train.max_bad_steps says.
+        """
+        try:
+            return self.step.result()
+        except NonFiniteError as error:
+            ids = ", ".join(map(str, self.recent[-1 - error.ago])) if error.ago < len(self.recent) else "unknown"
+            row = f" (the last of {error.row} in a row)" if error.row > 1 else ""
+            raise TrainingError(
+                f"step {self.step_number - error.ago}{row}: {error}; it updated nothing; its batch begins with samples "
+                f"{ids}; lower optimizer.lr or look at the data, then --resume; train.max_bad_steps="
+                f"{self.config.train.max_bad_steps + 1} would pass over it"
+            ) from None
 
     def _evaluate(self, log: RunLog) -> None:
         """Measures the held-out split with the weights of the latest checkpoint, and marks the best one."""
@@ -216,11 +237,11 @@ class Trainer:
 
     def _measure(self) -> dict[str, float]:
         """The metrics to be logged, by name."""
-        self.step.make_gradients.set_train(False)
+        self.step.graph.set_train(False)
         try:
             metrics = self.evaluation.run(self.config.data.eval_split, settings=glance(self.trained.eval))
         finally:
-            self.step.make_gradients.set_train(True)
+            self.step.graph.set_train(True)
         return self.evaluation.logged(metrics)
 
     def _save(self, evaluation_due: bool = False) -> None:
@@ -250,5 +271,9 @@ def parameter_table(model: nn.Cell) -> str:
 def _scalars(result: StepResult, rate: float) -> dict[str, Any]:
     losses = {"loss" if name == "total" else f"loss/{name}": value for name, value in result.losses.items()}
     metrics = {f"batch/{name}": value for name, value in result.metrics.items()}
-    norm = {} if result.skipped else {"grad_norm": result.norm}  # infinite where a step overflowed; its rate is 0
-    return losses | metrics | {"lr": result.rate, **norm, "samples_per_second": round(rate, 2)}
+    more: dict[str, float] = {} if result.skipped else {"grad_norm": result.norm}  # infinite where a step overflowed
+    if result.loss_scale != 1:
+        more["loss_scale"] = result.loss_scale
+    if result.bad_steps:
+        more["bad_steps"] = result.bad_steps
+    return losses | metrics | {"lr": result.rate, **more, "samples_per_second": round(rate, 2)}
