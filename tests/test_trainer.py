@@ -18,6 +18,7 @@ from src.checkpoints.checkpoint import read_state
 from src.checkpoints.files import locate
 from src.config import Config, ObjectivesConfig, OptimizerConfig, TrainConfig, WeightsConfig
 from src.evaluation.run import Evaluation
+from src.models.dropout import Dropout
 from src.tasks import registry
 from src.training import trainer as loop
 from src.training.step import StepResult, TrainStep
@@ -75,7 +76,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[int, float]], Se
 
 
 def dropouts(cell: nn.Cell) -> list[nn.Cell]:
-    found = [inner for _, inner in cell.cells_and_names() if isinstance(inner, nn.Dropout)]
+    found = [inner for _, inner in cell.cells_and_names() if isinstance(inner, Dropout)]
     assert found, "nothing to be switched off"
     return found
 

@@ -12,6 +12,7 @@ from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import initializer
 
 from src.errors import UserError
+from src.models.dropout import dropouts, set_key
 from src.training.optimizer import AdamW
 
 SCALE_GROWTH_STEPS = 1000  # steps without overflow after which the loss scale doubles
@@ -220,6 +221,9 @@ class TrainStep:
         loss_scale: start of the dynamic loss scale, or None without one.
         mean: :class:`src.training.ranks.MeanOverRanks`, or None on one device.
         max_bad_steps: how many in a row are too many.
+        mask_seed: what dropout's masks follow from beside the number of the step: the run's seed and the rank.
+
+    ``number``: steps taken; a run that goes on sets it.
     """
 
     def __init__(
@@ -230,6 +234,7 @@ class TrainStep:
         loss_scale: float | None = None,
         mean: nn.Cell | None = None,
         max_bad_steps: int = 1,
+        mask_seed: tuple[int, ...] = (),
     ) -> None:
         self.fields, self.max_bad_steps = objectives.fields, max_bad_steps
         self.metrics: tuple[str, ...] = getattr(objectives, "metrics", ())
@@ -240,6 +245,7 @@ class TrainStep:
         self.update = Update(optimizer, clip_norm, len(self.names), loss_scale, mean, after_update)
         self.graph = Step(self.gradients, self.update)
         self.graph.set_train()
+        self.mask_seed, self.drops, self.number = mask_seed, bool(dropouts(self.graph)), 0
         self.report: Tensor | None = None
 
     def state(self) -> dict[str, Parameter]:
@@ -250,6 +256,9 @@ class TrainStep:
     def __call__(self, batch: Mapping[str, np.ndarray]) -> None:
         if self.before_step is not None:
             batch = {**batch, **self.before_step(batch)}
+        if self.drops:
+            set_key(*self.mask_seed, self.number)
+        self.number += 1
         self.report = self.graph(*[Tensor(batch[name]) for name in self.fields])
 
     def result(self) -> StepResult:

@@ -99,6 +99,7 @@ class Trainer:
             INITIAL_LOSS_SCALE if config.runtime.precision == "fp16" else None,
             MeanOverRanks(ranks) if ranks > 1 else None,
             config.train.max_bad_steps,
+            (config.seed, self.rank),
         )
 
     def _build_evaluation(self) -> Evaluation | None:
@@ -143,6 +144,7 @@ class Trainer:
                 self._say(line)
 
     def _resume(self, folder: Path) -> None:
+        self.step.number = self.step_number
         checkpoint.load_weights(self.model, folder)
         path = folder / files.OPTIMIZER
         files.set_parameters(self.step.state(), files.read_tensors(path), path)
