@@ -268,7 +268,7 @@ def test_only_fp16_has_a_loss_scale(tiny: Config, tmp_path: Path, kind: str, sca
 
 def test_what_a_skipped_step_logs_is_finite() -> None:
     scalars = _scalars(StepResult({"total": 2.0}, {}, float("inf"), 0.0, True, 8.0, 0), 3.0)
-    assert scalars == {"loss": 2.0, "lr": 0.0, "samples_per_second": 3.0}
+    assert scalars == {"loss": 2.0, "lr": 0.0, "loss_scale": 8.0, "samples_per_second": 3.0}
 
 
 def test_a_run_that_goes_on_in_fp16_begins_with_its_scale(tiny: Config, tmp_path: Path) -> None:

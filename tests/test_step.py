@@ -10,12 +10,13 @@ from mindspore import Parameter, Tensor, nn, ops
 
 from src.config import OptimizerConfig
 from src.objectives.peers import GatherRows
-from src.training import step
+from src.training import graphs
+from src.training.graphs import square_sum
 from src.training.muon import build_optimizer
 from src.training.optimizer import AdamW
 from src.training.ranks import MeanOverRanks
 from src.training.schedule import learning_rates
-from src.training.step import NonFiniteError, TrainStep, square_sum
+from src.training.step import NonFiniteError, TrainStep
 from tests.oracles import random, run_mode, take
 
 ONES = {"x": np.ones(2, np.float32)}
@@ -185,8 +186,8 @@ def scale_of(train: TrainStep) -> tuple[float, int]:
 
 
 def test_the_scale_grows_after_enough_clean_steps_and_begins_to_count_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert step.SCALE_GROWTH_STEPS == 1000
-    monkeypatch.setattr(step, "SCALE_GROWTH_STEPS", 3)
+    assert graphs.SCALE_GROWTH_STEPS == 1000
+    monkeypatch.setattr(graphs, "SCALE_GROWTH_STEPS", 3)
     _, train = given_step(scale=8.0)
     found = []
     for _ in range(7):
@@ -298,7 +299,7 @@ def test_a_run_in_another_precision_begins_anew_with_the_scale() -> None:
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
 def test_a_step_goes_on_from_its_state(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Moments, place in the schedule, loss scale and clean steps."""
-    monkeypatch.setattr(step, "SCALE_GROWTH_STEPS", 3)
+    monkeypatch.setattr(graphs, "SCALE_GROWTH_STEPS", 3)
     pair = [given_step(kind, scale=8.0) for _ in range(2)]
     (first, before), (second, after) = pair
     for number in range(5):

@@ -54,10 +54,11 @@ class TrainConfig:
     save_every: int = 500
     eval_every: int = 0  # 0: only at the end
     keep_checkpoints: int = 2
+    accumulate: int = 1  # a step takes its batch in so many parts, with the losses and gradients of the whole
     max_bad_steps: int = 1  # the run stops at so many steps in a row whose losses or gradients are not finite
 
     def __post_init__(self) -> None:
-        for name in ("steps", "log_every", "save_every", "keep_checkpoints", "max_bad_steps"):
+        for name in ("steps", "log_every", "save_every", "keep_checkpoints", "accumulate", "max_bad_steps"):
             require(getattr(self, name) > 0, name, "must be positive")
         require(bool(self.output), "output", "must name a folder")
         require(self.eval_every >= 0, "eval_every", "must not be negative")

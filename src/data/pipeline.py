@@ -211,11 +211,13 @@ class Loader:
     def _randomise(self, batch: Batch, row: int, sample: Sample) -> None:
         """Fills the random fields of a row.
 
-        The masks come late: they take a varying number of random numbers. The noise comes last: it takes as many as the
-        batch has rows, and a sample's masks do not depend on the batch that it is in.
+        The masks come last: they take a varying number of random numbers. The noise has a generator of its own: it
+        takes as many numbers as the batch has rows, and nothing else of a sample depends on the batch that it is in.
         """
         objectives, presence = self.config.objectives, batch["presence"][row]
         rng = masking.sample_rng(self.config.seed, sample.epoch, sample.number)
+        noise = np.random.default_rng(rng.integers(2**63))
+        batch["match_noise"][row] = noise.gumbel(size=len(batch["match_noise"]))
         batch["match_case"][row], batch["match_presence"][row] = masking.sample_match(presence, rng)
         given = masking.sample_given(objectives.denoise_text.given, presence, 0.0, rng)
         batch["denoise_text_presence"][row] = given
@@ -234,7 +236,6 @@ class Loader:
             masked = masking.mask_words(ids, words, slots, objectives.masking.ratio, self.tokenizer, rng)
             for name, value in zip(("mlm_ids", "mlm_positions", "mlm_labels", "mlm_weights"), masked, strict=True):
                 batch[name][row] = value
-        batch["match_noise"][row] = rng.gumbel(size=len(batch["match_noise"]))
 
     def _places(self, batch: Batch, row: int) -> dict[str, int]:
         """How many patches (or regions) and audio tokens the row has."""

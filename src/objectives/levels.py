@@ -5,8 +5,9 @@ A level is a Cell with
 - ``names``: its active losses, in their order;
 - ``reads``: the modalities whose clean tokens it reads;
 - ``count``: how many rows of the cross-modal encoder it takes;
+- ``state``: what the level samples, by the embeddings of the whole batch;
 - ``rows``: their seven tensors (tokens of text, image and audio, the three masks, presence), made from the views of
-  :mod:`src.objectives.views`, and a state for its losses;
+  :mod:`src.objectives.views` and the clean views of the whole batch, of which these rows may be a part;
 - ``weights``: one tensor for each loss, 0 where an item does not count: a loss is the mean over its items;
 - ``losses``: of the fused rows (count, L, D) and their mask (count, L), with these weights and the count by which the
   sum of each loss is divided.
@@ -57,8 +58,11 @@ class TokenLevel(nn.Cell):
         }
         self.reads = frozenset(which for which, read in context.items() if read)
 
-    def rows(self, batch, views, embeddings):
-        return (*views[1], batch["presence"][: self.count]), ()
+    def state(self, batch, embeddings):
+        return ()
+
+    def rows(self, batch, views, whole, state):
+        return (*views[1], batch["presence"][: self.count])
 
     def weights(self, batch, state):
         n, found = self.count, ()
@@ -149,10 +153,10 @@ class SampleLevel(nn.Cell):
         self.count = level_rows(batch_size, config.matching.batch_share)
         self.reads = frozenset({TEXT, IMAGE, AUDIO})
 
-    def rows(self, batch, views, embeddings):
+    def state(self, batch, embeddings):
+        """Which text, image and audio of the batch each row is made of, and whether that is a row: 4 × (n,)."""
         n = self.count
-        text, image, audio, text_mask, image_mask, audio_mask = views[0]
-        text_index, image_index, audio_index, valid = build_rows(
+        return build_rows(
             batch["match_case"][:n],
             batch["match_presence"][:n],
             batch["image_id"],
@@ -164,16 +168,19 @@ class SampleLevel(nn.Cell):
             ops.stop_gradient(self.model.scale()),
             batch["match_noise"][:n],
         )
-        rows = (
+
+    def rows(self, batch, views, whole, state):
+        text, image, audio, text_mask, image_mask, audio_mask = whole
+        text_index, image_index, audio_index, _ = state
+        return (
             ops.gather(text, text_index, 0),
             ops.gather(image, image_index, 0),
             ops.gather(audio, audio_index, 0),
             ops.gather(text_mask, text_index, 0),
             ops.gather(image_mask, image_index, 0),
             ops.gather(audio_mask, audio_index, 0),
-            batch["match_presence"][:n],
+            batch["match_presence"][: self.count],
         )
-        return rows, (text_index, image_index, audio_index, valid)
 
     def weights(self, batch, state):
         """(n,): 0 where a row shows too little, or the batch held no negative."""
@@ -218,7 +225,10 @@ class ModalityLevel(nn.Cell):
         shown = "+".join("+".join(given[name]) for name in self.names)
         self.reads = frozenset(which for which, name in enumerate(MODALITIES) if name in shown)
 
-    def rows(self, batch, views, embeddings):
+    def state(self, batch, embeddings):
+        return ()
+
+    def rows(self, batch, views, whole, state):
         text, image = self.text_from, self.image_from
         image_end = image + self.image_rows
         if self.makes_text and self.makes_image:
@@ -228,13 +238,13 @@ class ModalityLevel(nn.Cell):
             presence = ops.concat(
                 (batch["denoise_text_presence"][text:], batch["denoise_image_presence"][image:image_end]), 0
             )
-            return (*both, presence), ()
+            return (*both, presence)
         first, name = (text, "denoise_text_presence") if self.makes_text else (image, "denoise_image_presence")
         last = first + self.count
         part = ()
         for tokens in views[0]:
             part = (*part, tokens[first:last])
-        return (*part, batch[name][first:last]), ()
+        return (*part, batch[name][first:last])
 
     def weights(self, batch, state):
         """Of the words behind [CLS] of rows that are given something, and of the codes of rows that have an image.

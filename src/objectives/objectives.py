@@ -70,17 +70,33 @@ class Objectives(nn.Cell):
 
     def construct(self, batch):
         views = self.views(batch)
+        embeddings, states, counts = self.plan(batch, views[0])
+        losses = ()
+        if self.contrasts:
+            losses = (self.contrastive(batch, embeddings, counts[0]),)
+        return self.add_up((*losses, *self.level_losses(batch, views, views[0], embeddings, states, counts)))
+
+    def plan(self, batch, clean):
+        """What the losses of a batch share: embeddings, what each level samples, and each loss' count."""
         embeddings = None
         if self.embeds:
-            embeddings = self.embed(views[0])
-        rows, states, weights = self.level_rows(batch, views, embeddings)
-        counts, losses = self.counts(weights), ()
+            embeddings = self.embed(clean)
+        states = ()
+        for level in self.levels:
+            states = (*states, level.state(batch, embeddings))
+        return embeddings, states, self.counts(self.item_weights(batch, states))
+
+    def item_weights(self, batch, states):
+        """One tensor for each loss: what its items weigh."""
+        weights = ()
         if self.contrasts:
-            losses = (*losses, self.contrastive(batch, embeddings, counts[0]))
-        if self.single_modality is not None:
-            losses = (*losses, self.single_modality_loss(batch, views[0], weights[0], counts[0]))
-        elif len(self.levels) > 0:
-            losses = (*losses, *self.level_losses(batch, views[0], embeddings, rows, states, weights, counts))
+            weights = (contrastive_queries(batch["presence"]),)
+        for i in range(len(self.levels)):
+            weights = (*weights, *self.levels[i].weights(batch, states[i]))
+        return weights
+
+    def add_up(self, losses):
+        """The weighted sum, then each loss."""
         total = losses[0] * self.weights[0]
         for i in range(1, len(self.weights)):
             total = total + losses[i] * self.weights[i]
@@ -93,34 +109,37 @@ class Objectives(nn.Cell):
         embedded_image = model.embed_image(image, image_mask)
         return model.embed_text(text, text_mask), embedded_image, model.embed_audio(audio, audio_mask)
 
-    def level_rows(self, batch, views, embeddings):
-        """The seven stacks of all levels' rows, each level's state, and what the items of every loss weigh."""
-        stacks, states, weights = ((), (), (), (), (), (), ()), (), ()
-        if self.contrasts:
-            weights = (contrastive_queries(batch["presence"]),)
-        for level in self.levels:
-            state = ()
-            if self.single_modality is None:
-                rows, state = level.rows(batch, views, embeddings)
-                stacks = _append(stacks, rows)
-            states, weights = (*states, state), (*weights, *level.weights(batch, state))
-        return stacks, states, weights
+    def level_losses(self, batch, views, whole, embeddings, states, counts):
+        """The losses of all levels, from one pass of the cross-modal encoder over all their rows.
 
-    def level_losses(self, batch, clean, embeddings, stacks, states, weights, counts):
-        """The losses of all levels, from one pass of the cross-modal encoder over all their rows."""
+        Args:
+            batch: of these rows.
+            views: of them, as :class:`src.objectives.views.Views` gives them.
+            whole: the clean views of the whole batch.
+            embeddings: of the whole batch.
+            states: what each level has sampled for these rows.
+            counts: of every loss, that of the contrastive one included.
+        """
+        if len(self.levels) == 0:
+            return ()
+        if self.single_modality is not None:
+            return (self.single_modality_loss(batch, views[0], counts[0]),)
+        stacks = ((), (), (), (), (), (), ())
+        for i in range(len(self.levels)):
+            stacks = _append(stacks, self.levels[i].rows(batch, views, whole, states[i]))
         fused, mask = self.model.cross_encoder(*[_stack(parts) for parts in stacks])
         losses = ()
         first, place = 0, int(self.contrasts)  # of a level's rows in the stack, and of its losses
         for i in range(len(self.levels)):
-            level = self.levels[i]
+            level, state = self.levels[i], states[i]
             last, end = first + level.count, place + len(level.names)
-            own = weights[place:end], counts[place:end]
-            found = level.losses(batch, clean, embeddings, fused[first:last], mask[first:last], states[i], *own)
+            shares = level.weights(batch, state), counts[place:end]
+            found = level.losses(batch, views[0], embeddings, fused[first:last], mask[first:last], state, *shares)
             losses = (*losses, *found)
             first, place = last, end
         return losses
 
-    def single_modality_loss(self, batch, clean, weights, count):
+    def single_modality_loss(self, batch, clean, count):
         """The modality level where its rows show one modality: fused at its own length, with the same result."""
         level = self.levels[0]
         _, image, audio, _, image_mask, audio_mask = clean
@@ -134,7 +153,7 @@ class Objectives(nn.Cell):
         logits = decoder.score(
             level.input_ids(batch), decoder.read(fused, self.single_modality_positions), padding_bias(mask)
         )
-        return level.text_loss(batch, logits, weights, count)
+        return level.text_loss(batch, logits, level.weights(batch, ())[0], count)
 
     def contrastive(self, batch, embeddings, queries):
         """Mean over the queries of all directions, so that every pair weighs the same; negatives come from all ranks.

@@ -75,6 +75,11 @@ class Muon(nn.Cell):
         """What a checkpoint must keep, by name."""
         return self.adam.state() | {p.name: p for p in self.momenta}
 
+    @property
+    def packed_shapes(self) -> list[tuple[int, ...]]:
+        """As of :class:`AdamW`."""
+        return [momentum.shape for momentum in self.momenta] + self.adam.packed_shapes
+
     def pack(self, gradients: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """As :meth:`AdamW.pack`."""
         matrices = len(self.parameters_) - len(self.adam.parameters_)

@@ -127,6 +127,11 @@ class AdamW(nn.Cell):
         """What a checkpoint must keep, by name."""
         return {p.name: p for p in (*self.first, *self.second, self.step)}
 
+    @property
+    def packed_shapes(self) -> list[tuple[int, ...]]:
+        """Of what :meth:`pack` gives."""
+        return [place.shape for place in self.places]
+
     def pack(self, gradients: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """What the update reads. Args: gradients: one a trained parameter, in the order of ``parameters_``."""
         single = len(self.places) - len(self.stacks)

@@ -2,6 +2,7 @@
 
 import time
 from collections import deque
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,10 @@ from src.files import write_text
 from src.inference.engine import Engine
 from src.models.build import build_model
 from src.models.opt import count_parameters
-from src.objectives.peers import Peers
+from src.objectives.peers import ALONE, Peers
 from src.report.tables import table
 from src.tasks import registry
+from src.training.accumulation import part_size
 from src.training.continuation import check_init, check_resume
 from src.training.layer_rates import unfrozen
 from src.training.log import RunLog
@@ -82,6 +84,11 @@ class Trainer:
     def _build_step(self, ranks: int) -> TrainStep:
         config = self.config
         objectives = self.task.objectives(self.model, self.trained, Peers(self.rank, ranks))
+        part = None
+        if config.train.accumulate > 1:
+            size = part_size(config)
+            smaller = replace(self.trained, data=replace(config.data, batch_size=size))
+            part = self.task.objectives(self.model, smaller, ALONE)
         steps, warmup = config.train.steps, warmup_steps(config.optimizer, config.train.steps)
         if warmup < config.optimizer.warmup_steps:
             wanted = config.optimizer.warmup_steps
@@ -100,6 +107,7 @@ class Trainer:
             MeanOverRanks(ranks) if ranks > 1 else None,
             config.train.max_bad_steps,
             (config.seed, self.rank),
+            part,
         )
 
     def _build_evaluation(self) -> Evaluation | None:
@@ -239,11 +247,11 @@ class Trainer:
 
     def _measure(self) -> dict[str, float]:
         """The metrics to be logged, by name."""
-        self.step.graph.set_train(False)
+        self.step.set_train(False)
         try:
             metrics = self.evaluation.run(self.config.data.eval_split, settings=glance(self.trained.eval))
         finally:
-            self.step.graph.set_train(True)
+            self.step.set_train()
         return self.evaluation.logged(metrics)
 
     def _save(self, evaluation_due: bool = False) -> None:
