@@ -97,16 +97,17 @@ class Supervisor:
     def _stop(self, msrun: subprocess.Popen) -> int:
         """Passes the first signal on."""
         first = self.signals[0]
-        self._end(msrun, first)
+        self._end(msrun, first, heard=1)
         say(f"all ranks of this machine were ended by {first.name}")
         return 128 + first
 
     def _finish(self, msrun: subprocess.Popen) -> int:
         """msrun has ended, or a process has failed."""
         failures = self._failures()
-        self._end(msrun, signal.SIGTERM)
+        self._end(msrun, signal.SIGTERM, heard=0)
         if not failures:
-            return msrun.returncode
+            code = msrun.returncode
+            return code if code >= 0 else 128 - code  # as shells count what a signal ended
         first, *others = failures
         path = self.log_dir / first.log
         also = f" (then also: {', '.join(f'{end.name} with {end.code}' for end in others)})" if others else ""
@@ -117,26 +118,30 @@ class Supervisor:
             say("if another machine failed first, its output says why: ranks whose partners are gone fail, too")
         return first.code
 
-    def _end(self, msrun: subprocess.Popen, kind: signal.Signals) -> None:
+    def _end(self, msrun: subprocess.Popen, kind: signal.Signals, heard: int) -> None:
         """Sends the signal to every process and waits for their end.
 
-        Those that are still there after GRACE seconds, or when another signal comes, are killed; so is the scheduler
-        when no other process needs it.
+        Those that are still there after GRACE seconds, or when more than the ``heard`` signals have come, are killed;
+        so is the scheduler when no other process needs it.
         """
         if msrun.poll() is None:
             msrun.kill()  # first: it would kill the ranks before they can end
             msrun.wait()
-        heard, told, deadline = len(self.signals), set(), time.monotonic() + GRACE
+        told: set[int] = set()
+        began = time.monotonic()
         while living := descendants():
+            waited = time.monotonic() - began
+            if waited > 2 * GRACE:
+                say(f"the processes {', '.join(map(str, sorted(living)))} do not end, even killed")
+                return
             schedulers = {pid for pid in living if has_variable(pid, SCHEDULER)}
-            at_once = len(self.signals) > heard or time.monotonic() > deadline
             send(living - schedulers - told, kind)
             told |= living
-            send(living if at_once else schedulers if living == schedulers else set(), signal.SIGKILL)
+            if len(self.signals) > heard or waited > GRACE or living == schedulers:
+                send(living, signal.SIGKILL)
             reap()
             self.shown.show()
             time.sleep(POLL / 4)
-        reap()
         self.shown.show()
 
 
