@@ -125,6 +125,14 @@ def test_ranks_that_succeed(folder: Path) -> None:
     assert process.returncode == 0
 
 
+def test_what_an_earlier_launch_left_is_not_taken_for_this_ones(folder: Path) -> None:
+    supervise(folder, "fail").communicate(timeout=PATIENCE)
+    for name in ("scheduler", "rank 0", "rank 1"):
+        (folder / name).unlink()
+    process = supervise(folder, "succeed")
+    assert process.communicate(timeout=PATIENCE) == ("rank 0 started\n", "") and process.returncode == 0
+
+
 def test_a_rank_that_fails_ends_all_and_is_named(folder: Path) -> None:
     process = supervise(folder, "fail")
     output, errors = process.communicate(timeout=PATIENCE)

@@ -56,7 +56,8 @@ class Supervisor:
     def __init__(self, log_dir: Path, shown: int, alone: bool = True) -> None:
         self.log_dir = log_dir
         self.alone = alone
-        self.ended = log_dir / "ended"
+        self.folder = log_dir / f"from_rank_{shown}"  # of this machine: others may share log_dir
+        self.ended = self.folder / "ended"
         self.shown = Follower(log_dir / f"worker_{shown}.log")
         self.signals: list[signal.Signals] = []
 
@@ -66,7 +67,11 @@ class Supervisor:
         for kind in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             if signal.getsignal(kind) != signal.SIG_IGN:  # as nohup leaves SIGHUP
                 signal.signal(kind, lambda number, _: self.signals.append(signal.Signals(number)))
-        environment = environment | {"PATH": f"{self._make_python()}:{environment.get('PATH', os.defpath)}"}
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for earlier in (self.ended, self.shown.path):
+            earlier.unlink(missing_ok=True)
+        self._make_python()
+        environment = environment | {"PATH": f"{self.folder}:{environment.get('PATH', os.defpath)}"}
         # a session of its own: who signals the group of this process does not reach msrun, which kills its ranks
         msrun = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, start_new_session=True)
         while msrun.poll() is None and not self.signals and not self._failures():
@@ -76,15 +81,13 @@ class Supervisor:
             return self._stop(msrun)
         return self._finish(msrun)
 
-    def _make_python(self) -> Path:
-        """Writes the stand-in for Python into a folder of its own."""
-        folder = self.log_dir / "bin"
-        folder.mkdir(parents=True, exist_ok=True)
-        names = {"folder": folder, "python": sys.executable, "ended": self.ended}
+    def _make_python(self) -> None:
+        """Writes the stand-in for Python."""
+        names = {"folder": self.folder, "python": sys.executable, "ended": self.ended}
         head = " ".join(f"{name}={shlex.quote(str(value))}" for name, value in names.items())
-        (folder / "python").write_text(f"#!/bin/sh\n{head}{STAND_IN}", encoding="utf-8")
-        (folder / "python").chmod(0o755)
-        return folder
+        stand_in = self.folder / "python"
+        stand_in.write_text(f"#!/bin/sh\n{head}{STAND_IN}", encoding="utf-8")
+        stand_in.chmod(0o755)
 
     def _failures(self) -> list[End]:
         """Processes that failed, the first one first."""
