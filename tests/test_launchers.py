@@ -374,22 +374,22 @@ def options_of(call: dict) -> dict[str, str]:
 
 
 def test_rank_table(house: House):
-    call = msrun(house, rank_table(house, "10.9.8.7"), DEVICE_TARGET="Ascend")
+    call = msrun(house, rank_table(house, "192.0.2.7"), DEVICE_TARGET="Ascend")
     options = options_of(call)
     assert options["rank_table_file"] == "hccl.json" and options["worker_num"] == options["local_worker_num"] == "2"
     assert call["environment"]["ASCEND_RT_VISIBLE_DEVICES"] is None
-    call = msrun(house, rank_table(house, "10.9.8.7", devices=(5, 4)), DEVICE_TARGET="Ascend", RANK_SIZE="2")
+    call = msrun(house, rank_table(house, "192.0.2.7", devices=(5, 4)), DEVICE_TARGET="Ascend", RANK_SIZE="2")
     assert call["environment"]["ASCEND_RT_VISIBLE_DEVICES"] == "5,4"
 
 
 def test_a_rank_table_of_several_servers(house: House):
     """Number of ranks, this machine's number and the place to meet follow from the table."""
-    options = options_of(msrun(house, rank_table(house, "10.9.8.7", "127.0.0.1"), DEVICE_TARGET="Ascend"))
-    expected = {"worker_num": "4", "local_worker_num": "2", "node_rank": "1", "master_addr": "10.9.8.7"}
+    options = options_of(msrun(house, rank_table(house, "192.0.2.7", "127.0.0.1"), DEVICE_TARGET="Ascend"))
+    expected = {"worker_num": "4", "local_worker_num": "2", "node_rank": "1", "master_addr": "192.0.2.7"}
     assert options.items() >= expected.items() and options["master_port"] == "8118"
     options = options_of(msrun(house, "hccl.json", DEVICE_TARGET="Ascend", NODE_RANK="1", MASTER_PORT="9000"))
     assert options.items() >= expected.items() and options["master_port"] == "9000"
-    rank_table(house, "10.9.8.6", "10.9.8.7")
+    rank_table(house, "192.0.2.6", "192.0.2.7")
     result = house.run(DISTRIBUTED, "hccl.json", DEVICE_TARGET="Ascend")
     assert result.returncode == 2
     assert "error: hccl.json does not say which server this machine is: set NODE_RANK, 0 to 1" in result.stdout
@@ -402,10 +402,10 @@ def test_several_machines(house: House, device: str):
     options = options_of(msrun(house, **first, MASTER_PORT="12399"))
     expected = {"worker_num": str(2 * local), "local_worker_num": str(local), "master_port": "12399"}
     assert options.items() >= {**expected, "node_rank": "0", "master_addr": "127.0.0.1"}.items()
-    second = {**first, "NODE_RANK": "1", "MASTER_ADDR": "10.9.8.7", "RANK_SIZE": "6"}
+    second = {**first, "NODE_RANK": "1", "MASTER_ADDR": "192.0.2.7", "RANK_SIZE": "6"}
     options = options_of(msrun(house, **second))
     expected = {"worker_num": "6", "local_worker_num": "3", "node_rank": "1", "master_port": "8118"}
-    assert options.items() >= {**expected, "master_addr": "10.9.8.7"}.items()
+    assert options.items() >= {**expected, "master_addr": "192.0.2.7"}.items()
 
 
 @pytest.mark.parametrize(
@@ -414,7 +414,7 @@ def test_several_machines(house: House, device: str):
         ({"NODE_RANK": ""}, "NODE_RANK is not set: expected 0 to 1"),
         ({"NODE_RANK": "2"}, "NODE_RANK is 2: expected 0 to 1"),
         ({"MASTER_ADDR": ""}, "MASTER_ADDR is not set"),
-        ({"MASTER_ADDR": "10.9.8.7"}, "MASTER_ADDR is 10.9.8.7, no address of this machine"),
+        ({"MASTER_ADDR": "192.0.2.7"}, "MASTER_ADDR is 192.0.2.7, no address of this machine"),
         ({"RANK_SIZE": "3"}, "RANK_SIZE is 3, the ranks of all machines: expected a multiple of NNODES, 2"),
     ],
 )
@@ -445,7 +445,7 @@ def test_a_device_that_is_not_there_ends_a_distributed_run(house: House):
 
 
 def test_a_rank_table_that_does_not_fit_is_refused(house: House):
-    table = rank_table(house, "10.9.8.7")
+    table = rank_table(house, "192.0.2.7")
     refused(house.run(DISTRIBUTED, table), house, "RANK_TABLE_FILE is for Ascend")
     result = house.run(DISTRIBUTED, table, DEVICE_TARGET="Ascend", RANK_SIZE="8")
     refused(result, house, "'hccl.json'", "names 2 ranks, RANK_SIZE is 8")

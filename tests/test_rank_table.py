@@ -173,6 +173,12 @@ def test_a_table_says_which_machine_this_is(write) -> None:
     table = write(of_devices())
     assert place(Request(port=9000, table=table)) == Place(4, 2, 0, HOST, 9000, (4, 5))
     assert place(Request(port=9000, table=table, node=1)) == Place(4, 2, 1, HOST, 9000, (4, 5))
+    for request, found in (
+        (Request(9000, ranks=8, table=table), "8 ranks"),
+        (Request(9000, nodes=3, table=table), "3 "),
+    ):
+        with pytest.raises(LaunchError, match=f"expected {found}"):
+            place(request)
     table = write(of_ranks())
     with pytest.raises(LaunchError, match=r"set NODE_RANK, 0 to 1 in the order of ranks \(rack0-pod0, rack0-pod1\)"):
         place(Request(port=9000, table=table))

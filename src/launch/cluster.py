@@ -76,6 +76,8 @@ def place(request: Request) -> Place:
     if request.nodes not in (None, nodes):
         raise LaunchError(f"{request.table}: expected {request.nodes} servers (NNODES), found {nodes}")
     ranks = sum(len(server.ranks) for server in servers) or request.ranks or nodes * RANKS_OF_A_MACHINE
+    if servers and request.ranks not in (None, ranks):
+        raise LaunchError(f"{request.table}: expected {request.ranks} ranks (RANK_SIZE), found {ranks}")
     if ranks % nodes:
         raise LaunchError(f"RANK_SIZE is {ranks}, the ranks of all machines: expected a multiple of NNODES, {nodes}")
     node = _node(request, servers, nodes)
