@@ -139,7 +139,10 @@ def fit_tensors(
     vocabulary = NewVocabulary(ours, theirs)
     for number, name in enumerate(tables):
         if len(arrays[name]) != len(theirs):
-            raise CheckpointError(f"{folder / VOCAB} has {len(theirs)} tokens, but {name} {len(arrays[name])} rows")
+            raise CheckpointError(
+                f"{folder / VOCAB} has {len(theirs)} tokens, but tensor {name} {len(arrays[name])} rows: they are not "
+                "of the same run; put the vocabulary there that the weights were trained with"
+            )
         if arrays[name].shape[1:] == shapes[name][1:]:
             converted[name] = vocabulary.convert(arrays[name], TOKEN_ROWS[name], config.seed + number)
     title = f"{config.model.text.vocab} with {len(ours)} tokens, instead of the {len(theirs)} of {folder}"
