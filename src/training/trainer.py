@@ -24,7 +24,7 @@ from src.objectives.peers import ALONE, Peers
 from src.report.tables import table
 from src.tasks import registry
 from src.training.accumulation import part_size
-from src.training.continuation import check_init, check_resume
+from src.training.continuation import check_resume, start_from
 from src.training.layer_rates import unfrozen
 from src.training.log import RunLog
 from src.training.muon import build_optimizer
@@ -131,14 +131,9 @@ class Trainer:
         self._cover()
         for report in init_encoders(self.model, self.config.model):
             self._say(report)
-        if not self.config.train.init_from:
-            return
-        folder = files.locate(self.config.train.init_from)
-        parts = {name.partition(".")[0] for name, _ in self.model.parameters_and_names()}
-        for line in check_init(self.config, folder, parts & checkpoint.parts_of(folder)):
-            self._say(line)
-        new, left = checkpoint.load_parts(self.model, folder)
-        self._say(f"weights of {folder}{_listed('; new: ', new)}{_listed('; not used: ', left)}")
+        if self.config.train.init_from:
+            for line in start_from(self.model, self.config):
+                self._say(line)
 
     def _cover(self) -> None:
         """Says what of the training data the model does not read.
@@ -266,10 +261,6 @@ class Trainer:
                 self.state,
                 self.config.train.keep_checkpoints,
             )
-
-
-def _listed(title: str, names: list[str]) -> str:
-    return title + ", ".join(names) if names else ""
 
 
 def parameter_table(model: nn.Cell) -> str:
