@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Iterator
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -93,9 +92,16 @@ def uneven_batch() -> Arrays:
     return batch
 
 
-@pytest.mark.parametrize(("group", "parts"), [*((group, 2) for group in GROUPS), ("all", 4)])
-def test_parts_are_as_the_whole(group: str, parts: int) -> None:
+@pytest.mark.parametrize(
+    ("group", "parts", "kind"), [*((group, 2, "graph") for group in GROUPS), ("all", 4, "pynative")]
+)
+def test_parts_are_as_the_whole(group: str, parts: int, kind: str) -> None:
     """Two steps: losses, the gradients' norm, moments and weights."""
+    with run_mode(kind):
+        compare_parts(group, parts)
+
+
+def compare_parts(group: str, parts: int) -> None:
     config, batch = objectives_of(group), uneven_batch()
     steps = [make_step(config, count) for count in (1, parts)]
     for _ in range(2):
@@ -135,7 +141,7 @@ def test_a_bad_part_spoils_its_step_and_no_other() -> None:
 
 def test_dropout_is_the_same_when_a_part_is_encoded_again() -> None:
     """The gradient is that of the loss: its product with a direction is the loss' slope along it."""
-    step, batch = make_step(replace(objectives_of("contrastive")), 2, dropout=0.3), uneven_batch()
+    step, batch = make_step(objectives_of("contrastive"), 2, dropout=0.3), uneven_batch()
     step.update.optimizer = Still()
     weight = step.gradients.objectives.model.text_encoder.transformer.blocks[0].ffn.down.weight
     start, direction = weight.asnumpy().copy(), np.random.default_rng(0).standard_normal(weight.shape)

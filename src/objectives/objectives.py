@@ -6,18 +6,21 @@ permuting rows). The cross-modal encoder runs once, on the stacked rows of all l
 that have a loss.
 """
 
+from collections.abc import Collection
+
 import mindspore as ms
+import numpy as np
 from mindspore import Tensor, nn, ops
 
 from src.config import ObjectivesConfig
-from src.data.schema import AUDIO, COUPLES, IMAGE, MODALITIES, TEXT
+from src.data.schema import AUDIO, COUPLES, IMAGE, JOINT, MODALITIES, TEXT
 from src.losses.contrastive import contrastive_loss
 from src.losses.positives import alike, same
 from src.models.layers import padding_bias
 from src.models.opt import OPT
 from src.objectives.levels import ModalityLevel, SampleLevel, TokenLevel
 from src.objectives.peers import ALONE, Counts, Peers
-from src.objectives.table import ENCODERS, active_objectives, needed_fields, reached_parts
+from src.objectives.table import ENCODERS, HEADS, active_objectives, needed_fields, reached_parts
 from src.objectives.views import Views
 
 
@@ -29,6 +32,7 @@ class Objectives(nn.Cell):
         config: weights and shares of the batch; an objective of weight 0 is left out of the graph.
         batch_size: B.
         peers: the other ranks: contrastive candidates are theirs too, and each loss is the mean over all ranks' items.
+        absent: modalities that no sample has: they are neither encoded nor compared.
 
     Inputs:
         batch: dict of the tensors that :func:`needed_fields` names.
@@ -38,13 +42,19 @@ class Objectives(nn.Cell):
         several ranks their mean over the ranks is the loss of the whole batch, whatever the ranks' samples have.
     """
 
-    def __init__(self, model: OPT, config: ObjectivesConfig, batch_size: int, peers: Peers = ALONE) -> None:
+    def __init__(
+        self, model: OPT, config: ObjectivesConfig, batch_size: int, peers: Peers = ALONE, absent: Collection[int] = ()
+    ) -> None:
         super().__init__(auto_prefix=False)  # the parameters keep the names that they have in the model
         self.model, self.gather, self.counts = model, peers.gather(), Counts(peers)
-        self.names, self.fields = active_objectives(config), needed_fields(config, model.image_input)
+        self.names, self.absent = active_objectives(config), frozenset(absent)
+        self.fields = needed_fields(config, model.image_input, self.absent)
         self.weights = tuple(float(getattr(config.weights, name)) for name in self.names)
         self.contrasts = "contrastive" in self.names
         self.embeds = self.contrasts or "matching" in self.names
+        gone = self.absent | ({JOINT} if self.absent & {TEXT, AUDIO} else set())
+        self.couples = tuple(couple for couple in COUPLES if not gone & set(couple))
+        self.no_embedding = Tensor(np.zeros((batch_size, model.text_head.project.weight.shape[0]), np.float32))
         # in the order of their losses
         levels = [kind(model, config, batch_size) for kind in (TokenLevel, SampleLevel, ModalityLevel)]
         self.levels = nn.CellList([level for level in levels if level.names], auto_prefix=False)
@@ -52,7 +62,8 @@ class Objectives(nn.Cell):
         if self.single_modality is not None:
             self.single_modality_positions = Tensor(model.cross_encoder.single_modality_positions(self.single_modality))
         read = {TEXT, IMAGE, AUDIO} if self.embeds else set()
-        self.reads = read.union(*(level.reads for level in self.levels))  # only what a loss reads is encoded
+        # only what a loss reads is encoded
+        self.reads = frozenset(read.union(*(level.reads for level in self.levels))) - self.absent
         self.views = Views(model, batch_size, self.reads, levels[0] if levels[0].names else None)
 
     def _find_single_modality(self, config: ObjectivesConfig) -> int | None:
@@ -65,8 +76,8 @@ class Objectives(nn.Cell):
 
     def trained_parts(self) -> frozenset[str]:
         """The model's parts that some active objective trains."""
-        parts = reached_parts(self.names)
-        return parts.union(ENCODERS[which] for level in self.levels for which in level.reads)
+        parts = reached_parts(self.names).union(ENCODERS[which] for level in self.levels for which in level.reads)
+        return parts - {part for which in self.absent for part in (ENCODERS[which], HEADS[which])}
 
     def construct(self, batch):
         views = self.views(batch)
@@ -90,7 +101,7 @@ class Objectives(nn.Cell):
         """One tensor for each loss: what its items weigh."""
         weights = ()
         if self.contrasts:
-            weights = (contrastive_queries(batch["presence"]),)
+            weights = (contrastive_queries(batch["presence"], self.couples),)
         for i in range(len(self.levels)):
             weights = (*weights, *self.levels[i].weights(batch, states[i]))
         return weights
@@ -106,8 +117,14 @@ class Objectives(nn.Cell):
         """Unit vectors (B, E) of text, image and audio."""
         text, image, audio, text_mask, image_mask, audio_mask = clean
         model = self.model
-        embedded_image = model.embed_image(image, image_mask)
-        return model.embed_text(text, text_mask), embedded_image, model.embed_audio(audio, audio_mask)
+        embedded_text = embedded_image = embedded_audio = self.no_embedding
+        if TEXT not in self.absent:
+            embedded_text = model.embed_text(text, text_mask)
+        if IMAGE not in self.absent:
+            embedded_image = model.embed_image(image, image_mask)
+        if AUDIO not in self.absent:
+            embedded_audio = model.embed_audio(audio, audio_mask)
+        return embedded_text, embedded_image, embedded_audio
 
     def level_losses(self, batch, views, whole, embeddings, states, counts):
         """The losses of all levels, from one pass of the cross-modal encoder over all their rows.
@@ -173,7 +190,7 @@ class Objectives(nn.Cell):
         embeddings, presence = self.with_joint(embeddings, presence)
         all_embeddings, all_presence = self.with_joint(all_embeddings, all_presence)
         total = 0.0
-        for couple in COUPLES:
+        for couple in self.couples:
             for x, y in (couple, couple[::-1]):
                 total = total + contrastive_loss(
                     embeddings[x],
@@ -196,10 +213,10 @@ def with_both(presence):
     return ops.concat((presence, presence[:, TEXT : TEXT + 1] * presence[:, AUDIO : AUDIO + 1]), 1)
 
 
-def contrastive_queries(presence):
+def contrastive_queries(presence, couples):
     """(B,) float32: in how many directions a sample is a query. What has both of a couple is one each way."""
     presence, queries = with_both(presence), 0
-    for couple in COUPLES:
+    for couple in couples:
         queries = queries + 2 * presence[:, couple[0]] * presence[:, couple[1]]
     return queries.astype(ms.float32)
 

@@ -3,9 +3,8 @@
 All tasks but the image tokenizer train the same network; which losses count is configuration.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from mindspore import nn
 
@@ -25,8 +24,8 @@ from src.objectives.peers import Peers
 from src.objectives.self_critical import build_self_critical
 
 
-def build_objectives(network: OPT, config: Config, peers: Peers) -> Objectives:
-    return Objectives(network, config.objectives, config.data.batch_size, peers)
+def build_objectives(network: OPT, config: Config, peers: Peers, absent: Collection[int] = ()) -> Objectives:
+    return Objectives(network, config.objectives, config.data.batch_size, peers, absent)
 
 
 @dataclass(frozen=True)
@@ -36,14 +35,15 @@ class Task:
     Args:
         evaluators: what is measured, in training and by eval.py.
         best_by: logged metrics, higher is better; the mean of those that a split has marks the best checkpoint.
-        objectives: (network, config, peers) → a Cell with names, fields, trained_parts() and,
-            where there are such, metrics, before_step and after_update (:class:`src.training.step.TrainStep`).
+        objectives: (network, config, peers) → a Cell with names, fields, trained_parts() and, where there are such,
+            metrics, before_step and after_update (:class:`src.training.step.TrainStep`). Where weights say what is
+            trained, it also takes ``absent``, the modalities that the data lacks.
         loader: (config, split, rank, ranks) → batches.
     """
 
     evaluators: tuple[type[Evaluator], ...]
     best_by: tuple[str, ...]
-    objectives: Callable[[Any, Config, Peers], nn.Cell] = build_objectives
+    objectives: Callable[..., nn.Cell] = build_objectives
     loader: type[Loader] = Loader
 
     @property

@@ -124,25 +124,26 @@ class Plan(nn.Cell):
         super().__init__(auto_prefix=False)
         self.whole, self.accumulator, self.update = whole, accumulator, update
         self.weight = whole.weights[0] if whole.contrasts else 0.0
-        # closed over nothing: the tokens come first, for their gradients
+        # the tokens come first, for their gradients
         self.differentiate = ops.value_and_grad(self.contrast, (0, 1, 2), optimizer.parameters_, has_aux=True)
 
     def construct(self, *given):
         if not self.whole.embeds:
             _, _, counts = self.whole.plan(name_tensors(self.whole.fields, given), ())
             return ops.stack(counts)
+        scale = self.update.loss_scale.value()
         if not self.whole.contrasts:
-            _, found = self.contrast(*given)
+            _, found = self.contrast(*given, scale)
             nothing = ()
             for tokens in given[:TOKENS]:
                 nothing = (*nothing, ops.zeros_like(tokens))
             return (*nothing, *found)
-        (_, found), (tokens, gradients) = self.differentiate(*given)
+        (_, found), (tokens, gradients) = self.differentiate(*given, scale)
         self.accumulator(gradients)
         return (*tokens, *found)
 
     def contrast(self, *given):
-        batch = name_tensors(self.whole.fields, given[VIEW:])
+        batch = name_tensors(self.whole.fields, given[VIEW:-1])
         embeddings, states, counts = self.whole.plan(batch, given[:VIEW])
         loss = ops.zeros((), ms.float32)
         if self.whole.contrasts:
@@ -150,7 +151,7 @@ class Plan(nn.Cell):
         sampled = ()
         for state in states:
             sampled = (*sampled, *state)
-        return loss * self.weight * self.update.loss_scale.value(), (loss, ops.stack(counts), *sampled)
+        return loss * self.weight * given[-1], (loss, ops.stack(counts), *sampled)
 
 
 class Score(nn.Cell):
@@ -182,7 +183,7 @@ class Score(nn.Cell):
     def construct(self, *given):
         first = VIEW + self.masked
         before, rest = given[first : first + TOKENS + 1], given[first + TOKENS + 1 :]
-        (_, losses), (tokens, gradients) = self.differentiate(*given[:first], *rest)
+        (_, losses), (tokens, gradients) = self.differentiate(*given[:first], *rest, self.update.loss_scale.value())
         self.accumulator(gradients)
         after = ()
         for i in range(TOKENS):
@@ -193,7 +194,7 @@ class Score(nn.Cell):
         part, whole, masked = self.part, given[:VIEW], given[VIEW : VIEW + self.masked]
         rest = given[VIEW + self.masked :]
         own, counts = self.own + rest[0], ops.unstack(rest[1])
-        batch = name_tensors(part.fields, rest[2 + self.state :])
+        batch = name_tensors(part.fields, rest[2 + self.state : -1])
         clean = ()
         for tensor in whole:
             clean = (*clean, ops.gather(tensor, own, 0))
@@ -205,7 +206,7 @@ class Score(nn.Cell):
                     state = (*state, ops.gather(tensor, own[: part.levels[i].count], 0))
             states = (*states, state)
         losses = part.level_losses(batch, (clean, masked), whole, part.embed(whole), states, counts)
-        return _total(losses, part.weights[self.contrasts :]) * self.update.loss_scale.value(), ops.stack(losses)
+        return _total(losses, part.weights[self.contrasts :]) * rest[-1], ops.stack(losses)
 
 
 class Backward(nn.Cell):
@@ -251,15 +252,15 @@ class Direct(nn.Cell):
         self.differentiate = ops.value_and_grad(self.score, None, optimizer.parameters_, has_aux=True)
 
     def construct(self, before, *given):
-        (_, losses), gradients = self.differentiate(*given)
+        (_, losses), gradients = self.differentiate(self.update.loss_scale.value(), *given)
         self.accumulator(gradients)
         return before + losses
 
-    def score(self, counts, *tensors):
+    def score(self, scale, counts, *tensors):
         batch = name_tensors(self.part.fields, tensors)
         views = self.part.views(batch)
         losses = self.part.level_losses(batch, views, views[0], None, self.states, ops.unstack(counts))
-        return _total(losses, self.part.weights) * self.update.loss_scale.value(), ops.stack(losses)
+        return _total(losses, self.part.weights) * scale, ops.stack(losses)
 
 
 class Finish(nn.Cell):

@@ -32,7 +32,7 @@ from src.training.optimizer import trained_parameters
 from src.training.ranks import MeanOverRanks
 from src.training.schedule import learning_rates, warmup_steps
 from src.training.step import INITIAL_LOSS_SCALE, NonFiniteError, StepResult, TrainingError, TrainStep
-from src.training.unfed import describe, unfed_objectives, without
+from src.training.unfed import absent_modalities, describe, unfed_objectives, without
 
 
 class Trainer:
@@ -83,12 +83,14 @@ class Trainer:
 
     def _build_step(self, ranks: int) -> TrainStep:
         config = self.config
-        objectives = self.task.objectives(self.model, self.trained, Peers(self.rank, ranks))
+        # as what is left out: a run has no optimizer's state of what it did not encode from the first
+        absent = {"absent": self.state.get("absent", ())} if self.task.weighs else {}
+        objectives = self.task.objectives(self.model, self.trained, Peers(self.rank, ranks), **absent)
         part = None
         if config.train.accumulate > 1:
             size = part_size(config)
             smaller = replace(self.trained, data=replace(config.data, batch_size=size))
-            part = self.task.objectives(self.model, smaller, ALONE)
+            part = self.task.objectives(self.model, smaller, ALONE, **absent)
         steps, warmup = config.train.steps, warmup_steps(config.optimizer, config.train.steps)
         if warmup < config.optimizer.warmup_steps:
             wanted = config.optimizer.warmup_steps
@@ -126,6 +128,7 @@ class Trainer:
         if self.task.weighs:
             unfed = unfed_objectives(self.config, self.loader.sources.datasets)
             self.state["left_out"] = list(unfed)
+            self.state["absent"] = absent_modalities(self.config, self.loader.sources.datasets)
             if unfed:
                 self._say(describe(unfed))
         self._cover()
