@@ -1,5 +1,6 @@
 """What is unlike a model's training data is told: the distance, its limit, the file, and what the commands say."""
 
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from scipy.spatial.distance import mahalanobis
 import infer
 from src.checkpoints.checkpoint import load_checkpoint_config
 from src.checkpoints.files import MODEL, OUTLIERS, CheckpointError, locate
+from src.config import SourceConfig
 from src.data.errors import DataError
 from src.data.pipeline import Loader
 from src.data.schema import AUDIO, IMAGE, TEXT
@@ -125,13 +127,29 @@ def test_the_limit_is_that_of_both_splits(engine: Engine) -> None:
     items = {split: encode_split(engine.encoder, Loader(engine.config, split)) for split in ("train", "dev")}
     for row in rows:
         train, dev = (items[split][row.modality] for split in ("train", "dev"))
-        usual = fit(Inputs.of(train.take(train.images % 2 == 0)))
-        limits = [
-            np.quantile(usual.distances(Inputs.of(group)), 0.99) for group in (train.take(train.images % 2 == 1), dev)
-        ]
+        seen = np.isin(train.images, np.unique(train.images)[::2])
+        usual = fit(Inputs.of(train.take(seen)))
+        limits = [np.quantile(usual.distances(Inputs.of(group)), 0.99) for group in (train.take(~seen), dev)]
         assert found.usual[row.modality].limit == row.limit == pytest.approx(max(limits), rel=1e-3)
-        assert row.fitted == (train.images % 2 == 0).sum() and row.beyond.keys() == {"train", "dev"}
+        assert row.fitted == seen.sum() and row.beyond.keys() == {"train", "dev"}
         assert 0 < max(row.beyond.values()) < 0.2, "of so few one is more than 1 %"
+
+
+def test_halves_are_halves_whichever_images_were_read() -> None:
+    numbers = np.array([8, 0, 4, 4, 2, 6, 0, 6])
+    items = Items(np.zeros((8, 1, WIDTH)), np.ones((8, 1), int), np.zeros((8, WIDTH)), numbers, np.arange(8))
+    ours, theirs = outliers.halve(items)
+    assert ours.images.tolist() == [8, 0, 4, 4, 0] and theirs.images.tolist() == [2, 6, 6]
+    assert theirs.samples.tolist() == [4, 5, 7]
+
+
+def test_every_source_of_a_mixture_is_read(engine: Engine, tmp_path: Path) -> None:
+    shutil.copytree(engine.config.data.path, tmp_path / "again")
+    _, alone = outliers.measure(engine.encoder, engine.config)
+    sources = (SourceConfig(engine.config.data.path), SourceConfig(str(tmp_path / "again"), 2.0))
+    mixed = replace(engine.config, data=replace(engine.config.data, path="", sources=sources))
+    _, both = outliers.measure(engine.encoder, mixed)
+    assert [row.fitted for row in both] == [2 * row.fitted for row in alone]
 
 
 def test_only_some_samples_of_a_big_split_are_read(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:

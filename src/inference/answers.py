@@ -221,7 +221,9 @@ def describe(engine: Engine, things: list[Medium], output: Path | None, image: M
         elif image is None:
             texts += engine.text_generator.decode(engine.transcribe(items).ids)
         else:
-            beside = engine.encode([image]).take(np.zeros(len(members), np.int64))
+            beside = engine.encode([image])
+            remark_outliers(engine, [image], beside)
+            beside = beside.take(np.zeros(len(members), np.int64))
             texts += engine.text_generator.decode(engine.transcribe_with_images(items, beside))
         names += [medium.name for medium in members]
     print(table(list(zip(names, texts, strict=True)), ["file", "text"]))

@@ -155,6 +155,12 @@ def fit(inputs: Inputs) -> Usual:
     return Usual(mean.astype(np.float32), np.linalg.inv(lower).T.astype(np.float32), tokens)
 
 
+def halve(items: Items) -> tuple[Items, Items]:
+    """The items of every other image, and those of the rest: what belongs to one image stays together."""
+    odd = np.unique(items.images, return_inverse=True)[1].reshape(-1) % 2 == 1
+    return items.take(~odd), items.take(odd)
+
+
 def measure(encoder: Encoder, config: Config) -> tuple[Outliers, list[Measured]]:
     """Learns what is usual from the training split and the dev split; of the reported split it only counts outliers.
 
@@ -167,8 +173,8 @@ def measure(encoder: Encoder, config: Config) -> tuple[Outliers, list[Measured]]
     halves: dict[int, tuple[list[Inputs], list[Inputs]]] = {}
     for loader in _training_loaders(config):
         for modality, items in _read(reading, loader).items():
-            for half, into in enumerate(halves.setdefault(modality, ([], []))):
-                into.append(Inputs.of(items.take(items.images % 2 == half)))
+            for half, into in zip(halve(items), halves.setdefault(modality, ([], [])), strict=True):
+                into.append(Inputs.of(half))
     others = {data.eval_split: _held_out(config, data.eval_split)}
     if config.eval.split in others[data.eval_split].dataset.info["splits"]:
         others[config.eval.split] = _held_out(config, config.eval.split)
