@@ -91,7 +91,7 @@ def test_remarks_name_what_lies_beyond(rng: np.random.Generator) -> None:
     found = Outliers({IMAGE: Usual(np.zeros(WIDTH), np.eye(WIDTH), 1.0, 3.0)})
     (line,) = found.remarks(IMAGE, list("abcdefgh"), items)
     assert "mean nothing: c (5.0), e (4.0), f (6.0), g (7.0), h (8.0); 99% of the images" in line
-    assert line.endswith("of its own splits are within 3.0")
+    assert line.endswith("of its own splits are within a distance of 3.0")
     wider = Outliers({IMAGE: replace(found.usual[IMAGE], limit=0.5)})
     assert (
         "a (1.0), b (3.0), c (5.0), d (2.0), e (4.0) and 3 more; " in wider.remarks(IMAGE, list("abcdefgh"), items)[0]

@@ -27,9 +27,10 @@ from src.config import Config
 from src.data.errors import DataError
 from src.data.order import evenly_apart
 from src.data.pipeline import Loader
-from src.data.schema import AUDIO, IMAGE, MODALITIES, TEXT
+from src.data.schema import MODALITIES
 from src.files import digest, write_bytes
 from src.inference.encode import Encoder, Items, encode_split
+from src.inference.media import plural
 
 FORMAT = "1"
 SHARE = 0.99  # of the held-out inputs that lie within the limit
@@ -98,10 +99,9 @@ class Outliers:
             return []
         called = ", ".join(f"{names[row]} ({distances[row]:.1f})" for row in beyond[:NAMED])
         more = f" and {len(beyond) - NAMED} more" if len(beyond) > NAMED else ""
-        kind = {TEXT: "texts", IMAGE: "images", AUDIO: "audio clips"}[modality]
         return [
             f"unlike what this model was trained on, answers may mean nothing: {called}{more}; "
-            f"{SHARE:.0%} of the {kind} of its own splits are within {usual.limit:.1f}"
+            f"{SHARE:.0%} of the {plural(modality)} of its own splits are within a distance of {usual.limit:.1f}"
         ]
 
 
