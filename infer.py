@@ -13,7 +13,7 @@ from pathlib import Path
 from src import cli
 from src.checkpoints.checkpoint import load_checkpoint_config
 from src.checkpoints.files import locate, results_folder
-from src.inference import answers
+from src.inference import answers, outliers
 from src.inference.engine import Engine
 from src.inference.load import load_model
 from src.runtime import setup
@@ -52,6 +52,7 @@ def main() -> None:
     config = load_checkpoint_config(folder, settings, args.config)
     answers.check_network(config)
     # before the model is built, so that mistakes are told at once
+    usual = outliers.load(folder)
     search = None
     if args.gallery is not None or args.index is not None:
         search = answers.read_search(args.query, args.gallery, args.index, folder, config)
@@ -62,7 +63,7 @@ def main() -> None:
         args.output.mkdir(parents=True, exist_ok=True)
     mode = "pynative" if search and search.few else config.runtime.mode
     setup(replace(config.runtime, distributed=False, mode=mode), config.seed)
-    engine = Engine(*load_model(folder, settings, args.config))
+    engine = Engine(*load_model(folder, settings, args.config), usual)
     if search:
         search.run(engine, args.top, args.output or results_folder(folder) / "query", args.save_index)
     elif things:

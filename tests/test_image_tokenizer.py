@@ -325,6 +325,21 @@ def test_evaluation_measures_and_plots(config, tmp_path, graph):
     assert json.loads((tmp_path / "metrics.json").read_text())["task"] == "image_tokenizer"
 
 
+@pytest.mark.parametrize(("images", "rows"), [(0, (0, 8, 15, 23)), (7, (0, 2, 4, 6))])
+def test_reconstructions_are_of_images_from_all_over_the_split(config, graph, monkeypatch, images, rows):
+    """Evenly apart over what is measured, across batches, and each beside its own reconstruction."""
+    monkeypatch.setattr("src.evaluation.reconstruction.SHOWN", 4)
+    model = build_model(config)
+    model.codebook.vectors.set_data(filled().codebook.vectors)
+    config = replace(config, eval=replace(config.eval, batch_size=5))
+    _, shown = ReconstructionEvaluator(Engine(config, model)).measure("train", images)
+    image = np.concatenate([batch["image"][:n] for batch, n, _ in ImageLoader(config, "train").evaluation(5)])
+    decoded = Reconstruct(model)(Tensor(image))[0].asnumpy()
+    for row, (original, reconstruction) in zip(rows, shown, strict=True):
+        np.testing.assert_array_equal(original, image[row])
+        assert np.abs(reconstruction.astype(int) - decoded[row]).max() <= 1  # rounded in another place of a batch
+
+
 def test_figures_of_known_numbers():
     assert psnr(np.array([255.0**2, 255.0**2 / 100])) == pytest.approx(10)
     assert perplexity(np.array([3, 3, 0, 3])) == pytest.approx(3) and perplexity(np.array([9, 0])) == pytest.approx(1)

@@ -8,6 +8,7 @@
         optimizer.safetensors moments, step, loss scale (left out where only the model is shipped)
         state.json            step and best metric
         reranking.yaml        weights of re-ranking (only where tools/tune_reranking.py has chosen them)
+        outliers.safetensors  where usual inputs lie (only where tools/measure_outliers.py has measured it)
 
 A checkpoint is written under another name and then renamed: a kill at any moment leaves all of it or nothing.
 """

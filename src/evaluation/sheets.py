@@ -109,7 +109,7 @@ class Sheets:
         album_sheet(self.folder / "generated_album.png", "Images generated from text", album)
 
     def reconstructions(self, pairs: list[tuple[np.ndarray, np.ndarray]]) -> None:
-        """The first images above what the image tokenizer keeps of them."""
+        """Images above what the image tokenizer keeps of them."""
         reconstruction_sheet(self.folder / "reconstruction.png", "Images, and what their codes keep", pairs)
 
     def confusion(self, counts: list[list[int]]) -> None:

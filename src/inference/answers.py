@@ -180,6 +180,7 @@ def rank_gallery(engine: Engine, query: Medium, offered: Gallery, top: int, outp
     for loss in media.losses(query, engine.tokenizer, model):
         print(f"note: {loss}", file=sys.stderr)
     asked = engine.encode([query])
+    remark_outliers(engine, [query], asked)
     results: dict[str, Any] = {"query": query.name}
     for kind, places in offered.groups().items():
         found = search(engine, query.modality, asked, offered, places, top)
@@ -197,6 +198,14 @@ def rank_gallery(engine: Engine, query: Medium, offered: Gallery, top: int, outp
     return results
 
 
+def remark_outliers(engine: Engine, asked: list[Medium], items: Items) -> None:
+    """Says on stderr which inputs of one modality are far from all that the model was trained on."""
+    if engine.outliers:
+        names = [repr(medium.content[:20]) if medium.modality == TEXT else medium.name for medium in asked]
+        for remark in engine.outliers.remarks(asked[0].modality, names, items):
+            print(f"note: {remark}", file=sys.stderr)
+
+
 def describe(engine: Engine, things: list[Medium], output: Path | None, image: Medium | None = None) -> list[str]:
     """Prints captions of images and transcripts of audio clips; saves them in COCO's result format.
 
@@ -206,12 +215,15 @@ def describe(engine: Engine, things: list[Medium], output: Path | None, image: M
     names, texts = [], []
     for modality, members in media.group(things).items():
         items = engine.encode(members)
+        remark_outliers(engine, members, items)
         if modality == IMAGE:
             texts += engine.caption(items)
         elif image is None:
             texts += engine.text_generator.decode(engine.transcribe(items).ids)
         else:
-            beside = engine.encode([image]).take(np.zeros(len(members), np.int64))
+            beside = engine.encode([image])
+            remark_outliers(engine, [image], beside)
+            beside = beside.take(np.zeros(len(members), np.int64))
             texts += engine.text_generator.decode(engine.transcribe_with_images(items, beside))
         names += [medium.name for medium in members]
     print(table(list(zip(names, texts, strict=True)), ["file", "text"]))
@@ -226,7 +238,9 @@ def generate(engine: Engine, subject: Medium, output: Path) -> list[float]:
     Returns:
         how well each suits the subject (``eval.image_generation.rank_by``), the best first.
     """
-    (images,), (scores,) = engine.image_generator.generate_all(subject.modality, engine.encode([subject]))
+    items = engine.encode([subject])
+    remark_outliers(engine, [subject], items)
+    (images,), (scores,) = engine.image_generator.generate_all(subject.modality, items)
     order = np.argsort(-scores, kind="stable")
     output.mkdir(parents=True, exist_ok=True)
     files = [output / f"generated-{rank}.png" for rank in range(1, len(order) + 1)]
