@@ -8,7 +8,7 @@ import pytest
 from conftest import png
 from PIL import Image, ImageEnhance
 
-from src.config import COLOURS, AugmentConfig
+from src.config import COLOURS, AugmentConfig, Resize
 from src.data.augment import augment_audio, augment_image, colour, crop_box, may_mirror
 from src.data.errors import DataError
 from src.data.image import decode_image
@@ -24,8 +24,10 @@ def record(*captions: str, image: np.ndarray = RAMP, clips: tuple = ()) -> Recor
     return Record("r", png(image), captions, clips)
 
 
-def vary(config: AugmentConfig, seed: int = 0, which: Record | None = None, size: int = 64) -> np.ndarray:
-    return augment_image(which or record(), size, "p", config, np.random.default_rng(seed))
+def vary(
+    config: AugmentConfig, seed: int = 0, which: Record | None = None, size: int = 64, resize: Resize = "crop"
+) -> np.ndarray:
+    return augment_image(which or record(), size, resize, "p", config, np.random.default_rng(seed))
 
 
 def test_a_crop_is_a_part_of_the_stated_size_stretched_to_the_square() -> None:
@@ -54,7 +56,7 @@ def test_nothing_switched_on_is_the_plain_image() -> None:
     assert not AugmentConfig().augments_images and not AugmentConfig().augments_audio
     wide = record(image=np.concatenate((RAMP, RAMP), 1))
     for size in (64, SIDE):
-        assert np.array_equal(vary(AugmentConfig(), which=wide, size=size), decode_image(wide.image, size, "p"))
+        assert np.array_equal(vary(AugmentConfig(), which=wide, size=size), decode_image(wide.image, size, "crop", "p"))
 
 
 def test_a_small_crop_of_a_jpeg_is_not_decoded_too_small() -> None:
