@@ -33,7 +33,9 @@ def test_same_size_is_untouched(resize: Resize) -> None:
         assert np.array_equal(decode_image(encode(Image.fromarray(image), kind, **options), 64, resize, "p"), image)
 
 
-@pytest.mark.parametrize("shape", [(96, 192), (192, 96), (640, 480), (480, 640), (20, 40), (8, 6), (7, 7), (64, 16)])
+@pytest.mark.parametrize(
+    "shape", [(96, 192), (192, 96), (67, 100), (640, 480), (480, 640), (20, 40), (8, 6), (7, 7), (64, 16)]
+)
 def test_every_way_into_the_square_is_pillows(shape: tuple[int, int]) -> None:
     """Landscape, portrait, larger and smaller than the square, against Pillow's own functions."""
     image, side = Image.fromarray(pixels(*shape)), 64
@@ -54,6 +56,7 @@ def test_every_way_into_the_square_is_pillows(shape: tuple[int, int]) -> None:
         (200, 100, (0, 16, 64, 48)),
         (100, 200, (16, 0, 48, 64)),
         (10, 5, (0, 16, 64, 48)),
+        (100, 67, (0, 10, 64, 53)),  # 42.9 rows
         (100, 99, (0, 0, 64, 63)),  # the bar of an odd pixel is below
         (5000, 1, (0, 31, 64, 32)),  # at least a pixel of it is seen
         (1, 5000, (31, 0, 32, 64)),
