@@ -34,7 +34,7 @@ def test_same_size_is_untouched(resize: Resize) -> None:
 
 
 @pytest.mark.parametrize(
-    "shape", [(96, 192), (192, 96), (67, 100), (640, 480), (480, 640), (20, 40), (8, 6), (7, 7), (64, 16)]
+    "shape", [(96, 192), (192, 96), (67, 100), (100, 67), (640, 480), (480, 640), (20, 40), (8, 6), (7, 7), (64, 16)]
 )
 def test_every_way_into_the_square_is_pillows(shape: tuple[int, int]) -> None:
     """Landscape, portrait, larger and smaller than the square, against Pillow's own functions."""
