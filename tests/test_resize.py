@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, fields, replace
@@ -116,6 +117,13 @@ def test_training_evaluation_tokenizer_figures_and_queries_see_the_same_pixels(
                 assert np.array_equal(found.content, wanted[file.stem]), (
                     "a query is what training sees of the same file"
                 )
+
+
+def test_files_of_images_are_opened_in_one_room() -> None:
+    """Any other place would have rules of its own; the demo opens the sheet of sprites that it draws with."""
+    sources = {path.relative_to(ROOT).as_posix(): path.read_text() for path in (ROOT / "src").rglob("*.py")}
+    opening = {name for name, text in sources.items() if re.search(r"\bImage\.open\(|\bimread\(", text)}
+    assert opening == {"src/data/image.py", "src/demo/render.py"}
 
 
 def test_the_ways_differ_where_an_image_is_no_square(config: Config, files: list[Path]) -> None:
