@@ -218,10 +218,13 @@ def test_codes_without_a_word_about_it_are_of_crops(coded: Callable[[str], Confi
         open_codes(Dataset(config.data.path, "train"), with_resize(config, "squash"))
 
 
-def test_an_earlier_checkpoint_reads_crops() -> None:
-    assert "resize" not in (ROOT / "pretrained/opt_demo/config.yaml").read_text()
+def test_an_earlier_checkpoint_reads_crops(tmp_path: Path) -> None:
     for folder in ("opt_demo", "opt_demo/tokenizer"):
-        assert read_config(ROOT / "pretrained" / folder).model.image.resize == "crop"
+        written = (ROOT / "pretrained" / folder / "config.yaml").read_text(encoding="utf-8")
+        earlier = written.replace("    resize: crop\n", "")
+        assert earlier != written
+        (tmp_path / "config.yaml").write_text(earlier, encoding="utf-8")
+        assert read_config(tmp_path).model.image.resize == "crop"
 
 
 def test_a_run_keeps_it_and_another_run_is_told(config: Config, tokenizer: tuple[Any, Path], tmp_path: Path) -> None:
