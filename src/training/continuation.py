@@ -83,9 +83,7 @@ def check_init(config: Config, folder: Path, shared: Collection[str]) -> list[st
 
 def _reads_pixels(config: Config, shared: Collection[str]) -> bool:
     """Whether a part that is taken from a checkpoint has learned how images become squares."""
-    if config.network == IMAGE_TOKENIZER:
-        return True
-    return "image_encoder" in shared and config.model.image.input == "patch"
+    return config.network != OPT or ("image_encoder" in shared and config.model.image.input == "patch")
 
 
 def _keys(section: Any, prefix: str) -> Iterator[tuple[str, Any]]:
