@@ -21,6 +21,7 @@ from src.config.model import (
     ImageEncoderConfig,
     ImageTokenizerConfig,
     ModelConfig,
+    Resize,
     TextDecoderConfig,
     TextEncoderConfig,
 )
@@ -70,6 +71,7 @@ __all__ = [
     "OptimizerConfig",
     "ReconstructionConfig",
     "RerankConfig",
+    "Resize",
     "RetrievalConfig",
     "RuntimeConfig",
     "SelfCriticalConfig",

@@ -194,11 +194,11 @@ class Loader:
 
     def _image(self, sample: Sample, size: int, augment: bool) -> np.ndarray:
         """Its image, uint8 [S, S, 3]."""
-        config = self.config.data.augment
+        config, resize = self.config.data.augment, self.config.model.image.resize
         if not augment or not config.augments_images:
-            return decode_image(sample.record.image, size, sample.name)
+            return decode_image(sample.record.image, size, resize, sample.name)
         rng = masking.sample_rng(self.config.seed, sample.epoch, sample.number, masking.IMAGE)
-        return augment_image(sample.record, size, sample.name, config, rng)
+        return augment_image(sample.record, size, resize, sample.name, config, rng)
 
     def _audio(self, sample: Sample, augment: bool) -> np.ndarray:
         """Its audio [frames, …]."""

@@ -87,7 +87,7 @@ class Sheets:
         text, size = record.captions[caption] if caption >= 0 else "", model.image.size
         image = None
         if record.image is not None:
-            image = decode_image(record.image, size, record.key)
+            image = decode_image(record.image, size, model.image.resize, record.key)
         elif record.regions is not None:
             image = sketch(record.regions, size)
         clip = record.audio[max(caption, 0)] if record.audio else None

@@ -103,9 +103,18 @@ def check_init(config: Config, folder: Path, shared: Collection[str]) -> list[st
             theirs, ours = _value(stored, key), _value(config, key)
             if theirs != ours:
                 raise ConfigError(f"{name}: its {part} has {key}={theirs}, here it is {ours}: set {key}={theirs}")
+    told = []
+    theirs, ours = stored.model.image.resize, config.model.image.resize
+    if theirs != ours and _reads_pixels(config, shared):
+        told.append(f"{name} was trained with model.image.resize={theirs}, here it is {ours}")
     if READ_CODES & set(shared) and _codes_differ(config, stored):
-        return [f"{name} was trained with the codes of another image tokenizer than data.codes={config.data.codes}"]
-    return []
+        told.append(f"{name} was trained with the codes of another image tokenizer than data.codes={config.data.codes}")
+    return told
+
+
+def _reads_pixels(config: Config, shared: Collection[str]) -> bool:
+    """Whether a part that is taken from a checkpoint has learned how images become squares."""
+    return config.network != OPT or ("image_encoder" in shared and config.model.image.input == "patch")
 
 
 def _meanings(config: Config, section: str) -> tuple[str, ...]:
