@@ -1,5 +1,7 @@
 """A training step in MindSpore, and as a program one row of :mod:`benchmarks.device_step`; PyTorch is not loaded."""
 
+from dataclasses import replace
+
 import mindspore as ms
 import numpy as np
 from mindspore import nn
@@ -11,18 +13,26 @@ from src import runtime
 from src.config import Config
 from src.models.build import build_model
 from src.objectives.objectives import Objectives
-from src.training.optimizer import AdamW, trained_parameters
+from src.training.accumulation import part_size
+from src.training.muon import build_optimizer
+from src.training.optimizer import trained_parameters
 from src.training.schedule import learning_rates
 from src.training.step import INITIAL_LOSS_SCALE, TrainStep
 
 
 def mindspore_step(model: nn.Cell, config: Config) -> TrainStep:
     """Loss, gradients, clipping and AdamW as a training has them, in fp16 with its loss scale."""
+    return training_step(model, replace(config, optimizer=replace(config.optimizer, name="adamw")))
+
+
+def training_step(model: nn.Cell, config: Config) -> TrainStep:
+    """The step of a configuration, with its optimiser and its parts of a batch."""
     objectives = Objectives(model, config.objectives, config.data.batch_size)
+    part = Objectives(model, config.objectives, part_size(config)) if config.train.accumulate > 1 else None
     rates = learning_rates(config.optimizer, config.train.steps)
-    optimizer = AdamW(trained_parameters(model, objectives), config.optimizer, rates)
+    optimizer = build_optimizer(trained_parameters(model, objectives), config.optimizer, rates)
     scale = INITIAL_LOSS_SCALE if config.runtime.precision == "fp16" else None
-    return TrainStep(objectives, optimizer, config.optimizer.clip_norm, scale)
+    return TrainStep(objectives, optimizer, config.optimizer.clip_norm, scale, part=part)
 
 
 def save_start(job: Job) -> None:

@@ -72,7 +72,7 @@ class Result:
     matrix_product: list[float]
     flava: list[float]
     gflop: float  # of the matrix products
-    operators: int  # of the compiled graph of losses and gradients
+    operators: int  # of the compiled graph of a step
 
 
 def measure(variant: Variant, path: str, rounds: int) -> Result:

@@ -217,6 +217,7 @@ def test_a_run_of_before_keeps_its_objectives(tmp_path: Path, monkeypatch: pytes
     config = with_run(corpus(tmp_path, {TEXT, AUDIO}, config), tmp_path / "run", steps=1, eval_every=0)
     with monkeypatch.context() as before:
         before.setattr("src.training.trainer.unfed_objectives", lambda *_: {})
+        before.setattr("src.training.trainer.absent_modalities", lambda *_: [])
         Trainer(config)._save()
     state = locate(tmp_path / "run") / STATE
     content = json.loads(state.read_text())
