@@ -7,24 +7,15 @@ python infer.py --checkpoint runs/demo/speech_to_text --input said.wav --with-im
 python infer.py --checkpoint runs/demo/text_to_image --generate 红底，中间一只猫 --samples 8
 """
 
-from dataclasses import replace
-from pathlib import Path
-
 from src import cli
-from src.checkpoints.checkpoint import load_checkpoint_config
-from src.checkpoints.files import locate, results_folder
-from src.inference import answers
-from src.inference.engine import Engine
-from src.inference.load import load_model
-from src.runtime import setup
+from src.inference.requests import check_request
 
-BUNDLED = Path(__file__).resolve().parent / "pretrained" / "opt_demo"
 CHECKPOINT_HELP = "run or checkpoint folder (default: the bundled checkpoint, pretrained/opt_demo)"
 
 
 def parse() -> cli.Arguments:
     parser = cli.CommandParser(description=__doc__)
-    parser.add_argument("--checkpoint", default=BUNDLED, metavar="DIR", type=cli.user_path, help=CHECKPOINT_HELP)
+    parser.add_argument("--checkpoint", default="opt_demo", metavar="DIR", type=cli.user_path, help=CHECKPOINT_HELP)
     parser.add_argument("--config", metavar="FILE", type=cli.user_path, help="instead of the checkpoint's own")
     parser.add_argument("--output", metavar="DIR", type=cli.user_path, help="of the results (default: the run folder)")
     verbs = parser.add_argument_group("one of")
@@ -39,36 +30,42 @@ def parse() -> cli.Arguments:
     parser.add_argument("--samples", type=int, metavar="N", help="images that --generate makes")
     parser.add_settings()
     args = parser.parse_intermixed_args()
-    answers.check_request(args, parser.error)
+    check_request(args, parser.error)
     return args
 
 
 def main() -> None:
     args = parse()
+    # not before: they import MindSpore, for which --help and mistakes in the arguments need not wait
+    from src.checkpoints.checkpoint import load_checkpoint_config
+    from src.checkpoints.files import locate, results_folder
+    from src.inference import answers, load
+    from src.inference.loading import check_network
+
     folder, settings = locate(args.checkpoint), list(args.settings)
     if args.samples is not None:
         settings.append(f"eval.image_generation.samples={args.samples}")
     # the network is the checkpoint's, with its vocabulary and codes, whichever configuration is used
     config = load_checkpoint_config(folder, settings, args.config)
-    answers.check_network(config)
+    check_network(config)
     # before the model is built, so that mistakes are told at once
     search = None
     if args.gallery is not None or args.index is not None:
         search = answers.read_search(args.query, args.gallery, args.index, folder, config)
-    things = answers.read_input(args.input, config) if args.input is not None else []
-    image = answers.read_companion(args.with_image, things, config) if args.with_image is not None else None
+    files = answers.find_input(args.input, config) if args.input is not None else []
+    image = answers.read_companion(args.with_image, files, config) if args.with_image is not None else None
     subject = answers.read_subject(args.generate, config) if args.generate is not None else None
     if args.output:
         args.output.mkdir(parents=True, exist_ok=True)
-    mode = "pynative" if search and search.few else config.runtime.mode
-    setup(replace(config.runtime, distributed=False, mode=mode), config.seed)
-    engine = Engine(*load_model(folder, settings, args.config))
+    if search and search.few:
+        settings.append("runtime.mode=pynative")
+    model = load(folder, settings, args.config)
     if search:
-        search.run(engine, args.top, args.output or results_folder(folder) / "query", args.save_index)
-    elif things:
-        answers.describe(engine, things, args.output, image)
+        search.run(model, args.top, args.output or results_folder(folder) / "query", args.save_index)
+    elif files:
+        answers.describe(model, files, args.output, image)
     else:
-        answers.generate(engine, subject, args.output or results_folder(folder) / "generated")
+        answers.generate(model, subject, args.output or results_folder(folder) / "generated")
 
 
 if __name__ == "__main__":

@@ -39,8 +39,8 @@ def is_cpu() -> bool:
     return ms.get_context("device_target") == "CPU"
 
 
-def setup(config: RuntimeConfig, seed: int) -> tuple[int, int]:
-    """Prepares device, mode, seeds and, under msrun, the communication.
+def setup(config: RuntimeConfig, seed: int | None) -> tuple[int, int]:
+    """Prepares device, mode, seeds (None: leaves them alone) and, under msrun, the communication.
 
     Returns:
         (rank, number of ranks).
@@ -65,7 +65,8 @@ def setup(config: RuntimeConfig, seed: int) -> tuple[int, int]:
         # an operator that pynative mode hands to another thread is waited for by spinning: 2 ms a result on a free core
         with contextlib.suppress(RuntimeError):  # too late where some operator has run: then it stays slow
             ms.runtime.launch_blocking()
-    seed_everything(seed)
+    if seed is not None:
+        seed_everything(seed)
     return _join_ranks() if config.distributed else (0, 1)
 
 

@@ -61,7 +61,9 @@ def test_an_index_answers_as_the_folder_does(run: Run, home: Path, monkeypatch: 
     encode = Engine.encode
     monkeypatch.setattr(Engine, "encode", lambda self, files: encoded.append(len(files)) or encode(self, files))
     code, _, err = run(*ask, "--index", "kept/gallery.index", "--output", "indexed")
-    assert code == 0 and encoded == [1, 3, 3], "the query, and of images and audio clips the best three"
+    assert code == 0 and encoded == [1, 1, 3, 1, 3], (
+        "the query for texts, images and audio clips, and of the latter two the best three"
+    )
     plain, indexed = (json.loads((home / name / "query.json").read_text()) for name in ("plain", "indexed"))
     for result in (plain, indexed):
         for hit in (hit for modality in MODALITIES for hit in result[modality]):

@@ -28,7 +28,7 @@ from src.export import export
 from src.export.graphs import build_graphs
 from src.generation.cache import CachedDecoder, Read, past_bias
 from src.inference.encode import Encoder
-from src.inference.load import load_model
+from src.inference.loading import load_model
 from src.models import precision
 from src.models.audio_encoder import AUDIO_ENCODERS
 from src.models.build import build_model

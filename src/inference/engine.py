@@ -24,10 +24,11 @@ class Engine:
     Args:
         config: eval says how texts are decoded, candidates re-ranked and images sampled.
         model: the network of the configuration's task, shared with whoever trains it.
+        rows: as :class:`src.inference.encode.Encoder` has it.
     """
 
-    def __init__(self, config: Config, model: nn.Cell) -> None:
-        self.config, self.model = config, model
+    def __init__(self, config: Config, model: nn.Cell, rows: int = 0) -> None:
+        self.config, self.model, self.rows = config, model, rows
 
     @property
     def is_image_tokenizer(self) -> bool:
@@ -40,7 +41,7 @@ class Engine:
 
     @functools.cached_property
     def encoder(self) -> Encoder:
-        return Encoder(self.model)
+        return Encoder(self.model, self.rows)
 
     @functools.cached_property
     def text_generator(self) -> BeamSearch:

@@ -166,9 +166,14 @@ def _read_audio(file: Path, config: AudioEncoderConfig) -> Medium:
         cut = f"is cut to its first {config.length} frames (model.audio.max_frames)"
         return Medium(str(file), AUDIO, frames[: config.length], cut if len(frames) > config.length else "")
     wave, rate = load_audio(file, longest(config))  # a sample more than is read, where there is more
+    return clip_of(str(file), wave, rate, config)
+
+
+def clip_of(name: str, wave: np.ndarray, rate: int, config: AudioEncoderConfig) -> Medium:
+    """An audio clip of samples, mono float32 [n], for a model that reads audio."""
     limit = config.max_frames * config.hop_ms / 1000
     cut = f"is cut to its first {limit:.1f} s (model.audio.max_frames)" if len(wave) / rate > limit else ""
-    return Medium(str(file), AUDIO, KINDS[config.input](wave, rate, config), cut)
+    return Medium(name, AUDIO, KINDS[config.input](wave, rate, config), cut)
 
 
 def shown(medium: Medium, model: ModelConfig) -> np.ndarray | None:
@@ -185,10 +190,9 @@ def losses(medium: Medium, tokenizer: Tokenizer, model: ModelConfig) -> list[str
     if medium.modality != TEXT:
         return [f"{medium.name} {medium.cut}"] if medium.cut else []
     text, room = medium.content, model.text.max_len - 1  # a text that is cut has no [SEP]
-    pieces = tokenizer.tokens(text)
-    if set(pieces) <= {"[UNK]"}:
-        return [f"no token of {text[:20]!r} is in the vocabulary: results are meaningless"]
-    found = []
+    if remark := meaningless(text, tokenizer):
+        return [remark]
+    pieces, found = tokenizer.tokens(text), []
     if len(pieces) > room:
         found.append(f"{text[:20]!r}… is cut to its first {room} tokens (model.text.max_len)")
     unknown = sorted(set(tokenizer.unknown_characters(text)))
@@ -196,6 +200,12 @@ def losses(medium: Medium, tokenizer: Tokenizer, model: ModelConfig) -> list[str
         share = f"{pieces.count('[UNK]') / len(pieces):.0%} of the tokens of {text[:20]!r}"
         found.append(f"not in the vocabulary: {' '.join(unknown)} ({share})")
     return found
+
+
+def meaningless(text: str, tokenizer: Tokenizer) -> str:
+    """Says so where the vocabulary has no token of a text; otherwise empty."""
+    known = set(tokenizer.tokens(text)) - {"[UNK]"}
+    return "" if known else f"no token of {text[:20]!r} is in the vocabulary: results are meaningless"
 
 
 def plural(modality: int) -> str:

@@ -1,0 +1,19 @@
+"""What infer.py is asked for, checked before anything is loaded."""
+
+from collections.abc import Callable
+from typing import Any
+
+
+def check_request(args: Any, refuse: Callable[[str], None]) -> None:
+    """Passes what contradicts itself among the options of infer.py to ``refuse``, as one line."""
+    searches = args.gallery is not None or args.index is not None
+    if searches != (args.query is not None or args.save_index is not None):
+        refuse("--query or --save-index goes together with --gallery or --index")
+    if args.with_image is not None and args.input is None:
+        refuse("--with-image goes with --input")
+    if args.samples is not None and (args.generate is None or args.samples < 1):
+        refuse("--samples goes with --generate and must be at least 1")
+    if searches + (args.input is not None) + (args.generate is not None) != 1:
+        refuse("give one of --query (or --save-index), --input, --generate")
+    if args.top < 1:
+        refuse("--top must be at least 1")
