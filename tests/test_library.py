@@ -1,4 +1,4 @@
-"""The library: its answers against the network called by hand, what must not change them, and what mistakes it names."""
+"""The library: its answers against the network called by hand, what must not change them, what it says of mistakes."""
 
 import doctest
 import gc
