@@ -266,7 +266,7 @@ def test_the_papers_network_trains_and_is_evaluated_and_exported(paper: Config, 
 def test_region_files_can_be_asked_for(
     home: Path, paper: Config, made: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    model = Model(Engine(paper, build_model(paper).set_train(False), 4), "paper", 4)
+    model = Model(Engine(paper, build_model(paper).set_train(False), rows=4), "paper", 4)
     folder = made / "regions" / "deep"
     search = answers.read_search(str(folder / "1.png.npz"), folder, None, home / "run", paper)
     search.run(model, 3, made.parent / "query", None)

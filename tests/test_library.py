@@ -51,7 +51,7 @@ def pixels() -> np.ndarray:
 
 def with_batches(model: Model, size: int) -> Model:
     """The same network, so many items at once."""
-    return Model(Engine(model.config, model.engine.model, size), model.name, size)
+    return Model(Engine(model.config, model.engine.model, rows=size), model.name, size)
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:

@@ -416,7 +416,7 @@ def open_model(path: str | Path, settings: Sequence[str], config_file: str | Pat
     finally:
         np.random.set_state(drawn)
     network.set_train(False)
-    return Model(Engine(config, network, batch_size), str(path), batch_size)
+    return Model(Engine(config, network, rows=batch_size), str(path), batch_size)
 
 
 def _warn_unknown(texts: Sequence[Medium], engine: Engine) -> None:
