@@ -3,6 +3,7 @@
 python infer.py --query 红底，左边一只猫 --gallery photos --save-index photos.index
 python infer.py --query question.wav --index photos.index           encodes nothing of the folder
 python infer.py --input photos                                      captions of images, transcripts of audio clips
+python infer.py --classify 猫 狗 苹果 --input photos                  which of these each file shows, untrained
 python infer.py --checkpoint runs/demo/speech_to_text --input said.wav --with-image image.png
 python infer.py --checkpoint runs/demo/text_to_image --generate 红底，中间一只猫 --samples 8
 """
@@ -23,6 +24,7 @@ def parse() -> cli.Arguments:
     verbs.add_argument("--save-index", metavar="FILE", type=cli.user_path, help="keep the embeddings of --gallery")
     verbs.add_argument("--input", metavar="FILE|DIR", type=cli.user_path, help="caption images, transcribe audio")
     verbs.add_argument("--generate", metavar="TEXT|AUDIO", help="generate images from it")
+    parser.add_argument("--classify", nargs="+", metavar="LABEL", help="which label is nearest to each file of --input")
     parser.add_argument("--gallery", metavar="DIR", type=cli.user_path, help="of images, audio, .txt, in folders too")
     parser.add_argument("--index", metavar="FILE", type=cli.user_path, help="the gallery as --save-index kept it")
     parser.add_argument("--top", type=int, default=5, metavar="N", help="hits that --query shows (default: 5)")
@@ -62,6 +64,8 @@ def main() -> None:
     model = load(folder, settings, args.config)
     if search:
         search.run(model, args.top, args.output or results_folder(folder) / "query", args.save_index)
+    elif args.classify:
+        answers.classify(model, files, args.classify, args.output or results_folder(folder) / "classes")
     elif files:
         answers.describe(model, files, args.output, image)
     else:

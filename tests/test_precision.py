@@ -130,7 +130,7 @@ def count_products(graph: list[tuple[str, str]], kind: str) -> Counter:
 
 
 def test_every_task_has_its_row_here() -> None:
-    assert TASKS.keys() == {name for name, row in TASK_ROWS.items() if not row.full_precision}
+    assert TASKS.keys() == {name for name, row in TASK_ROWS.items() if row.trained and not row.full_precision}
 
 
 @pytest.mark.parametrize(("task", "kind"), [*((task, "fp16") for task in TASKS), ("caption", "bf16")])

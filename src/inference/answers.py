@@ -17,6 +17,7 @@ from src.inference.encode import ROWS
 from src.inference.gallery import Gallery, Plan
 from src.inference.images import check_generates
 from src.inference.inputs import collect
+from src.inference.labelled import read_templates
 from src.inference.library import Model
 from src.inference.media import MODALITY, Medium
 from src.inference.results import Hit
@@ -163,6 +164,27 @@ def describe(model: Model, files: list[Path], output: Path | None, image: Medium
     if output:
         save_captions(output / "captions.json", names, texts)
     return texts
+
+
+def classify(model: Model, files: list[Path], labels: list[str], output: Path) -> dict[str, str]:
+    """Prints which label is nearest to each image and audio clip; writes classes.json with the share of every label."""
+    templates = read_templates(model.config.eval.zero_shot.templates)
+    results: dict[str, dict[str, float]] = {}
+    failures: list[str] = []
+    for modality in (IMAGE, AUDIO):
+        own = [file for file in files if MODALITY[file.suffix.lower()] == modality]
+        failed: dict[int, DataError] = {}
+        found = model.classify(own, labels, templates, on_error=failed.__setitem__)
+        kept = [str(file) for number, file in enumerate(own) if number not in failed]
+        for name, shares in zip(kept, found.shares.tolist(), strict=True):
+            results[name] = dict(zip(labels, shares, strict=True))
+        failures += map(str, failed.values())
+    media.report(failures, len(files), bool(results))
+    best = {name: max(shares, key=shares.get) for name, shares in results.items()}
+    print(table([[name, label, results[name][label]] for name, label in best.items()], ["file", "class", "share"]))
+    print("share: of the probability among these labels, 1 in all: which fits best, not whether any fits")
+    write_json(output / "classes.json", results)
+    return best
 
 
 def generate(model: Model, subject: Medium, output: Path) -> list[float]:

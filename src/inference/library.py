@@ -121,6 +121,19 @@ class Model:
         """
         return self._embed(AUDIO, clips, on_error)
 
+    def embed_together(
+        self, images: Iterable[ImageLike], clips: Iterable[AudioLike], on_error: OnError = "raise"
+    ) -> np.ndarray:
+        """Unit vectors of images with an audio clip each, float32 [N, E]: the sum of both vectors, at length 1.
+
+        So are a text and its speech joined in training. No objective trains this sum.
+        """
+        found = [self._nothing]
+        for _, media in self._read({IMAGE: images, AUDIO: clips}, on_error):
+            both = sum(self.engine.encode(members).embeddings.astype(np.float64) for members in media.values())
+            found.append(unit_rows(both))
+        return np.concatenate(found)
+
     def embed_each(self, kind: str, items: Iterable[Item], on_error: OnError = "raise") -> Iterator[Batch]:
         """The vectors of any number of items, a batch at a time: nothing that was answered is kept.
 
@@ -336,6 +349,7 @@ class Model:
         items: Iterable[ImageLike | AudioLike],
         labels: Sequence[str],
         templates: Sequence[str] = ("{}",),
+        clips: Iterable[AudioLike] | None = None,
         on_error: OnError = "raise",
     ) -> Classes:
         """Zero-shot classification: what of the labels is nearest to each image or audio clip.
@@ -346,14 +360,18 @@ class Model:
         Args:
             items: images, or audio clips: of one modality. A ``str`` is a path.
             labels: names of the classes, each once.
+            clips: of each image an audio clip, whose vector is added to the image's (:meth:`embed_together`).
             templates: texts with a ``{}`` in the label's place; the vectors of a label's texts are averaged.
 
         Raises:
             DataError: there is no label, one stands twice, a template has no ``{}``, or an item cannot be read.
         """
         classes = self.embed_labels(labels, templates)
-        modality, items = first_modality(items)
-        vectors = self._embed(modality, items, on_error)
+        if clips is None:
+            modality, items = first_modality(items)
+            vectors = self._embed(modality, items, on_error)
+        else:
+            vectors = self.embed_together(items, clips, on_error)
         cosines = self.similarity(vectors, classes) if len(vectors) else np.zeros((0, len(labels)))
         return Classes(list(labels), cosines, softmax(self.engine.reranker.logit_scale() * cosines))
 
@@ -371,7 +389,7 @@ class Model:
             raise DataError("templates: each must hold {}, which the label takes the place of")
         texts = (template.replace("{}", label) for label in labels for template in templates)
         means = self.embed_text(texts).reshape(len(labels), len(templates), -1).astype(np.float64).mean(1)
-        return (means / np.linalg.norm(means, axis=1, keepdims=True)).astype(np.float32)
+        return unit_rows(means)
 
     @property
     def _nothing(self) -> np.ndarray:
@@ -417,6 +435,11 @@ def open_model(path: str | Path, settings: Sequence[str], config_file: str | Pat
         np.random.set_state(drawn)
     network.set_train(False)
     return Model(Engine(config, network, rows=batch_size), str(path), batch_size)
+
+
+def unit_rows(vectors: np.ndarray) -> np.ndarray:
+    """Rows at length 1, float32."""
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
 
 
 def _warn_unknown(texts: Sequence[Medium], engine: Engine) -> None:

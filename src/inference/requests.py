@@ -9,6 +9,12 @@ def check_request(args: Any, refuse: Callable[[str], None]) -> None:
     searches = args.gallery is not None or args.index is not None
     if searches != (args.query is not None or args.save_index is not None):
         refuse("--query or --save-index goes together with --gallery or --index")
+    if args.classify is not None and args.input is None:
+        refuse("--classify goes with --input")
+    if any("=" in label for label in args.classify or ()):
+        refuse("--classify: write key=value words before it: a label holds no =")
+    if args.classify is not None and args.with_image is not None:
+        refuse("--classify goes without --with-image")
     if args.with_image is not None and args.input is None:
         refuse("--with-image goes with --input")
     if args.samples is not None and (args.generate is None or args.samples < 1):

@@ -18,6 +18,7 @@ from src.evaluation.masked import MaskedEvaluator
 from src.evaluation.reconstruction import ReconstructionEvaluator
 from src.evaluation.retrieval import RetrievalEvaluator
 from src.evaluation.text_generation import CaptionEvaluator, ImageTranscriptEvaluator, TranscriptEvaluator
+from src.evaluation.zero_shot import ZeroShotEvaluator
 from src.models.image_tokenizer import ImageTokenizer
 from src.models.opt import OPT
 from src.objectives.image_tokenizer import TokenizerObjectives
@@ -87,6 +88,7 @@ REGISTRY = {
         ("transcription_characters_right", "transcription_with_image_characters_right"),
     ),
     "text_to_image": Task((ReconstructionEvaluator, ImageGenerationEvaluator), ("generated_mean_R@1",)),
+    "zero_shot": Task((ZeroShotEvaluator,), ()),
     "image_tokenizer": Task((ReconstructionEvaluator,), ("psnr",), tokenizer_objectives, ImageLoader),
 }
 if REGISTRY.keys() != set(TASKS):
