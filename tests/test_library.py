@@ -319,6 +319,7 @@ MISTAKES = [
     (lambda m: m.classify(IMAGES, ["猫", "猫"]), "labels: give at least one, and each once"),
     (lambda m: m.classify(IMAGES, ["猫"], ["一只"]), "templates: each must hold {}"),
     (lambda m: m.rank("猫", []), "gallery: there is nothing to rank"),
+    (lambda m: m.rank("猫", IMAGES, 5, np.zeros((3, 128), np.float32)), "vectors: 3 of them for a gallery of 12 items"),
     (lambda m: m.rank(Path("a.pdf"), IMAGES), r"query: a\.pdf: expected a file that ends in"),
     (lambda m: m.generate_image([IMAGES[0]]), r"prompts\[0\]: an image: expected a text or an audio clip"),
 ]
@@ -341,8 +342,10 @@ def test_a_text_that_means_nothing_is_told(model: Model) -> None:
 
 def test_importing_loads_nothing() -> None:
     code = "from src.inference import load; import sys; print({'mindspore', 'numpy', 'PIL'} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert done.stdout == "set()\n", done.stderr
+    commands = "import infer, tools.embed; import sys; print({'mindspore', 'matplotlib'} & set(sys.modules))"
+    for text in (code, commands):
+        done = subprocess.run([sys.executable, "-c", text], cwd=ROOT, capture_output=True, text=True)
+        assert done.stdout == "set()\n", done.stderr
 
 
 @pytest.fixture(scope="module")

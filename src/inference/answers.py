@@ -14,7 +14,7 @@ from src.data.schema import AUDIO, IMAGE, MODALITIES, TEXT
 from src.files import write_json
 from src.inference import gallery, media
 from src.inference.encode import ROWS
-from src.inference.gallery import Gallery, Plan
+from src.inference.gallery import Files, Gallery, Plan
 from src.inference.images import check_generates
 from src.inference.inputs import collect
 from src.inference.labelled import read_templates
@@ -119,10 +119,9 @@ def rank_gallery(model: Model, query: Medium, offered: Gallery, top: int, output
         print(f"note: {loss}", file=sys.stderr)
     results: dict[str, Any] = {"query": query.name}
     for kind, places in offered.groups().items():
-        files = [offered.folder / offered.names[place] for place in places]
         failures: list[str] = []  # of files that have gone since an index was made
-        found = model.rank(query, files, top, offered.embeddings[places], collect(failures))
-        media.report(failures, len(files), True)
+        found = model.rank(query, Files(offered, places), top, offered.embeddings[places], collect(failures))
+        media.report(failures, len(places), True)
         name = media.plural(kind)
         rows = [[rank, hit.medium.name, hit.share, hit.cosine] for rank, hit in enumerate(found, 1)]
         print(table(rows, ["", f"{len(places)} {name}", "share", "cosine"]), end="\n\n")

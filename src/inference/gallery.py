@@ -51,6 +51,24 @@ class Gallery:
         return {modality: found for modality, found in places.items() if len(found)}
 
 
+class Files(Sequence[Path]):
+    """Paths of some of a gallery's files, each made when it is asked for: an index may hold millions.
+
+    Args:
+        offered: the gallery.
+        places: int64 [n].
+    """
+
+    def __init__(self, offered: Gallery, places: np.ndarray) -> None:
+        self.offered, self.places = offered, places
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, at: int) -> Path:
+        return self.offered.folder / self.offered.names[self.places[at]]
+
+
 @dataclass(frozen=True)
 class Plan:
     """What a folder holds now, and where an index knows it from."""

@@ -220,6 +220,8 @@ class Model:
             batches = list(self.embed_each(MODALITIES[kind], gallery, on_error))
             places = np.array([number for batch in batches for number in batch.numbers], np.int64)
             vectors = np.concatenate([self._nothing, *(batch.vectors for batch in batches)])
+        elif len(vectors) != len(gallery):
+            raise DataError(f"vectors: {len(vectors)} of them for a gallery of {len(gallery)} items")
         if not len(vectors):
             raise DataError("gallery: nothing of it can be read")
         encoded = self.engine.encode([asked])
@@ -229,7 +231,7 @@ class Model:
         # where the vectors were made before, files may have gone since
         read = dict(read_each({kind: (gallery[place] for place in offered)}, model, on_error, offered.tolist()))
         if not read:
-            raise DataError("gallery: none of the candidates can be read")
+            raise DataError(f"gallery: none of the best {depth} can be read")
         media = [row[kind] for row in read.values()]
         cosines = cosines[np.isin(offered, list(read))]
         scores = self._second_scores(asked.modality, encoded, media, cosines)

@@ -46,6 +46,16 @@ class Entry:
     about: dict[str, str]
 
 
+@dataclass(frozen=True)
+class Group:
+    """What became of some items."""
+
+    about: list[dict[str, str]]  # of each that was read
+    vectors: list[np.ndarray]  # float32 [E] each
+    skipped: int  # that could not be read
+    partial: int  # of which the model reads only a part
+
+
 @dataclass
 class State:
     """How far the files are whole."""
@@ -55,6 +65,7 @@ class State:
     rows: int = 0
     named: int = 0  # bytes of the names
     skipped: int = 0
+    partial: int = 0  # items of which the model reads only a part
     finished: bool = False
 
 
@@ -113,29 +124,33 @@ def embed_input(model: Model, checkpoint: Path, source: Path, output: Path, **ch
         entries = itertools.islice(read_entries(source, **choice), state.items, None)
         with progress(None, "embedding") as bar:
             while group := list(itertools.islice(entries, GROUP)):
-                rows, skipped = embed_group(model, group)
-                work.append(rows, len(group), skipped)
+                work.append(embed_group(model, group), len(group))
                 bar.update(len(group))
     if not state.rows:
         shutil.rmtree(work.folder, ignore_errors=True)
         raise DataError(f"--input {source}: nothing of it can be read" if state.items else f"--input {source} is empty")
     work.finish()
+    if state.partial:
+        print(f"note: of {state.partial} items the model reads only a part", file=sys.stderr)
     print(f"{output}: {state.rows} vectors of {model.dim} numbers; skipped items: {state.skipped}")
 
 
-def embed_group(model: Model, group: list[Entry | DataError]) -> tuple[list[tuple[dict, np.ndarray]], int]:
-    """What is said of each item that can be read, and its vector [E]; how many cannot be, which are named on stderr."""
+def embed_group(model: Model, group: list[Entry | DataError]) -> Group:
+    """The vectors of what can be read, in order; what cannot be read is named on stderr."""
     found: dict[int, np.ndarray] = {}
     errors = {at: entry for at, entry in enumerate(group) if isinstance(entry, DataError)}
+    partial = 0
     for kind in MODALITIES:
         own = [at for at, entry in enumerate(group) if at not in errors and entry.kind == kind]
         failed: dict[int, DataError] = {}
         for batch in model.embed_each(kind, [group[at].item for at in own], failed.__setitem__):
             found |= {own[number]: vector for number, vector in zip(batch.numbers, batch.vectors, strict=True)}
+            partial += sum(bool(model.notes(medium)) for medium in batch.media)
         errors |= {own[number]: error for number, error in failed.items()}
     for at in sorted(errors):
         print(f"skipped: {errors[at]}", file=sys.stderr)
-    return [(group[at].about, found[at]) for at in sorted(found)], len(errors)
+    order = sorted(found)
+    return Group([group[at].about for at in order], [found[at] for at in order], len(errors), partial)
 
 
 class _Work:
@@ -159,15 +174,16 @@ class _Work:
             with open(path, "ab") as file:
                 file.truncate(whole)  # what a kill has left behind the last whole group goes
 
-    def append(self, rows: list[tuple[dict, np.ndarray]], items: int, skipped: int) -> None:
-        """Adds a group: the files first, then what says that they are whole."""
-        state, lines = self.state, b"".join(json_line(about) + b"\n" for about, _ in rows)
-        for path, data in ((self.vectors, b"".join(vector.tobytes() for _, vector in rows)), (self.names, lines)):
+    def append(self, group: Group, items: int) -> None:
+        """Adds a group of so many items: the files first, then what says that they are whole."""
+        state, lines = self.state, b"".join(json_line(about) + b"\n" for about in group.about)
+        for path, data in ((self.vectors, b"".join(row.tobytes() for row in group.vectors)), (self.names, lines)):
             with open(path, "ab") as file:
                 file.write(data)
                 _sync(file)
-        state.items, state.rows = state.items + items, state.rows + len(rows)
-        state.named, state.skipped = state.named + len(lines), state.skipped + skipped
+        state.items, state.rows = state.items + items, state.rows + len(group.vectors)
+        state.named, state.skipped = state.named + len(lines), state.skipped + group.skipped
+        state.partial += group.partial
         self._write_state()
 
     def finish(self) -> None:
