@@ -2,6 +2,7 @@
 
 import doctest
 import gc
+import re
 import subprocess
 import sys
 import weakref
@@ -389,6 +390,26 @@ def test_what_cannot_answer_says_so(run: Path, tmp_path: Path) -> None:
         load(run, batch_size=0)
     with pytest.raises(ConfigError, match="data.codes is empty"):
         load(run, ["runtime.mode=pynative"]).generate_image(["猫"])
+
+
+def blocks(page: str) -> list[str]:
+    """A page's blocks of Python."""
+    return re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+
+
+def test_the_pages_examples(
+    model: Model, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(src.inference, "load", lambda path: model)
+    assert blocks("README.md") == blocks("README_CN.md") != []
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    known = {"paths": [IMAGES[0], tmp_path / "bad.png"]}
+    for text in [*blocks("README.md"), *blocks("docs/library.md")]:
+        exec(text, known)
+    assert known["kept"] == IMAGES[:1] and list(known["failed"]) == [1]
+    cosine, *_, caption = capsys.readouterr().out.splitlines()
+    assert float(cosine.strip("[]")) > 0.3 and "红色背景上" in caption
 
 
 def test_the_documented_examples(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 __all__ = ["load"]
 
-ROWS = 16  # from so many rows on a row's rounding did not depend on their number (docs/library.md)
+BATCH_SIZE = 16  # from so many rows on the rounding of a row did not depend on their number (docs/library.md)
 
 
 def load(
     path: str | Path = "opt_demo",
     settings: Sequence[str] = (),
     config_file: str | Path | None = None,
-    batch_size: int = ROWS,
+    batch_size: int = BATCH_SIZE,
 ) -> "Model":
     """A trained model, ready to answer.
 

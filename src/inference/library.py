@@ -175,6 +175,10 @@ class Model:
 
         Exact, and of equal ones the first; with faiss installed it is faster.
 
+        >>> places, cosines = model.nearest(texts, texts, top=1)
+        >>> places[:, 0].tolist()
+        [0, 1]
+
         Returns:
             places int64 [N, top] and cosines float64 [N, top]; fewer than ``top`` where the gallery has fewer.
         """
