@@ -159,5 +159,4 @@ def test_help_shows_examples(run: Run) -> None:
 def test_files_are_told_by_their_endings(home: Path) -> None:
     names = [path.name for path in media.find_files(home / "gallery", (IMAGE, TEXT))]
     assert names == ["a.png", "b.png", "broken.jpg", "c.png", "words.txt"]
-    images = media.read_files([home / "gallery" / "a.png"], tiny_model())
-    assert images[0].content.shape == (8, 8, 3)
+    assert media.read_file(home / "gallery" / "a.png", tiny_model()).content.shape == (8, 8, 3)

@@ -349,6 +349,17 @@ def test_importing_loads_nothing() -> None:
         assert done.stdout == "set()\n", done.stderr
 
 
+def test_a_caller_may_have_computed_before() -> None:
+    """MindSpore then takes no device any more, but it is the one that is asked for."""
+    code = (
+        "import mindspore as ms; ms.ops.ones((2,), ms.float32).asnumpy()\n"
+        "from src.inference import load; model = load('opt_demo', ['runtime.mode=pynative'])\n"
+        "print(model.embed_text(['一只猫']).shape)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "(1, 128)\n", done.stderr
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("library")

@@ -15,7 +15,7 @@ from src.data.decoding import decoding, read_bytes, whole_text
 from src.data.errors import DataError
 from src.data.image import decode_image, quiet
 from src.data.regions import Regions, load_features, load_regions, sketch
-from src.data.schema import AUDIO, IMAGE, MODALITIES, TEXT
+from src.data.schema import AUDIO, IMAGE, TEXT
 from src.data.tokenizer import Tokenizer
 
 IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -75,18 +75,6 @@ def _walk(folder: Path) -> Iterator[Path]:
         seen.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         yield from (Path(place) / name for name in files if not name.startswith("."))
-
-
-def read_files(files: list[Path], model: ModelConfig) -> list[Medium]:
-    """What can be read; the rest is named on stderr, counted and left out.
-
-    Raises:
-        DataError: nothing could be read.
-    """
-    read, failures = try_files(files, model)
-    found = [medium for medium in read if medium]
-    report(failures, len(files), bool(found))
-    return found
 
 
 def try_files(files: list[Path], model: ModelConfig) -> tuple[list[Medium | None], list[str]]:
@@ -211,9 +199,3 @@ def meaningless(text: str, tokenizer: Tokenizer) -> str:
 def plural(modality: int) -> str:
     """What a list of them is called."""
     return {TEXT: "texts", IMAGE: "images", AUDIO: "audio clips"}[modality]
-
-
-def group(media: list[Medium]) -> dict[int, list[Medium]]:
-    """Media by modality."""
-    groups = {modality: [m for m in media if m.modality == modality] for modality in range(len(MODALITIES))}
-    return {modality: members for modality, members in groups.items() if members}
