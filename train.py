@@ -4,6 +4,7 @@ python train.py --config config/pretrain/demo.yaml
 python train.py --config config/pretrain/demo.yaml train.steps=1000 optimizer.lr=1e-3 train.output=runs/longer
 python train.py --config config/pretrain/demo.yaml --resume         resumes a run that was stopped
 python train.py --config config/caption/demo.yaml train.init_from=runs/demo/pretrain
+python train.py --config mine.yaml model.text.vocab=vocab.txt train.init_from=pretrained/opt_demo   your own vocabulary
 """
 
 from pathlib import Path

@@ -44,7 +44,8 @@ def prepare(job: Job) -> Prepared:
     batch = dict(np.load(job.batch))
 
     def run() -> float:
-        loss = step(batch).losses["total"]
+        step(batch)
+        loss = step.result().losses["total"]
         if job.device != "CPU":
             ms.runtime.synchronize()
         return loss

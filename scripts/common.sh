@@ -86,9 +86,10 @@ prepare_launch() {
 }
 
 # launch COMMAND ...: shows and keeps the output; a failure names the log and keeps its exit code. What ends the launcher
-# (TERM, INT, HUP) is passed on to the command, and its end is awaited; STOP_WITH names another signal to pass.
+# (TERM, INT, HUP) is passed on to the command, and its end is awaited. A second signal kills it, unless it is SUPERVISED
+# and sees to that itself.
 launch() {
-  local code=0 child printer signal pipes stopped
+  local code=0 child printer signal pipes stopped signals=0
   mkdir -p "${LOG%/*}"
   printf '+%s\n' "$(printf ' %q' "$@")"
   pipes="$(mktemp -d)"  # not every file system of logs knows pipes
@@ -101,7 +102,7 @@ launch() {
   set +m
   for signal in INT TERM HUP; do
     # shellcheck disable=SC2064 # the numbers of now
-    trap "stopped=1; kill -${STOP_WITH:-$signal} -- -$child 2> /dev/null || true" "$signal"
+    trap "stopped=1; pass_on $signal $child" "$signal"
   done
   while
     stopped="" code=0
@@ -114,6 +115,14 @@ launch() {
   ((code == 0)) && return
   printf '%s: failed with exit code %s; its output is in %s\n' "$SCRIPT" "$code" "$LOG.log" >&2
   return "$code"
+}
+
+# pass_on SIGNAL PROCESS: the end of launch's command; signals counts them.
+pass_on() {
+  local signal="$1"
+  signals=$((signals + 1))
+  ((signals == 1)) || [[ -n ${SUPERVISED:-} ]] || signal=KILL
+  kill -"$signal" -- -"$2" 2> /dev/null || true
 }
 
 # train: one process with CONFIG, from PRETRAINED_MODEL where that is given.
@@ -160,61 +169,55 @@ except ConfigError as error:
 ' "$ROOT" "$@"
 }
 
-# train_distributed: as train, in RANK_SIZE processes that msrun starts and watches.
+# train_distributed: as train, in RANK_SIZE processes that msrun starts. tools/launch_ranks.py looks after them.
 train_distributed() {
-  local ranks port table=() status=0 worker_log
+  local port cluster=() variable
   existing_path CONFIG
   existing_path RANK_TABLE_FILE
   existing_path PRETRAINED_MODEL
   prepare_launch
-  ranks="$(rank_count)" || exit
+  LOG+="-${HOSTNAME:-here}"  # machines may share the folder
+  RANK_SIZE="${RANK_SIZE:-${WORKER_NUM:-}}"
+  for variable in RANK_SIZE:1 NNODES:1 NODE_RANK:0; do whole_number "${variable%:*}" "${variable#*:}"; done
+  [[ $DEVICE_TARGET != CPU ]] || RANK_SIZE="${RANK_SIZE:-$((2 * ${NNODES:-1}))}"
+  [[ -z $RANK_TABLE_FILE ]] || check_rank_table
   port="$(scheduler_port)" || exit
-  if [[ -n $RANK_TABLE_FILE ]]; then
-    check_rank_table "$ranks"
-    table=("--rank_table_file=$RANK_TABLE_FILE")
-  fi
-  # msrun waits for ever for workers that end before they meet
+  cluster=("--master_port=$port" "--log_dir=$LOG" ${RANK_TABLE_FILE:+"--rank_table_file=$RANK_TABLE_FILE"}
+    ${RANK_SIZE:+"--worker_num=$RANK_SIZE"} ${NNODES:+"--nodes=$NNODES"} ${NODE_RANK:+"--node_rank=$NODE_RANK"}
+    ${MASTER_ADDR:+"--master_addr=$MASTER_ADDR"})
+  [[ -n ${MASTER_PORT:-} ]] || cluster+=(--any_port)
+  # one line here instead of one from every rank
   [[ $DEVICE_TARGET == CPU ]] || "$PYTHON" "$ROOT/tools/check_device.py" "$DEVICE_TARGET" || exit
-  # msrun starts the "python" on PATH, whichever Python runs msrun itself: a stand-in on PATH starts the chosen one
-  mkdir -p "$LOG/bin"
-  printf '#!/bin/sh\nexec "%s" "$@"\n' "$PYTHON" > "$LOG/bin/python"
-  chmod +x "$LOG/bin/python"
-  # of the signals, msrun ends its workers at INT alone
-  STOP_WITH=INT PATH="$LOG/bin:$PATH" GLOG_v="${GLOG_v:-3}" launch "$PYTHON" -m mindspore.parallel.cluster.run \
-    "--worker_num=$ranks" "--local_worker_num=$ranks" "--master_port=$port" "--log_dir=$LOG" --join=True \
-    --tail_worker_log=0 ${table[@]+"${table[@]}"} "$ROOT/train.py" --config "$CONFIG" ${OPTIONS[@]+"${OPTIONS[@]}"} \
-    "runtime.device=$DEVICE_TARGET" runtime.distributed=true \
-    ${PRETRAINED_MODEL:+"train.init_from=$PRETRAINED_MODEL"} ${SETTINGS[@]+"${SETTINGS[@]}"} || status=$?
-  ((status == 0)) && return
-  for worker_log in "$LOG"/worker_*.log; do
-    [[ -e $worker_log ]] && tail -n 15 -v "$worker_log" >&2
-  done
-  return "$status"
+  SUPERVISED=1 launch "$PYTHON" "$ROOT/tools/launch_ranks.py" "${cluster[@]}" \
+    "$ROOT/train.py" --config "$CONFIG" ${OPTIONS[@]+"${OPTIONS[@]}"} "runtime.device=$DEVICE_TARGET" \
+    runtime.distributed=true ${PRETRAINED_MODEL:+"train.init_from=$PRETRAINED_MODEL"} ${SETTINGS[@]+"${SETTINGS[@]}"}
 }
 
-rank_count() {
-  local ranks default=8
-  [[ $DEVICE_TARGET == CPU ]] && default=2
-  ranks="${RANK_SIZE:-${WORKER_NUM:-$default}}"
-  [[ $ranks =~ ^[1-9][0-9]*$ ]] || die "RANK_SIZE is '$ranks': the number of processes to start, 1 or more"
-  echo "$ranks"
+# whole_number NAME LEAST: dies unless the variable NAME is empty or a number that is large enough.
+whole_number() {
+  local value="${!1:-}"
+  [[ -z $value ]] || { [[ $value =~ ^(0|[1-9][0-9]{0,8})$ ]] && ((value >= $2)); } ||
+    die "$1 is '$value': a whole number, $2 or more; --help shows the usage"
 }
 
+# Every format of a rank table has one rank_id for a rank; tools/launch_ranks.py reads the rest.
 check_rank_table() {
-  local devices
+  local ranks
   [[ $DEVICE_TARGET == Ascend ]] || die "RANK_TABLE_FILE is for Ascend; DEVICE_TARGET is $DEVICE_TARGET"
-  devices="$( (grep -o '"rank_id"' "$RANK_TABLE_FILE" || true) | wc -l)"
-  ((devices == $1)) || die "RANK_TABLE_FILE '$RANK_TABLE_FILE' names $devices devices, RANK_SIZE is $1"
+  ranks="$( (grep -o '"rank_id"' "$RANK_TABLE_FILE" || true) | wc -l)"
+  [[ -z $RANK_SIZE ]] || ((ranks == RANK_SIZE)) ||
+    die "RANK_TABLE_FILE '$RANK_TABLE_FILE' names $ranks ranks, RANK_SIZE is $RANK_SIZE: leave RANK_SIZE out"
 }
 
-# Prints MASTER_PORT if it is free, or a free port. The search begins at random: msrun takes its port seconds later, when
-# another launch may have looked, too. Ports from 32768 on are those that Linux gives to outgoing connections.
+# Prints MASTER_PORT, which must be free on the first machine, or a free port. The search begins at random: msrun takes its
+# port seconds later, when another launch may have looked, too. Ports from 32768 on are those that Linux gives to outgoing
+# connections.
 scheduler_port() {
   local port="${MASTER_PORT:-$((10000 + RANDOM % 20000))}"
   if [[ ! $port =~ ^[1-9][0-9]{3,4}$ ]] || ((port < 1024 || port > 65535)); then
     die "MASTER_PORT is '$port': a port from 1024 to 65535"
   fi
-  while port_taken "$port"; do
+  while ((${NODE_RANK:-0} == 0)) && port_taken "$port"; do
     [[ -z ${MASTER_PORT:-} ]] || die "MASTER_PORT $port is taken: choose another, or leave it out"
     port=$((port + 1))
   done

@@ -23,6 +23,7 @@ from src.config import (
 from src.data.schema import MATCH_CASES, audio_tokens, batch_fields, check_batch
 from src.training.muon import Muon
 from src.training.optimizer import AdamW
+from src.training.step import StepResult, TrainStep
 
 MODES = {"graph": ms.GRAPH_MODE, "pynative": ms.PYNATIVE_MODE}
 VOCAB = 31
@@ -272,18 +273,27 @@ def torch_padding(mask: torch.Tensor) -> torch.Tensor:
     return mask == 0
 
 
-def set_gradients(optimizer: AdamW | Muon, gradients: Arrays) -> None:
-    """Hands the optimiser these gradients, by parameter."""
+def apply_gradients(optimizer: AdamW | Muon, gradients: Arrays, factor: float = 1.0) -> float:
+    """Hands the optimiser these gradients, by parameter; the rate that it took."""
     packed = optimizer.pack(tuple(Tensor(gradients[parameter.name]) for parameter in optimizer.parameters_))
-    for place, value in zip(optimizer.gradients, packed, strict=True):
-        place.set_data(value)
+    return float(optimizer(Tensor(factor, ms.float32), Tensor(True), packed).asnumpy())
 
 
-def held_gradients(optimizer: AdamW | Muon) -> Arrays:
-    """The gradients that the optimiser was handed, by parameter."""
+def make_gradients(step: TrainStep, batch: Arrays) -> tuple[dict[str, float], Arrays, list[np.ndarray]]:
+    """What a step finds before it updates anything: losses by name, gradients by parameter, statistics."""
+    losses, packed, statistics = step.gradients(
+        step.update.loss_scale.value(), *[Tensor(batch[name]) for name in step.fields]
+    )
     found = {}
-    for place, members in zip(optimizer.gradients, optimizer.members, strict=True):
-        parts = np.split(place.asnumpy().reshape(-1), np.cumsum([member.size for member in members])[:-1])
+    for tensor, members in zip(packed, step.optimizer.members, strict=True):
+        parts = np.split(tensor.asnumpy().reshape(-1), np.cumsum([member.size for member in members])[:-1])
         for member, part in zip(members, parts, strict=True):
             found[member.name] = part.reshape(member.shape)
-    return found
+    named = dict(zip(step.names, losses.asnumpy().tolist(), strict=True))
+    return named, found, [tensor.asnumpy() for tensor in statistics]
+
+
+def take(step: TrainStep, batch: Arrays) -> StepResult:
+    """A step, and what it found."""
+    step(batch)
+    return step.result()

@@ -8,10 +8,10 @@ import pytest
 from conftest import png
 from PIL import Image, ImageEnhance
 
-from src.config import COLOURS, AugmentConfig
+from src.config import COLOURS, AugmentConfig, Resize
 from src.data.augment import augment_audio, augment_image, colour, crop_box, may_mirror
 from src.data.errors import DataError
-from src.data.image import decode_image
+from src.data.image import BAR, decode_image
 from src.data.record import Record
 
 # red grows to the right, green downwards: a view tells where it was taken
@@ -24,8 +24,10 @@ def record(*captions: str, image: np.ndarray = RAMP, clips: tuple = ()) -> Recor
     return Record("r", png(image), captions, clips)
 
 
-def vary(config: AugmentConfig, seed: int = 0, which: Record | None = None, size: int = 64) -> np.ndarray:
-    return augment_image(which or record(), size, "p", config, np.random.default_rng(seed))
+def vary(
+    config: AugmentConfig, seed: int = 0, which: Record | None = None, size: int = 64, resize: Resize = "crop"
+) -> np.ndarray:
+    return augment_image(which or record(), size, resize, "p", config, np.random.default_rng(seed))
 
 
 def test_a_crop_is_a_part_of_the_stated_size_stretched_to_the_square() -> None:
@@ -50,11 +52,47 @@ def test_a_crop_stays_within_any_image(width: int, height: int) -> None:
     assert crop_box(width, width, 1.0, 1.0, 0.5, 0.5) == (0, 0, width, width)
 
 
-def test_nothing_switched_on_is_the_plain_image() -> None:
+@pytest.mark.parametrize("resize", ["crop", "pad", "squash"])
+def test_nothing_switched_on_is_the_plain_image(resize: Resize) -> None:
     assert not AugmentConfig().augments_images and not AugmentConfig().augments_audio
     wide = record(image=np.concatenate((RAMP, RAMP), 1))
     for size in (64, SIDE):
-        assert np.array_equal(vary(AugmentConfig(), which=wide, size=size), decode_image(wide.image, size, "p"))
+        found = vary(AugmentConfig(), which=wide, size=size, resize=resize)
+        assert np.array_equal(found, decode_image(wide.image, size, resize, "p"))
+
+
+def test_a_crop_of_a_whole_image_looks_like_the_whole() -> None:
+    """Of an image twice as wide as high: padded, no crop is stretched; squashed, all are as the image is."""
+    wide = record(image=np.stack(np.broadcast_arrays(np.arange(200), np.arange(100)[:, None], 60), 2).astype(np.uint8))
+    shares = []
+    for seed in range(100):
+        view = vary(CROP, seed, wide, resize="pad")
+        inside = np.abs(view[..., 2].astype(int) - 60) <= 1  # bars are 128
+        rows, columns = np.flatnonzero(inside.any(1)), np.flatnonzero(inside.any(0))
+        content = view[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].astype(float)
+        high, wide_pixels = content.shape[:2]
+        assert (view[~inside] == BAR).all() and inside.sum() == high * wide_pixels
+        assert max(high, wide_pixels) == 64 and rows[0] == (64 - high) // 2
+        across, down = (content[-1, -1] - content[0, 0])[:2] / (wide_pixels - 1, high - 1)  # image pixels in one
+        assert abs(across / down - 1) < 0.12, "its own shape"
+        assert 1.4 < wide_pixels / high < 2.8, "the image's shape, up to crop_aspect"
+        shares.append(across * wide_pixels * down * high / 20000)
+        squashed = vary(CROP, seed, wide, resize="squash").astype(float)
+        across, down = (squashed[-1, -1] - squashed[0, 0])[:2] / 63
+        assert np.abs(squashed[..., 2] - 60).max() <= 1 and 1.4 < across / down < 2.8, seed
+    assert 0.22 < min(shares) < 0.3 and 0.45 < max(shares) < 0.55
+
+
+def test_bars_are_neither_coloured_nor_moved() -> None:
+    tall = record(image=np.concatenate((RAMP, RAMP), 0)[:, :101])
+    plain = decode_image(tall.image, 64, "pad", "p")
+    bars = (plain == BAR).all(2)
+    assert bars.all(0).sum() == 48
+    for config in (AugmentConfig(brightness=0.9), AugmentConfig(contrast=0.9), AugmentConfig(saturation=0.9)):
+        view = vary(config, 3, tall, resize="pad")
+        assert (view[bars] == BAR).all() and not np.array_equal(view[~bars], plain[~bars])
+    mirrored = vary(AugmentConfig(flip=1.0), 3, tall, resize="pad")
+    assert np.array_equal(mirrored[:, 24:40], plain[:, 24:40][:, ::-1]) and (mirrored[bars] == BAR).all()
 
 
 def test_a_small_crop_of_a_jpeg_is_not_decoded_too_small() -> None:

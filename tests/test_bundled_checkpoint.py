@@ -5,6 +5,8 @@ all answers are equal to the bit.
 """
 
 import json
+import re
+import shutil
 import subprocess
 import sys
 import wave
@@ -68,12 +70,24 @@ def stored() -> dict[str, Any]:
     return json.loads((STORED / "answers.json").read_text(encoding="utf-8"))
 
 
-def ask(home: Path, output: str, *arguments: str) -> Path:
-    """Calls infer.py without naming a checkpoint; returns the folder of its results."""
-    command = [sys.executable, str(ROOT / "infer.py"), *arguments, "--output", output]
+def call(home: Path, *arguments: str) -> str:
+    """Calls infer.py without naming a checkpoint; returns what it noted."""
+    command = [sys.executable, str(ROOT / "infer.py"), *arguments]
     done = subprocess.run(command, cwd=home, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
+    return done.stderr
+
+
+def ask(home: Path, output: str, *arguments: str) -> Path:
+    """Calls infer.py with something of the model's world, of which there is nothing to note; the folder of results."""
+    assert not unlike(call(home, *arguments, "--output", output))
     return home / output
+
+
+def unlike(notes: str) -> list[str]:
+    """What infer.py found unlike the training data."""
+    lines = [line for line in notes.splitlines() if "note: unlike what this model was trained on" in line]
+    return re.findall(r"(\S+) \([0-9.]+\)", " ".join(lines))
 
 
 def read(path: Path) -> Any:
@@ -105,7 +119,8 @@ def test_speech_finds_what_it_found(home: Path, stored: dict[str, Any]) -> None:
 
 
 def test_captions_and_the_transcript_are_the_same(home: Path, stored: dict[str, Any]) -> None:
-    found = read(ask(home, "described", "--input", "gallery") / "captions.json")
+    assert len(unlike(call(home, "--input", "gallery", "--output", "described"))) <= 1, "of a hundred scenes one is"
+    found = read(home / "described" / "captions.json")
     expected = [entry for entry in stored["captions"] if speech.available() or not entry["image_id"].endswith(".wav")]
     assert found == expected and len(found) == SCENES + speech.available()
 
@@ -120,3 +135,19 @@ def test_generated_images_are_the_same(home: Path, stored: dict[str, Any]) -> No
             np.asarray(Image.open(place / f"generated-{rank}.png"), np.float32) for place in (folder, STORED)
         )
         assert ours.shape == theirs.shape and np.abs(ours - theirs).mean() < 1
+
+
+def test_what_is_not_of_its_world_is_told(home: Path) -> None:
+    """Of each modality: a sentence, and in one folder with scenes a checkerboard and noise, which alone are named."""
+    asked = ("--query", "昨天的会议改到下周三下午三点", "--gallery", "gallery", "--output", "outside")
+    assert unlike(call(home, *asked)) == ["'昨天的会议改到下周三下午三点'"]
+    folder, rng = home / "mixed", np.random.default_rng(0)
+    folder.mkdir()
+    for number in (0, 1):
+        shutil.copy(home / "gallery" / f"scene-{number}.png", folder)
+    squares = np.kron(np.indices((8, 8)).sum(0) % 2 * 255, np.ones((8, 8)))
+    Image.fromarray(squares.astype(np.uint8)).save(folder / "x.png")
+    with wave.open(str(folder / "x.wav"), "wb") as file:
+        file.setparams((1, 2, 16000, 0, "NONE", ""))
+        file.writeframes(rng.normal(0, 3000, 40000).astype(np.int16).tobytes())
+    assert unlike(call(home, "--input", "mixed", "runtime.mode=pynative")) == ["mixed/x.png", "mixed/x.wav"]

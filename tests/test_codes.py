@@ -16,7 +16,7 @@ from test_image_tokenizer import C, filled, settings
 
 from src.checkpoints.checkpoint import save_checkpoint
 from src.checkpoints.files import CheckpointError
-from src.config import Config, ImageTokenizerConfig
+from src.config import Config, ModelConfig
 from src.data.errors import DataError
 from src.data.image import decode_image
 from src.data.image_codes import code_type, open_codes, tokenizer_fingerprint, write_codes
@@ -50,9 +50,9 @@ def made(tmp_path_factory, model) -> Config:
     save_checkpoint(folder / "run" / "checkpoints", 3, config, model)
     data = Path(config.data.path)
     datasets = {name: Dataset(data, name) for name in ("train", "dev")}
-    tokenizer, fingerprint = config.model.image_tokenizer, tokenizer_fingerprint(folder / "run")
-    codes = {name: encode_split(Encode(model), dataset, tokenizer, 5) for name, dataset in datasets.items()}
-    write_codes(data, tokenizer, fingerprint, datasets, codes)
+    fingerprint = tokenizer_fingerprint(folder / "run")
+    codes = {name: encode_split(Encode(model), dataset, config.model, 5) for name, dataset in datasets.items()}
+    write_codes(data, config.model, fingerprint, datasets, codes)
     return replace(config, task="pretrain", data=replace(config.data, codes=str(folder / "run")))
 
 
@@ -81,7 +81,7 @@ def test_every_image_has_the_codes_that_the_model_gives_it(made, model):
         if record.image is None:
             assert (row == -1).all()
         else:
-            pixels = decode_image(record.image, 16, "image")[None]
+            pixels = decode_image(record.image, 16, "crop", "image")[None]
             np.testing.assert_array_equal(row, model.encode(Tensor(pixels)).asnumpy()[0])
     assert (codes[:, 0] == -1).any() and len(np.unique(codes)) > 3
 
@@ -167,7 +167,7 @@ def test_a_kill_leaves_no_codes_rather_than_those_of_two_tokenizers(copied, monk
 
     monkeypatch.setattr("src.data.image_codes.write_text", killed)
     with pytest.raises(KeyboardInterrupt):
-        write_codes(Path(copied.data.path), ImageTokenizerConfig(), "new", {"train": dataset}, codes)
+        write_codes(Path(copied.data.path), ModelConfig(), "new", {"train": dataset}, codes)
     assert "holds no image codes" in refused(copied)
 
 

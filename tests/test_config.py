@@ -155,6 +155,7 @@ def test_a_section_is_not_a_key(tmp_path: Path, wrong: str) -> None:
         ("runtime.device=cpu", "one of CPU, GPU, Ascend"),
         ("runtime.mode=[graph]", "one of graph, pynative"),
         ("model.text.norm=middle", "one of pre, post"),
+        ("model.image.resize=stretch", "one of crop, pad, squash"),
         ("objectives.denoise_text.given=image", "a list"),
         ("objectives.denoise_text.given=[1]", "text, not int"),
     ],

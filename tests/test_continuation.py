@@ -61,6 +61,9 @@ def refused(call: Callable[[], object]) -> str:
         "model.cross.heads=1",
         "model.text.norm=post",
         "model.image.eps=1e-12",
+        "model.image.size=16",
+        "model.text.max_len=9",
+        "model.audio.max_frames=48",
         "seed=2",
         "optimizer.name=muon",
         "optimizer.freeze=[scale]",
@@ -104,9 +107,25 @@ def test_init_from_compares_shared_parts_alone(saved: tuple[Config, Path], tmp_p
         message = refused(lambda: check_init(changed(config, tmp_path, f"{key}={value}"), folder, shared))  # noqa: B023
         assert message.endswith(f"has {key}={theirs}, here it is {value}: set {key}={theirs}"), message
     check_init(changed(config, tmp_path, "model.image.heads=1", "seed=2", "optimizer.name=muon"), folder, shared)
-    swapped = swapped_vocabulary(config, tmp_path)
-    assert "is not the vocabulary of" in refused(lambda: check_init(swapped, folder, shared))
-    assert check_init(swapped, folder, {"image_encoder"}) == [], "the image encoder reads no tokens"
+
+
+@pytest.mark.parametrize("setting", ["sample_rate=8000", "hop_ms=10", "window_ms=20", "mels=8", "stride=2"])
+def test_init_from_keeps_the_units_of_audio(saved: tuple[Config, Path], tmp_path: Path, setting: str) -> None:
+    """What a place of the audio encoder's input stands for; how many places there are may change."""
+    config, folder = saved
+    key = f"model.audio.{setting.partition('=')[0]}"
+    other = changed(config, tmp_path, f"model.audio.{setting}")
+    message = refused(lambda: check_init(other, folder, {"audio_encoder"}))
+    assert f"its audio_encoder has {key}=" in message, message
+    assert check_init(other, folder, {"text_encoder"}) == []
+    assert check_init(changed(config, tmp_path, "model.audio.max_frames=48"), folder, {"audio_encoder"}) == []
+
+
+def test_init_from_keeps_the_kind_of_input(saved: tuple[Config, Path], tmp_path: Path) -> None:
+    config, folder = saved
+    regions = changed(config, tmp_path, "model.image.input=region")
+    message = refused(lambda: check_init(regions, folder, {"image_encoder"}))
+    assert message.endswith("has model.image.input=patch, here it is region: set model.image.input=patch")
 
 
 def test_init_from_tells_another_image_tokenizer(saved: tuple[Config, Path], tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Two CPU ranks train on the mean of their gradients and contrast with each other's rows."""
 
+import json
 import os
 import socket
 import subprocess
@@ -10,7 +11,7 @@ from pathlib import Path
 import mindspore as ms
 import numpy as np
 import pytest
-from conftest import tiny_dataset
+from conftest import tiny_dataset, tiny_record
 from mindspore import Tensor, nn, ops
 from test_training import MODEL_CONFIG
 
@@ -18,8 +19,8 @@ from src.checkpoints.checkpoint import save_checkpoint
 from src.checkpoints.files import MODEL, OPTIMIZER, locate, read_tensors
 from src.config import (
     Config,
-    DenoiseTextConfig,
     ImageTokenizerConfig,
+    MaskingConfig,
     ObjectivesConfig,
     OptimizerConfig,
     RuntimeConfig,
@@ -28,15 +29,33 @@ from src.config import (
     to_yaml,
 )
 from src.data.schema import AUDIO, IMAGE, batch_fields
+from src.data.writer import DatasetWriter
 from src.models.build import build_model
 from src.models.opt import OPT
 from src.objectives.objectives import Objectives
+from src.objectives.peers import Peers
 from src.runtime import setup
-from src.training.ranks import GatherRows, MeanGradients
+from src.training.ranks import MeanOverRanks
 from src.training.trainer import Trainer
 
 ROOT = Path(__file__).parent.parent
 STEPS, RANKS = 2, 2
+
+
+def launch(config: Config, folder: Path) -> None:
+    """Two ranks, as a user starts them."""
+    path = folder / "two.yaml"
+    path.write_text(to_yaml(config), encoding="utf-8")
+    environment = os.environ | {"DEVICE_TARGET": "CPU", "RANK_SIZE": "2", "CONFIG": str(path), "PYTHON": sys.executable}
+    launcher = ["bash", str(ROOT / "scripts" / "run_distributed_ascend.sh")]
+    done = subprocess.run(launcher, env=environment, cwd=folder, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+
+
+def saved_start(folder: Path, config: Config, model: nn.Cell | None = None) -> str:
+    """A checkpoint that all runs of a test start from: seeds give each process other weights."""
+    save_checkpoint(folder / "checkpoints", 0, config, model or build_model(config))
+    return str(folder / "checkpoints" / "step-00000000")
 
 
 def train_by_hand(config: Config) -> dict[str, dict[str, np.ndarray]]:
@@ -44,79 +63,116 @@ def train_by_hand(config: Config) -> dict[str, dict[str, np.ndarray]]:
     trainer = Trainer(config)
     step = trainer.step
     batches = [trainer.task.loader(config, "train", rank, RANKS).batches() for rank in range(RANKS)]
-    places = list(step.optimizer.gradients)
-    if step.after_update is not None:
-        places += step.after_update.statistics
     for _ in range(STEPS):
         made = []
         for loader in batches:
             batch = next(loader)
-            step.make_gradients(step.loss_scale.value(), *[Tensor(batch[name]) for name in step.fields])
-            made.append([place.asnumpy().copy() for place in places])
-        means = [np.mean(pair, axis=0) for pair in zip(*made, strict=True)]
-        for place, mean in zip(places, means, strict=True):
-            place.set_data(Tensor(mean))
-        step.update(float(np.sqrt(sum((mean**2).sum() for mean in means[: len(step.optimizer.gradients)]))))
+            tensors = [Tensor(batch[name]) for name in step.fields]
+            losses, gradients, statistics = step.gradients(step.update.loss_scale.value(), *tensors)
+            made.append([tensor.asnumpy().copy() for tensor in (losses, *gradients, *statistics)])
+        means = [Tensor(np.mean(pair, axis=0)) for pair in zip(*made, strict=True)]
+        first = 1 + len(gradients)
+        step.update(means[0], tuple(means[1:first]), tuple(means[first:]))
     files = {MODEL: dict(trainer.model.parameters_and_names()), OPTIMIZER: step.state()}
     return {file: {name: p.asnumpy() for name, p in parameters.items()} for file, parameters in files.items()}
 
 
 @pytest.mark.e2e
-@pytest.mark.parametrize("task", ["pretrain", "image_tokenizer"])
-def test_two_ranks_train_on_their_mean_gradient(tmp_path, task):
+def test_two_ranks_train_on_their_mean_gradient(tmp_path):
+    """An image tokenizer, with its codebook's statistics."""
     ms.set_context(mode=ms.GRAPH_MODE)
     tokenizer = ImageTokenizerConfig(size=16, side=4, codes=12, code_dim=6, width=16, layers=1, heads=2, ffn=32)
-    base = tiny_dataset(tmp_path, config=Config(task=task, model=replace(MODEL_CONFIG, image_tokenizer=tokenizer)))
+    own = Config(task="image_tokenizer", model=replace(MODEL_CONFIG, image_tokenizer=tokenizer))
+    base = tiny_dataset(tmp_path, config=own)
     model = build_model(base)
-    if task == "image_tokenizer":  # a codebook in full use: none of its codes begins anew
-        model.codebook.vectors.set_data(Tensor(np.random.default_rng(0).standard_normal((12, 6)).astype(np.float32)))
-        model.codebook.counts.set_data(Tensor(np.full(12, 1000.0, np.float32)))
-        model.codebook.sums.set_data(model.codebook.vectors * 1000.0)
-    save_checkpoint(tmp_path / "checkpoints", 0, base, model)
-    start = str(tmp_path / "checkpoints" / "step-00000000")
-    settings = TrainConfig(steps=STEPS, log_every=1, save_every=STEPS, init_from=start)
+    # a codebook in full use: none of its codes begins anew
+    model.codebook.vectors.set_data(Tensor(np.random.default_rng(0).standard_normal((12, 6)).astype(np.float32)))
+    model.codebook.counts.set_data(Tensor(np.full(12, 1000.0, np.float32)))
+    model.codebook.sums.set_data(model.codebook.vectors * 1000.0)
+    settings = TrainConfig(steps=STEPS, log_every=1, save_every=STEPS, init_from=saved_start(tmp_path, base, model))
     config = replace(
         base,
-        objectives=ObjectivesConfig(
-            weights=WeightsConfig(contrastive=0.0, denoise_text=1.0), denoise_text=DenoiseTextConfig(given=("image",))
-        ),
         data=replace(base.data, batch_size=4),
         # neither clipped weights nor AdamW's would tell a sum of gradients from their mean; unclipped moments do
         optimizer=OptimizerConfig(lr=1e-3, warmup_steps=1, clip_norm=1e4),
         train=replace(settings, output=str(tmp_path / "two")),
     )
-    path = tmp_path / "two.yaml"
-    path.write_text(to_yaml(config), encoding="utf-8")
-    environment = os.environ | {"DEVICE_TARGET": "CPU", "RANK_SIZE": "2", "CONFIG": str(path), "PYTHON": sys.executable}
-    launcher = ["bash", str(ROOT / "scripts" / "run_distributed_ascend.sh")]
-    done = subprocess.run(launcher, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-
+    launch(config, tmp_path)
     expected = train_by_hand(replace(config, train=replace(settings, output=str(tmp_path / "by-hand"))))
+    assert_same_files(tmp_path / "two", expected)
+    largest = max(np.abs(array).max() for name, array in expected[OPTIMIZER].items() if name.startswith("adam_m"))
+    assert largest > 1e-3, "moments that are all but zero would tell nothing"
+
+
+def assert_same_files(run: Path, expected: dict[str, dict[str, np.ndarray]]) -> None:
     for file, arrays in expected.items():
-        found = read_tensors(locate(tmp_path / "two") / file)
+        found = read_tensors(locate(run) / file)
         assert found.keys() == arrays.keys()
         for name, array in arrays.items():
             near = {"rtol": 0, "atol": 1e-5} if file == MODEL else {"rtol": 1e-3, "atol": 1e-6}
             np.testing.assert_allclose(found[name], array, err_msg=name, **near)
-    largest = max(np.abs(array).max() for name, array in expected[OPTIMIZER].items() if name.startswith("adam_m"))
-    assert largest > 1e-3, "moments that are all but zero would tell nothing"
+
+
+def uneven_dataset(folder: Path, config: Config) -> Config:
+    """Samples of which many lack a modality or more: ranks differ in how much of each they have."""
+    config = tiny_dataset(folder, config=config)
+    rng = np.random.default_rng(0)
+    with DatasetWriter(folder / "uneven", config.model.audio, {"name": "uneven"}, shard_records=10) as writer:
+        for index in range(40):
+            record = tiny_record(rng, index, config.model.audio, config.model.image.size)
+            if index % 5 < 3:
+                record = replace(record, audio=(None,) * len(record.audio))
+            elif index % 5 == 3:
+                record = replace(record, image=None)
+            writer.add("train", record)
+    return replace(config, data=replace(config.data, path=str(folder / "uneven")))
+
+
+@pytest.mark.e2e
+def test_two_ranks_train_as_one_process_with_the_whole_batch(tmp_path: Path) -> None:
+    """Twenty steps, although hardly two ranks' batches have as many images or clips: losses, norms and weights."""
+    ms.set_context(mode=ms.GRAPH_MODE)
+    base = uneven_dataset(tmp_path, Config(model=replace(MODEL_CONFIG, masked_features=True)))
+    start = saved_start(tmp_path, base)
+    # matching samples its negatives among a rank's own rows, and so depends on how many these are
+    names = ("contrastive", "mlm", "mvm_feature", "mam_feature", "mam_contrastive", "denoise_text")
+    config = replace(
+        base,
+        objectives=ObjectivesConfig(
+            weights=WeightsConfig(**dict.fromkeys(names, 1.0)), masking=MaskingConfig(ratio=0.4)
+        ),
+        # an epsilon above the rounding of a gradient: AdamW would make a step of noise
+        optimizer=OptimizerConfig(lr=2e-3, warmup_steps=2, eps=1e-3),
+        data=replace(base.data, batch_size=4),
+        train=TrainConfig(steps=20, log_every=1, save_every=20, output=str(tmp_path / "two"), init_from=start),
+    )
+    launch(config, tmp_path)
+    data, train = replace(config.data, batch_size=8), replace(config.train, output=str(tmp_path / "one"))
+    Trainer(replace(config, data=data, train=train)).run()
+    logs = [
+        [json.loads(line) for line in (tmp_path / run / "metrics.jsonl").read_text().splitlines()]
+        for run in ("two", "one")
+    ]
+    assert len(logs[0]) == len(logs[1]) == 20
+    for found, expected in zip(*logs, strict=True):
+        del found["samples_per_second"], expected["samples_per_second"]
+        assert found == pytest.approx(expected, rel=1e-4, abs=1e-5)
+    assert_same_files(tmp_path / "two", {MODEL: read_tensors(locate(tmp_path / "one") / MODEL)})
 
 
 ROWS = 3  # of a rank
 
 
 class Contrastive(nn.Cell):
-    """The contrastive loss of a rank's rows and the gradients averaged over the ranks."""
+    """The contrastive loss and the gradients of a rank's rows, averaged over the ranks."""
 
     def __init__(self, model: OPT, rows: int, rank: int = 0, ranks: int = 1) -> None:
         super().__init__()
-        gather = GatherRows(rank) if ranks > 1 else None
-        self.objectives = Objectives(model, ObjectivesConfig(), rows, gather)
+        self.objectives = Objectives(model, ObjectivesConfig(), rows, Peers(rank, ranks))
         parts = self.objectives.trained_parts()
         self.trained = {name: p for name, p in model.parameters_and_names() if name.split(".")[0] in parts}
         self.value_and_grad = ops.value_and_grad(self.loss, None, list(self.trained.values()))
-        self.mean = MeanGradients(ranks) if ranks > 1 else None
+        self.mean = MeanOverRanks(ranks) if ranks > 1 else None
 
     def loss(self, *tensors):
         batch = {}

@@ -31,7 +31,7 @@ from src.data.writer import DatasetWriter
 from src.demo.facts import FactMetric
 from src.evaluation.retrieval import RetrievalEvaluator
 from src.evaluation.run import Evaluation
-from src.evaluation.text_generation import caption_metrics, misplaced, transcript_metrics
+from src.evaluation.text_generation import CaptionEvaluator, caption_metrics, misplaced, transcript_metrics
 from src.inference import scorers
 from src.inference.encode import Items, encode_split, first_images, number_images
 from src.inference.engine import Engine
@@ -260,6 +260,16 @@ def test_misplaced_texts_stand_beside_another_half() -> None:
 def test_what_is_shown_is_spread_over_a_split() -> None:
     assert evenly_apart(101, 6).tolist() == [0, 20, 40, 60, 80, 100]
     assert evenly_apart(3, 6).tolist() == [0, 1, 2] and evenly_apart(0, 6).tolist() == []
+
+
+def test_examples_are_from_all_over_a_split(
+    config: Config, evaluation: Evaluation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    captions = Evaluation(evaluation.engine, (CaptionEvaluator,))
+    whole = captions.run("dev")["examples"]
+    assert len(whole) == 8
+    monkeypatch.setattr("src.evaluation.text_generation.EXAMPLES", 4)
+    assert captions.run("dev")["examples"] == [whole[row] for row in (0, 2, 5, 7)]
 
 
 def test_saved_captions_have_the_ids_of_coco(tmp_path: Path) -> None:

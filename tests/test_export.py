@@ -137,6 +137,7 @@ def test_report(exported: Path) -> None:
     ]
     assert report["preprocessing"]["audio"]["hop_ms"] == 20
     assert report["preprocessing"]["image"]["size"] == 16
+    assert report["preprocessing"]["image"]["resize"] == "crop"
 
 
 def test_folder_explains_itself(exported: Path) -> None:

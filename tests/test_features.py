@@ -100,7 +100,7 @@ def test_files_hold_the_encoders_tokens(home: Path, made: Path) -> None:
     regions = load_regions(made / "regions" / "deep" / "1.png.npz", dim)
     assert (regions.width, regions.height, len(regions)) == (16, 10, 4)
     assert regions.boxes.tolist() == [[3, 0, 8, 5], [8, 0, 13, 5], [3, 5, 8, 10], [8, 5, 13, 10]]
-    pixels = decode_image((home / "media" / "deep" / "1.png").read_bytes(), 8, "")
+    pixels = decode_image((home / "media" / "deep" / "1.png").read_bytes(), 8, "crop", "")
     expected = model.encode_image((ms.Tensor(pixels[None]),))[0].asnumpy()[0]
     np.testing.assert_allclose(regions.features, expected, rtol=2e-3, atol=2e-3)
     clip = read_audio(home / "media" / "deep" / "1.wav", config.model.audio)

@@ -67,16 +67,9 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
     datasets = {name: Dataset(config.data.path, name) for name in ("train", "dev")}
     with run_mode("graph"):
         encode = Encode(tokenizer)
-        codes = {
-            name: encode_split(encode, dataset, config.model.image_tokenizer, 5) for name, dataset in datasets.items()
-        }
-    write_codes(
-        Path(config.data.path),
-        config.model.image_tokenizer,
-        tokenizer_fingerprint(folder / "tokenizer"),
-        datasets,
-        codes,
-    )
+        codes = {name: encode_split(encode, dataset, config.model, 5) for name, dataset in datasets.items()}
+    fingerprint = tokenizer_fingerprint(folder / "tokenizer")
+    write_codes(Path(config.data.path), config.model, fingerprint, datasets, codes)
     config = replace(config, data=replace(config.data, codes=str(folder / "tokenizer")), eval=settings)
     save_checkpoint(folder / "pretrained" / "checkpoints", 1, config, build_model(config))
     rng = np.random.default_rng(0)

@@ -26,6 +26,7 @@ ROOMS = (
     ("report",),
     ("data",),
     ("checkpoints",),
+    ("launch",),
     ("config", "runtime", "cli", "files", "errors"),
 )
 LEVELS = {room: level for level, row in enumerate(ROOMS) for room in row}

@@ -31,6 +31,7 @@ from src.training.muon import build_optimizer
 from src.training.schedule import learning_rates
 from src.training.step import NonFiniteError, TrainStep
 from src.training.trainer import Trainer, trained_parameters
+from tests.oracles import take
 
 ROOT = Path(__file__).parent.parent
 TINY = ImageTokenizerConfig(size=16, side=4, codes=12, code_dim=6, width=16, layers=1, heads=2, ffn=32)
@@ -127,9 +128,11 @@ def test_the_codebook_moves_as_in_numpy(graph):
         candidates = encoded[order[(np.arange(12) + offset) % rows]]
         for ours, theirs in zip(found, (onehot.sum(0), onehot.T @ encoded, candidates), strict=True):
             np.testing.assert_allclose(ours.asnumpy(), theirs, rtol=1e-5, atol=1e-5)
-        for place, value in zip(update.statistics, found, strict=True):
-            place.set_data(value)
-        revived = update()
+        held = state_of(codebook)
+        update(Tensor(False), found)
+        for name, value in state_of(codebook).items():
+            np.testing.assert_array_equal(value, held[name], err_msg=f"{name} moved in a step that changes nothing")
+        revived = update(Tensor(True), found)
         book, vectors, dead = moving_average(book, onehot.sum(0), onehot.T @ encoded, candidates, config)
         np.testing.assert_allclose(codebook.counts.asnumpy(), book["n"], rtol=1e-5)
         np.testing.assert_allclose(codebook.vectors.asnumpy(), vectors, rtol=1e-4, atol=1e-5)
@@ -147,12 +150,12 @@ def test_dead_codes_begin_anew_and_living_ones_do_not(graph):
     codebook.counts.set_data(Tensor(counts))
     codebook.sums.set_data(Tensor(sums))
     candidates = np.full((12, 6), -1.0, np.float32) - np.arange(12, dtype=np.float32)[:, None]
-    update.statistics[2].set_data(Tensor(candidates))
-    assert int(update().asnumpy()) == 6
+    found = Tensor(np.zeros(12, np.float32)), Tensor(np.zeros((12, 6), np.float32)), Tensor(candidates)
+    assert int(update(Tensor(True), found).asnumpy()) == 6
     vectors = codebook.vectors.asnumpy()
     np.testing.assert_allclose(vectors[:6], sums[:6] / counts[:6, None], rtol=1e-4)
     np.testing.assert_allclose(vectors[6:], candidates[6:], rtol=1e-4)
-    assert int(update().asnumpy()) == 0, "a code that has just begun has time to be found"
+    assert int(update(Tensor(True), found).asnumpy()) == 0, "a code that has just begun has time to be found"
 
 
 @pytest.mark.parametrize("ranks", [2, 3])
@@ -244,7 +247,7 @@ def test_one_batch_is_learned_and_graph_equals_pynative():
             ms.set_context(mode=kind)
             ms.set_seed(1)
             step = make_step(config, ImageTokenizer(TINY))
-            results = [step({"image": images()}) for _ in range(steps)]
+            results = [take(step, {"image": images()}) for _ in range(steps)]
             histories.append([[*result.losses.values(), *result.metrics.values()] for result in results])
     finally:
         ms.set_context(mode=mode)
@@ -265,7 +268,7 @@ def test_a_step_that_is_not_finite_leaves_the_codebook(graph):
     bias.set_data(Tensor(np.full(bias.shape, np.nan, np.float32)))
     before = state_of(model)
     with pytest.raises(NonFiniteError, match="reconstruction"):
-        step({"image": images(seed=1)})
+        take(step, {"image": images(seed=1)})
     for name, value in state_of(model).items():
         np.testing.assert_array_equal(value, before[name], err_msg=name)
 
@@ -320,6 +323,21 @@ def test_evaluation_measures_and_plots(config, tmp_path, graph):
     assert found["perplexity"] == pytest.approx(perplexity(np.bincount(codes.reshape(-1), minlength=TINY.codes)))
     assert (tmp_path / "figures" / "reconstruction.png").stat().st_size > 1000
     assert json.loads((tmp_path / "metrics.json").read_text())["task"] == "image_tokenizer"
+
+
+@pytest.mark.parametrize(("images", "rows"), [(0, (0, 8, 15, 23)), (7, (0, 2, 4, 6))])
+def test_reconstructions_are_of_images_from_all_over_the_split(config, graph, monkeypatch, images, rows):
+    """Evenly apart over what is measured, across batches, and each beside its own reconstruction."""
+    monkeypatch.setattr("src.evaluation.reconstruction.SHOWN", 4)
+    model = build_model(config)
+    model.codebook.vectors.set_data(filled().codebook.vectors)
+    config = replace(config, eval=replace(config.eval, batch_size=5))
+    _, shown = ReconstructionEvaluator(Engine(config, model)).measure("train", images)
+    image = np.concatenate([batch["image"][:n] for batch, n, _ in ImageLoader(config, "train").evaluation(5)])
+    decoded = Reconstruct(model)(Tensor(image))[0].asnumpy()
+    for row, (original, reconstruction) in zip(rows, shown, strict=True):
+        np.testing.assert_array_equal(original, image[row])
+        assert np.abs(reconstruction.astype(int) - decoded[row]).max() <= 1  # rounded in another place of a batch
 
 
 def test_figures_of_known_numbers():

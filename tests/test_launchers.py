@@ -22,17 +22,21 @@ EVALUATORS = {"run_standalone_ascend_inf_retrieval.sh": "retrieval", "test_capti
 DISTRIBUTED = "run_distributed_ascend.sh"
 LAUNCHERS = [*TRAINERS, *EVALUATORS, DISTRIBUTED]
 
-# Small questions (-c) go to a real Python; everything else is recorded and ends with the code in EXIT.
+# Small questions (-c) and the supervisor of ranks go to a real Python; everything else is recorded, and ends with the
+# code in EXIT.
 RECORDER = """#!REAL_PYTHON
-import json, os, sys
-if sys.argv[1:2] == ["-c"]:
+import os, sys
+if sys.argv[1:2] == ["-c"] or sys.argv[1].endswith("/launch_ranks.py"):
     os.execv("REAL_PYTHON", ["REAL_PYTHON", *sys.argv[1:]])
-environment = {key: os.environ.get(key) for key in ("RANK_TABLE_FILE", "PATH")}
+NOTE
+"""
+# The module that "python -m mindspore.parallel.cluster.run" finds: msrun.
+MSRUN = "mindspore/parallel/cluster/run.py"
+NOTE = """
+import json, os, sys
+environment = {key: os.environ.get(key) for key in ("RANK_TABLE_FILE", "PATH", "ASCEND_RT_VISIBLE_DEVICES")}
 with open("CALLS", "a", encoding="utf-8") as file:
     print(json.dumps({"arguments": sys.argv[1:], "folder": os.getcwd(), "environment": environment}), file=file)
-for option in sys.argv:
-    if option.startswith("--log_dir="):
-        print("the worker's last words", file=open(option.partition("=")[2] + "/worker_0.log", "w"))
 print("the run's output")
 sys.exit(int(os.environ.get("EXIT", "0")))
 """
@@ -49,15 +53,25 @@ class House:
         self._calls = folder / "calls.jsonl"
         shutil.copytree(ROOT / "scripts", self.root / "scripts")
         (self.root / "src").mkdir()
-        shutil.copy(ROOT / "src" / "errors.py", self.root / "src")
-        shutil.copytree(ROOT / "src" / "config", self.root / "src" / "config")
+        for name in ("__init__.py", "errors.py", "cli.py"):
+            shutil.copy(ROOT / "src" / name, self.root / "src")
+        for name in ("config", "launch"):
+            shutil.copytree(ROOT / "src" / name, self.root / "src" / name)
+        (self.root / "tools").mkdir()
+        shutil.copy(ROOT / "tools" / "launch_ranks.py", self.root / "tools")
         for task in ("pretrain", "retrieval", "caption"):
             config = self.root / "config" / task / "demo.yaml"
             config.parent.mkdir(parents=True)
             config.write_text(f"train: {{output: runs/demo/{task}}}\n")
         self.python = folder / "bin" / "python"
         self.python.parent.mkdir()
-        self.python.write_text(RECORDER.replace("REAL_PYTHON", sys.executable).replace("CALLS", str(self._calls)))
+        note = NOTE.replace("CALLS", str(self._calls))
+        self.python.write_text(RECORDER.replace("NOTE", note).replace("REAL_PYTHON", sys.executable))
+        msrun = folder / "stand-in" / MSRUN
+        msrun.parent.mkdir(parents=True)
+        msrun.write_text(note)
+        (folder / "stand-in" / "mindspore" / "__init__.py").touch()
+        self.environment = {"PYTHONPATH": str(folder / "stand-in")}
         self.python.chmod(self.python.stat().st_mode | stat.S_IXUSR)
 
     def run(self, script: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
@@ -67,7 +81,7 @@ class House:
         return subprocess.run(
             ["bash", str(self.root / "scripts" / script), *arguments],
             cwd=self.elsewhere,
-            env={**kept, "PATH": path, "DEVICE_TARGET": "CPU", **environment},
+            env={**kept, **self.environment, "PATH": path, "DEVICE_TARGET": "CPU", **environment},
             capture_output=True,
             text=True,
         )
@@ -194,7 +208,6 @@ def test_a_failure_names_the_log_and_keeps_the_exit_code(house: House, script: s
     assert "the run's output" in result.stdout
     (log,) = (house.elsewhere / "runs" / "logs").glob("*.log")
     assert str(log) in result.stderr and "exit code 37" in result.stderr
-    assert ("the worker's last words" in result.stderr) == (script == DISTRIBUTED)
 
 
 def test_python_of_the_environment_of_the_repository_comes_first(house: House):
@@ -216,9 +229,8 @@ def test_distributed_training_starts_msrun(house: House):
     (house.elsewhere / "weights").mkdir()
     call = msrun(house, "-", "weights", "train.steps=7", "--resume", RANK_TABLE_FILE="/of/another/job")
     launcher, script = call["arguments"][: call["arguments"].index(house.train)], call["arguments"][-8:]
-    assert launcher[:2] == ["-m", "mindspore.parallel.cluster.run"]
-    assert {"--worker_num=2", "--local_worker_num=2", "--join=True"} < set(launcher)
-    assert not any("rank_table" in option for option in launcher)
+    assert {"--worker_num=2", "--local_worker_num=2", "--master_addr=127.0.0.1", "--join=True"} < set(launcher)
+    assert not any("rank_table" in option or "node_rank" in option for option in launcher)
     assert script == [
         *(house.train, "--config", house.config("pretrain"), "--resume", "runtime.device=CPU"),
         *("runtime.distributed=true", "train.init_from=weights", "train.steps=7"),
@@ -226,15 +238,15 @@ def test_distributed_training_starts_msrun(house: House):
     assert call["environment"]["RANK_TABLE_FILE"] is None
 
 
-def test_workers_get_the_chosen_python(house: House):
-    """msrun starts "python": the first one on PATH must be the one that was chosen."""
-    chosen = house.python.with_name("chosen-python")
-    shutil.copy(house.python, chosen)
+def test_ranks_get_the_chosen_python(house: House):
+    """msrun starts "python": the first one on PATH must run the one that was chosen, and be on PATH no longer."""
+    chosen = house.python.with_name("chosen python")
+    chosen.symlink_to(sys.executable)
     path = msrun(house, PYTHON=str(chosen))["environment"]["PATH"]
     stand_in = shutil.which("python", path=path)
-    assert str(chosen) in Path(stand_in).read_text()
-    subprocess.run([stand_in, "two words"], check=True)
-    assert house.calls()[-1]["arguments"] == ["two words"]
+    question = "import os, sys; print(sys.executable, os.environ['PATH'], sys.argv[1:])"
+    done = subprocess.run([stand_in, "-c", question, "two words"], env={"PATH": path}, capture_output=True, text=True)
+    assert done.stdout.strip() == f"{chosen} {path.partition(':')[2]} ['two words']", done.stderr
 
 
 @pytest.mark.parametrize("name", ["RANK_SIZE", "WORKER_NUM"])
@@ -246,6 +258,8 @@ def test_number_of_ranks(house: House, name: str):
 def test_wrong_numbers_of_the_distributed_run_are_refused(house: House):
     refused(house.run(DISTRIBUTED, RANK_SIZE="two"), house, "RANK_SIZE is 'two'")
     refused(house.run(DISTRIBUTED, RANK_SIZE="0"), house, "RANK_SIZE is '0'")
+    refused(house.run(DISTRIBUTED, NNODES="0"), house, "NNODES is '0'")
+    refused(house.run(DISTRIBUTED, NODE_RANK="first"), house, "NODE_RANK is 'first'")
     for port in ("80", "70000", "x"):
         refused(house.run(DISTRIBUTED, MASTER_PORT=port), house, f"MASTER_PORT is '{port}'")
 
@@ -284,27 +298,31 @@ time.sleep(60)
 """
 
 
+def start(house: House, script: str) -> subprocess.Popen:
+    path = f"{house.python.parent}:{os.environ['PATH']}"
+    return subprocess.Popen(
+        ["bash", str(house.root / "scripts" / script)],
+        cwd=house.elsewhere,
+        env={**os.environ, "PATH": path, "DEVICE_TARGET": "CPU"},
+        # tests that run in the background were started deaf to it, and their children with them
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
 @pytest.mark.parametrize(
     ("script", "sent", "arrives"),
     [
         ("run_standalone_ascend.sh", signal.SIGTERM, "SIGTERM"),
         ("run_standalone_ascend.sh", signal.SIGINT, "SIGINT"),
-        (DISTRIBUTED, signal.SIGTERM, "SIGINT"),  # the only one at which msrun ends its workers
+        (DISTRIBUTED, signal.SIGTERM, "SIGTERM"),
     ],
 )
 def test_the_command_ends_with_its_launcher(house: House, script: str, sent: signal.Signals, arrives: str):
     house.python.write_text(WAITER.replace("REAL_PYTHON", sys.executable))
-    path = f"{house.python.parent}:{os.environ['PATH']}"
-    command = ["bash", str(house.root / "scripts" / script)]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    launcher = subprocess.Popen(
-        command,
-        cwd=house.elsewhere,
-        env={**os.environ, "PATH": path, "DEVICE_TARGET": "CPU"},
-        # tests that run in the background were started deaf to it, and their children with them
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-        **pipes,
-    )
+    launcher = start(house, script)
     assert any(line == "started\n" for line in launcher.stdout)
     launcher.send_signal(sent)
     output, errors = launcher.communicate(timeout=20)
@@ -313,11 +331,109 @@ def test_the_command_ends_with_its_launcher(house: House, script: str, sent: sig
     assert log.read_text() == f"started\n{arrives}\n"
 
 
+def test_a_second_signal_kills(house: House):
+    house.python.write_text(
+        f"#!{sys.executable}\nimport signal, time\n"
+        "for kind in (signal.SIGINT, signal.SIGTERM): signal.signal(kind, lambda *_: print('no', flush=True))\n"
+        "print('started', flush=True)\nwhile True: time.sleep(60)\n"
+    )
+    launcher = start(house, "run_standalone_ascend.sh")
+    assert any(line == "started\n" for line in launcher.stdout)
+    launcher.send_signal(signal.SIGINT)
+    assert launcher.stdout.readline() == "no\n"
+    launcher.send_signal(signal.SIGTERM)
+    launcher.communicate(timeout=20)
+    assert launcher.returncode == 128 + signal.SIGKILL
+
+
+def rank_table(house: House, *addresses: str, devices: tuple[int, ...] = (0, 1)) -> str:
+    """A table of format 1.0 with two ranks on each server."""
+    servers = [
+        {
+            "server_id": address,
+            "device": [
+                {
+                    "device_id": str(device),
+                    "device_ip": f"192.168.{server}.{device}",
+                    "rank_id": str(2 * server + place),
+                }
+                for place, device in enumerate(devices)
+            ],
+        }
+        for server, address in enumerate(addresses)
+    ]
+    table = {"version": "1.0", "status": "completed", "server_count": str(len(servers)), "server_list": servers}
+    (house.elsewhere / "hccl.json").write_text(json.dumps(table))
+    return "hccl.json"
+
+
+def options_of(call: dict) -> dict[str, str]:
+    """The options of msrun."""
+    words = [word[2:].split("=", 1) for word in call["arguments"] if word.startswith("--") and "=" in word]
+    return dict(words)
+
+
 def test_rank_table(house: House):
-    table = house.elsewhere / "hccl.json"
-    table.write_text(json.dumps({"server_list": [{"device": [{"rank_id": "0"}, {"rank_id": "1"}]}]}))
-    call = msrun(house, "hccl.json", DEVICE_TARGET="Ascend", RANK_SIZE="2")
-    assert "--rank_table_file=hccl.json" in call["arguments"]
+    call = msrun(house, rank_table(house, "192.0.2.7"), DEVICE_TARGET="Ascend")
+    options = options_of(call)
+    assert options["rank_table_file"] == "hccl.json" and options["worker_num"] == options["local_worker_num"] == "2"
+    assert call["environment"]["ASCEND_RT_VISIBLE_DEVICES"] is None
+    call = msrun(house, rank_table(house, "192.0.2.7", devices=(5, 4)), DEVICE_TARGET="Ascend", RANK_SIZE="2")
+    assert call["environment"]["ASCEND_RT_VISIBLE_DEVICES"] == "5,4"
+
+
+def test_a_rank_table_of_several_servers(house: House):
+    """Number of ranks, this machine's number and the place to meet follow from the table."""
+    options = options_of(msrun(house, rank_table(house, "192.0.2.7", "127.0.0.1"), DEVICE_TARGET="Ascend"))
+    expected = {"worker_num": "4", "local_worker_num": "2", "node_rank": "1", "master_addr": "192.0.2.7"}
+    assert options.items() >= expected.items() and options["master_port"] == "8118"
+    options = options_of(msrun(house, "hccl.json", DEVICE_TARGET="Ascend", NODE_RANK="1", MASTER_PORT="9000"))
+    assert options.items() >= expected.items() and options["master_port"] == "9000"
+    rank_table(house, "192.0.2.6", "192.0.2.7")
+    result = house.run(DISTRIBUTED, "hccl.json", DEVICE_TARGET="Ascend")
+    assert result.returncode == 2
+    assert "error: hccl.json does not say which server this machine is: set NODE_RANK, 0 to 1" in result.stdout
+
+
+@pytest.mark.parametrize("device", ["CPU", "GPU", "Ascend"])
+def test_several_machines(house: House, device: str):
+    first = {"DEVICE_TARGET": device, "NNODES": "2", "NODE_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
+    local = 2 if device == "CPU" else 8
+    options = options_of(msrun(house, **first, MASTER_PORT="12399"))
+    expected = {"worker_num": str(2 * local), "local_worker_num": str(local), "master_port": "12399"}
+    assert options.items() >= {**expected, "node_rank": "0", "master_addr": "127.0.0.1"}.items()
+    second = {**first, "NODE_RANK": "1", "MASTER_ADDR": "192.0.2.7", "RANK_SIZE": "6"}
+    options = options_of(msrun(house, **second))
+    expected = {"worker_num": "6", "local_worker_num": "3", "node_rank": "1", "master_port": "8118"}
+    assert options.items() >= {**expected, "master_addr": "192.0.2.7"}.items()
+
+
+@pytest.mark.parametrize(
+    ("environment", "words"),
+    [
+        ({"NODE_RANK": ""}, "NODE_RANK is not set: expected 0 to 1"),
+        ({"NODE_RANK": "2"}, "NODE_RANK is 2: expected 0 to 1"),
+        ({"MASTER_ADDR": ""}, "MASTER_ADDR is not set"),
+        ({"MASTER_ADDR": "192.0.2.7"}, "MASTER_ADDR is 192.0.2.7, no address of this machine"),
+        ({"RANK_SIZE": "3"}, "RANK_SIZE is 3, the ranks of all machines: expected a multiple of NNODES, 2"),
+    ],
+)
+def test_several_machines_that_cannot_meet(house: House, environment: dict[str, str], words: str):
+    given = {"NNODES": "2", "NODE_RANK": "0", "MASTER_ADDR": "127.0.0.1", **environment}
+    result = house.run(DISTRIBUTED, **given)
+    assert result.returncode == 2 and f"error: {words}" in result.stdout, result.stdout
+    assert house.calls() == []
+
+
+def test_the_port_is_another_machines(house: House):
+    """Only the first machine opens it."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        several = {"NNODES": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        refused(house.run(DISTRIBUTED, NODE_RANK="0", **several), house, f"MASTER_PORT {port} is taken")
+        assert options_of(msrun(house, NODE_RANK="1", **several))["master_port"] == port
 
 
 def test_a_device_that_is_not_there_ends_a_distributed_run(house: House):
@@ -329,11 +445,12 @@ def test_a_device_that_is_not_there_ends_a_distributed_run(house: House):
 
 
 def test_a_rank_table_that_does_not_fit_is_refused(house: House):
-    table = house.elsewhere / "hccl.json"
-    table.write_text(json.dumps({"server_list": [{"device": [{"rank_id": "0"}]}]}))
-    refused(house.run(DISTRIBUTED, "hccl.json"), house, "RANK_TABLE_FILE is for Ascend")
-    result = house.run(DISTRIBUTED, "hccl.json", DEVICE_TARGET="Ascend")
-    refused(result, house, "'hccl.json'", "names 1 devices, RANK_SIZE is 8")
+    table = rank_table(house, "192.0.2.7")
+    refused(house.run(DISTRIBUTED, table), house, "RANK_TABLE_FILE is for Ascend")
+    result = house.run(DISTRIBUTED, table, DEVICE_TARGET="Ascend", RANK_SIZE="8")
+    refused(result, house, "'hccl.json'", "names 2 ranks, RANK_SIZE is 8")
+    result = house.run(DISTRIBUTED, table, DEVICE_TARGET="Ascend", NNODES="2")
+    assert result.returncode == 2 and "error: hccl.json: expected 2 servers (NNODES), found 1" in result.stdout
 
 
 def test_configuration_of_the_distributed_run_comes_from_the_environment(house: House):

@@ -3,13 +3,14 @@
 from collections.abc import Callable
 from dataclasses import replace
 
+import mindspore as ms
 import numpy as np
 import pytest
 from mindspore import Tensor, nn, ops
 
 from src.config import OBJECTIVES as ALL_OBJECTIVES
 from src.config import WeightsConfig
-from src.data.schema import AUDIO, batch_fields
+from src.data.schema import AUDIO, IMAGE, MODALITIES, TEXT, batch_fields
 from src.models.opt import OPT
 from src.objectives.levels import level_rows
 from src.objectives.objectives import Objectives
@@ -38,7 +39,7 @@ from tests.objectives import (
     only,
     weighted,
 )
-from tests.oracles import OBJECTIVES, VOCAB, Arrays, feature_model, run_mode, tiny_batch
+from tests.oracles import OBJECTIVES, VOCAB, Arrays, feature_model, run_mode, tensors, tiny_batch
 
 # parameters of those parts that have nothing to do with the loss
 UNREACHED = {
@@ -257,3 +258,32 @@ def test_one_batch_is_overfitted_in_each_objective(graph: Callable[[Arrays], tup
             last = graph(batch)[0]
     for name in OBJECTIVES:
         assert last[name] < 0.1 * first[name], (name, first, last)
+
+
+@pytest.mark.parametrize("absent", [AUDIO, IMAGE, TEXT])
+def test_what_no_sample_has_is_not_encoded_and_changes_nothing(opt: OPT, absent: int) -> None:
+    """Losses, and the gradients of all that is there, are those with the blank encoded."""
+    batch = batch_with_repeats()
+    for name in ("presence", "match_presence", "denoise_text_presence", "denoise_image_presence"):
+        batch[name][:, absent] = 0
+    for name in ("mlm_weights", "mvm_weights", "mam_weights")[absent : absent + 1]:
+        batch[name][:] = 0
+    if absent == TEXT:
+        batch["text_mask"][:] = 0
+    fed = {TEXT: "mvm_feature", IMAGE: "denoise_text", AUDIO: "mvm_feature"}[absent]
+    config = weighted(only("contrastive"), **{fed: 1.0})
+    named = dict(opt.parameters_and_names())
+    found = []
+    for gone in ((), (absent,)):
+        objectives = Objectives(opt, config, B, absent=gone)
+        function = ms.value_and_grad(objectives, None, list(named.values()), has_aux=True)
+        values, gradients = function(tensors({name: batch[name] for name in objectives.fields}))
+        found.append(([float(value) for value in values], [gradient.asnumpy() for gradient in gradients]))
+    (values, gradients), (with_less, gradients_with_less) = found
+    assert with_less == pytest.approx(values, rel=1e-5) and min(values) > 0
+    parts = objectives.trained_parts()
+    assert f"{MODALITIES[absent]}_encoder" not in parts and f"{MODALITIES[absent]}_head" not in parts
+    for name, whole, less in zip(named, gradients, gradients_with_less, strict=True):
+        if name.split(".")[0] in parts:
+            np.testing.assert_allclose(less, whole, atol=1e-5, err_msg=name)
+    assert absent == TEXT or MODALITIES[absent] not in objectives.fields, "no blanks are sent to the device"

@@ -140,7 +140,7 @@ def test_texts_beside_pixels_do_not_matter() -> None:
     info, buffer = PngImagePlugin.PngInfo(), io.BytesIO()
     info.add(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0\xff\xfe")
     Image.new("RGB", (6, 4), "red").save(buffer, "PNG", pnginfo=info)
-    assert decode_image(buffer.getvalue(), 4, "p")[0, 0].tolist() == [255, 0, 0]
+    assert decode_image(buffer.getvalue(), 4, "crop", "p")[0, 0].tolist() == [255, 0, 0]
 
 
 def test_pixels_are_bounded_alike_everywhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -151,7 +151,7 @@ def test_pixels_are_bounded_alike_everywhere(monkeypatch: pytest.MonkeyPatch, tm
     for read_it in (
         lambda: pack_image(tmp_path / "a.png", 512),
         lambda: media.read_file(tmp_path / "a.png", tiny_model()),
-        lambda: decode_image(buffer.getvalue(), 4, "a.png"),
+        lambda: decode_image(buffer.getvalue(), 4, "crop", "a.png"),
     ):
         with pytest.raises(DataError, match=r"a\.png: 10 × 10 pixels are too many, at most 99 are read"):
             read_it()

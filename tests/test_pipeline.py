@@ -80,7 +80,7 @@ def check_row(row: Batch, record: Record, caption: int, loader: Loader) -> None:
     model = loader.config.model
     assert row["presence"].tolist() == record.presence(caption)
     if row["presence"][IMAGE]:
-        assert np.array_equal(row["image"], decode_image(record.image, model.image.size, ""))
+        assert np.array_equal(row["image"], decode_image(record.image, model.image.size, "crop", ""))
     else:
         assert not row["image"].any()
     frames = int(row["audio_frames"])

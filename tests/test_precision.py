@@ -35,6 +35,7 @@ from src.models.build import build_model
 from src.models.image_tokenizer import ImageTokenizer
 from src.models.layers import Linear
 from src.models.opt import OPT
+from src.objectives.peers import ALONE
 from src.tasks import registry
 from src.training.muon import build_optimizer
 from src.training.schedule import learning_rates
@@ -49,6 +50,7 @@ from tests.oracles import (
     random,
     randomise,
     run_mode,
+    take,
     tensors,
     tiny_batch,
     tiny_model,
@@ -101,7 +103,7 @@ def configure(task: str, kind: str, vocab: str) -> Config:
 def make_step(config: Config) -> TrainStep:
     """As the trainer makes it."""
     model = build_model(config)
-    objectives = registry.get(config.task).objectives(model, config, 0, 1, None)
+    objectives = registry.get(config.task).objectives(model, config, ALONE)
     rates = learning_rates(config.optimizer, config.train.steps)
     optimizer = build_optimizer(trained_parameters(model, objectives), config.optimizer, rates)
     return TrainStep(objectives, optimizer, 1.0, INITIAL_LOSS_SCALE if config.runtime.precision == "fp16" else None)
@@ -122,7 +124,9 @@ def read_graph(cell: nn.Cell, *inputs: Tensor) -> list[tuple[str, str]]:
 def step_graph(config: Config) -> list[tuple[str, str]]:
     step, batch = make_step(config), tiny_batch(config.model, B)
     with run_mode("graph"):
-        return read_graph(step.make_gradients, step.loss_scale.value(), *(Tensor(batch[name]) for name in step.fields))
+        return read_graph(
+            step.gradients, step.update.loss_scale.value(), *(Tensor(batch[name]) for name in step.fields)
+        )
 
 
 def count_products(graph: list[tuple[str, str]], kind: str) -> Counter:
@@ -172,7 +176,7 @@ def in_both(build: Callable[[], nn.Cell]) -> tuple[nn.Cell, nn.Cell]:
 
 
 def losses_of(network: nn.Cell, config: Config) -> dict[str, float]:
-    objectives = registry.get(config.task).objectives(network, config, 0, 1, None)
+    objectives = registry.get(config.task).objectives(network, config, ALONE)
     found = objectives(tensors(tiny_batch(config.model, B)))
     found = found if isinstance(found[0], Tensor) else found[0]
     return dict(zip(("total", *objectives.names), map(float, found), strict=False))
@@ -230,14 +234,14 @@ def squares_step(loss_scale: float | None) -> TrainStep:
 
 def test_an_overflow_halves_the_scale_until_a_step_is_taken() -> None:
     step, batch = squares_step(2.0**22), {"x": random(2, 4)}
-    weight = step.make_gradients.objectives.linear.weight
+    weight = step.gradients.objectives.linear.weight
     before = weight.asnumpy().copy()
-    results = [step(batch) for _ in range(12)]
+    results = [take(step, batch) for _ in range(12)]
     skipped = [result.skipped for result in results]
     overflows = sum(skipped)
     assert 0 < overflows < 12 and skipped == sorted(skipped, reverse=True), "first overflows, then steps"
-    assert float(step.loss_scale.asnumpy()) == 2.0 ** (22 - overflows)
-    assert int(step.clean_steps.asnumpy()) == 12 - overflows
+    assert float(step.update.loss_scale.asnumpy()) == 2.0 ** (22 - overflows)
+    assert int(step.update.clean_steps.asnumpy()) == 12 - overflows
     kept = {result.losses["total"] for result in results[: overflows + 1]}
     assert len(kept) == 1, "what overflows updates nothing"
     assert results[-1].losses["total"] < results[overflows].losses["total"]
@@ -247,24 +251,24 @@ def test_an_overflow_halves_the_scale_until_a_step_is_taken() -> None:
 def test_an_overflow_that_no_scale_explains_stops_the_run() -> None:
     for scale in (None, 1.0):
         step = squares_step(scale)
-        linear = step.make_gradients.objectives.linear
+        linear = step.gradients.objectives.linear
         linear.bias.set_data(Tensor(np.full(4, 1e15, np.float32)))  # its gradient is beyond float16, the loss is not
         with pytest.raises(NonFiniteError, match="the gradients"):
-            step({"x": random(2, 4)})
+            take(step, {"x": random(2, 4)})
 
 
 @pytest.mark.parametrize(("kind", "scale"), [("fp32", 1.0), ("fp16", INITIAL_LOSS_SCALE), ("bf16", 1.0)])
 def test_only_fp16_has_a_loss_scale(tiny: Config, tmp_path: Path, kind: str, scale: float) -> None:
     config = replace(tiny, runtime=RuntimeConfig(precision=kind), optimizer=OptimizerConfig(warmup_steps=0))
     trainer = Trainer(replace(config, train=TrainConfig(output=str(tmp_path / "run"), steps=1)))
-    assert float(trainer.step.loss_scale.asnumpy()) == scale and trainer.step.scales == (kind == "fp16")
+    assert float(trainer.step.update.loss_scale.asnumpy()) == scale and trainer.step.update.scales == (kind == "fp16")
     assert {p.dtype for p in trainer.model.get_parameters()} <= {ms.float32, ms.int32}
     assert {p.dtype for p in trainer.step.state().values()} <= {ms.float32, ms.int32}
 
 
 def test_what_a_skipped_step_logs_is_finite() -> None:
-    scalars = _scalars(StepResult({"total": 2.0}, {}, float("inf"), 0.0, skipped=True), 3.0)
-    assert scalars == {"loss": 2.0, "lr": 0.0, "samples_per_second": 3.0}
+    scalars = _scalars(StepResult({"total": 2.0}, {}, float("inf"), 0.0, True, 8.0, 0), 3.0)
+    assert scalars == {"loss": 2.0, "lr": 0.0, "loss_scale": 8.0, "samples_per_second": 3.0}
 
 
 def test_a_run_that_goes_on_in_fp16_begins_with_its_scale(tiny: Config, tmp_path: Path) -> None:
@@ -273,11 +277,11 @@ def test_a_run_that_goes_on_in_fp16_begins_with_its_scale(tiny: Config, tmp_path
     Trainer(config)._save()
     half = replace(config, runtime=RuntimeConfig(precision="fp16"))
     resumed = Trainer(half, resume=True)
-    assert float(resumed.step.loss_scale.asnumpy()) == INITIAL_LOSS_SCALE
-    resumed.step.loss_scale.set_data(Tensor(8.0, ms.float32))
+    assert float(resumed.step.update.loss_scale.asnumpy()) == INITIAL_LOSS_SCALE
+    resumed.step.update.loss_scale.set_data(Tensor(8.0, ms.float32))
     resumed.state["step"] = 1
     resumed._save()
-    assert float(Trainer(half, resume=True).step.loss_scale.asnumpy()) == 8.0
+    assert float(Trainer(half, resume=True).step.update.loss_scale.asnumpy()) == 8.0
 
 
 def test_a_checkpoint_does_not_depend_on_the_precision(vocab: str, tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ import torch
 import transformers
 from mindspore import Tensor, nn
 
-from src.checkpoints.layouts import WAV2VEC2, cubic_matrix
+from src.checkpoints.layouts import WAV2VEC2
+from src.checkpoints.positions import cubic_matrix
 from src.checkpoints.pretrained import init_encoder
 from src.config import (
     AudioEncoderConfig,

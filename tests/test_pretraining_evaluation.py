@@ -132,8 +132,8 @@ def test_codes_made_at_evaluation_are_those_of_the_shards(made: tuple[Config, Pa
     fresh = MaskedEvaluator(Engine(config, model)).measure(Loader(config, "dev", stored_codes=False))
     data = Path(config.data.path)
     dataset = Dataset(data, "dev")
-    codes = {"dev": encode_split(Encode(tokenizer), dataset, config.model.image_tokenizer, 5)}
-    write_codes(data, config.model.image_tokenizer, tokenizer_fingerprint(config.data.codes), {"dev": dataset}, codes)
+    codes = {"dev": encode_split(Encode(tokenizer), dataset, config.model, 5)}
+    write_codes(data, config.model, tokenizer_fingerprint(config.data.codes), {"dev": dataset}, codes)
     # images that the image tokenizer does not read as they are: the codes beside the shards are used
     bigger = replace(config.model, image_tokenizer=replace(config.model.image_tokenizer, size=16))
     stored = MaskedEvaluator(Engine(replace(config, model=bigger), model))

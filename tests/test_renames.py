@@ -15,6 +15,7 @@ from src.data.image_codes import tokenizer_fingerprint
 ROOT = Path(__file__).parent.parent
 OLD = ROOT / "tests" / "data" / "old_config.yaml"  # that of pretrained/opt_demo, as an earlier version wrote it
 LATER = {
+    "model.image.resize": "crop",
     "data.max_unknown": 0.2,
     "eval.rerank.tuned_on": "",
     "objectives.self_critical.samples": 5,

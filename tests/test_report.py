@@ -4,10 +4,11 @@ import unicodedata
 
 import numpy as np
 import pytest
+from matplotlib.ft2font import FT2Font, LoadFlags
 from PIL import Image
 
-from src.files import write_json
-from src.report.page import wrap
+from src.files import ROOT, write_json
+from src.report.page import FONT, Page, style, wrap
 from src.report.plots import loss_curves
 from src.report.sheets import caption_sheet, retrieval_sheet
 from src.report.tables import retrieval_table, summary, table, text_table
@@ -156,6 +157,46 @@ def test_sheets(tmp_path, image):
     check_png(tmp_path / "retrieval.png")
     caption_sheet(tmp_path / "captions.png", "Captions", [(image, caption, caption[:9], at > 1) for at in range(7)])
     check_png(tmp_path / "captions.png")
+
+
+def drawn(text: str) -> np.ndarray:
+    """Darkness of a page with one text on it, without its blank margin."""
+    with style():
+        page = Page(2, 0.5)
+        page.text(0.1, 0.1, text, 12)
+        page.figure.canvas.draw()
+    ink = 255 - np.asarray(page.figure.canvas.buffer_rgba())[..., 0]
+    rows, columns = (np.flatnonzero(ink.any(axis=axis)) for axis in (1, 0))
+    return ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] if len(rows) else ink[:0, :0]
+
+
+def test_the_font_has_every_chinese_character():
+    """Of Unihan's basic block and of BERT's vocabulary, traditional forms too, each with an outline of its own."""
+    font = FT2Font(str(FONT))
+    glyphs = font.get_charmap()
+    block = range(0x4E00, 0x9FA6)
+    assert len({glyphs[code] for code in block}) == 20901, "墫 and 壿 are two characters of one form"
+    vocabulary = set((ROOT / "config/vocab/bert-base-chinese.txt").read_text(encoding="utf-8"))
+    assert sum(unicodedata.name(char, "").startswith("CJK UNIFIED") for char in vocabulary) == 7322
+    written = ("CJK", "HIRAGANA", "KATAKANA", "FULLWIDTH", "BOPOMOFO", "DIGIT", "IDEOGRAPHIC")
+    lacking = {char for char in vocabulary if unicodedata.name(char, "").startswith(written)} - set(map(chr, glyphs))
+    assert not lacking
+    assert not set(map(chr, range(32, 127))) - set(map(chr, glyphs))
+    for code in block:
+        font.load_glyph(glyphs[code], flags=LoadFlags.NO_SCALE)
+        assert len(font.get_path()[0]) > 3, f"{chr(code)} has no outline"
+
+
+@pytest.mark.filterwarnings("error")
+def test_what_the_font_lacks_is_a_box():
+    """No warning, whatever the script: an emoji, Arabic, Devanagari, Thai, a rare Han, a control character."""
+    box = drawn("😂")
+    assert box.any(axis=1).all() and box.any(axis=0).all(), "a frame closed all around"
+    assert (box[len(box) // 2] > 0).mean() < 0.9, "and not a black square"
+    for other in ("ب", "ऄ", "ก", "\U0002a6d6", "\ufffe", "\u2028", "❤"):
+        assert (drawn(other) == box).all(), repr(other)
+    assert drawn("龘").shape != box.shape or (drawn("龘") != box).any()
+    assert drawn("臺灣 \udcff").any(), "half a surrogate, of a file name that is not UTF-8"
 
 
 def test_empty_sheets_are_refused(tmp_path):

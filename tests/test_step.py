@@ -1,20 +1,23 @@
 """One step: the factor of clipping and loss scale, the scale's way through overflows, and what the host hands on."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import mindspore as ms
 import numpy as np
 import pytest
-from mindspore import Parameter, Tensor, nn
+from mindspore import Parameter, Tensor, nn, ops
 
 from src.config import OptimizerConfig
-from src.training import ranks, step
+from src.objectives.peers import GatherRows
+from src.training import graphs
+from src.training.graphs import square_sum
 from src.training.muon import build_optimizer
 from src.training.optimizer import AdamW
-from src.training.ranks import GatherRows, MeanGradients
+from src.training.ranks import MeanOverRanks
 from src.training.schedule import learning_rates
-from src.training.step import NonFiniteError, TrainStep, square_sum
-from tests.oracles import random, run_mode
+from src.training.step import NonFiniteError, TrainStep
+from tests.oracles import random, run_mode, take
 
 ONES = {"x": np.ones(2, np.float32)}
 
@@ -49,7 +52,7 @@ def mode(request: pytest.FixtureRequest) -> Iterator[None]:
 def test_step_reports_the_unscaled_norm_and_clips(mode: None) -> None:
     for scale in (None, 64.0):
         objectives, train = quadratic_step(scale)
-        result = train(ONES)
+        result = take(train, ONES)
         assert result.losses == {"total": 25.0, "square": 25.0}
         assert result.norm == pytest.approx(10.0)  # the gradient is 2·w = (6, 8)
         np.testing.assert_allclose(train.optimizer.first[0].asnumpy(), 0.1 * np.array([[0.6, 0.8]]), rtol=1e-4)
@@ -61,7 +64,7 @@ def test_non_finite_loss_updates_nothing(mode: None) -> None:
     train(ONES)
     before = {name: p.asnumpy().copy() for name, p in train.state().items()} | {"w": objectives.w.asnumpy().copy()}
     with pytest.raises(NonFiniteError, match="total, square"):
-        train({"x": np.array([np.nan, 1.0], np.float32)})
+        take(train, {"x": np.array([np.nan, 1.0], np.float32)})
     after = {name: p.asnumpy() for name, p in train.state().items()} | {"w": objectives.w.asnumpy()}
     for name in before:
         np.testing.assert_array_equal(before[name], after[name])
@@ -69,9 +72,9 @@ def test_non_finite_loss_updates_nothing(mode: None) -> None:
 
 def test_overflow_skips_the_step_and_halves_the_loss_scale(mode: None) -> None:
     objectives, train = quadratic_step(loss_scale=2.0**127)
-    result = train({"x": np.full(2, 10.0, np.float32)})
+    result = take(train, {"x": np.full(2, 10.0, np.float32)})
     assert result.skipped and result.rate == 0.0
-    assert float(train.loss_scale.asnumpy()) == 2.0**126
+    assert float(train.update.loss_scale.asnumpy()) == 2.0**126
     np.testing.assert_array_equal(objectives.w.asnumpy(), [3.0, 4.0])
     assert int(train.optimizer.step.asnumpy()) == 0, "a skipped step is none of the schedule's"
 
@@ -87,11 +90,12 @@ class Statistics(nn.Cell):
 
     def __init__(self) -> None:
         super().__init__()
-        self.statistics = ms.ParameterTuple([Parameter(Tensor(np.zeros(1, np.float32)), name="mean")])
-        self.calls = 0
+        self.mean = Parameter(Tensor(np.zeros(1, np.float32)), name="mean")
+        self.moved = Parameter(Tensor(0, ms.int32), name="moved")
 
-    def construct(self):
-        self.calls += 1
+    def construct(self, good, statistics):
+        ops.assign(self.mean, ops.where(good, statistics[0], self.mean))
+        ops.assign(self.moved, self.moved + good.astype(ms.int32))
 
 
 class Given(nn.Cell):
@@ -134,7 +138,7 @@ def moments(train: TrainStep) -> dict[str, np.ndarray]:
     bias = next(value for value in found.values() if value.shape[-1:] == (3,) and value.size == 3)
     if adam is train.optimizer:
         return {"gw": next(value for value in found.values() if value.size == 6), "gb": bias.reshape(3)}
-    share = 1.0 - train.optimizer.momentum
+    share = 1.0 - float(train.optimizer.momentum)
     return {"gw": train.optimizer.momenta[0].asnumpy()[0] / share, "gb": bias.reshape(3)}
 
 
@@ -145,7 +149,7 @@ def test_the_optimisers_get_the_clipped_unscaled_gradient(kind: str, scale: floa
     """g · min(1, clip / ‖g‖), whatever the loss scale: below the clip a gradient stays as it is."""
     _, train = given_step(kind, scale, clip=1.5)
     batch = gradients(norm)
-    assert train(batch).norm == pytest.approx(norm, rel=1e-5)
+    assert take(train, batch).norm == pytest.approx(norm, rel=1e-5)
     for name, found in moments(train).items():
         np.testing.assert_allclose(found, batch[name] * min(1.0, 1.5 / norm), rtol=1e-4, atol=1e-7, err_msg=name)
 
@@ -169,21 +173,21 @@ def test_steps_beyond_the_schedule_keep_its_last_rate(kind: str) -> None:
     config = OptimizerConfig(name=kind, lr=0.1, min_lr=0.01, warmup_steps=0)
     rates = learning_rates(config, 2)
     train = TrainStep(objectives, build_optimizer([objectives.matrix, objectives.bias], config, rates), 1.0)
-    assert [train(gradients(1.0)).rate for _ in range(4)] == [rates[0], rates[1], rates[1], rates[1]]
+    assert [take(train, gradients(1.0)).rate for _ in range(4)] == [rates[0], rates[1], rates[1], rates[1]]
 
 
 def set_scale(train: TrainStep, scale: float, clean: int) -> None:
-    train.loss_scale.set_data(Tensor(scale, ms.float32))
-    train.clean_steps.set_data(Tensor(clean, ms.int32))
+    train.update.loss_scale.set_data(Tensor(scale, ms.float32))
+    train.update.clean_steps.set_data(Tensor(clean, ms.int32))
 
 
 def scale_of(train: TrainStep) -> tuple[float, int]:
-    return float(train.loss_scale.asnumpy()), int(train.clean_steps.asnumpy())
+    return float(train.update.loss_scale.asnumpy()), int(train.update.clean_steps.asnumpy())
 
 
 def test_the_scale_grows_after_enough_clean_steps_and_begins_to_count_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert step.SCALE_GROWTH_STEPS == 1000
-    monkeypatch.setattr(step, "SCALE_GROWTH_STEPS", 3)
+    assert graphs.SCALE_GROWTH_STEPS == 1000
+    monkeypatch.setattr(graphs, "SCALE_GROWTH_STEPS", 3)
     _, train = given_step(scale=8.0)
     found = []
     for _ in range(7):
@@ -197,27 +201,92 @@ def test_an_overflow_halves_the_scale_and_resets_the_clean_steps() -> None:
     before = objectives.matrix.asnumpy().copy()
     set_scale(train, 2.0**127, 999)
     huge = gradients(1.0) | {"gw": np.full((2, 3), 1e3, np.float32), "gb": np.full(3, 1e3, np.float32)}
-    result = train(huge)
+    result = take(train, huge)
     assert result.skipped and result.rate == 0.0 and scale_of(train) == (2.0**126, 0)
     np.testing.assert_array_equal(objectives.matrix.asnumpy(), before)
-    assert int(train.optimizer.step.asnumpy()) == 0 and objectives.after_update.calls == 0
+    assert int(train.optimizer.step.asnumpy()) == 0 and int(objectives.after_update.moved) == 0
     set_scale(train, 4.0, 998)
-    assert not train(huge).skipped and scale_of(train) == (4.0, 999)
-    assert int(train.optimizer.step.asnumpy()) == 1 and objectives.after_update.calls == 1
-    assert not train(huge).skipped and scale_of(train) == (8.0, 0)
+    assert not take(train, huge).skipped and scale_of(train) == (4.0, 999)
+    assert int(train.optimizer.step.asnumpy()) == 1 and int(objectives.after_update.moved) == 1
+    assert not take(train, huge).skipped and scale_of(train) == (8.0, 0)
 
 
-def test_the_scale_never_falls_below_one() -> None:
+def overflowing() -> dict[str, np.ndarray]:
+    """A finite loss whose gradient has no finite norm."""
+    return gradients(1.0) | {"gw": np.full((2, 3), 1e30, np.float32)}
+
+
+def test_the_scale_never_falls_below_one_and_then_an_overflow_is_bad() -> None:
     _, train = given_step(scale=1.5)
-    train.adapt_scale(overflow=True)
-    assert scale_of(train) == (1.0, 0) and not train.can_halve()
+    assert take(train, overflowing()).bad_steps == 0 and scale_of(train) == (1.0, 0)
+    with pytest.raises(NonFiniteError, match="^not finite: the gradients$"):
+        take(train, overflowing())
+    assert scale_of(train) == (1.0, 0)
 
 
 def test_without_a_loss_scale_nothing_is_scaled_or_counted() -> None:
     _, train = given_step()
     for _ in range(3):
         train(gradients(1.0))
-    assert scale_of(train) == (1.0, 0) and not train.can_halve()
+    assert scale_of(train) == (1.0, 0)
+    with pytest.raises(NonFiniteError, match="the gradients"):
+        take(train, overflowing())
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_a_bad_step_among_good_ones_leaves_no_trace(kind: str, mode: None) -> None:
+    """Weights, moments, schedule and statistics are those of a run that never saw the batch; only the count differs."""
+    pair = [given_step(kind)[1] for _ in range(2)]
+    for train in pair:
+        train.max_bad_steps = 3
+    for number in range(5):
+        for train in pair:
+            train(gradients(3.0, seed=number))
+        if number == 2:
+            pair[0](gradients(1.0) | {"gw": np.full((2, 3), np.nan, np.float32)})
+            pair[0](overflowing())
+    found, expected = (train.result() for train in pair)
+    assert found.bad_steps == 2 and expected.bad_steps == 0
+    assert replace(found, bad_steps=0) == expected
+    for name, parameter in everything(pair[1]).items():
+        np.testing.assert_array_equal(everything(pair[0])[name].asnumpy(), parameter.asnumpy(), err_msg=name)
+
+
+def everything(train: TrainStep) -> dict[str, Parameter]:
+    objectives = train.gradients.objectives
+    statistics = {"mean": objectives.after_update.mean, "moved": objectives.after_update.moved}
+    return train.state() | weights_of(objectives) | statistics
+
+
+def test_bad_steps_stop_the_run_only_in_a_row_and_the_latest_is_named() -> None:
+    _, train = given_step()
+    train.max_bad_steps = 2
+    bad = gradients(1.0) | {"measured": np.array([np.nan, 0.0], np.float32)}
+    for batch in (bad, gradients(1.0), bad, gradients(1.0)):
+        train(batch)
+    assert train.result().bad_steps == 2
+    for batch in (bad, bad | {"gw": np.full((2, 3), np.inf, np.float32)}, *[gradients(1.0)] * 3):
+        train(batch)
+    with pytest.raises(NonFiniteError, match="^not finite: total, product, metric$") as caught:
+        train.result()
+    assert (caught.value.row, caught.value.ago) == (2, 3)
+
+
+def test_steps_wait_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No value is read from the device in a step, and one tensor for its result."""
+    _, train = given_step(scale=8.0)
+    train(gradients(1.0))
+    reads = []
+    for name in ("asnumpy", "item", "__float__", "__int__", "__bool__", "tolist"):
+        real = getattr(Tensor, name)
+        monkeypatch.setattr(
+            Tensor, name, lambda self, *given, real=real: (reads.append(self.shape), real(self, *given))[1]
+        )
+    for number in range(4):
+        train(gradients(1.0, seed=number))
+    assert not reads
+    train.result()
+    assert len(reads) == 1
 
 
 def test_a_run_in_another_precision_begins_anew_with_the_scale() -> None:
@@ -230,7 +299,7 @@ def test_a_run_in_another_precision_begins_anew_with_the_scale() -> None:
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
 def test_a_step_goes_on_from_its_state(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Moments, place in the schedule, loss scale and clean steps."""
-    monkeypatch.setattr(step, "SCALE_GROWTH_STEPS", 3)
+    monkeypatch.setattr(graphs, "SCALE_GROWTH_STEPS", 3)
     pair = [given_step(kind, scale=8.0) for _ in range(2)]
     (first, before), (second, after) = pair
     for number in range(5):
@@ -240,7 +309,7 @@ def test_a_step_goes_on_from_its_state(kind: str, monkeypatch: pytest.MonkeyPatc
         for name, parameter in ours.items():
             parameter.set_data(Tensor(theirs[name].asnumpy().copy()))
     for number in range(5, 8):
-        results = [train(gradients(3.0, seed=number)) for _, train in pair]
+        results = [take(train, gradients(3.0, seed=number)) for _, train in pair]
         assert results[0] == results[1] and scale_of(before) == scale_of(after)
     for name, parameter in weights_of(first).items():
         np.testing.assert_array_equal(weights_of(second)[name].asnumpy(), parameter.asnumpy())
@@ -252,11 +321,11 @@ def weights_of(objectives: Given) -> dict[str, Parameter]:
 
 def test_metrics_stand_beside_the_losses_and_a_wrong_one_stops_the_run() -> None:
     objectives, train = given_step(scale=32.0)
-    result = train(gradients(2.0))
+    result = take(train, gradients(2.0))
     assert result.losses.keys() == {"total", "product"} and result.metrics == {"metric": 0.75}
     before = objectives.matrix.asnumpy().copy()
     with pytest.raises(NonFiniteError, match="^not finite: metric$"):
-        train(gradients(2.0) | {"measured": np.array([np.nan], np.float32)})
+        take(train, gradients(2.0) | {"measured": np.array([np.nan], np.float32)})
     np.testing.assert_array_equal(objectives.matrix.asnumpy(), before)
 
 
@@ -285,24 +354,34 @@ class Times(nn.Cell):
 
 
 def test_norm_and_clipping_are_those_of_the_ranks_mean() -> None:
-    """Of gradients and statistics; the losses stay the rank's own."""
+    """Of gradients, statistics and losses alike."""
     objectives, train = given_step(clip=1.5, mean=Times(0.25))
     batch = gradients(4.0)
-    result = train(batch)
+    result = take(train, batch)
     assert result.norm == pytest.approx(1.0, rel=1e-5)
     for name, found in moments(train).items():
         np.testing.assert_allclose(found, batch[name] * 0.25, rtol=1e-4, atol=1e-7, err_msg=name)
-    np.testing.assert_allclose(objectives.after_update.statistics[0].asnumpy(), batch["gb"][:1] * 0.25)
-    assert result.metrics == {"metric": 0.75}
+    np.testing.assert_allclose(objectives.after_update.mean.asnumpy(), batch["gb"][:1] * 0.25)
+    assert result.metrics == {"metric": 0.75 * 0.25}
 
 
-def test_gradients_are_averaged_and_gathered_rows_get_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Three ranks with equal tensors: their sum is three times as much, their mean the same."""
-    monkeypatch.setattr(ranks.ops, "AllReduce", lambda: lambda tensor: tensor * 3)
-    monkeypatch.setattr(ranks.ops, "AllGather", lambda: lambda tensor: ms.ops.concat((tensor,) * 3))
-    given = random(2, 4), random(5)
-    for found, expected in zip(MeanGradients(3)(tuple(map(Tensor, given))), given, strict=True):
-        np.testing.assert_allclose(found.asnumpy(), expected, rtol=1e-6)
+@pytest.mark.parametrize(("bucket", "calls"), [(1, 4), (13, 2), (100, 1)])
+def test_tensors_are_averaged_in_few_buckets(bucket: int, calls: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three ranks of which the others have zeros; a tensor larger than a bucket has one of its own."""
+    reduced: list[int] = []
+    monkeypatch.setattr(ops, "AllReduce", lambda: lambda tensor: reduced.append(tensor.size) or tensor)
+    given = random(2, 4), random(5), random(3, 2, 2), np.float32(7.0)
+    with run_mode("pynative"):
+        means = MeanOverRanks(3, bucket)(tuple(map(Tensor, given)))
+    for found, expected in zip(means, given, strict=True):
+        np.testing.assert_allclose(found.asnumpy(), expected / 3, rtol=1e-6)
+    assert len(reduced) == calls and sum(reduced) == 26
+
+
+def test_gathered_rows_get_their_own_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three ranks with equal tensors: their sum is three times as much."""
+    monkeypatch.setattr(ops, "AllReduce", lambda: lambda tensor: tensor * 3)
+    monkeypatch.setattr(ops, "AllGather", lambda: lambda tensor: ops.concat((tensor,) * 3))
     gather, rows, weights = GatherRows(1), Tensor(random(2, 4)), random(6, 4, seed=1)
     assert gather(rows).shape == (6, 4)
     found = ms.grad(lambda x: (gather(x) * Tensor(weights)).sum())(rows)

@@ -18,6 +18,7 @@ from src.checkpoints.checkpoint import read_state
 from src.checkpoints.files import locate
 from src.config import Config, ObjectivesConfig, OptimizerConfig, TrainConfig, WeightsConfig
 from src.evaluation.run import Evaluation
+from src.models.dropout import Dropout
 from src.tasks import registry
 from src.training import trainer as loop
 from src.training.step import StepResult, TrainStep
@@ -49,12 +50,15 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[int, float]], Se
     """Steps that train nothing, and an evaluation that finds what it is given for the run's n-th step."""
 
     def install(metrics: dict[int, float]) -> Seen:
-        seen: Seen = {"steps": [], "evaluations": [], "splits": [], "batches": []}
+        seen: Seen = {"steps": [], "evaluations": [], "splits": [], "batches": [], "results": []}
 
-        def take(self: TrainStep, batch: dict[str, np.ndarray]) -> StepResult:
-            seen["steps"].append({cell.training for cell in dropouts(self.make_gradients)})
+        def take(self: TrainStep, batch: dict[str, np.ndarray]) -> None:
+            seen["steps"].append({cell.training for cell in dropouts(self.graph)})
             seen["batches"].append(batch["sample_id"].copy())
-            return StepResult({"total": 1.0, "contrastive": 1.0}, {}, 1.0, 0.1, skipped=False)
+
+        def result(self: TrainStep) -> StepResult:
+            seen["results"].append(len(seen["steps"]))
+            return StepResult({"total": 1.0, "contrastive": 1.0}, {}, 1.0, 0.1, False, 1.0, 0)
 
         def measure(self: Evaluation, split: str = "", output: object = None, settings: Any = None) -> dict[str, Any]:
             seen["evaluations"].append({cell.training for cell in dropouts(self.engine.model)})
@@ -62,6 +66,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[int, float]], Se
             return {"step": seen["first"][0] + len(seen["steps"])}
 
         monkeypatch.setattr(TrainStep, "__call__", take)
+        monkeypatch.setattr(TrainStep, "result", result)
         monkeypatch.setattr(Evaluation, "run", measure)
         monkeypatch.setattr(Evaluation, "logged", lambda _, found: {"mean_R@1": metrics[found["step"]]})
         seen["first"] = [0]
@@ -71,7 +76,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[int, float]], Se
 
 
 def dropouts(cell: nn.Cell) -> list[nn.Cell]:
-    found = [inner for _, inner in cell.cells_and_names() if isinstance(inner, nn.Dropout)]
+    found = [inner for _, inner in cell.cells_and_names() if isinstance(inner, Dropout)]
     assert found, "nothing to be switched off"
     return found
 
@@ -183,8 +188,7 @@ def test_samples_per_second_are_those_of_training_alone(
 def test_only_rank_0_writes_and_evaluates(
     config: Config, stand_in: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("GatherRows", "MeanGradients"):
-        monkeypatch.setattr(loop, name, lambda _: nn.Identity())
+    monkeypatch.setattr(loop, "MeanOverRanks", lambda _: nn.Identity())
     seen = stand_in({})
     Trainer(with_run(config, tmp_path / "run"), rank=1, ranks=2).run()
     assert not (tmp_path / "run").exists() and len(seen["steps"]) == 6 and not seen["evaluations"]

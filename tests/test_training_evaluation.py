@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from src.checkpoints.checkpoint import load_checkpoint_config, read_state, save_checkpoint
-from src.checkpoints.files import MODEL, STATE, locate, pointed
+from src.checkpoints.files import MODEL, OPTIMIZER, STATE, locate, pointed, read_tensors
 from src.config import (
     Config,
     DenoiseTextConfig,
@@ -23,7 +23,7 @@ from src.config import (
 )
 from src.data.errors import DataError
 from src.data.record import Record
-from src.data.schema import AUDIO, IMAGE, TEXT
+from src.data.schema import AUDIO, IMAGE, MODALITIES, TEXT
 from src.data.store import Dataset
 from src.data.writer import DatasetWriter
 from src.evaluation.run import Evaluation
@@ -202,7 +202,13 @@ def test_a_corpus_without_a_modality_is_trained_and_evaluated(
     assert again["retrieval"].keys() and "image_generation" not in again
     state = locate(tmp_path / "run") / STATE
     active = {name for name, weight in vars(weights).items() if weight}
-    assert set(json.loads(state.read_text())["left_out"]) == active - losses
+    stored = json.loads(state.read_text())
+    assert set(stored["left_out"]) == active - losses and stored["absent"] == sorted({TEXT, IMAGE, AUDIO} - has)
+    gone = [
+        f"{name}_{part}" for name in MODALITIES if MODALITIES.index(name) not in has for part in ("encoder", "head")
+    ]
+    moments = read_tensors(locate(tmp_path / "run") / OPTIMIZER)
+    assert not any(part in name for name in moments for part in gone), "what is not there is not encoded, nor trained"
 
 
 def test_a_run_of_before_keeps_its_objectives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -215,7 +221,8 @@ def test_a_run_of_before_keeps_its_objectives(tmp_path: Path, monkeypatch: pytes
     state = locate(tmp_path / "run") / STATE
     content = json.loads(state.read_text())
     state.write_text(json.dumps({"step": content["step"], "best": None}))
-    assert "mvm_feature" in Trainer(config, resume=True).step.make_gradients.objectives.names
+    objectives = Trainer(config, resume=True).step.gradients.objectives
+    assert "mvm_feature" in objectives.names and not objectives.absent
 
 
 def test_texts_of_unknown_tokens_are_evaluated(tmp_path: Path) -> None:

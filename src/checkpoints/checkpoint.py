@@ -8,6 +8,7 @@
         optimizer.safetensors moments, step, loss scale (left out where only the model is shipped)
         state.json            step and best metric
         reranking.yaml        weights of re-ranking (only where tools/tune_reranking.py has chosen them)
+        outliers.safetensors  where usual inputs lie (only where tools/measure_outliers.py has measured it)
 
 A checkpoint is written under another name and then renamed: a kill at any moment leaves all of it or nothing.
 """
@@ -15,7 +16,7 @@ A checkpoint is written under another name and then renamed: a kill at any momen
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,8 @@ from src.checkpoints.files import (
 from src.checkpoints.renames import rename
 from src.config import Config, load_config, to_yaml
 from src.files import write_text
+
+Fit = Callable[[dict[str, np.ndarray], dict[str, tuple[int, ...]]], dict[str, np.ndarray]]
 
 
 def read_config(folder: Path, overrides: Sequence[str] = ()) -> Config:
@@ -103,10 +106,14 @@ def load_weights(cell: nn.Cell, folder: Path) -> None:
     set_parameters(dict(cell.parameters_and_names()), read_tensors(path), path)
 
 
-def load_parts(cell: nn.Cell, folder: Path) -> tuple[list[str], list[str]]:
+def load_parts(cell: nn.Cell, folder: Path, fit: Fit | None = None) -> tuple[list[str], list[str]]:
     """Sets the parts that the network and a checkpoint folder share, as fine-tuning and a grown network need it.
 
     A part (``text_encoder``, ``image_decoder``, …) that both have must agree in every tensor.
+
+    Args:
+        fit: takes the tensors of the shared parts and the shapes of the network's, both by name, and returns the
+            tensors to be set.
 
     Returns:
         Names of the parts that the checkpoint lacks and keep their new weights, and of those that it has beside.
@@ -124,6 +131,8 @@ def load_parts(cell: nn.Cell, folder: Path) -> tuple[list[str], list[str]]:
         {name: value for name, value in tensors.items() if name.partition(".")[0] in shared}
         for tensors in (parameters, arrays)
     )
+    if fit is not None:
+        theirs_shared = fit(theirs_shared, {name: tuple(parameter.shape) for name, parameter in ours_shared.items()})
     set_parameters(ours_shared, theirs_shared, path)
     return sorted(ours - shared), sorted(theirs - shared)
 

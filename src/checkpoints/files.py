@@ -12,13 +12,14 @@ from src.config.paths import path_setting
 from src.errors import UserError
 from src.files import ROOT, is_lfs_pointer
 
-CONFIG, VOCAB, MODEL, OPTIMIZER, STATE, RERANKING, TOKENIZER = (
+CONFIG, VOCAB, MODEL, OPTIMIZER, STATE, RERANKING, OUTLIERS, TOKENIZER = (
     "config.yaml",
     "vocab.txt",
     "model.safetensors",
     "optimizer.safetensors",
     "state.json",
     "reranking.yaml",
+    "outliers.safetensors",
     "tokenizer",  # folder of the image tokenizer whose codes the model was trained with
 )
 REPORT = "export.json"  # of a folder of exported graphs, which is no checkpoint

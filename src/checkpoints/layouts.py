@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from src.checkpoints.positions import resize_grid
+
 LEAVES = {"weight": "weight", "bias": "bias", "gain": "weight", "shift": "bias"}  # our parameters → theirs
 OUR_LAYER = re.compile(r"transformer\.blocks\.(\d+)\.(.+)")
 
@@ -42,26 +44,9 @@ def cls_vector(arrays: list[np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
 def image_positions(arrays: list[np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
     """ViT's positions without the [CLS]'s, on a grid of another side if need be."""
     grid = arrays[0][0, 1:]
-    theirs, ours = math.isqrt(len(grid)), math.isqrt(shape[1])
-    if theirs == ours or theirs**2 != len(grid):
+    if math.isqrt(len(grid)) ** 2 != len(grid):  # does not fit, and is named
         return grid[None]
-    resized = cubic_matrix(theirs, ours)
-    grid = np.einsum("ij,kl,jld->ikd", resized, resized, grid.reshape(theirs, theirs, -1), optimize=True)
-    return grid.reshape(1, ours * ours, -1)
-
-
-def cubic_matrix(theirs: int, ours: int) -> np.ndarray:
-    """[ours, theirs]: bicubic interpolation along an axis (Keys 1981 with a = −0.75, half-pixel centres)."""
-    a = -0.75
-    places = (np.arange(ours) + 0.5) * theirs / ours - 0.5
-    matrix = np.zeros((ours, theirs))
-    for tap in range(-1, 3):
-        near = np.floor(places) + tap
-        d = np.abs(places - near)
-        inner, outer = ((a + 2) * d - (a + 3)) * d * d + 1, ((d - 5) * d + 8) * d * a - 4 * a
-        # what lies beyond the edge is the edge
-        np.add.at(matrix, (np.arange(ours), np.clip(near, 0, theirs - 1).astype(int)), np.where(d <= 1, inner, outer))
-    return matrix
+    return resize_grid(grid, shape[1])[None]
 
 
 @dataclass(frozen=True)

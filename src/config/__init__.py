@@ -22,6 +22,7 @@ from src.config.model import (
     ImageEncoderConfig,
     ImageTokenizerConfig,
     ModelConfig,
+    Resize,
     TextDecoderConfig,
     TextEncoderConfig,
 )
@@ -71,6 +72,7 @@ __all__ = [
     "OptimizerConfig",
     "ReconstructionConfig",
     "RerankConfig",
+    "Resize",
     "RetrievalConfig",
     "RuntimeConfig",
     "SelfCriticalConfig",

@@ -12,7 +12,7 @@ COLOURS = ("brightness", "contrast", "saturation")  # strengths of AugmentConfig
 class AugmentConfig:
     """Random changes of images and audio clips in training, never in evaluation; everything is off by default."""
 
-    crop_scale: tuple[float, ...] = ()  # [least, most] share of an image that a random crop keeps; empty: its centre
+    crop_scale: tuple[float, ...] = ()  # [least, most] share of an image that a random crop keeps; empty: no crop
     crop_aspect: float = 1.3333  # a crop's longer side over its shorter one, at most
     flip: float = 0.0  # chance of a mirrored image, only where no caption says left or right
     brightness: float = 0.0  # x: the factor is sampled from [1 − x, 1 + x]

@@ -6,6 +6,8 @@ from typing import Literal
 from src.config.checks import check_pretrained, check_transformer, require
 from src.config.paths import REPOSITORY, PathText
 
+Resize = Literal["crop", "pad", "squash"]  # how an image becomes a square
+
 
 @dataclass(frozen=True)
 class TextEncoderConfig:
@@ -30,6 +32,8 @@ class TextEncoderConfig:
 class ImageEncoderConfig:
     input: Literal["patch", "region"] = "patch"  # what is read: pixels, or features of a detector's regions
     size: int = 64  # side of the square image in pixels
+    # how an image becomes that square, also for the image tokenizer: crop its middle, pad it with bars, or squash it
+    resize: Resize = "crop"
     patch: int = 8  # side of a patch in pixels; P = (size / patch)²
     regions: int = 36  # P with input=region: the most regions of an image; of more, the best are read
     region_dim: int = 2048  # width of a region's feature

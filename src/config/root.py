@@ -54,6 +54,8 @@ class Config:
         require(exact, "runtime.precision", f"task={row.name} needs fp32")
         alike = row.layer_decay or self.optimizer.layer_decay == 1
         require(alike, "optimizer.layer_decay", f"task={row.name} needs 1: its layers share one learning rate")
+        whole = row.accumulates or self.train.accumulate == 1
+        require(whole, "train.accumulate", f"task={row.name} takes its batch whole: lower data.batch_size instead")
 
     def _check_masked(self) -> None:
         """What is masked is read by the model, and a head predicts it."""

@@ -48,15 +48,19 @@ class OptimizerConfig:
 @dataclass(frozen=True)
 class TrainConfig:
     output: PathText = "runs/run"  # run folder
-    init_from: PathText = ""  # checkpoint folder whose weights the run starts from; parts that it lacks begin anew
+    init_from: PathText = (
+        ""  # checkpoint to start from, also of another vocabulary, image size or length; new parts begin anew
+    )
     steps: int = 1000
     log_every: int = 10
     save_every: int = 500
     eval_every: int = 0  # 0: only at the end
     keep_checkpoints: int = 2
+    accumulate: int = 1  # a step takes its batch in so many parts, with the losses and gradients of the whole
+    max_bad_steps: int = 1  # the run stops at so many steps in a row whose losses or gradients are not finite
 
     def __post_init__(self) -> None:
-        for name in ("steps", "log_every", "save_every", "keep_checkpoints"):
+        for name in ("steps", "log_every", "save_every", "keep_checkpoints", "accumulate", "max_bad_steps"):
             require(getattr(self, name) > 0, name, "must be positive")
         require(bool(self.output), "output", "must name a folder")
         require(self.eval_every >= 0, "eval_every", "must not be negative")

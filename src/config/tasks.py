@@ -18,6 +18,7 @@ class TaskRow:
     full_precision: bool = False  # whether runtime.precision must be fp32
     trained: bool = True  # False: it is measured alone
     layer_decay: bool = True  # whether optimizer.layer_decay may differ from 1
+    accumulates: bool = True  # whether train.accumulate may differ from 1
 
 
 _ROWS = (
@@ -25,10 +26,16 @@ _ROWS = (
     TaskRow("retrieval"),
     TaskRow("caption", objective="denoise_text"),
     # what is sampled must be what is scored
-    TaskRow("self_critical", given=("image",), no_dropout=("image", "cross", "text_decoder"), full_precision=True),
+    TaskRow(
+        "self_critical",
+        given=("image",),
+        no_dropout=("image", "cross", "text_decoder"),
+        full_precision=True,
+        accumulates=False,
+    ),
     TaskRow("speech_to_text", objective="denoise_text", given=("audio", "image+audio")),
     TaskRow("text_to_image", objective="denoise_image"),
     TaskRow("zero_shot", trained=False),
-    TaskRow("image_tokenizer", IMAGE_TOKENIZER, layer_decay=False),
+    TaskRow("image_tokenizer", IMAGE_TOKENIZER, layer_decay=False, accumulates=False),
 )
 TASKS = {row.name: row for row in _ROWS}

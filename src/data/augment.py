@@ -10,8 +10,8 @@ import re
 import numpy as np
 from PIL import Image
 
-from src.config import COLOURS, AugmentConfig
-from src.data.image import Box, centre, open_rgb, resize
+from src.config import COLOURS, AugmentConfig, Resize
+from src.data.image import Box, open_rgb, place, read_part
 from src.data.record import Record
 
 # Words that a mirrored image would contradict; words that begin with them count («leftmost»), those that end so do not.
@@ -25,28 +25,36 @@ def may_mirror(record: Record) -> bool:
     return not spoken and not any(SIDES.search(caption) for caption in record.captions)
 
 
-def augment_image(record: Record, size: int, name: str, config: AugmentConfig, rng: np.random.Generator) -> np.ndarray:
+def augment_image(
+    record: Record, side: int, resize: Resize, name: str, config: AugmentConfig, rng: np.random.Generator
+) -> np.ndarray:
     """A record's image, cropped, mirrored and coloured at random: uint8 [S, S, 3].
+
+    A random crop is brought into the square as a whole image is. Where whole images are read (pad, squash) it has
+    their shape, up to crop_aspect, so that it looks as they do. Bars keep their colour.
 
     Args:
         record: one with an image.
-        size: S.
+        side: S.
+        resize: model.image.resize.
         name: of the image in error messages.
     """
     share, aspect, left, top, mirror, *factors = rng.random(5 + len(COLOURS))
     least, most = config.crop_scale or (1.0, 1.0)
     share = least + (most - least) * share
-    image = open_rgb(record.image, name, math.ceil(size / math.sqrt(share)))
-    box = centre(*image.size)
+    image = open_rgb(record.image, name, math.ceil(side / math.sqrt(share)))
+    part = read_part(*image.size, resize)
     if config.crop_scale:
-        box = crop_box(*image.size, share, config.crop_aspect ** (2 * aspect - 1), left, top)
-    image = resize(image, size, box)
+        shape = (part[2] - part[0]) / (part[3] - part[1])
+        part = crop_box(*image.size, share, shape * config.crop_aspect ** (2 * aspect - 1), left, top)
+    placed = place(part, side, resize)
+    image = placed.cut(image)
     if mirror < config.flip and may_mirror(record):
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     strengths = [getattr(config, colour) for colour in COLOURS]
     if any(strengths):
         image = colour(image, *(1 + x * (2 * factor - 1) for x, factor in zip(strengths, factors, strict=True)))
-    return np.asarray(image)
+    return placed.frame(image)
 
 
 def crop_box(width: int, height: int, share: float, aspect: float, left: float, top: float) -> Box:

@@ -1,17 +1,32 @@
-"""Image files of any mode and size to square RGB arrays."""
+"""Image files of any mode and size to the square RGB arrays that networks read. All of their pixels are made here.
+
+A file is opened upright, with transparency on white (:func:`open_rgb`), and brought into the square as
+``model.image.resize`` says (:func:`to_square`):
+
+    crop      the square in its middle, the longer side's ends are not read
+    pad       the whole image in its own shape, in the middle between two grey bars
+    squash    the whole image, its longer side compressed
+
+Resampling is bicubic and antialiased, also where an image is smaller than the square.
+"""
 
 import contextlib
 import io
 import warnings
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
 
+from src.config import Resize
 from src.data.decoding import decoding
 from src.data.errors import DataError
 
 MOST_PIXELS = 89_478_485  # of an image that is decoded: Pillow's own bound against decompression bombs
+# Colour of the bars: the encoders read x / 127.5 − 1, so that it is as good as 0 to them. LLaVA 1.5 (Liu et al. 2023)
+# likewise pads with the mean colour that its encoder subtracts.
+BAR = (128, 128, 128)
 ORIENTATION = 0x0112  # EXIF tag
 TURNS = {  # by the orientation, to be shown upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -26,34 +41,76 @@ TURNS = {  # by the orientation, to be shown upright
 Box = tuple[float, float, float, float]  # left, top, right, bottom
 
 
-def decode_image(data: bytes, size: int, name: str) -> np.ndarray:
-    """An encoded image as uint8 [S, S, 3]: the shorter side resized to S (bicubic, antialiased), the centre kept.
+@dataclass(frozen=True)
+class Placement:
+    """Which part of an image stands where in a network's square."""
 
-    Args:
-        data: a file of any format that Pillow reads.
-        size: S.
-        name: of the image in error messages.
-    """
-    return crop_square(open_rgb(data, name, size), size)
+    part: Box  # in pixels of the image
+    target: tuple[int, int, int, int]  # where it stands, in pixels of the square: left, top, right, bottom
+    side: int  # S, of the square in pixels
+
+    def cut(self, image: Image.Image) -> Image.Image:
+        """The part, in the size in which it stands in the square."""
+        left, top, right, bottom = self.target
+        size = right - left, bottom - top
+        if image.size == size and self.part == (0, 0, *size):
+            return image
+        return image.resize(size, Image.Resampling.BICUBIC, box=self.part)
+
+    def frame(self, content: Image.Image) -> np.ndarray:
+        """The square uint8 [S, S, 3] with what :meth:`cut` gave where it stands, and bars beside it."""
+        if content.size == (self.side, self.side):
+            return np.asarray(content)
+        square = Image.new("RGB", (self.side, self.side), BAR)
+        square.paste(content, self.target[:2])
+        return np.asarray(square)
+
+    def source(self, values: np.ndarray, axis: int) -> np.ndarray:
+        """Coordinates in the image of coordinates in the square, x (axis 0) or y (axis 1); on a bar outside of it."""
+        first, last = self.part[axis], self.part[axis + 2]
+        near, far = self.target[axis], self.target[axis + 2]
+        return first + (values - near) * ((last - first) / (far - near))
 
 
-def crop_square(image: Image.Image, size: int) -> np.ndarray:
-    """An image's centred square as uint8 [S, S, 3]."""
-    return np.asarray(resize(image, size, centre(*image.size)))
+def place(part: Box, side: int, resize: Resize) -> Placement:
+    """Where a part of an image stands in a square of ``side`` pixels: all over it, or with pad in its own shape."""
+    width, height = part[2] - part[0], part[3] - part[1]
+    wide = high = side
+    if resize == "pad":
+        wide = max(1, round(side * min(1.0, width / height)))  # no image is too narrow to be seen
+        high = max(1, round(side * min(1.0, height / width)))
+    left, top = (side - wide) // 2, (side - high) // 2
+    return Placement(part, (left, top, left + wide, top + high), side)
 
 
-def centre(width: int, height: int) -> Box:
-    """The largest square in the middle of an image."""
+def read_part(width: int, height: int, resize: Resize) -> Box:
+    """The part of an image that is read: with crop the largest square in its middle, otherwise all of it."""
+    if resize != "crop":
+        return 0, 0, width, height
     side = min(width, height)
     left, top = (width - side) / 2, (height - side) / 2
     return left, top, left + side, top + side
 
 
-def resize(image: Image.Image, size: int, box: Box) -> Image.Image:
-    """A part of an image as a square of ``size`` pixels a side, bicubic and antialiased."""
-    if image.size == (size, size) and box == (0, 0, size, size):
-        return image
-    return image.resize((size, size), Image.Resampling.BICUBIC, box=box)
+def to_square(image: Image.Image, side: int, resize: Resize) -> np.ndarray:
+    """An upright RGB image as a network reads it, uint8 [S, S, 3], S being ``side``."""
+    placed = place(read_part(*image.size, resize), side, resize)
+    return placed.frame(placed.cut(image))
+
+
+def decode_image(data: bytes, side: int, resize: Resize, name: str) -> np.ndarray:
+    """An encoded image as a network reads it, uint8 [S, S, 3].
+
+    Args:
+        data: a file of any format that Pillow reads.
+        side: S, model.image.size or the image tokenizer's.
+        resize: model.image.resize.
+        name: of the image in error messages.
+
+    Raises:
+        DataError: the file cannot be decoded, or has too many pixels.
+    """
+    return to_square(open_rgb(data, name, side), side, resize)
 
 
 def open_rgb(data: bytes, name: str, size: int = 0) -> Image.Image:
@@ -109,7 +166,11 @@ def _orientation(image: Image.Image) -> int:
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith(("I", "F")):
-        return Image.fromarray(_to_bytes(np.asarray(image), image.mode)).convert("RGB")
+        values = np.asarray(image)
+        grey = _to_bytes(values, image.mode)
+        if isinstance(clear := image.info.get("transparency"), int):  # a PNG's one transparent grey
+            grey[values == clear] = 255
+        return Image.fromarray(grey).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))

@@ -1,10 +1,10 @@
 """The image tokenizer's codes of a dataset's images, computed once and kept beside its shards.
 
     codes-train.npy     int16 or int32 [records, C]: an image's codes, −1 where a record has no image
-    codes.json          the image tokenizer that made them, its grid, and the shards; written last
+    codes.json          the image tokenizer that made them, its grid, model.image.resize, and the shards; written last
 
 Codes mean something only to the image tokenizer that made them: those of another one are refused, and so are those of
-shards that have been written again since.
+shards that have been written again since, or of images that were brought into the square in another way.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ import numpy as np
 
 from src.checkpoints.checkpoint import read_config
 from src.checkpoints.files import MODEL, locate
-from src.config import IMAGE_TOKENIZER, Config, ImageTokenizerConfig
+from src.config import IMAGE_TOKENIZER, Config, ModelConfig
 from src.data.errors import DataError
 from src.data.store import Dataset, describe
 from src.files import write_text
@@ -55,7 +55,7 @@ def code_type(codes: int) -> type:
 
 def write_codes(
     folder: Path,
-    tokenizer: ImageTokenizerConfig,
+    model: ModelConfig,
     fingerprint: str,
     datasets: Mapping[str, Dataset],
     codes: Mapping[str, Any],
@@ -64,7 +64,7 @@ def write_codes(
 
     Args:
         folder: the dataset folder.
-        tokenizer: settings of the image tokenizer.
+        model: settings of the image tokenizer, and how images become squares.
         fingerprint: its :func:`tokenizer_fingerprint`.
         datasets: each split.
         codes: each split's [records, C].
@@ -78,8 +78,8 @@ def write_codes(
         np.save(beside, array)
         beside.rename(place)
         splits[name] = {**describe(place), "shards": datasets[name].digest()}
-    grid = {key: getattr(tokenizer, key) for key in GRID}
-    about = {"tokenizer": fingerprint, **grid, "splits": splits}
+    grid = {key: getattr(model.image_tokenizer, key) for key in GRID}
+    about = {"tokenizer": fingerprint, **grid, "resize": model.image.resize, "splits": splits}
     write_text(folder / ABOUT, json.dumps(about, ensure_ascii=False, indent=1))
 
 
@@ -88,13 +88,14 @@ def open_codes(dataset: Dataset, config: Config) -> np.ndarray:
 
     Args:
         dataset: the split.
-        config: its data.codes names the image tokenizer whose codes are wanted, model.image_tokenizer is the grid.
+        config: its data.codes names the image tokenizer whose codes are wanted, model.image_tokenizer is the grid,
+            model.image.resize how its images become squares.
 
     Returns:
         [records, C] int16 or int32, mapped to memory.
 
     Raises:
-        DataError: there are none, or another image tokenizer made them, or of other shards.
+        DataError: there are none, or another image tokenizer made them, or of other shards or squares.
     """
     hint = f"run python tools/make_image_codes.py --data {dataset.folder} --checkpoint {config.data.codes}"
     path = dataset.folder / ABOUT
@@ -114,6 +115,12 @@ def open_codes(dataset: Dataset, config: Config) -> np.ndarray:
         if ours != value:
             message = f"the codes have {key}={value}, model.image_tokenizer.{key} is {ours}: change the config"
             raise DataError(f"{path}: {message}")
+    stored, resize = about.get("resize", "crop"), config.model.image.resize  # codes of earlier versions are of crops
+    if stored != resize:
+        raise DataError(
+            f"{path}: the codes are of images with resize={stored}, model.image.resize is {resize}: change the config, "
+            f"or make codes by an image tokenizer that was trained with model.image.resize={resize}"
+        )
     entry = splits.get(dataset.split)
     if entry is None or entry["shards"] != dataset.digest():
         raise DataError(f"{path}: split {dataset.split!r} was written again after its codes: {hint}")

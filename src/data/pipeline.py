@@ -194,11 +194,11 @@ class Loader:
 
     def _image(self, sample: Sample, size: int, augment: bool) -> np.ndarray:
         """Its image, uint8 [S, S, 3]."""
-        config = self.config.data.augment
+        config, resize = self.config.data.augment, self.config.model.image.resize
         if not augment or not config.augments_images:
-            return decode_image(sample.record.image, size, sample.name)
+            return decode_image(sample.record.image, size, resize, sample.name)
         rng = masking.sample_rng(self.config.seed, sample.epoch, sample.number, masking.IMAGE)
-        return augment_image(sample.record, size, sample.name, config, rng)
+        return augment_image(sample.record, size, resize, sample.name, config, rng)
 
     def _audio(self, sample: Sample, augment: bool) -> np.ndarray:
         """Its audio [frames, …]."""
@@ -209,10 +209,15 @@ class Loader:
         return augment_audio(clip, config, rng)
 
     def _randomise(self, batch: Batch, row: int, sample: Sample) -> None:
-        """Fills the random fields of a row. The masks come last: they take a varying number of random numbers."""
+        """Fills the random fields of a row.
+
+        The masks come last: they take a varying number of random numbers. The noise has a generator of its own: it
+        takes as many numbers as the batch has rows, and nothing else of a sample depends on the batch that it is in.
+        """
         objectives, presence = self.config.objectives, batch["presence"][row]
         rng = masking.sample_rng(self.config.seed, sample.epoch, sample.number)
-        batch["match_noise"][row] = rng.gumbel(size=len(batch["match_noise"]))
+        noise = np.random.default_rng(rng.integers(2**63))
+        batch["match_noise"][row] = noise.gumbel(size=len(batch["match_noise"]))
         batch["match_case"][row], batch["match_presence"][row] = masking.sample_match(presence, rng)
         given = masking.sample_given(objectives.denoise_text.given, presence, 0.0, rng)
         batch["denoise_text_presence"][row] = given

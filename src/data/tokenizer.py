@@ -185,7 +185,7 @@ def split_words(text: str) -> list[str]:
     text = "".join(char for char in unicodedata.normalize("NFD", text) if unicodedata.category(char) != "Mn")
     words = []
     for chunk in text.lower().split():
-        for alone, run in groupby(chunk, _stands_alone):
+        for alone, run in groupby(chunk, stands_alone):
             chars = list(run)
             words += chars if alone else ["".join(chars)]
     return words
@@ -202,7 +202,7 @@ def _clean(char: str) -> str:
 
 
 @functools.lru_cache(1 << 14)
-def _stands_alone(char: str) -> bool:
+def stands_alone(char: str) -> bool:
     """Han characters and punctuation, where BERT counts every ASCII sign as punctuation."""
     ascii_sign = char.isascii() and char.isprintable() and not char.isalnum() and char != " "
     return ascii_sign or unicodedata.category(char).startswith("P") or _is_han(char)

@@ -55,11 +55,11 @@ class _Predictions(nn.Cell):
             embeddings = self.objectives.embed(clean)
         found = ()
         for level in self.objectives.levels:
-            rows, state = level.rows(batch, views, embeddings)
-            fused, _ = self.objectives.model.cross_encoder(*rows)
+            state = level.state(batch, embeddings)
+            fused, _ = self.objectives.model.cross_encoder(*level.rows(batch, views, clean, state))
             if "matching" in level.names:
-                logits, weights = level.answers(batch, embeddings, fused, state)
-                found = (*found, ops.argmax(logits, -1), weights)
+                logits = level.answers(batch, embeddings, fused, state)
+                found = (*found, ops.argmax(logits, -1), *level.weights(batch, state))
                 continue
             if level.masks_text:
                 found = (*found, ops.argmax(level.words(batch, fused), -1))

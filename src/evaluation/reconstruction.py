@@ -8,13 +8,14 @@ from mindspore import Tensor, nn
 
 from src.config import EvalConfig
 from src.data.images import ImageLoader
+from src.data.order import evenly_apart
 from src.data.schema import IMAGE
 from src.evaluation.evaluator import Evaluator, Needs, Split
 from src.inference.engine import Engine
 from src.models.batches import progress
 from src.models.image_tokenizer import ImageTokenizer
 
-SHOWN = 24  # images of the sheet: the first of the split, not the best
+SHOWN = 24  # images of the sheet
 EXACT = 1e-2  # mean squared error that counts as none: 68 dB
 
 
@@ -60,7 +61,7 @@ class ReconstructionEvaluator(Evaluator):
         return {name: found[name] for name in ("psnr", "perplexity", "usage") if name in found}
 
     def measure(self, split: str, images: int = 0) -> tuple[dict[str, Any], list[tuple[np.ndarray, np.ndarray]]]:
-        """Metrics of a split's first images (0: all), and the first ones beside their reconstructions."""
+        """Metrics of a split's first images (0: all), and some from all over them beside their reconstructions."""
         tokenizer = self.engine.image_tokenizer
         if split not in self._loaders:
             self._loaders[split] = ImageLoader.held_out(self.engine.config, split)
@@ -75,17 +76,19 @@ class ReconstructionEvaluator(Evaluator):
         return {"images": len(errors), "psnr": psnr(errors), "perplexity": perplexity(counts), "usage": usage}, shown
 
     def _measure(self, loader: ImageLoader, images: int) -> tuple[np.ndarray, np.ndarray, list[Any]]:
-        """Mean squared error of each image, how often each code occurs, and the first images in pairs."""
+        """Mean squared error of each image, how often each code occurs, and images evenly apart in pairs."""
         config = self.engine.config
         size = config.eval.batch_size
         errors, counts, shown = [], np.zeros(config.model.image_tokenizer.codes, np.int64), []
-        batches = -(-min(images or len(loader.ids), len(loader.ids)) // size)
-        for batch, n, _ in progress(loader.evaluation(size, images), "reconstructing", batches):
+        count = min(images or len(loader.ids), len(loader.ids))
+        wanted = evenly_apart(count, SHOWN)
+        batches = enumerate(progress(loader.evaluation(size, images), "reconstructing", -(-count // size)))
+        for number, (batch, n, _) in batches:
             image = batch["image"][:n]
             decoded, codes = (part.asnumpy()[:n] for part in self._graph(Tensor(batch["image"])))
             errors.append(((decoded.astype(np.float32) - image) ** 2).mean((1, 2, 3)))
             counts += np.bincount(codes.reshape(-1), minlength=len(counts))
-            shown += list(zip(image, decoded.copy(), strict=True))[: SHOWN - len(shown)]
+            shown += [(image[row].copy(), decoded[row].copy()) for row in wanted - number * size if 0 <= row < n]
         return np.concatenate(errors), counts, shown
 
 

@@ -87,7 +87,7 @@ class Sheets:
         text, size = record.captions[caption] if caption >= 0 else "", model.image.size
         image = None
         if record.image is not None:
-            image = decode_image(record.image, size, record.key)
+            image = decode_image(record.image, size, model.image.resize, record.key)
         elif record.regions is not None:
             image = sketch(record.regions, size)
         clip = record.audio[max(caption, 0)] if record.audio else None
@@ -109,7 +109,7 @@ class Sheets:
         album_sheet(self.folder / "generated_album.png", "Images generated from text", album)
 
     def reconstructions(self, pairs: list[tuple[np.ndarray, np.ndarray]]) -> None:
-        """The first images above what the image tokenizer keeps of them."""
+        """Images above what the image tokenizer keeps of them."""
         reconstruction_sheet(self.folder / "reconstruction.png", "Images, and what their codes keep", pairs)
 
     def confusion(self, counts: list[list[int]]) -> None:

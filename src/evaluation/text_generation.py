@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from src.config import EvalConfig
+from src.data.order import evenly_apart
 from src.data.pipeline import Loader
 from src.data.schema import AUDIO, IMAGE, TEXT
 from src.demo.facts import FactMetric
@@ -14,7 +15,7 @@ from src.inference.encode import Items, first_images
 from src.metrics import captions
 from src.metrics.errors import error_rates
 
-EXAMPLES = 12  # captions that metrics.json shows
+EXAMPLES = 12  # captions that metrics.json shows, from all over the split
 
 
 class CaptionEvaluator(Evaluator):
@@ -42,7 +43,7 @@ class CaptionEvaluator(Evaluator):
         owned = [groups[number] for number in images.images]
         if split.sheets:
             split.sheets.captions(images, generated, owned, facts)
-        examples = list(zip(generated, owned, strict=True))[:EXAMPLES]
+        examples = [(generated[row], owned[row]) for row in evenly_apart(len(generated), EXAMPLES)]
         return {
             "caption": beside_chance(caption_metrics, generated, owned, facts),
             "examples": [{"caption": caption, "references": group} for caption, group in examples],

@@ -15,6 +15,7 @@ from src.checkpoints.checkpoint import write_model
 from src.checkpoints.files import CONFIG, MODEL, REPORT, STATE, TOKENIZER, VOCAB
 from src.config import AudioEncoderConfig, Config, ImageEncoderConfig, ModelConfig, to_yaml
 from src.data.audio import DECADES
+from src.data.image import BAR
 from src.data.schema import Field
 from src.data.store import AUDIO_KEYS
 from src.data.tokenizer import SPECIALS, Tokenizer
@@ -247,11 +248,20 @@ def describe_preprocessing(config: ModelConfig, tokenizer: Tokenizer) -> dict[st
     }
 
 
+GEOMETRY = {  # by model.image.resize, as src/data/image.py does it
+    "crop": "shorter side to size, bicubic with antialiasing, centre kept",
+    "pad": f"longer side to size, bicubic with antialiasing, centred between bars of RGB {BAR}",
+    "squash": "both sides to size, bicubic with antialiasing",
+}
+
+
 def _describe_patches(image: ImageEncoderConfig) -> dict[str, Any]:
     return {
         "size": image.size,
         "layout": "RGB, height × width × channel, uint8",
-        "resize": "shorter side to size, bicubic with antialiasing, centre kept; transparency on white",
+        "resize": image.resize,
+        "geometry": GEOMETRY[image.resize],
+        "transparency": "on white, before anything is resized",
         "normalisation": "inside the graph",
     }
 

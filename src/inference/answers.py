@@ -117,6 +117,7 @@ def rank_gallery(model: Model, query: Medium, offered: Gallery, top: int, output
     """Prints a ranked table for each modality of the gallery and writes query.json and a figure of each."""
     for loss in model.notes(query):
         print(f"note: {loss}", file=sys.stderr)
+    remark_outliers(model, [query])
     results: dict[str, Any] = {"query": query.name}
     for kind, places in offered.groups().items():
         failures: list[str] = []  # of files that have gone since an index was made
@@ -136,6 +137,12 @@ def rank_gallery(model: Model, query: Medium, offered: Gallery, top: int, output
     return results
 
 
+def remark_outliers(model: Model, asked: list[Medium]) -> None:
+    """Says on stderr which inputs of one modality are far from all that the model was trained on."""
+    for remark in model.unlike(asked):
+        print(f"note: {remark}", file=sys.stderr)
+
+
 def describe(model: Model, files: list[Path], output: Path | None, image: Medium | None = None) -> list[str]:
     """Prints captions of images and transcripts of audio clips; saves them in COCO's result format.
 
@@ -145,6 +152,8 @@ def describe(model: Model, files: list[Path], output: Path | None, image: Medium
         image: that belongs to every audio clip.
     """
     names, texts, failures = [], [], []
+    if image is not None:
+        remark_outliers(model, [image])
     for modality in (IMAGE, AUDIO):
         own = [file for file in files if MODALITY[file.suffix.lower()] == modality]
         for start in range(0, len(own), ROWS):
@@ -153,6 +162,7 @@ def describe(model: Model, files: list[Path], output: Path | None, image: Medium
             for medium in things:
                 if medium.cut:
                     print(f"note: {medium.name} {medium.cut}", file=sys.stderr)
+            remark_outliers(model, things)
             if modality == IMAGE:
                 texts += model.caption(things)
             else:
@@ -192,6 +202,7 @@ def generate(model: Model, subject: Medium, output: Path) -> list[float]:
     Returns:
         how well each suits the subject (``eval.image_generation.rank_by``), the best first.
     """
+    remark_outliers(model, [subject])
     (made,) = model.generate_image([subject])
     output.mkdir(parents=True, exist_ok=True)
     files = [output / f"generated-{rank}.png" for rank in range(1, len(made.images) + 1)]

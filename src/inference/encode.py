@@ -164,6 +164,7 @@ def encode_split(
     images: int = 0,
     wanted: Collection[int] = (TEXT, IMAGE, AUDIO),
     keep_tokens: Collection[int] = (TEXT, IMAGE, AUDIO),
+    samples: np.ndarray | None = None,
 ) -> dict[int, Items]:
     """The items of a split's first images by modality, in the order of :func:`by_key`; empty modalities are left out.
 
@@ -173,9 +174,10 @@ def encode_split(
         images: how many; 0: all.
         wanted: the modalities that are encoded. Of texts the ids are there in any case.
         keep_tokens: the modalities whose tokens are kept beside the embeddings: they take a hundred times the memory.
+        samples: these samples of the split, int64 [n], instead of all of the first images.
     """
     numbers, count = number_images(loader.dataset.samples[:, 2], images)
-    order = by_key(loader.dataset, count)
+    order = by_key(loader.dataset, np.arange(count) if samples is None else samples)
     encoders = {TEXT: encoder.text if TEXT in wanted else _only_ids, IMAGE: encoder.image, AUDIO: encoder.audio}
     streams = {
         modality: _Stream(encode, modality in keep_tokens)
@@ -184,7 +186,7 @@ def encode_split(
     }
     seen = np.zeros(numbers.max(initial=-1) + 1, bool)
     size = loader.config.eval.batch_size
-    for batch, n, _ in progress(loader.evaluation(size, order=order), "encoding", -(-count // size)):
+    for batch, n, _ in progress(loader.evaluation(size, order=order), "encoding", -(-len(order) // size)):
         row = batch["sample_id"][:n].astype(np.int64)
         presence, number = batch["presence"][:n] == 1, numbers[row]
         first = np.zeros(n, bool)
@@ -203,12 +205,12 @@ def encode_split(
     return {modality: items for modality, items in found.items() if items is not None}
 
 
-def by_key(dataset: Dataset, count: int) -> np.ndarray:
-    """The first ``count`` samples by the key of their record, then by caption, int64 [count]."""
-    records, captions = dataset.samples[:count, :2].T
+def by_key(dataset: Dataset, samples: np.ndarray) -> np.ndarray:
+    """Samples, int64 [n], by the key of their record, then by caption."""
+    records, captions = dataset.samples[samples, :2].T
     distinct, inverse = np.unique(records, return_inverse=True)
     keys = np.array([record.key for record in dataset.read(distinct)])
-    return np.lexsort((np.arange(count), captions, keys[inverse.reshape(-1)]))
+    return samples[np.lexsort((samples, captions, keys[inverse.reshape(-1)]))]
 
 
 def _rows_as_bytes(column: np.ndarray) -> list[bytes]:

@@ -14,6 +14,7 @@ from src.generation.beam import BeamSearch, BeamSettings
 from src.inference.encode import Encoder, Items
 from src.inference.images import ImageGenerator, load_image_tokenizer
 from src.inference.media import Medium
+from src.inference.outliers import Outliers
 from src.inference.rerank import Reranker
 from src.models.image_tokenizer import ImageTokenizer
 
@@ -24,11 +25,12 @@ class Engine:
     Args:
         config: eval says how texts are decoded, candidates re-ranked and images sampled.
         model: the network of the configuration's task, shared with whoever trains it.
+        outliers: tells inputs that are far from all that the model was trained on; None: nothing was measured.
         rows: as :class:`src.inference.encode.Encoder` has it.
     """
 
-    def __init__(self, config: Config, model: nn.Cell, rows: int = 0) -> None:
-        self.config, self.model, self.rows = config, model, rows
+    def __init__(self, config: Config, model: nn.Cell, outliers: Outliers | None = None, rows: int = 0) -> None:
+        self.config, self.model, self.outliers, self.rows = config, model, outliers, rows
 
     @property
     def is_image_tokenizer(self) -> bool:

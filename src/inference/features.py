@@ -22,7 +22,7 @@ from src.config import Config, ModelConfig, load_config
 from src.data.audio import read_audio
 from src.data.decoding import read_bytes
 from src.data.errors import DataError
-from src.data.image import crop_square, open_rgb, quiet
+from src.data.image import Placement, open_rgb, place, quiet, read_part
 from src.data.regions import half
 from src.data.schema import audio_layout
 from src.files import write_text
@@ -46,18 +46,23 @@ class ImageFeatures:
 
     def __init__(self, model: OPT, config: ModelConfig) -> None:
         self.encode = EncodeImage(model)
-        self.size, self.side = config.image.size, config.image.size // config.image.patch
+        self.config = config.image
 
     def read(self, path: Path) -> tuple[tuple[np.ndarray, ...], Arrays]:
         """What the graph reads of a file, and what is written beside the features: where the patches are."""
+        size, resize = self.config.size, self.config.resize
         with quiet():
-            image = open_rgb(read_bytes(path, "image file"), str(path), self.size)
+            image = open_rgb(read_bytes(path, "image file"), str(path), size)
         width, height = image.size
-        beside = {"boxes": patch_boxes(width, height, self.side), "width": np.array(width), "height": np.array(height)}
-        return (crop_square(image, self.size),), beside
+        placed = place(read_part(width, height, resize), size, resize)
+        boxes = patch_boxes(placed, width, height, size // self.config.patch)
+        beside = {"boxes": boxes, "width": np.array(width), "height": np.array(height)}
+        return (placed.frame(placed.cut(image)),), beside
 
     def write(self, path: Path, features: np.ndarray, beside: Arrays) -> None:
-        np.savez(path, features=features, **beside)
+        boxes = beside["boxes"]
+        shown = (boxes[:, 2:] > boxes[:, :2]).all(1)  # patches of the bars alone are no regions of the image
+        np.savez(path, **(beside | {"features": features[shown], "boxes": boxes[shown]}))
 
 
 class AudioFeatures:
@@ -91,11 +96,13 @@ class Job:
     target: Path
 
 
-def patch_boxes(width: int, height: int, side: int) -> np.ndarray:
-    """float32 [side², 4]: the patches of the centred square of an image, x1, y1, x2, y2 in its pixels, row by row."""
-    square = min(width, height)
-    edges = np.arange(side + 1) * (square / side)
-    x, y = edges + (width - square) / 2, edges + (height - square) / 2
+def patch_boxes(placed: Placement, width: int, height: int, side: int) -> np.ndarray:
+    """float32 [side², 4]: what the patches of the square show of an image, x1, y1, x2, y2 in its pixels, row by row.
+
+    A patch that lies on a bar shows nothing: its box is empty.
+    """
+    edges = np.arange(side + 1) * (placed.side / side)
+    x, y = (np.clip(placed.source(edges, axis), 0, length) for axis, length in enumerate((width, height)))
     rows, columns = np.divmod(np.arange(side**2), side)
     return np.stack([x[columns], y[rows], x[columns + 1], y[rows + 1]], 1).astype(np.float32)
 
@@ -176,7 +183,9 @@ def claim(folder: Path, model: OPT, config: ModelConfig, kinds: Sequence[str]) -
     """
     encoders = {}
     for kind in kinds:
-        digest = hashlib.sha256(repr(getattr(config, kind)).encode())
+        # a folder that was begun before there was model.image.resize holds features of crops
+        settings = repr(getattr(config, kind)).replace("resize='crop', ", "")
+        digest = hashlib.sha256(settings.encode())
         for name, parameter in getattr(model, f"{kind}_encoder").parameters_and_names():
             digest.update(name.encode() + parameter.asnumpy().tobytes())
         encoders[kind] = digest.hexdigest()

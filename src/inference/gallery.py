@@ -89,6 +89,8 @@ def fingerprint_of(checkpoint: Path, model: ModelConfig) -> str:
     """What tells a model from all others: the sha256 of its weights, its vocabulary and its settings."""
     settings = asdict(model)
     settings["text"].pop("vocab")  # a path
+    if model.image.resize == "crop":  # as in indexes that were made before there was a choice
+        settings["image"].pop("resize")
     whole = json.dumps(settings, sort_keys=True) + digest(checkpoint / MODEL) + digest(checkpoint / VOCAB)
     return hashlib.sha256(whole.encode()).hexdigest()
 

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from src.checkpoints.checkpoint import load_checkpoint_config
 from src.checkpoints.files import locate
-from src.config import ImageTokenizerConfig
+from src.config import ModelConfig, Resize
 from src.data.image import decode_image
 from src.data.image_codes import code_type, tokenizer_fingerprint, write_codes
 from src.data.prefetch import prefetch
@@ -51,30 +51,32 @@ def make_codes(data: Path, checkpoint: Path, settings: Sequence[str] = ()) -> No
     config = load_checkpoint_config(folder, settings)
     setup(replace(config.runtime, distributed=False), config.seed)
     config, model = load_model(folder, settings)
-    sizes = config.model.image_tokenizer
+    network, size = config.model, config.eval.batch_size
     encode = Encode(model.set_train(False))
     datasets = {name: Dataset(data, name) for name in splits}
-    codes = {name: encode_split(encode, dataset, sizes, config.eval.batch_size) for name, dataset in datasets.items()}
-    write_codes(data, sizes, fingerprint, datasets, codes)
+    codes = {name: encode_split(encode, dataset, network, size) for name, dataset in datasets.items()}
+    write_codes(data, network, fingerprint, datasets, codes)
     used = len(np.unique(np.concatenate([np.unique(array) for array in codes.values()])))
+    grid = network.image_tokenizer
     print(
-        f"{data}: codes by image tokenizer {fingerprint[:12]}, "
-        f"{sizes.side}×{sizes.side} an image, {used} of {sizes.codes} codes in use"
+        f"{data}: codes by image tokenizer {fingerprint[:12]}, resize={network.image.resize}, "
+        f"{grid.side}×{grid.side} an image, {used} of {grid.codes} codes in use"
     )
 
 
-def encode_split(encode: nn.Cell, dataset: Dataset, tokenizer: ImageTokenizerConfig, batch_size: int) -> np.ndarray:
+def encode_split(encode: nn.Cell, dataset: Dataset, model: ModelConfig, batch_size: int) -> np.ndarray:
     """The codes of a split's records [records, C], −1 where a record has no image."""
-    codes = np.full((dataset.records, tokenizer.side**2), -1, code_type(tokenizer.codes))
+    grid = model.image_tokenizer
+    codes = np.full((dataset.records, grid.side**2), -1, code_type(grid.codes))
     with tqdm(total=dataset.records, desc=dataset.split, unit="record", dynamic_ncols=True) as bar:
-        for rows, images in prefetch(_images(dataset, tokenizer.size, batch_size, bar), PREFETCH):
+        for rows, images in prefetch(_images(dataset, grid.size, model.image.resize, batch_size, bar), PREFETCH):
             found = encode(Tensor(pad_rows(images, batch_size))).asnumpy()
             codes[rows] = found[: len(rows)]
     return codes
 
 
 def _images(
-    dataset: Dataset, size: int, batch_size: int, bar: tqdm
+    dataset: Dataset, size: int, resize: Resize, batch_size: int, bar: tqdm
 ) -> Generator[tuple[list[int], np.ndarray], None, None]:
     """Batches of (record numbers, uint8 [n, S, S, 3]); records without an image are skipped."""
     rows: list[int] = []
@@ -84,7 +86,7 @@ def _images(
         if record.image is not None:
             name = f"{dataset.folder}: split {dataset.split!r}, record {record.key!r}"
             rows.append(index)
-            images.append(decode_image(record.image, size, name))
+            images.append(decode_image(record.image, size, resize, name))
         if len(rows) == batch_size:
             yield rows, np.stack(images)
             rows, images = [], []

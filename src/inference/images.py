@@ -5,6 +5,7 @@ from mindspore import nn
 from PIL import Image
 
 from src.config import Config, ConfigError
+from src.data.image import to_square
 from src.data.image_codes import GRID
 from src.data.schema import AUDIO, IMAGE, TEXT
 from src.generation.sampling import CodeSampler, Sampling
@@ -37,12 +38,10 @@ def load_image_tokenizer(config: Config) -> ImageTokenizer:
 
 
 def resize_images(images: np.ndarray, size: int) -> np.ndarray:
-    """uint8 [n, S, S, 3] → uint8 [n, size, size, 3], bicubic as everywhere that images are resized."""
+    """Squares uint8 [n, S, S, 3] → uint8 [n, size, size, 3], as files are resized."""
     if images.shape[1:3] == (size, size):
         return images
-    return np.stack(
-        [np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC)) for image in images]
-    )
+    return np.stack([to_square(Image.fromarray(image), size, "squash") for image in images])
 
 
 def check_generates(config: Config) -> None:

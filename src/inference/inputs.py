@@ -14,7 +14,7 @@ from src.config import ModelConfig
 from src.data.audio import checked_mono, longest
 from src.data.decoding import whole_text
 from src.data.errors import DataError
-from src.data.image import crop_square, quiet, rgb_of
+from src.data.image import quiet, rgb_of, to_square
 from src.data.schema import AUDIO, IMAGE, MODALITIES, TEXT
 from src.inference.media import MODALITY, Medium, clip_of, find_files, read_file
 
@@ -167,7 +167,7 @@ def _read_image(item: Item, name: str, model: ModelConfig) -> Medium:
             shape = f"{item.dtype}{list(item.shape)}"
             raise DataError(f"{name}: an array {shape}: expected uint8 [H, W], [H, W, 3] or [H, W, 4]")
         item = Image.fromarray(np.ascontiguousarray(item))
-    return Medium(name, IMAGE, crop_square(rgb_of(item, name), model.image.size))
+    return Medium(name, IMAGE, to_square(rgb_of(item, name), model.image.size, model.image.resize))
 
 
 def _read_clip(item: Item, name: str, model: ModelConfig) -> Medium:

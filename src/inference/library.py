@@ -18,6 +18,7 @@ from src.checkpoints.files import locate
 from src.config import Config, ConfigError
 from src.data.errors import DataError
 from src.data.schema import AUDIO, IMAGE, MODALITIES, TEXT
+from src.inference import outliers
 from src.inference.encode import Items
 from src.inference.engine import Engine
 from src.inference.images import check_generates
@@ -157,6 +158,20 @@ class Model:
         [[], ["not in the vocabulary: 和 飞 (25% of the tokens of '一只猫和一架飞船')"]]
         """
         return losses(medium, self.engine.tokenizer, self.config.model)
+
+    def unlike(self, media: Sequence[Medium]) -> list[str]:
+        """Says of media of one modality which are far from all that the model was trained on: one line, or none.
+
+        None also where nothing was measured for the checkpoint (``tools/measure_outliers.py``).
+
+        >>> (batch,) = model.embed_each("text", ["昨天的会议改到下周三下午三点"])
+        >>> len(model.unlike(batch.media))
+        1
+        """
+        if not media or self.engine.outliers is None:
+            return []
+        names = [repr(medium.content[:20]) if medium.modality == TEXT else medium.name for medium in media]
+        return self.engine.outliers.remarks(media[0].modality, names, self.engine.encode(media))
 
     def similarity(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         """Cosines of unit vectors [N, E] and [M, E], float64 [N, M].
@@ -433,6 +448,7 @@ def open_model(path: str | Path, settings: Sequence[str], config_file: str | Pat
     folder = locate(path)
     config = load_checkpoint_config(folder, settings, config_file)
     check_network(config)
+    usual = outliers.load(folder)
     setup(replace(config.runtime, distributed=False), None)  # nothing is sampled but from seeds of its own
     drawn = np.random.get_state()  # the caller's; MindSpore's initial weights are drawn from the same generator
     try:
@@ -440,7 +456,7 @@ def open_model(path: str | Path, settings: Sequence[str], config_file: str | Pat
     finally:
         np.random.set_state(drawn)
     network.set_train(False)
-    return Model(Engine(config, network, rows=batch_size), str(path), batch_size)
+    return Model(Engine(config, network, usual, batch_size), str(path), batch_size)
 
 
 def unit_rows(vectors: np.ndarray) -> np.ndarray:

@@ -116,7 +116,7 @@ def read_file(file: Path, model: ModelConfig) -> Medium:
             return Medium(str(file), IMAGE, load_regions(file, model.image.region_dim))
         if modality == IMAGE:
             content = read_bytes(file, "image file")
-            return Medium(str(file), IMAGE, decode_image(content, model.image.size, str(file)))
+            return Medium(str(file), IMAGE, decode_image(content, model.image.size, model.image.resize, str(file)))
         if modality == AUDIO:
             return _read_audio(file, model.audio)
         try:

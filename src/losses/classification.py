@@ -3,8 +3,12 @@
 import mindspore as ms
 from mindspore import Tensor, ops
 
+from src.losses.means import weighted_mean
 
-def cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor, smoothing: float = 0.0) -> Tensor:
+
+def cross_entropy(
+    logits: Tensor, labels: Tensor, weights: Tensor, smoothing: float = 0.0, count: Tensor | None = None
+) -> Tensor:
     """Mean over the weighted rows of −Σ_v t_v · log softmax_v, with t = (1 − s)·onehot(label) + s / V.
 
     Log-softmax and a gather: the fused operator's gradient is fifteen times slower on a CPU.
@@ -14,6 +18,7 @@ def cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor, smoothing: fl
         labels: (N,) int32.
         weights: (N,) float32; rows of weight 0 do not count.
         smoothing: s, label smoothing (Szegedy et al. 2016).
+        count: () float32, what the sum is divided by where these rows are a part of those that the mean is over.
 
     Returns:
         () float32; 0 when every weight is 0.
@@ -22,20 +27,4 @@ def cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor, smoothing: fl
     losses = -ops.gather_elements(log_probabilities, 1, labels.reshape(-1, 1)).reshape(-1)  # (N,)
     if smoothing:
         losses = (1.0 - smoothing) * losses - smoothing * log_probabilities.mean(-1)
-    return (losses * weights).sum() / ops.maximum(weights.sum(), Tensor(1.0, ms.float32))
-
-
-def code_loss(logits: Tensor, codes: Tensor) -> Tensor:
-    """Mean cross-entropy of the codes of rows that have an image.
-
-    Rows that were given nothing count too: they teach the unconditional branch of classifier-free guidance.
-
-    Args:
-        logits: (R·P', K) float.
-        codes: (R, P') int32; −1 where there is no image.
-
-    Returns:
-        () float32; 0 when no row counts.
-    """
-    weights = (codes >= 0).astype(ms.float32).reshape(-1)
-    return cross_entropy(logits, ops.relu(codes).reshape(-1), weights)
+    return weighted_mean(losses, weights, count)

@@ -3,6 +3,7 @@
 import mindspore as ms
 from mindspore import Tensor, ops
 
+from src.losses.means import weighted_mean
 from src.models.layers import MASKED
 
 EPSILON = 1e-6
@@ -18,23 +19,26 @@ def normalised(features: Tensor) -> Tensor:
     return x * ops.rsqrt((x * x).mean(-1, keep_dims=True) + EPSILON)
 
 
-def feature_regression(predicted: Tensor, target: Tensor, weights: Tensor) -> Tensor:
+def feature_regression(predicted: Tensor, target: Tensor, weights: Tensor, count: Tensor | None = None) -> Tensor:
     """Mean squared error over the weighted slots; predicting the mean everywhere costs about 1.
 
     Args:
         predicted: (B, K, D) float.
         target: (B, K, D) float32, normalised.
         weights: (B, K) float32; slots of weight 0 do not count.
+        count: as in :func:`src.losses.means.weighted_mean`.
 
     Returns:
         () float32; 0 when every weight is 0.
     """
     error = predicted.astype(ms.float32) - target
     losses = (error * error).mean(-1)  # (B, K)
-    return (losses * weights).sum() / ops.maximum(weights.sum(), Tensor(1.0, ms.float32))
+    return weighted_mean(losses, weights, count)
 
 
-def frame_contrastive(predicted: Tensor, target: Tensor, weights: Tensor, temperature: float) -> Tensor:
+def frame_contrastive(
+    predicted: Tensor, target: Tensor, weights: Tensor, temperature: float, count: Tensor | None = None
+) -> Tensor:
     """Each masked slot finds its own clean frame among those of the same sample (wav2vec 2.0, equation 3).
 
     loss = −mean over slots of log softmax_j(cos(predicted_i, target_j) / temperature) at j = i, with j over the masked
@@ -44,6 +48,7 @@ def frame_contrastive(predicted: Tensor, target: Tensor, weights: Tensor, temper
         predicted: (B, K, D) float; target: (B, K, D) float32, without gradient.
         weights: (B, K) float32; slots of weight 0 are neither query nor candidate.
         temperature: of the cosines.
+        count: as in :func:`src.losses.means.weighted_mean`.
 
     Returns:
         () float32; 0 when nothing counts.
@@ -55,9 +60,12 @@ def frame_contrastive(predicted: Tensor, target: Tensor, weights: Tensor, temper
     places = ops.arange(slots)
     own = ops.equal(places.reshape(-1, 1), places.reshape(1, -1)).astype(ms.float32)  # ops.eye is wrong on a GPU
     losses = -(ops.log_softmax(logits, -1) * own).sum(-1)  # (B, K)
-    company = (weights.sum(1, keepdims=True) > 1).astype(ms.float32)  # (B, 1)
-    counted = weights * company
-    return (losses * counted).sum() / ops.maximum(counted.sum(), Tensor(1.0, ms.float32))
+    return weighted_mean(losses, in_company(weights), count)
+
+
+def in_company(weights: Tensor) -> Tensor:
+    """(B, K) float32: the weights of the slots that have another one in their sample."""
+    return weights * (weights.sum(1, keepdims=True) > 1).astype(ms.float32)
 
 
 def _unit(x: Tensor) -> Tensor:

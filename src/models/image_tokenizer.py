@@ -6,7 +6,7 @@ Letters: ``B`` batch, ``S`` image side in pixels, ``C`` codes of an image (sideÂ
 
 import mindspore as ms
 import numpy as np
-from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
+from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import Normal, initializer
 
 from src.config import ImageTokenizerConfig
@@ -171,25 +171,20 @@ class CodebookUpdate(nn.Cell):
         config: ema_decay Î³, revive_below.
         rows: N, rows of a batch.
 
+    Inputs:
+        good () bool, False for a step that changes nothing; statistics, the outputs of :class:`CodebookStatistics`.
+
     Outputs:
-        () float32, how many codes began anew. The inputs are the Parameters ``statistics``, in the order of
-        :class:`CodebookStatistics`' outputs.
+        () float32, how many codes began anew.
     """
 
     def __init__(self, codebook: Codebook, config: ImageTokenizerConfig, rows: int) -> None:
         super().__init__(auto_prefix=False)
         self.codebook, self.rows = codebook, rows
         self.decay, self.revive_below, self.codes = config.ema_decay, config.revive_below, config.codes
-        shapes = {"counts": (config.codes,), "sums": codebook.sums.shape, "candidates": codebook.sums.shape}
-        self.statistics = ParameterTuple(
-            [
-                Parameter(initializer("zeros", s), name=f"batch_{name}", requires_grad=False)
-                for name, s in shapes.items()
-            ]
-        )
 
-    def construct(self):
-        book, (counts, sums, candidates) = self.codebook, self.statistics
+    def construct(self, good, statistics):
+        book, (counts, sums, candidates) = self.codebook, statistics
         n = book.counts * self.decay + counts * (1.0 - self.decay)
         m = book.sums * self.decay + sums * (1.0 - self.decay)
         mean = n.mean()
@@ -199,8 +194,8 @@ class CodebookUpdate(nn.Cell):
         m = m * (1.0 - dead_rows) + candidates * (mean * dead_rows)
         total = n.sum()
         smooth = (n + SMOOTHING) * (total / (total + self.codes * SMOOTHING))
-        ops.assign(book.counts, n)
-        ops.assign(book.sums, m)
-        ops.assign(book.vectors, m / smooth.reshape(-1, 1))
-        ops.assign(book.offset, (book.offset + self.codes) % self.rows)
+        ops.assign(book.counts, ops.where(good, n, book.counts))
+        ops.assign(book.sums, ops.where(good, m, book.sums))
+        ops.assign(book.vectors, ops.where(good, m / smooth.reshape(-1, 1), book.vectors))
+        ops.assign(book.offset, (book.offset + self.codes * good.astype(ms.int32)) % self.rows)
         return dead.sum()

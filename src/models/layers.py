@@ -14,6 +14,7 @@ from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import Normal, initializer
 
 from src.models import kernels, precision
+from src.models.dropout import Dropout
 from src.models.kernels import bias_add, cast, matmul_bt, reshape
 
 # Primitives instead of Tensor methods: the graph compiler resolves a method call many times slower.
@@ -230,10 +231,10 @@ class Block(nn.Cell):
             self.cross_norm = LayerNorm(width, epsilon)
         self.ffn = FeedForward(width, ffn)
         self.ffn_norm = LayerNorm(width, epsilon)
-        self.dropout = nn.Dropout(p=dropout) if dropout else None
-
-    def drop(self, x):
-        return x if self.dropout is None else self.dropout(x)
+        drops = [Dropout(dropout) if dropout else nn.Identity() for _ in range(2 + self.crosses)]
+        self.attention_dropout, self.ffn_dropout = drops[:2]
+        if self.crosses:
+            self.cross_dropout = drops[2]
 
     def construct(self, x, bias, memory=None, memory_bias=None):
         memory = self.cross_attention.keys_values(memory) if self.crosses else None
@@ -242,17 +243,17 @@ class Block(nn.Cell):
     def extend(self, x, bias, memory=None, memory_bias=None):
         """The layer over a memory's keys and values (B, H, Lm, D/H) that were made before, or None."""
         normal = cast(self.attention_norm(x) if self.pre else x, self.compute_type)  # once for query, key and value
-        x = x + self.drop(self.attention(normal, normal, bias))
+        x = x + self.attention_dropout(self.attention(normal, normal, bias))
         if not self.pre:
             x = self.attention_norm(x)
         if self.crosses:
             normal = self.cross_norm(x) if self.pre else x
-            x = x + self.drop(self.cross_attention.attend(normal, memory[0], memory[1], memory_bias))
+            x = x + self.cross_dropout(self.cross_attention.attend(normal, memory[0], memory[1], memory_bias))
             if not self.pre:
                 x = self.cross_norm(x)
         if self.pre:
-            return x + self.drop(self.ffn(self.ffn_norm(x)))
-        return self.ffn_norm(x + self.drop(self.ffn(x)))
+            return x + self.ffn_dropout(self.ffn(self.ffn_norm(x)))
+        return self.ffn_norm(x + self.ffn_dropout(self.ffn(x)))
 
 
 class Transformer(nn.Cell):

@@ -11,6 +11,7 @@ from src.config import ModelConfig
 from src.data.schema import IMAGE_FIELDS, MATCH_CASES, audio_tokens
 from src.models.audio_encoder import AUDIO_ENCODERS
 from src.models.cross_encoder import CrossEncoder
+from src.models.dropout import salt_dropouts
 from src.models.heads import EmbeddingHead, LogitScale, MaskedCodeHead, MaskedFeatureHead, MaskedTextHead, MatchingHead
 from src.models.image_decoder import ImageDecoder
 from src.models.image_encoder import IMAGE_ENCODERS
@@ -65,6 +66,7 @@ class OPT(nn.Cell):
         self.text_decoder = TextDecoder(
             config.text_decoder, vocab_size, self.text_len, self.cross_encoder.length, width
         )
+        salt_dropouts(self)
 
     def embed_text(self, tokens, mask):
         """(B, T, D), (B, T) → (B, E)."""

@@ -4,6 +4,7 @@ from mindspore import nn, ops
 
 from src.config import Config
 from src.models.image_tokenizer import CodebookStatistics, CodebookUpdate, ImageTokenizer
+from src.objectives.peers import ALONE, Peers
 
 
 class TokenizerObjectives(nn.Cell):
@@ -12,7 +13,7 @@ class TokenizerObjectives(nn.Cell):
     Args:
         model: the network.
         config: model.image_tokenizer, data.batch_size and the seed.
-        rank, ranks: this process among its peers.
+        peers: the other ranks.
 
     Inputs:
         batch: dict with ``image`` (B, S, S, 3) uint8.
@@ -24,12 +25,12 @@ class TokenizerObjectives(nn.Cell):
 
     names, metrics, fields = ("reconstruction", "commitment"), ("perplexity", "usage"), ("image",)
 
-    def __init__(self, model: ImageTokenizer, config: Config, rank: int = 0, ranks: int = 1) -> None:
+    def __init__(self, model: ImageTokenizer, config: Config, peers: Peers = ALONE) -> None:
         super().__init__(auto_prefix=False)
         tokenizer = config.model.image_tokenizer
         rows = config.data.batch_size * tokenizer.side**2
         self.model, self.rows, self.weight = model, float(rows), tokenizer.commitment
-        self.observe = CodebookStatistics(model.codebook, rows, config.seed, rank, ranks)
+        self.observe = CodebookStatistics(model.codebook, rows, config.seed, peers.rank, peers.ranks)
         self.after_update = CodebookUpdate(model.codebook, tokenizer, rows)
 
     def trained_parts(self) -> frozenset[str]:

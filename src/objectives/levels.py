@@ -5,9 +5,12 @@ A level is a Cell with
 - ``names``: its active losses, in their order;
 - ``reads``: the modalities whose clean tokens it reads;
 - ``count``: how many rows of the cross-modal encoder it takes;
+- ``state``: what the level samples, by the embeddings of the whole batch;
 - ``rows``: their seven tensors (tokens of text, image and audio, the three masks, presence), made from the views of
-  :mod:`src.objectives.views`, and a state for its losses;
-- ``losses``: of the fused rows (count, L, D) and their mask (count, L).
+  :mod:`src.objectives.views` and the clean views of the whole batch, of which these rows may be a part;
+- ``weights``: one tensor for each loss, 0 where an item does not count: a loss is the mean over its items;
+- ``losses``: of the fused rows (count, L, D) and their mask (count, L), with these weights and the count by which the
+  sum of each loss is divided.
 
 Letters as in :mod:`src.models.opt`.
 """
@@ -17,8 +20,8 @@ from mindspore import nn, ops
 
 from src.config import ObjectivesConfig
 from src.data.schema import AUDIO, IMAGE, MODALITIES, TEXT
-from src.losses.classification import code_loss, cross_entropy
-from src.losses.masked import feature_regression, frame_contrastive, normalised
+from src.losses.classification import cross_entropy
+from src.losses.masked import feature_regression, frame_contrastive, in_company, normalised
 from src.models.layers import gather_positions
 from src.models.opt import OPT
 from src.objectives.hard_negatives import build_rows
@@ -55,33 +58,58 @@ class TokenLevel(nn.Cell):
         }
         self.reads = frozenset(which for which, read in context.items() if read)
 
-    def rows(self, batch, views, embeddings):
-        return (*views[1], batch["presence"][: self.count]), ()
+    def state(self, batch, embeddings):
+        return ()
 
-    def losses(self, batch, clean, embeddings, fused, mask, state):
+    def rows(self, batch, views, whole, state):
+        return (*views[1], batch["presence"][: self.count])
+
+    def weights(self, batch, state):
         n, found = self.count, ()
         if self.masks_text:
-            weights = batch["mlm_weights"][:n].reshape(-1)
-            found = (*found, cross_entropy(self.words(batch, fused), batch["mlm_labels"][:n].reshape(-1), weights))
+            found = (*found, batch["mlm_weights"][:n].reshape(-1))
         if "mvm_code" in self.names:
-            logits, codes = self.codes(batch, fused)
-            weights = batch["mvm_weights"][:n].reshape(-1) * (codes >= 0).astype(ms.float32)
-            found = (*found, cross_entropy(logits, ops.relu(codes), weights))
+            known = (self.masked(batch, "image_codes") >= 0).astype(ms.float32)
+            found = (*found, batch["mvm_weights"][:n].reshape(-1) * known)
         if "mvm_feature" in self.names:
-            predicted, target = self.patches(batch, clean, fused)
-            found = (*found, feature_regression(predicted, target, batch["mvm_weights"][:n]))
+            found = (*found, batch["mvm_weights"][:n])
         if "mvm_class" in self.names:
-            logits, classes = self.classes(batch, fused)
-            weights = batch["mvm_weights"][:n].reshape(-1) * (classes >= 0).astype(ms.float32)
-            found = (*found, cross_entropy(logits, ops.relu(classes), weights))
+            known = (self.masked(batch, "region_classes") >= 0).astype(ms.float32)
+            found = (*found, batch["mvm_weights"][:n].reshape(-1) * known)
+        if "mam_feature" in self.names:
+            found = (*found, batch["mam_weights"][:n])
+        if "mam_contrastive" in self.names:
+            found = (*found, in_company(batch["mam_weights"][:n]))
+        return found
+
+    def losses(self, batch, clean, embeddings, fused, mask, state, weights, counts):
+        n, found = self.count, ()
+        if self.masks_text:
+            labels, at = batch["mlm_labels"][:n].reshape(-1), len(found)
+            found = (*found, cross_entropy(self.words(batch, fused), labels, weights[at], count=counts[at]))
+        if "mvm_code" in self.names:
+            (logits, codes), at = self.codes(batch, fused), len(found)
+            found = (*found, cross_entropy(logits, ops.relu(codes), weights[at], count=counts[at]))
+        if "mvm_feature" in self.names:
+            (predicted, target), at = self.patches(batch, clean, fused), len(found)
+            found = (*found, feature_regression(predicted, target, weights[at], counts[at]))
+        if "mvm_class" in self.names:
+            (logits, classes), at = self.classes(batch, fused), len(found)
+            found = (*found, cross_entropy(logits, ops.relu(classes), weights[at], count=counts[at]))
         if self.masks_audio:
             predicted, target = self.frames(batch, clean, fused)
-            weights = batch["mam_weights"][:n]
             if "mam_feature" in self.names:
-                found = (*found, feature_regression(predicted, target, weights))
+                at = len(found)
+                found = (*found, feature_regression(predicted, target, weights[at], counts[at]))
             if "mam_contrastive" in self.names:
-                found = (*found, frame_contrastive(predicted, target, weights, self.temperature))
+                at, slots = len(found), batch["mam_weights"][:n]
+                found = (*found, frame_contrastive(predicted, target, slots, self.temperature, counts[at]))
         return found
+
+    def masked(self, batch, name):
+        """(n·K,) int32: the masked patches' or regions' values of a field (B, length)."""
+        positions = batch["mvm_positions"][: self.count]
+        return ops.gather_elements(batch[name][: self.count], 1, positions).reshape(-1)
 
     def words(self, batch, fused):
         """Logits (n·K, V) of the masked words."""
@@ -91,15 +119,13 @@ class TokenLevel(nn.Cell):
         """Logits (n·K, codes) of the masked patches and their codes (n·K,), −1 where there is no image."""
         positions = batch["mvm_positions"][: self.count]
         hidden = self.model.fused_image(fused, positions)
-        codes = ops.gather_elements(batch["image_codes"][: self.count], 1, positions).reshape(-1)
-        return self.model.masked_code_head(hidden.reshape(-1, fused.shape[2])), codes
+        return self.model.masked_code_head(hidden.reshape(-1, fused.shape[2])), self.masked(batch, "image_codes")
 
     def classes(self, batch, fused):
         """Logits (n·K, classes) of the masked regions and the detector's classes of them (n·K,), −1 where unknown."""
         positions = batch["mvm_positions"][: self.count]
         hidden = self.model.fused_image(fused, positions)
-        classes = ops.gather_elements(batch["region_classes"][: self.count], 1, positions).reshape(-1)
-        return self.model.masked_class_head(hidden.reshape(-1, fused.shape[2])), classes
+        return self.model.masked_class_head(hidden.reshape(-1, fused.shape[2])), self.masked(batch, "region_classes")
 
     def patches(self, batch, clean, fused):
         """Predicted and true features (n, K, D) of the masked patches or regions."""
@@ -127,10 +153,10 @@ class SampleLevel(nn.Cell):
         self.count = level_rows(batch_size, config.matching.batch_share)
         self.reads = frozenset({TEXT, IMAGE, AUDIO})
 
-    def rows(self, batch, views, embeddings):
+    def state(self, batch, embeddings):
+        """Which text, image and audio of the batch each row is made of, and whether that is a row: 4 × (n,)."""
         n = self.count
-        text, image, audio, text_mask, image_mask, audio_mask = views[0]
-        text_index, image_index, audio_index, weights = build_rows(
+        return build_rows(
             batch["match_case"][:n],
             batch["match_presence"][:n],
             batch["image_id"],
@@ -142,34 +168,40 @@ class SampleLevel(nn.Cell):
             ops.stop_gradient(self.model.scale()),
             batch["match_noise"][:n],
         )
-        rows = (
+
+    def rows(self, batch, views, whole, state):
+        text, image, audio, text_mask, image_mask, audio_mask = whole
+        text_index, image_index, audio_index, _ = state
+        return (
             ops.gather(text, text_index, 0),
             ops.gather(image, image_index, 0),
             ops.gather(audio, audio_index, 0),
             ops.gather(text_mask, text_index, 0),
             ops.gather(image_mask, image_index, 0),
             ops.gather(audio_mask, audio_index, 0),
-            batch["match_presence"][:n],
+            batch["match_presence"][: self.count],
         )
-        return rows, (text_index, image_index, audio_index, weights)
 
-    def losses(self, batch, clean, embeddings, fused, mask, state):
-        logits, weights = self.answers(batch, embeddings, fused, state)
-        return (cross_entropy(logits, batch["match_case"][: self.count], weights),)
+    def weights(self, batch, state):
+        """(n,): 0 where a row shows too little, or the batch held no negative."""
+        shown = (batch["match_presence"][: self.count].sum(1) > 1).astype(ms.float32)
+        return (state[3] * shown,)
+
+    def losses(self, batch, clean, embeddings, fused, mask, state, weights, counts):
+        logits = self.answers(batch, embeddings, fused, state)
+        return (cross_entropy(logits, batch["match_case"][: self.count], weights[0], count=counts[0]),)
 
     def answers(self, batch, embeddings, fused, state):
-        """Logits (n, 5) of the cases and weights (n,): 0 where a row shows too little or the batch held no negative."""
-        presence = batch["match_presence"][: self.count]
+        """Logits (n, 5) of the cases."""
         text, image, audio = embeddings
-        text_index, image_index, audio_index, weights = state
-        logits = self.model.matching_head(
+        text_index, image_index, audio_index, _ = state
+        return self.model.matching_head(
             fused[:, 0],
             ops.gather(text, text_index, 0),
             ops.gather(image, image_index, 0),
             ops.gather(audio, audio_index, 0),
-            presence,
+            batch["match_presence"][: self.count],
         )
-        return logits, weights * (presence.sum(1) > 1).astype(ms.float32)
 
 
 class ModalityLevel(nn.Cell):
@@ -193,7 +225,10 @@ class ModalityLevel(nn.Cell):
         shown = "+".join("+".join(given[name]) for name in self.names)
         self.reads = frozenset(which for which, name in enumerate(MODALITIES) if name in shown)
 
-    def rows(self, batch, views, embeddings):
+    def state(self, batch, embeddings):
+        return ()
+
+    def rows(self, batch, views, whole, state):
         text, image = self.text_from, self.image_from
         image_end = image + self.image_rows
         if self.makes_text and self.makes_image:
@@ -203,33 +238,49 @@ class ModalityLevel(nn.Cell):
             presence = ops.concat(
                 (batch["denoise_text_presence"][text:], batch["denoise_image_presence"][image:image_end]), 0
             )
-            return (*both, presence), ()
+            return (*both, presence)
         first, name = (text, "denoise_text_presence") if self.makes_text else (image, "denoise_image_presence")
         last = first + self.count
         part = ()
         for tokens in views[0]:
             part = (*part, tokens[first:last])
-        return (*part, batch[name][first:last]), ()
+        return (*part, batch[name][first:last])
 
-    def losses(self, batch, clean, embeddings, fused, mask, state):
+    def weights(self, batch, state):
+        """Of the words behind [CLS] of rows that are given something, and of the codes of rows that have an image.
+
+        Images are generated from nothing, too: that teaches the unconditional branch of classifier-free guidance.
+        """
+        found = ()
+        if self.makes_text:
+            first = self.text_from
+            given = (batch["denoise_text_presence"][first:].sum(1) > 0).astype(ms.float32).reshape(-1, 1)
+            found = (*found, (batch["text_mask"][first:, 1:].astype(ms.float32) * given).reshape(-1))
+        if self.makes_image:
+            found = (*found, (self.codes(batch) >= 0).astype(ms.float32).reshape(-1))
+        return found
+
+    def losses(self, batch, clean, embeddings, fused, mask, state, weights, counts):
         found = ()
         if self.makes_text:
             n = self.text_rows
             logits = self.model.text_decoder(self.input_ids(batch), fused[:n], mask[:n])  # (R·(T−1), V)
-            found = (*found, self.text_loss(batch, logits))
+            found = (*found, self.text_loss(batch, logits, weights[0], counts[0]))
         if self.makes_image:
-            n = self.image_rows
-            codes = batch["image_codes"][self.image_from : self.image_from + n]  # (R', P'); −1 where there is no image
+            n, codes, at = self.image_rows, self.codes(batch), len(found)
             decoder = self.model.image_decoder
             logits = decoder(decoder.shift(codes), fused[-n:], mask[-n:])  # (R'·P', K)
-            found = (*found, code_loss(logits, codes))
+            found = (*found, cross_entropy(logits, ops.relu(codes).reshape(-1), weights[at], count=counts[at]))
         return found
+
+    def codes(self, batch):
+        """(R', P') int32; −1 where there is no image."""
+        return batch["image_codes"][self.image_from : self.image_from + self.image_rows]
 
     def input_ids(self, batch):
         return batch["text_ids"][self.text_from :, :-1]
 
-    def text_loss(self, batch, logits):
-        first = self.text_from
-        given = (batch["denoise_text_presence"][first:].sum(1) > 0).astype(ms.float32).reshape(-1, 1)
-        weights = batch["text_mask"][first:, 1:].astype(ms.float32) * given
-        return cross_entropy(logits, batch["text_ids"][first:, 1:].reshape(-1), weights.reshape(-1), self.smoothing)
+    def text_loss(self, batch, logits, weights, count):
+        return cross_entropy(
+            logits, batch["text_ids"][self.text_from :, 1:].reshape(-1), weights, self.smoothing, count
+        )

@@ -18,11 +18,13 @@ from src.data.sources import Sources
 from src.data.tokenizer import Tokenizer
 from src.generation.cache import CachedDecoder
 from src.generation.text_sampling import TextSampler, never_generated
+from src.losses.means import weighted_mean
 from src.metrics.captions import CiderD, words
 from src.models.batches import progress
 from src.models.layers import padding_bias
 from src.models.opt import OPT
 from src.models.text_decoder import repeat_memory
+from src.objectives.peers import ALONE, Counts, Peers
 from src.objectives.views import image_inputs
 
 
@@ -130,6 +132,7 @@ class SelfCriticalObjectives(nn.Cell):
         model: the network.
         config: S and the batch.
         sampler: samples and rewards captions before every step.
+        peers: the other ranks, over whose tokens the mean is, too.
 
     Inputs:
         batch: dict of the tensors that ``fields`` names.
@@ -140,9 +143,9 @@ class SelfCriticalObjectives(nn.Cell):
 
     names, metrics = ("self_critical",), ("reward",)
 
-    def __init__(self, model: OPT, config: Config, sampler: CaptionSampler) -> None:
+    def __init__(self, model: OPT, config: Config, sampler: CaptionSampler, peers: Peers = ALONE) -> None:
         super().__init__(auto_prefix=False)  # the parameters keep the names that they have in the model
-        self.model, self.before_step = model, sampler
+        self.model, self.before_step, self.counts = model, sampler, Counts(peers)
         self.fields = (*model.image_fields, "sampled_ids", "advantage", "reward", "rewarded")
         self.places = Tensor(model.cross_encoder.single_modality_positions(IMAGE))
         owner = np.repeat(np.arange(config.data.batch_size), config.objectives.self_critical.samples)
@@ -160,9 +163,8 @@ class SelfCriticalObjectives(nn.Cell):
             1
         )
         logs = self.log_probabilities(image_inputs(batch, self.model.image_fields), ids)
-        gain = (logs * weights * batch["advantage"].reshape(-1, 1)).sum()
-        loss = -gain / ops.maximum(weights.sum(), Tensor(1.0, ms.float32))
-        images = ops.maximum(batch["rewarded"].sum(), Tensor(1.0, ms.float32))
+        tokens, images = self.counts((weights, batch["rewarded"]))
+        loss = weighted_mean(-logs * batch["advantage"].reshape(-1, 1), weights, tokens)
         return loss, loss, batch["reward"].mean(1).sum() / images
 
     def log_probabilities(self, inputs, ids):
@@ -174,6 +176,6 @@ class SelfCriticalObjectives(nn.Cell):
         return decoder.log_probabilities(ids, memory, bias, self.never)
 
 
-def build_self_critical(model: OPT, config: Config) -> SelfCriticalObjectives:
+def build_self_critical(model: OPT, config: Config, peers: Peers = ALONE) -> SelfCriticalObjectives:
     references = References.read(Sources(config, config.data.train_split, codes=False), config.model.image.input)
-    return SelfCriticalObjectives(model, config, CaptionSampler(model, config, references))
+    return SelfCriticalObjectives(model, config, CaptionSampler(model, config, references), peers)

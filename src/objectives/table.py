@@ -2,6 +2,7 @@
 :class:`src.config.WeightsConfig`.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass, fields, replace
 
 from src.config import OBJECTIVES, ObjectivesConfig, WeightsConfig
@@ -9,8 +10,9 @@ from src.data.schema import AUDIO, IMAGE, IMAGE_FIELDS, TEXT
 
 TOKEN, SAMPLE, MODALITY = "token", "sample", "modality"  # the levels of pre-training
 # and IMAGE_FIELDS
-CLEAN_FIELDS = ("image_id", "text_id", "presence", "text_ids", "text_mask", "audio", "audio_frames")
+CLEAN_FIELDS, AUDIO_FIELDS = ("image_id", "text_id", "presence", "text_ids", "text_mask"), ("audio", "audio_frames")
 ENCODERS = ("text_encoder", "image_encoder", "audio_encoder")
+HEADS = ("text_head", "image_head", "audio_head")
 FUSED = (*ENCODERS, "cross_encoder")
 
 
@@ -41,7 +43,7 @@ _ROWS = (
         "contrastive",
         level="",
         fields=(),
-        parts=(*ENCODERS, "text_head", "image_head", "audio_head", "scale"),
+        parts=(*ENCODERS, *HEADS, "scale"),
         metric="retrieval.text_to_image.R@1",
         needs=None,
     ),
@@ -121,10 +123,20 @@ def active_objectives(config: ObjectivesConfig, level: str | None = None) -> tup
     return tuple(row.name for row in rows if getattr(config.weights, row.name) > 0)
 
 
-def needed_fields(config: ObjectivesConfig, image_input: str = "patch") -> tuple[str, ...]:
-    """The batch fields that the active objectives read, each once; ``image_input`` is model.image.input."""
+def needed_fields(
+    config: ObjectivesConfig, image_input: str = "patch", absent: Collection[int] = ()
+) -> tuple[str, ...]:
+    """The batch fields that the active objectives read, each once.
+
+    Args:
+        config: weights.
+        image_input: model.image.input.
+        absent: modalities that no sample has.
+    """
     found = [field for name in active_objectives(config) for field in TABLE[name].fields]
-    return (*CLEAN_FIELDS, *IMAGE_FIELDS[image_input], *dict.fromkeys(found))
+    images = () if IMAGE in absent else IMAGE_FIELDS[image_input]
+    audio = () if AUDIO in absent else AUDIO_FIELDS
+    return (*CLEAN_FIELDS, *audio, *images, *dict.fromkeys(found))
 
 
 def reached_parts(names: tuple[str, ...]) -> frozenset[str]:

@@ -42,6 +42,7 @@ class Views(nn.Cell):
         nothing = [Tensor(np.zeros((batch_size, *shape), np.float32)) for shape in shapes]
         self.no_text, self.no_image, self.no_audio = nothing  # (B, length, D) in place of an encoder's tokens
         self.no_audio_mask = Tensor(np.zeros(self.no_audio.shape[:2], np.int32))
+        self.no_image_mask = Tensor(np.zeros(self.no_image.shape[:2], np.int32))
         # (B, length): in the clean view nothing is masked
         self.nothing_masked = tuple(Tensor(np.zeros((batch_size, shape[0]), np.float32)) for shape in shapes)
 
@@ -70,11 +71,12 @@ class Views(nn.Cell):
     def images(self, batch):
         """Tokens (B, P, D) and mask (B, P) of the clean view, then of the masked one."""
         model, n = self.model, self.masked_rows
+        if not self.masks_image and IMAGE not in self.reads:
+            return self.no_image, self.no_image_mask, self.no_image[:n], self.no_image_mask[:n]
         inputs = image_inputs(batch, model.image_fields)
         tokens, mask = self.no_image, model.image_mask(inputs)
         if not self.masks_image:
-            if IMAGE in self.reads:
-                tokens, mask = model.encode_image(inputs)
+            tokens, mask = model.encode_image(inputs)
             return tokens, mask, tokens[:n], mask[:n]
         some, mask_token = image_inputs(batch, model.image_fields, n), model.masked_image_head.vector
         masked = slots_to_mask(batch["mvm_positions"][:n], batch["mvm_weights"][:n], mask.shape[1])
@@ -89,11 +91,12 @@ class Views(nn.Cell):
     def audio(self, batch):
         """Tokens (B, F, D) and mask (B, F) of the clean view, then of the masked one."""
         n, encode = self.masked_rows, self.model.audio_encoder
-        clip, frames = batch["audio"], batch["audio_frames"]
         tokens, mask = self.no_audio, self.no_audio_mask
+        if not self.masks_audio and AUDIO not in self.reads:
+            return tokens, mask, tokens[:n], mask[:n]
+        clip, frames = batch["audio"], batch["audio_frames"]
         if not self.masks_audio:
-            if AUDIO in self.reads:
-                tokens, mask = encode(clip, frames)
+            tokens, mask = encode(clip, frames)
             return tokens, mask, tokens[:n], mask[:n]
         mask_token = self.model.masked_audio_head.vector
         masked = slots_to_mask(batch["mam_positions"][:n], batch["mam_weights"][:n], mask.shape[1])

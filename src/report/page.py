@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-FONT = Path(__file__).resolve().parents[2] / "assets/fonts/NotoSansSC-Regular-subset.ttf"
+FONT = Path(__file__).resolve().parents[2] / "assets/fonts/NotoSansSC-Regular-subset.otf"
 DPI = 150
 INK, GREY, LINE, PANEL = "#1f2430", "#7a8190", "#d9dce2", "#f3f4f7"
 LEADING = 1.3  # distance of two lines of text in font sizes
@@ -27,7 +27,8 @@ def style() -> Iterator[None]:
     if all(font.fname != str(FONT) for font in font_manager.fontManager.ttflist):
         font_manager.fontManager.addfont(FONT)
     with matplotlib.rc_context(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph ")  # a character that the font lacks is shown as a box
+        # a character that the font lacks is shown as a box; of some scripts matplotlib warns a second time
+        warnings.filterwarnings("ignore", "Glyph |Matplotlib currently does not support ")
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(
             {

@@ -3,9 +3,8 @@
 All tasks but the image tokenizer train the same network; which losses count is configuration.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from mindspore import nn
 
@@ -19,25 +18,15 @@ from src.evaluation.reconstruction import ReconstructionEvaluator
 from src.evaluation.retrieval import RetrievalEvaluator
 from src.evaluation.text_generation import CaptionEvaluator, ImageTranscriptEvaluator, TranscriptEvaluator
 from src.evaluation.zero_shot import ZeroShotEvaluator
-from src.models.image_tokenizer import ImageTokenizer
 from src.models.opt import OPT
 from src.objectives.image_tokenizer import TokenizerObjectives
 from src.objectives.objectives import Objectives
+from src.objectives.peers import Peers
 from src.objectives.self_critical import build_self_critical
 
 
-def build_objectives(network: OPT, config: Config, rank: int, ranks: int, gather: nn.Cell | None) -> Objectives:
-    return Objectives(network, config.objectives, config.data.batch_size, gather)
-
-
-def sampled_objectives(network: OPT, config: Config, rank: int, ranks: int, gather: nn.Cell | None) -> nn.Cell:
-    return build_self_critical(network, config)
-
-
-def tokenizer_objectives(
-    network: ImageTokenizer, config: Config, rank: int, ranks: int, gather: nn.Cell | None
-) -> TokenizerObjectives:
-    return TokenizerObjectives(network, config, rank, ranks)
+def build_objectives(network: OPT, config: Config, peers: Peers, absent: Collection[int] = ()) -> Objectives:
+    return Objectives(network, config.objectives, config.data.batch_size, peers, absent)
 
 
 @dataclass(frozen=True)
@@ -47,14 +36,15 @@ class Task:
     Args:
         evaluators: what is measured, in training and by eval.py.
         best_by: logged metrics, higher is better; the mean of those that a split has marks the best checkpoint.
-        objectives: (network, config, rank, ranks, gather or None) → a Cell with names, fields, trained_parts() and,
-            where there are such, metrics, before_step and after_update (:class:`src.training.step.TrainStep`).
+        objectives: (network, config, peers) → a Cell with names, fields, trained_parts() and, where there are such,
+            metrics, before_step and after_update (:class:`src.training.step.TrainStep`). Where weights say what is
+            trained, it also takes ``absent``, the modalities that the data lacks.
         loader: (config, split, rank, ranks) → batches.
     """
 
     evaluators: tuple[type[Evaluator], ...]
     best_by: tuple[str, ...]
-    objectives: Callable[[Any, Config, int, int, nn.Cell | None], nn.Cell] = build_objectives
+    objectives: Callable[..., nn.Cell] = build_objectives
     loader: type[Loader] = Loader
 
     @property
@@ -82,14 +72,14 @@ REGISTRY = {
     ),
     "retrieval": Task((RetrievalEvaluator,), ("mean_R@1",)),
     "caption": Task((CaptionEvaluator, TranscriptEvaluator), ("cider_d",)),
-    "self_critical": Task((CaptionEvaluator,), ("cider_d",), sampled_objectives),
+    "self_critical": Task((CaptionEvaluator,), ("cider_d",), build_self_critical),
     "speech_to_text": Task(
         (TranscriptEvaluator, ImageTranscriptEvaluator),
         ("transcription_characters_right", "transcription_with_image_characters_right"),
     ),
     "text_to_image": Task((ReconstructionEvaluator, ImageGenerationEvaluator), ("generated_mean_R@1",)),
     "zero_shot": Task((ZeroShotEvaluator,), ()),
-    "image_tokenizer": Task((ReconstructionEvaluator,), ("psnr",), tokenizer_objectives, ImageLoader),
+    "image_tokenizer": Task((ReconstructionEvaluator,), ("psnr",), TokenizerObjectives, ImageLoader),
 }
 if REGISTRY.keys() != set(TASKS):
     raise RuntimeError("src.config.TASKS and the registry name different tasks")

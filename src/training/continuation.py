@@ -1,19 +1,28 @@
 """What a run may take from a checkpoint: --resume continues the very run, train.init_from takes parts of a network.
 
 Shapes do not show everything: with other numbers of heads, another vocabulary of equal size or another image tokenizer
-the tensors still fit, and mean something else.
+the tensors still fit, and mean something else. What train.init_from may change is the vocabulary, the size of images
+and the lengths of texts and audio: tokens' rows and tables of positions are converted.
 """
 
 import dataclasses
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from src.checkpoints.checkpoint import load_checkpoint_config
-from src.checkpoints.files import VOCAB
-from src.config import IMAGE_TOKENIZER, OPT, Config, ConfigError
+import numpy as np
+from mindspore import nn
+
+from src.checkpoints.checkpoint import load_checkpoint_config, load_parts, parts_of
+from src.checkpoints.files import VOCAB, CheckpointError, locate
+from src.config import OPT, Config, ConfigError
 from src.data.image_codes import tokenizer_fingerprint
+from src.data.tokenizer import Tokenizer
 from src.errors import UserError
+from src.training.new_lengths import Shape, convert_positions
+from src.training.new_vocabulary import TOKEN_ROWS, NewVocabulary
+
+Tensors = dict[str, np.ndarray]
 
 # of model: paths (their content is compared), and what a run may change on its way
 FREE = ("vocab", "init_from", "dropout", "ema_decay", "commitment", "revive_below")
@@ -26,8 +35,12 @@ SECTIONS = {  # of model, by the part that it describes
     "text_decoder": "text_decoder",
     "image_decoder": "image_decoder",
 }
-READ_TOKENS = {"text_encoder", "text_decoder", "masked_text_head"}  # parts with a row for every token
-READ_CODES = {"image_decoder", "masked_code_head"}  # ... for every image code
+AUDIO_UNITS = {  # of model.audio, by its input: what a place of that stands for
+    "fbank": ("sample_rate", "hop_ms", "window_ms", "mels", "stride"),
+    "feature": ("feature_dim", "stride"),
+    "wav2vec2": ("sample_rate",),
+}
+READ_CODES = {"image_decoder", "masked_code_head"}  # parts with a row for every image code
 
 
 def check_resume(config: Config, folder: Path) -> None:
@@ -42,12 +55,34 @@ def check_resume(config: Config, folder: Path) -> None:
                 f"--resume: {key} is {ours!r}, but {theirs!r} in {folder}, and cannot change: set it back, or start a "
                 "new run from these weights (train.init_from, another train.output)"
             )
-    _check_vocabulary(config, folder, "--resume")
+    _check_vocabulary(config, folder)
     if _codes_differ(config, stored):
         raise ConfigError(
             f"--resume: data.codes={config.data.codes} is another image tokenizer than that of the run in {folder}, "
             "whose codes the network has learned: name that one"
         )
+
+
+def start_from(model: nn.Cell, config: Config) -> list[str]:
+    """Sets the parts that a network shares with the checkpoint of train.init_from.
+
+    Returns:
+        What is to be told.
+
+    Raises:
+        CheckpointError, ConfigError: there is no checkpoint, it shares nothing, or a shared part cannot be taken.
+    """
+    folder = locate(config.train.init_from)
+    parts = {name.partition(".")[0] for name, _ in model.parameters_and_names()}
+    told = check_init(config, folder, parts & parts_of(folder))
+
+    def fit(arrays: Tensors, shapes: dict[str, Shape]) -> Tensors:
+        arrays, changes = fit_tensors(arrays, shapes, config, folder)
+        told.extend(changes)
+        return arrays
+
+    new, left = load_parts(model, folder, fit)
+    return [*told, f"weights of {folder}{_listed('; new: ', new)}{_listed('; not used: ', left)}"]
 
 
 def check_init(config: Config, folder: Path, shared: Collection[str]) -> list[str]:
@@ -57,24 +92,74 @@ def check_init(config: Config, folder: Path, shared: Collection[str]) -> list[st
         What is to be told.
 
     Raises:
-        ConfigError: another vocabulary, other heads or another order of norms.
+        ConfigError: other heads, another order of norms, another kind of input, or audio in other units.
     """
     name, stored = f"train.init_from={config.train.init_from}", load_checkpoint_config(folder)
     found = SECTIONS if config.network == OPT else dict.fromkeys(shared, "image_tokenizer")
     for part in sorted(shared):
         section = found.get(part)
-        for setting in ("heads", "norm") if section else ():
+        for setting in _meanings(config, section) if section else ():
             key = f"model.{section}.{setting}"
             theirs, ours = _value(stored, key), _value(config, key)
             if theirs != ours:
                 raise ConfigError(f"{name}: its {part} has {key}={theirs}, here it is {ours}: set {key}={theirs}")
-    if config.network == IMAGE_TOKENIZER:
-        return []
-    if READ_TOKENS & set(shared):
-        _check_vocabulary(config, folder, name)
+    told = []
+    theirs, ours = stored.model.image.resize, config.model.image.resize
+    if theirs != ours and _reads_pixels(config, shared):
+        told.append(f"{name} was trained with model.image.resize={theirs}, here it is {ours}")
     if READ_CODES & set(shared) and _codes_differ(config, stored):
-        return [f"{name} was trained with the codes of another image tokenizer than data.codes={config.data.codes}"]
-    return []
+        told.append(f"{name} was trained with the codes of another image tokenizer than data.codes={config.data.codes}")
+    return told
+
+
+def _reads_pixels(config: Config, shared: Collection[str]) -> bool:
+    """Whether a part that is taken from a checkpoint has learned how images become squares."""
+    return config.network != OPT or ("image_encoder" in shared and config.model.image.input == "patch")
+
+
+def _meanings(config: Config, section: str) -> tuple[str, ...]:
+    """Settings of a section of the model that shapes do not show, or say less clearly."""
+    if section == "audio":
+        return ("input", *AUDIO_UNITS[config.model.audio.input], "heads", "norm")
+    return ("input", "heads", "norm") if section == "image" else ("heads", "norm")
+
+
+def fit_tensors(
+    arrays: Tensors, shapes: Mapping[str, Shape], config: Config, folder: Path
+) -> tuple[Tensors, list[str]]:
+    """Converts what another vocabulary, other images and other lengths change in a checkpoint's tensors.
+
+    Args:
+        arrays: tensors of the checkpoint in ``folder`` by name.
+        shapes: of the network's parameters.
+
+    Returns:
+        The tensors, of which those that do not fit for another reason are as they were, and what is to be told.
+
+    Raises:
+        CheckpointError: the checkpoint's vocabulary is not that of its tensors.
+    """
+    stored = load_checkpoint_config(folder)
+    converted, told = convert_positions(arrays, shapes, config.model, stored.model, config.seed)
+    tables = sorted(TOKEN_ROWS.keys() & arrays.keys())
+    ours, theirs = (Tokenizer(which.model.text.vocab).vocab if tables else [] for which in (config, stored))
+    if ours == theirs:
+        return arrays | converted, told
+    vocabulary = NewVocabulary(ours, theirs)
+    for number, name in enumerate(tables):
+        if len(arrays[name]) != len(theirs):
+            raise CheckpointError(
+                f"{folder / VOCAB} has {len(theirs)} tokens, but tensor {name} {len(arrays[name])} rows: they are not "
+                "of the same run; put the vocabulary there that the weights were trained with"
+            )
+        if arrays[name].shape[1:] == shapes[name][1:]:
+            converted[name] = vocabulary.convert(arrays[name], TOKEN_ROWS[name], config.seed + number)
+    title = f"{config.model.text.vocab} with {len(ours)} tokens, instead of the {len(theirs)} of {folder}"
+    return arrays | converted, [f"{title}:\n{vocabulary}", *told]
+
+
+def _listed(title: str, names: list[str]) -> str:
+    return title + ", ".join(names) if names else ""
 
 
 def _keys(section: Any, prefix: str) -> Iterator[tuple[str, Any]]:
@@ -94,7 +179,7 @@ def _value(config: Config, key: str) -> Any:
     return found
 
 
-def _check_vocabulary(config: Config, folder: Path, option: str) -> None:
+def _check_vocabulary(config: Config, folder: Path) -> None:
     """The same tokens in the same rows as in the checkpoint's vocabulary."""
     path = Path(config.model.text.vocab)
     ours, theirs = (place.read_text(encoding="utf-8").rstrip("\n").split("\n") for place in (path, folder / VOCAB))
@@ -105,7 +190,7 @@ def _check_vocabulary(config: Config, folder: Path, option: str) -> None:
         f"{len(ours)} tokens, not {len(theirs)}" if row is None else f"line {row + 1}: {ours[row]!r}, {theirs[row]!r}"
     )
     raise ConfigError(
-        f"{option}: model.text.vocab={path} is not the vocabulary of {folder} ({which}), so that tokens would get "
+        f"--resume: model.text.vocab={path} is not the vocabulary of {folder} ({which}), so that tokens would get "
         f"other tokens' weights: set model.text.vocab={folder / VOCAB}"
     )
 

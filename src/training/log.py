@@ -48,19 +48,20 @@ class RunLog:
         lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True) if step else []
         write_text(self.path, "".join(line for line in lines if _step(line) <= step))
 
-    def advance(self, loss: float) -> None:
+    def advance(self) -> None:
         if self.active:
             if self.compiling:
                 self.compiling = False
                 self.bar.set_description_str("training", refresh=False)
                 self.bar.initial = self.bar.n + 1
                 self.bar.unpause()  # as if it had begun now
-            self.bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
             self.bar.update()
 
     def write(self, step: int, metrics: dict[str, Any]) -> None:
         if not self.active:
             return
+        if "loss" in metrics:
+            self.bar.set_postfix(loss=f"{metrics['loss']:.3f}", refresh=False)
         try:
             self.file.write(json.dumps({"step": step, **metrics}) + "\n")
             self.file.flush()

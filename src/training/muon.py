@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 
+import mindspore as ms
 import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
 from src.config import OptimizerConfig
 from src.training.layer_rates import rate_shares
-from src.training.optimizer import AdamW, group_alike, stack_groups, stacked_zeros, store
+from src.training.optimizer import AdamW, group_alike, mul_no_nan, stack_groups, stacked_zeros, store
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # quintic whose iteration drives every singular value to about 1
 NEWTON_SCHULZ_STEPS = 5
@@ -62,11 +63,11 @@ class Muon(nn.Cell):
         shares = dict(zip((p.name for p in parameters), rate_shares(parameters, config.layer_decay), strict=True))
         groups = group_alike([p for p in parameters if is_layer_matrix(p)], shares)
         self.kinds, self.groups = tuple(groups), tuple(groups.values())
-        self.momenta, self.matrix_gradients = stacked_zeros("muon_m", groups), stacked_zeros("gradient", groups)
+        self.momenta = stacked_zeros("muon_m", groups)
         self.members = (*self.groups, *self.adam.members)
         self.parameters_ = ParameterTuple([p for group in self.members for p in group])
-        self.gradients = ParameterTuple((*self.matrix_gradients, *self.adam.gradients))
-        self.ratio, self.momentum, self.decay = config.muon_lr / config.lr, config.muon_momentum, config.weight_decay
+        self.ratio, self.decay = config.muon_lr / config.lr, config.weight_decay
+        self.momentum, self.one = Tensor(config.muon_momentum, ms.float32), Tensor(1.0, ms.float32)
         self.map = ops.HyperMap()
         self.orthogonalise = Orthogonalise()
 
@@ -74,30 +75,42 @@ class Muon(nn.Cell):
         """What a checkpoint must keep, by name."""
         return self.adam.state() | {p.name: p for p in self.momenta}
 
+    @property
+    def packed_shapes(self) -> list[tuple[int, ...]]:
+        """As of :class:`AdamW`."""
+        return [momentum.shape for momentum in self.momenta] + self.adam.packed_shapes
+
     def pack(self, gradients: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """As :meth:`AdamW.pack`."""
         matrices = len(self.parameters_) - len(self.adam.parameters_)
         return (*stack_groups(gradients[:matrices], self.groups), *self.adam.pack(gradients[matrices:]))
 
-    def construct(self, factor):
-        adam_rate = self.adam(factor)
+    def construct(self, factor, good, gradients):
+        matrices = len(self.groups)
+        adam_rate = self.adam(factor, good, gradients[matrices:])
         rate = adam_rate * self.ratio
+        kept = ops.where(good, self.momentum, self.one)
         for kind, group, momentum, gradient in zip(  # noqa: B905 - the graph compiler has no strict=
-            self.kinds, self.groups, self.momenta, self.matrix_gradients
+            self.kinds, self.groups, self.momenta, gradients[:matrices]
         ):
             shape, share = kind
-            steps = self.directions(momentum, gradient, shape, factor)
+            steps = self.directions(momentum, mul_no_nan(gradient, factor), shape, kept)
             gain = max(1.0, shape[0] / shape[1]) ** 0.5 * share
             moved = ops.stack(group) * (1.0 - rate * share * self.decay) - steps * (rate * gain)
             self.map(store, group, ops.unstack(moved))
         return adam_rate
 
-    def directions(self, momentum: Parameter, gradient: Parameter, shape: tuple[int, int], factor: Tensor) -> Tensor:
-        """Advances a group's momentum and looks one step ahead (Nesterov): orthogonal directions (n, R, C)."""
-        scaled = gradient * factor  # (n, R, C)
-        advanced = momentum * self.momentum + scaled * (1.0 - self.momentum)
+    def directions(self, momentum: Parameter, gradient: Tensor, shape: tuple[int, int], kept: Tensor) -> Tensor:
+        """Advances a group's momentum and looks one step ahead (Nesterov): orthogonal directions (n, R, C).
+
+        Args:
+            momentum, gradient: (n, R, C).
+            shape: (R, C).
+            kept: () float32, the share of the momentum that is kept: μ, or 1 in a step that changes nothing.
+        """
+        advanced = momentum * kept + gradient * (1.0 - kept)
         ops.assign(momentum, advanced)
-        prefetch = scaled * (1.0 - self.momentum) + advanced * self.momentum
+        prefetch = gradient * (1.0 - self.momentum) + advanced * self.momentum
         if shape[0] <= shape[1]:
             return self.orthogonalise(prefetch)
         return ops.transpose(self.orthogonalise(ops.transpose(prefetch, (0, 2, 1))), (0, 2, 1))

@@ -68,6 +68,7 @@ def _store_one(place, value):
 
 
 _adam = ops.Adam()
+mul_no_nan = ops.MulNoNan()  # 0 wherever the factor is 0, whatever the gradient is
 _update = ops.MultitypeFuncGraph("adamw_update")
 
 
@@ -77,7 +78,7 @@ def _update_one(beta1, beta2, power1, power2, rate, eps, factor, decay, share, p
         rate = rate * share
     if decay != 0.0:
         ops.assign(parameter, parameter * (1.0 - rate * decay))
-    return _adam(parameter, first, second, power1, power2, rate, beta1, beta2, eps, gradient * factor)
+    return _adam(parameter, first, second, power1, power2, rate, beta1, beta2, eps, mul_no_nan(gradient, factor))
 
 
 class AdamW(nn.Cell):
@@ -93,8 +94,9 @@ class AdamW(nn.Cell):
         rates: (steps,) learning rate of every step; the last one holds afterwards.
 
     Inputs:
-        factor () float32 that multiplies the gradients (clipping, loss scale). The gradients themselves are read from
-        the Parameters ``gradients``, which hold what :meth:`pack` makes of them; ``members`` are each one's parameters.
+        factor () float32 that multiplies the gradients (clipping, loss scale); good () bool, False (and factor 0) for a
+        step that changes nothing, whatever its gradients; the gradients as :meth:`pack` makes them, in the order of
+        ``members``, which are each one's parameters.
 
     Outputs:
         () float32, the learning rate that was used.
@@ -109,7 +111,6 @@ class AdamW(nn.Cell):
         self.members = (*((p,) for p in single), *self.vectors)
         self.parameters_ = ParameterTuple([p for group in self.members for p in group])
         self.places = ParameterTuple((*single, *self.stacks))
-        self.gradients = self.places.clone("gradient", init="zeros")
         self.first = self.places.clone("adam_m", init="zeros")
         self.second = self.places.clone("adam_v", init="zeros")
         self.step = Parameter(Tensor(0, ms.int32), name="adam_step", requires_grad=False)
@@ -118,6 +119,7 @@ class AdamW(nn.Cell):
         self.decay = tuple(config.weight_decay if decays(group[0]) else 0.0 for group in self.members)
         self.shares = tuple(shares[group[0].name] for group in self.members)
         self.beta1, self.beta2 = Tensor(config.beta1, ms.float32), Tensor(config.beta2, ms.float32)
+        self.one = Tensor(1.0, ms.float32)
         self.eps = config.eps
         self.map = ops.HyperMap()
 
@@ -125,21 +127,29 @@ class AdamW(nn.Cell):
         """What a checkpoint must keep, by name."""
         return {p.name: p for p in (*self.first, *self.second, self.step)}
 
+    @property
+    def packed_shapes(self) -> list[tuple[int, ...]]:
+        """Of what :meth:`pack` gives."""
+        return [place.shape for place in self.places]
+
     def pack(self, gradients: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """What ``gradients`` hold. Args: gradients: one a trained parameter, in the order of ``parameters_``."""
+        """What the update reads. Args: gradients: one a trained parameter, in the order of ``parameters_``."""
         single = len(self.places) - len(self.stacks)
         return (*gradients[:single], *stack_groups(gradients[single:], self.vectors))
 
-    def construct(self, factor):
-        rate = self.rates[ops.minimum(self.step, self.last)]
-        ops.assign_add(self.step, 1)
-        time = self.step.astype(ms.float32)
+    def construct(self, factor, good, gradients):
+        step = self.step.value()
+        rate = self.rates[ops.minimum(step, self.last)] * good.astype(ms.float32)
+        ops.assign(self.step, step + good.astype(ms.int32))
+        time = (step + 1).astype(ms.float32)
         power1, power2 = ops.pow(self.beta1, time), ops.pow(self.beta2, time)
         eps = self.eps * ops.sqrt(1.0 - power2)
-        update = ops.partial(_update, self.beta1, self.beta2, power1, power2, rate, eps, factor)
+        # of a step that changes nothing the moments keep all and take nothing
+        beta1, beta2 = ops.where(good, self.beta1, self.one), ops.where(good, self.beta2, self.one)
+        update = ops.partial(_update, beta1, beta2, power1, power2, rate, eps, factor)
         for place, vectors in zip(self.stacks, self.vectors):  # noqa: B905 - the graph compiler has no strict=
             ops.assign(place, ops.stack(vectors))
-        self.map(update, self.decay, self.shares, self.places, self.first, self.second, self.gradients)
+        self.map(update, self.decay, self.shares, self.places, self.first, self.second, gradients)
         for place, vectors in zip(self.stacks, self.vectors):  # noqa: B905
             self.map(store, vectors, ops.unstack(place))
         return rate

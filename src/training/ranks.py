@@ -1,39 +1,46 @@
-"""What several devices share: gradients are averaged, contrastive candidates are gathered."""
+"""The mean over the ranks of what a step makes: losses, gradients, statistics."""
 
 from mindspore import Tensor, nn, ops
 
+BUCKET = 8 * 2**20  # elements that are reduced together, 32 MiB: fewer calls than tensors, several so that they overlap
 
-class GatherRows(nn.Cell):
-    """Joins the rows of all ranks: (B, …) → (ranks·B, …), rank 0 first.
 
-    Its own backward sums the output's gradient over the ranks and keeps this rank's rows: AllGather's has no CPU
-    kernel, and this is the same everywhere.
+class MeanOverRanks(nn.Cell):
+    """Averages float32 tensors over the ranks, in few large buckets.
+
+    Every call has its latency, whatever it carries, and most tensors are small. The last tensors come first: in the
+    backward pass their gradients are ready first.
+
+    Args:
+        ranks: how many there are.
+        bucket: the most elements of a bucket, but for a tensor that is larger.
+
+    Inputs and outputs:
+        a tuple of tensors.
     """
 
-    def __init__(self, rank: int) -> None:
+    def __init__(self, ranks: int, bucket: int = BUCKET) -> None:
         super().__init__()
-        self.rank = rank
-        self.all_gather = ops.AllGather()
+        self.share, self.bucket = 1.0 / ranks, bucket
         self.all_reduce = ops.AllReduce()
 
-    def construct(self, rows):
-        return self.all_gather(rows)
+    def construct(self, tensors: tuple[Tensor, ...]):
+        means, held, elements = (), (), 0
+        for tensor in tensors[::-1]:
+            if elements > 0 and elements + tensor.size > self.bucket:
+                means, held, elements = (*means, *self.mean(held)), (), 0
+            held, elements = (*held, tensor), elements + tensor.size
+        means = (*means, *self.mean(held))
+        return means[::-1]
 
-    def bprop(self, rows, out, dout):
-        start = self.rank * rows.shape[0]
-        return (self.all_reduce(dout)[start : start + rows.shape[0]],)
-
-
-class MeanGradients(nn.Cell):
-    """Averages every gradient over the ranks."""
-
-    def __init__(self, ranks: int) -> None:
-        super().__init__()
-        self.share = 1.0 / ranks
-        self.all_reduce = ops.AllReduce()
-
-    def construct(self, grads: tuple[Tensor, ...]):
-        averaged = ()
-        for gradient in grads:
-            averaged = (*averaged, self.all_reduce(gradient) * self.share)
-        return averaged
+    def mean(self, tensors):
+        """Of one bucket."""
+        flat = ()
+        for tensor in tensors:
+            flat = (*flat, tensor.reshape(-1))
+        whole = self.all_reduce(flat[0] if len(flat) == 1 else ops.concat(flat, 0)) * self.share
+        means, start = (), 0
+        for tensor in tensors:
+            means = (*means, whole[start : start + tensor.size].reshape(tensor.shape))
+            start = start + tensor.size
+        return means

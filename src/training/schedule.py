@@ -13,8 +13,8 @@ def warmup_steps(config: OptimizerConfig, steps: int) -> int:
 def learning_rates(config: OptimizerConfig, steps: int) -> np.ndarray:
     """The rate of every step.
 
-    With the warmup of :func:`warmup_steps`: lr(s) = lr·(s + 1) / warmup for s < warmup, then
-    min_lr + (lr − min_lr)·(1 + cos π·x) / 2 with x going from 0 to 1.
+    With the warmup of :func:`warmup_steps`: lr(s) = lr·(s + 1) / warmup up to the peak at s = warmup − 1, which is
+    used once, then min_lr + (lr − min_lr)·(1 + cos π·x) / 2 with x going from 0 there to 1 in the last step.
 
     Args:
         config: lr, min_lr, warmup_steps.
@@ -26,6 +26,7 @@ def learning_rates(config: OptimizerConfig, steps: int) -> np.ndarray:
     step = np.arange(steps, dtype=np.float64)
     length = warmup_steps(config, steps)
     warmup = config.lr * (step + 1) / max(1, length)
-    progress = (step - length) / max(1, steps - length)
+    peak = max(0, length - 1)
+    progress = (step - peak) / max(1, steps - 1 - peak)
     cosine = config.min_lr + (config.lr - config.min_lr) * 0.5 * (1 + np.cos(np.pi * progress))
-    return np.where(step < length, warmup, cosine).astype(np.float32)
+    return np.where(step < peak, warmup, cosine).astype(np.float32)

@@ -1,17 +1,22 @@
-"""One training step: a graph that makes the gradients, a look at them, a graph that updates the weights."""
+"""One training step: the host hands a batch to the device and waits for nothing.
 
-import math
+What a step found stays on the device until it is asked for.
+"""
+
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import mindspore as ms
 import numpy as np
-from mindspore import Parameter, Tensor, nn, ops
+from mindspore import Parameter, Tensor, nn
 
 from src.errors import UserError
-from src.training.optimizer import AdamW, store
+from src.models.dropout import dropouts, set_key
+from src.objectives.objectives import Objectives
+from src.training.accumulation import AccumulatedStep
+from src.training.graphs import Gradients, Step, Update
+from src.training.optimizer import AdamW
 
-SCALE_GROWTH_STEPS = 1000  # steps without overflow after which the loss scale doubles
 INITIAL_LOSS_SCALE = 65536.0
 
 
@@ -20,93 +25,38 @@ class TrainingError(UserError):
 
 
 class NonFiniteError(TrainingError):
-    """A loss that is not a number; nothing was updated."""
-
-
-# primitives, for the compiler resolves a Tensor's method many times slower; L2Loss is off by 6 % at 25 M elements
-_square, _sum = ops.Square(), ops.ReduceSum()
-square_sum = ops.MultitypeFuncGraph("square_sum")
-
-
-@square_sum.register("Tensor")
-def _square_sum_one(gradient):
-    return _sum(_square(ops.cast(gradient, ms.float32)))
-
-
-class Gradients(nn.Cell):
-    """Losses and gradients of a batch; the gradients stay on the device, in Parameters.
-
-    The update is a graph of its own, so that the host sees losses and norm before anything changes, without a branch
-    in a graph.
-
-    Objectives may keep something that moves without a gradient, such as a codebook. They then return, beside the
-    losses, a tuple of statistics, and ``after_update`` is a Cell that reads them from its Parameters ``statistics``.
+    """Losses or gradients that are not numbers, too often in a row; these steps updated nothing.
 
     Args:
-        objectives: :class:`src.objectives.objectives.Objectives` or another task's.
-        optimizer: says what is trained and holds the gradients.
-        mean_gradients: :class:`src.training.ranks.MeanGradients`, or None on one device.
-
-    Inputs:
-        loss_scale () float32, then the tensors that ``objectives.fields`` names. (A dict would be compiled in as a
-        constant, once a batch.)
-
-    Outputs:
-        losses (1 + n,) float32: the total, each loss and each metric; norm () float32 of the unscaled gradients.
+        bad: names of the losses of the latest one.
+        ago: how many steps have been taken since.
+        row: how many came in a row at most.
     """
 
-    def __init__(self, objectives: nn.Cell, optimizer: AdamW, mean_gradients: nn.Cell | None = None) -> None:
-        super().__init__()
-        self.objectives, self.mean_gradients = objectives, mean_gradients
-        self.gradients, self.pack = optimizer.gradients, optimizer.pack
-        after_update = getattr(objectives, "after_update", None)
-        self.statistics = None if after_update is None else after_update.statistics
-        self.map = ops.HyperMap()
-        self.value_and_grad = ops.value_and_grad(self.forward, None, optimizer.parameters_, has_aux=True)
-
-    def forward(self, loss_scale, *tensors):
-        batch = {}
-        for name, tensor in zip(self.objectives.fields, tensors):  # noqa: B905 - the graph compiler has no strict=
-            batch[name] = tensor
-        found = self.objectives(batch)
-        if self.statistics is None:
-            losses = ops.stack(found)  # (1 + n,)
-            return losses[0] * loss_scale, losses
-        losses = ops.stack(found[0])  # (1 + n,)
-        return losses[0] * loss_scale, (losses, *found[1])
-
-    def construct(self, loss_scale, *tensors):
-        (_, losses), gradients = self.value_and_grad(loss_scale, *tensors)
-        gradients = self.pack(gradients)
-        if self.mean_gradients is not None:
-            gradients = self.mean_gradients(gradients)
-        if self.statistics is not None:
-            statistics = losses[1:]
-            losses = losses[0]
-            if self.mean_gradients is not None:
-                statistics = self.mean_gradients(statistics)
-            self.map(store, self.statistics, statistics)
-        norm = ops.sqrt(ops.addn(self.map(square_sum, gradients))) / loss_scale
-        self.map(store, self.gradients, gradients)
-        return losses, norm
+    def __init__(self, bad: list[str], ago: int, row: int) -> None:
+        super().__init__(f"not finite: {', '.join(bad) or 'the gradients'}")
+        self.ago, self.row = ago, row
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step did: losses with their weighted ``total`` and metrics by name, gradient norm, rate, overflow."""
+    """What a step did: losses with their weighted ``total`` and metrics by name, gradient norm and rate.
+
+    ``skipped``: it updated nothing; ``loss_scale``: the one it had; ``bad_steps``: those of the run so far that were
+    not finite.
+    """
 
     losses: dict[str, float]
     metrics: dict[str, float]
     norm: float
     rate: float
     skipped: bool
+    loss_scale: float
+    bad_steps: int
 
 
 class TrainStep:
-    """Runs a step; call it with a batch of numpy arrays.
-
-    With a loss scale (fp16) a step whose gradients overflow updates nothing and halves the scale, which doubles again
-    after 1,000 clean steps.
+    """Takes a step when called with a batch of numpy arrays, and waits for nothing; :meth:`result` waits.
 
     Args:
         objectives: :class:`src.objectives.objectives.Objectives` or another task's; ``metrics`` names what follows its
@@ -114,10 +64,12 @@ class TrainStep:
         optimizer: the update.
         clip_norm: largest global norm of the gradients.
         loss_scale: start of the dynamic loss scale, or None without one.
-        mean_gradients: :class:`src.training.ranks.MeanGradients`, or None on one device.
+        mean: :class:`src.training.ranks.MeanOverRanks`, or None on one device.
+        max_bad_steps: how many in a row are too many.
+        mask_seed: what dropout's masks follow from beside the number of the step: the run's seed and the rank.
+        part: the same objectives of a part of the batch, to take the batch in parts.
 
-    Raises:
-        NonFiniteError: when called, if a loss is not finite, or a gradient although no scale is left to be halved.
+    ``number``: steps taken; a run that goes on sets it.
     """
 
     def __init__(
@@ -126,62 +78,63 @@ class TrainStep:
         optimizer: AdamW,
         clip_norm: float,
         loss_scale: float | None = None,
-        mean_gradients: nn.Cell | None = None,
+        mean: nn.Cell | None = None,
+        max_bad_steps: int = 1,
+        mask_seed: tuple[int, ...] = (),
+        part: Objectives | None = None,
     ) -> None:
-        self.names, self.fields = objectives.names, objectives.fields
+        self.fields, self.max_bad_steps = objectives.fields, max_bad_steps
         self.metrics: tuple[str, ...] = getattr(objectives, "metrics", ())
+        self.names = ("total", *objectives.names, *self.metrics)
         self.before_step = getattr(objectives, "before_step", None)
-        self.after_update = getattr(objectives, "after_update", None)
-        self.optimizer, self.clip_norm, self.scales = optimizer, clip_norm, loss_scale is not None
-        self.first_scale = loss_scale or 1.0
-        self.loss_scale = Parameter(Tensor(self.first_scale, ms.float32), name="loss_scale", requires_grad=False)
-        self.clean_steps = Parameter(Tensor(0, ms.int32), name="clean_steps", requires_grad=False)
-        self.make_gradients = Gradients(objectives, optimizer, mean_gradients)
-        self.make_gradients.set_train()
+        self.optimizer, self.gradients = optimizer, Gradients(objectives, optimizer)
+        after_update = getattr(objectives, "after_update", None)
+        self.update = Update(optimizer, clip_norm, len(self.names), loss_scale, mean, after_update)
+        self.mask_seed, self.drops, self.number = mask_seed, bool(dropouts(objectives)), 0
+        self.report: Tensor | None = None
+        self.graph, self.accumulated = Step(self.gradients, self.update), None
+        if part is not None:
+            self.accumulated = AccumulatedStep(objectives, part, optimizer, self.update, self.drops)
+        self.set_train()
+
+    def set_train(self, mode: bool = True) -> None:
+        """What is trained and evaluated in turns changes its mode so."""
+        for cell in (self.graph,) if self.accumulated is None else self.accumulated.cells:
+            cell.set_train(mode)
 
     def state(self) -> dict[str, Parameter]:
         """The optimiser's state and the loss scale, by name."""
-        return self.optimizer.state() | {"loss_scale": self.loss_scale, "clean_steps": self.clean_steps}
+        update = self.update
+        return self.optimizer.state() | {"loss_scale": update.loss_scale, "clean_steps": update.clean_steps}
 
-    def __call__(self, batch: Mapping[str, np.ndarray]) -> StepResult:
+    def __call__(self, batch: Mapping[str, np.ndarray]) -> None:
         if self.before_step is not None:
             batch = {**batch, **self.before_step(batch)}
-        tensors = [Tensor(batch[name]) for name in self.fields]
-        losses, norm = self.make_gradients(self.loss_scale.value(), *tensors)
-        values, norm = losses.asnumpy(), float(norm.asnumpy())
-        names = ("total", *self.names, *self.metrics)
-        named = {name: float(value) for name, value in zip(names, values, strict=True)}
-        overflow = not math.isfinite(norm)
-        if not np.isfinite(values).all() or (overflow and not self.can_halve()):
-            bad = [name for name, value in named.items() if not math.isfinite(value)]
-            raise NonFiniteError(f"not finite: {', '.join(bad) or 'the gradients'}")
-        rate = 0.0 if overflow else self.update(norm)
-        if self.scales:
-            self.adapt_scale(overflow)
+        key = (*self.mask_seed, self.number)
+        self.number += 1
+        if self.accumulated is not None:
+            self.report = self.accumulated(batch, key)
+            return
+        if self.drops:
+            set_key(*key)
+        self.report = self.graph(*[Tensor(batch[name]) for name in self.fields])
+
+    def result(self) -> StepResult:
+        """Of the last step; the only place where the host waits for the device.
+
+        Raises:
+            NonFiniteError: ``max_bad_steps`` steps in a row were bad.
+        """
+        values, n = self.report.asnumpy().astype(float).tolist(), len(self.names)
+        losses, (norm, rate, updated, scale, row, since, bad), last_bad = values[:n], values[n : n + 7], values[n + 7 :]
+        if row >= self.max_bad_steps:
+            names = [name for name, value in zip(self.names, last_bad, strict=True) if not np.isfinite(value)]
+            raise NonFiniteError(names, int(since), int(row))
+        named = dict(zip(self.names, losses, strict=True))
         metrics = {name: named.pop(name) for name in self.metrics}
-        return StepResult(named, metrics, norm, rate, overflow)
-
-    def update(self, norm: float) -> float:
-        factor = min(1.0, self.clip_norm / (norm + 1e-6)) / float(self.loss_scale.asnumpy())
-        rate = float(self.optimizer(Tensor(factor, ms.float32)).asnumpy())
-        if self.after_update is not None:
-            self.after_update()
-        return rate
-
-    def can_halve(self) -> bool:
-        """False without a loss scale, and where it is 1: then an overflow is the gradients' own."""
-        return self.scales and float(self.loss_scale.asnumpy()) > 1.0
+        return StepResult(named, metrics, norm, rate, not updated, scale, int(bad))
 
     def reset_scale(self) -> None:
         """Begins anew with the loss scale, as a run needs it that goes on in another precision."""
-        self.loss_scale.set_data(Tensor(self.first_scale, ms.float32))
-        self.clean_steps.set_data(Tensor(0, ms.int32))
-
-    def adapt_scale(self, overflow: bool) -> None:
-        scale, clean = float(self.loss_scale.asnumpy()), int(self.clean_steps.asnumpy()) + 1
-        if overflow:
-            scale, clean = max(1.0, scale / 2), 0
-        elif clean >= SCALE_GROWTH_STEPS:
-            scale, clean = scale * 2, 0
-        self.loss_scale.set_data(Tensor(scale, ms.float32))
-        self.clean_steps.set_data(Tensor(clean, ms.int32))
+        self.update.loss_scale.set_data(Tensor(self.update.first_scale, ms.float32))
+        self.update.clean_steps.set_data(Tensor(0, ms.int32))

@@ -1,9 +1,12 @@
 """The training loop: batches in, a run folder out (config.yaml, metrics.jsonl, tensorboard/, checkpoints/)."""
 
 import time
+from collections import deque
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from mindspore import nn
 
 from src.checkpoints import checkpoint, files
@@ -17,17 +20,19 @@ from src.files import write_text
 from src.inference.engine import Engine
 from src.models.build import build_model
 from src.models.opt import count_parameters
+from src.objectives.peers import ALONE, Peers
 from src.report.tables import table
 from src.tasks import registry
-from src.training.continuation import check_init, check_resume
+from src.training.accumulation import part_size
+from src.training.continuation import check_resume, start_from
 from src.training.layer_rates import unfrozen
 from src.training.log import RunLog
 from src.training.muon import build_optimizer
 from src.training.optimizer import trained_parameters
-from src.training.ranks import GatherRows, MeanGradients
+from src.training.ranks import MeanOverRanks
 from src.training.schedule import learning_rates, warmup_steps
 from src.training.step import INITIAL_LOSS_SCALE, NonFiniteError, StepResult, TrainingError, TrainStep
-from src.training.unfed import describe, unfed_objectives, without
+from src.training.unfed import absent_modalities, describe, unfed_objectives, without
 
 
 class Trainer:
@@ -43,7 +48,9 @@ class Trainer:
     def __init__(
         self, config: Config, rank: int = 0, ranks: int = 1, resume: bool = False, verbose: bool = False
     ) -> None:
-        self.config, self.rank, self.verbose = config, rank, verbose
+        self.config, self.rank, self.ranks, self.verbose = config, rank, ranks, verbose
+        # the first samples of the steps since the last look at the device
+        self.recent: deque[np.ndarray] = deque(maxlen=config.train.log_every)
         self.folder = Path(config.train.output)
         self.checkpoints = self.folder / "checkpoints"
         if not resume and (self.checkpoints / "latest").exists():
@@ -78,8 +85,14 @@ class Trainer:
 
     def _build_step(self, ranks: int) -> TrainStep:
         config = self.config
-        gather = GatherRows(self.rank) if ranks > 1 else None
-        objectives = self.task.objectives(self.model, self.trained, self.rank, ranks, gather)
+        # as what is left out: a run has no optimizer's state of what it did not encode from the first
+        absent = {"absent": self.state.get("absent", ())} if self.task.weighs else {}
+        objectives = self.task.objectives(self.model, self.trained, Peers(self.rank, ranks), **absent)
+        part = None
+        if config.train.accumulate > 1:
+            size = part_size(config)
+            smaller = replace(self.trained, data=replace(config.data, batch_size=size))
+            part = self.task.objectives(self.model, smaller, ALONE, **absent)
         steps, warmup = config.train.steps, warmup_steps(config.optimizer, config.train.steps)
         if warmup < config.optimizer.warmup_steps:
             wanted = config.optimizer.warmup_steps
@@ -95,7 +108,10 @@ class Trainer:
             config.optimizer.clip_norm,
             # bf16 has the exponents of fp32: its gradients do not vanish
             INITIAL_LOSS_SCALE if config.runtime.precision == "fp16" else None,
-            MeanGradients(ranks) if ranks > 1 else None,
+            MeanOverRanks(ranks) if ranks > 1 else None,
+            config.train.max_bad_steps,
+            (config.seed, self.rank),
+            part,
         )
 
     def _build_evaluation(self) -> Evaluation | None:
@@ -114,19 +130,15 @@ class Trainer:
         if self.task.weighs:
             unfed = unfed_objectives(self.config, self.loader.sources.datasets)
             self.state["left_out"] = list(unfed)
+            self.state["absent"] = absent_modalities(self.config, self.loader.sources.datasets)
             if unfed:
                 self._say(describe(unfed))
         self._cover()
         for report in init_encoders(self.model, self.config.model):
             self._say(report)
-        if not self.config.train.init_from:
-            return
-        folder = files.locate(self.config.train.init_from)
-        parts = {name.partition(".")[0] for name, _ in self.model.parameters_and_names()}
-        for line in check_init(self.config, folder, parts & checkpoint.parts_of(folder)):
-            self._say(line)
-        new, left = checkpoint.load_parts(self.model, folder)
-        self._say(f"weights of {folder}{_listed('; new: ', new)}{_listed('; not used: ', left)}")
+        if self.config.train.init_from:
+            for line in start_from(self.model, self.config):
+                self._say(line)
 
     def _cover(self) -> None:
         """Says what of the training data the model does not read.
@@ -140,6 +152,7 @@ class Trainer:
                 self._say(line)
 
     def _resume(self, folder: Path) -> None:
+        self.step.number = self.step_number
         checkpoint.load_weights(self.model, folder)
         path = folder / files.OPTIMIZER
         files.set_parameters(self.step.state(), files.read_tensors(path), path)
@@ -171,31 +184,47 @@ class Trainer:
             self._evaluate(log)
         marked, marked_step = time.perf_counter(), self.step_number
         while self.step_number < train.steps:
-            result = self._advance(next(batches))
-            log.advance(result.losses["total"])
-            if self.step_number % train.log_every == 0 or self.step_number == train.steps:
+            self._advance(next(batches))
+            log.advance()
+            step, last = self.step_number, self.step_number == train.steps
+            logs = step % train.log_every == 0 or last
+            evaluates = self.evaluation is not None and step % train.eval_every == 0
+            saves = evaluates or step % train.save_every == 0 or last
+            if not (logs or saves):
+                continue  # without a look at the device
+            result = self._result()
+            if logs:
                 now = time.perf_counter()
-                samples = (self.step_number - marked_step) * self.config.data.batch_size
-                log.write(self.step_number, _scalars(result, samples / (now - marked)))
-                marked, marked_step = now, self.step_number
-            evaluates = self.evaluation is not None and self.step_number % train.eval_every == 0
-            if evaluates or self.step_number % train.save_every == 0 or self.step_number == train.steps:
+                samples = (step - marked_step) * self.config.data.batch_size * self.ranks
+                log.write(step, _scalars(result, samples / (now - marked)))
+                marked, marked_step = now, step
+            if saves:
                 self._save(evaluates)
                 if evaluates:  # what evaluation fails on costs no trained step
                     self._evaluate(log)
                 marked, marked_step = time.perf_counter(), self.step_number  # the rate is that of training only
 
-    def _advance(self, batch: Batch) -> StepResult:
-        try:
-            result = self.step(batch)
-        except NonFiniteError as error:
-            ids = ", ".join(map(str, batch["sample_id"][:8]))
-            raise TrainingError(
-                f"step {self.step_number + 1}: {error}; nothing was updated; the batch begins with samples {ids}; "
-                f"lower optimizer.lr or look at the data, then --resume"
-            ) from None
+    def _advance(self, batch: Batch) -> None:
+        self.step(batch)
+        self.recent.append(batch["sample_id"][:8])
         self.state["step"] += 1
-        return result
+
+    def _result(self) -> StepResult:
+        """Of the last step, for which the host waits.
+
+        Raises:
+            TrainingError: steps were not finite, as often in a row as train.max_bad_steps says.
+        """
+        try:
+            return self.step.result()
+        except NonFiniteError as error:
+            ids = ", ".join(map(str, self.recent[-1 - error.ago])) if error.ago < len(self.recent) else "unknown"
+            row = f" (the last of {error.row} in a row)" if error.row > 1 else ""
+            raise TrainingError(
+                f"step {self.step_number - error.ago}{row}: {error}; it updated nothing; its batch begins with samples "
+                f"{ids}; lower optimizer.lr or look at the data, then --resume; train.max_bad_steps="
+                f"{self.config.train.max_bad_steps + 1} would pass over it"
+            ) from None
 
     def _evaluate(self, log: RunLog) -> None:
         """Measures the held-out split with the weights of the latest checkpoint, and marks the best one."""
@@ -218,11 +247,11 @@ class Trainer:
 
     def _measure(self) -> dict[str, float]:
         """The metrics to be logged, by name."""
-        self.step.make_gradients.set_train(False)
+        self.step.set_train(False)
         try:
             metrics = self.evaluation.run(self.config.data.eval_split, settings=glance(self.trained.eval))
         finally:
-            self.step.make_gradients.set_train(True)
+            self.step.set_train()
         return self.evaluation.logged(metrics)
 
     def _save(self, evaluation_due: bool = False) -> None:
@@ -239,10 +268,6 @@ class Trainer:
             )
 
 
-def _listed(title: str, names: list[str]) -> str:
-    return title + ", ".join(names) if names else ""
-
-
 def parameter_table(model: nn.Cell) -> str:
     """Parameters of every part, to be printed."""
     rows = [(name, f"{count:,}") for name, count in count_parameters(model).items()]
@@ -252,5 +277,9 @@ def parameter_table(model: nn.Cell) -> str:
 def _scalars(result: StepResult, rate: float) -> dict[str, Any]:
     losses = {"loss" if name == "total" else f"loss/{name}": value for name, value in result.losses.items()}
     metrics = {f"batch/{name}": value for name, value in result.metrics.items()}
-    norm = {} if result.skipped else {"grad_norm": result.norm}  # infinite where a step overflowed; its rate is 0
-    return losses | metrics | {"lr": result.rate, **norm, "samples_per_second": round(rate, 2)}
+    more: dict[str, float] = {} if result.skipped else {"grad_norm": result.norm}  # infinite where a step overflowed
+    if result.loss_scale != 1:
+        more["loss_scale"] = result.loss_scale
+    if result.bad_steps:
+        more["bad_steps"] = result.bad_steps
+    return losses | metrics | {"lr": result.rate, **more, "samples_per_second": round(rate, 2)}

@@ -10,13 +10,18 @@ from src.data.store import Dataset
 from src.objectives.table import TABLE, active_objectives
 
 
+def absent_modalities(config: Config, datasets: Collection[Dataset]) -> list[int]:
+    """Those that no sample has: nothing of them is encoded."""
+    return [which for which in (TEXT, IMAGE, AUDIO) if not any(_has(config, data, which) for data in datasets)]
+
+
 def unfed_objectives(config: Config, datasets: Collection[Dataset]) -> dict[str, str]:
     """The active objectives whose loss would be 0 in every step, each with the reason.
 
     Raises:
         DataError: nothing is left to train, or not what the task is for.
     """
-    here = {modality for modality in (TEXT, IMAGE, AUDIO) if any(_has(config, data, modality) for data in datasets)}
+    here = {TEXT, IMAGE, AUDIO}.difference(absent_modalities(config, datasets))
     given = {MODALITIES.index(name) for choice in config.objectives.denoise_text.given for name in choice.split("+")}
     found: dict[str, str] = {}
     for name in active_objectives(config.objectives):

@@ -1,0 +1,238 @@
+"""What is unlike a model's training data is told: the distance, its limit, the file, and what the commands say."""
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.spatial.distance import mahalanobis
+
+import infer
+from src.checkpoints.checkpoint import load_checkpoint_config
+from src.checkpoints.files import MODEL, OUTLIERS, CheckpointError, locate
+from src.config import SourceConfig
+from src.data.errors import DataError
+from src.data.pipeline import Loader
+from src.data.schema import AUDIO, IMAGE, TEXT
+from src.inference import outliers
+from src.inference.encode import Items, encode_split
+from src.inference.engine import Engine
+from src.inference.loading import load_model
+from src.inference.outliers import Inputs, Outliers, Usual, fit
+from src.runtime import setup
+from tests.commands import Run, command, make_home
+from tools import measure_outliers
+
+WIDTH = 6
+
+
+def inputs_of(rng: np.random.Generator, count: int, shift: float = 0.0) -> Inputs:
+    """Means of 2 to 30 tokens, whose coordinates depend on one another and vary from 0.1 to 3."""
+    mixing = np.random.default_rng(5).standard_normal((WIDTH, WIDTH)) * np.geomspace(0.1, 3, WIDTH)
+    counts = rng.integers(2, 31, count)
+    noise = rng.standard_normal((count, WIDTH)) @ mixing / np.sqrt(counts / 16)[:, None]
+    return Inputs((noise + 1 + shift).astype(np.float32), counts)
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(3)
+
+
+def test_inputs_are_the_mean_of_the_tokens_that_are_there(rng: np.random.Generator) -> None:
+    tokens, mask = rng.standard_normal((3, 5, WIDTH)).astype(np.float32), np.ones((3, 5), np.int32)
+    mask[1, 2:] = 0
+    found = Inputs.of(Items(tokens, mask, tokens[:, 0]))
+    assert found.counts.tolist() == [5, 2, 5]
+    np.testing.assert_allclose(found.means[0], tokens[0].mean(0), atol=1e-6)
+    np.testing.assert_allclose(found.means[1], tokens[1, :2].mean(0), atol=1e-6)
+
+
+def test_the_distance_is_that_of_mahalanobis(rng: np.random.Generator) -> None:
+    """Of inputs of one length, with a covariance that is shrunk as the formula of Ledoit and Wolf says."""
+    found = replace(inputs_of(rng, 40), counts=np.full(40, 7))
+    centred = found.means.astype(np.float64) - found.means.mean(0, dtype=np.float64)
+    sample = sum(np.outer(row, row) for row in centred) / 40
+    target = np.trace(sample) / WIDTH * np.eye(WIDTH)
+    error = sum(np.linalg.norm(np.outer(row, row) - sample) ** 2 for row in centred) / 40**2
+    share = error / np.linalg.norm(sample - target) ** 2
+    assert 0.001 < share < 0.5
+    inverse = np.linalg.inv(share * target + (1 - share) * sample)
+    expected = [mahalanobis(row, found.means.mean(0), inverse) for row in found.means]
+    usual = fit(found)
+    np.testing.assert_allclose(usual.distances(found), expected, rtol=1e-4)
+    longer = replace(found, counts=np.full(40, 28))
+    np.testing.assert_allclose(usual.distances(longer), 2 * np.array(expected), rtol=1e-4)
+
+
+def test_short_inputs_are_no_farther_than_long_ones(rng: np.random.Generator) -> None:
+    usual, others = fit(inputs_of(rng, 4000)), inputs_of(rng, 4000)
+    distances = usual.distances(others)
+    short = others.counts < 8
+    assert (distances[short] ** 2).mean() == pytest.approx((distances[~short] ** 2).mean(), rel=0.1)
+    assert (distances**2).mean() == pytest.approx(WIDTH, rel=0.25)  # less, as the covariance is shrunk
+    assert usual.distances(inputs_of(rng, 500, shift=2.0)).mean() > 3 * distances.mean()
+
+
+def test_fewer_inputs_than_coordinates_and_equal_ones_have_a_distance(rng: np.random.Generator) -> None:
+    few = inputs_of(rng, 4)
+    assert np.isfinite(fit(few).distances(few)).all()
+    same = Inputs(np.ones((9, WIDTH), np.float32), np.full(9, 4))
+    usual = fit(same)
+    assert (usual.distances(same) == 0).all() and usual.distances(Inputs(same.means + 1, same.counts)).min() > 1e3
+
+
+def test_remarks_name_what_lies_beyond(rng: np.random.Generator) -> None:
+    tokens = np.zeros((8, 1, WIDTH), np.float32)
+    tokens[:, 0, 0] = [1, 3, 5, 2, 4, 6, 7, 8.04]
+    items = Items(tokens, np.ones((8, 1), np.int32), tokens[:, 0])
+    found = Outliers({IMAGE: Usual(np.zeros(WIDTH), np.eye(WIDTH), 1.0, 3.0)})
+    (line,) = found.remarks(IMAGE, list("abcdefgh"), items)
+    assert "mean nothing: c (5.0), e (4.0), f (6.0), g (7.0), h (8.0); 99% of the images" in line
+    assert line.endswith("of its own splits are within a distance of 3.0")
+    wider = Outliers({IMAGE: replace(found.usual[IMAGE], limit=0.5)})
+    assert (
+        "a (1.0), b (3.0), c (5.0), d (2.0), e (4.0) and 3 more; " in wider.remarks(IMAGE, list("abcdefgh"), items)[0]
+    )
+    assert found.remarks(IMAGE, ["a"], items.take(slice(1))) == [] == found.remarks(AUDIO, list("abcdefgh"), items)
+
+
+# a checkpoint's own
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_home(tmp_path_factory.mktemp("outliers"))
+
+
+@pytest.fixture(scope="module")
+def engine(home: Path) -> Engine:
+    config = load_checkpoint_config(locate(home / "run"))
+    # as the commands do, before anything is computed
+    setup(replace(config.runtime, distributed=False, mode="pynative"), config.seed)
+    return Engine(*load_model(home / "run"))
+
+
+@pytest.fixture(autouse=True)
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outliers, "FEWEST", 5)
+
+
+def test_the_limit_is_that_of_both_splits(engine: Engine) -> None:
+    """Half of the training images are learned from; 99 % of the others and 99 % of the dev split lie within."""
+    found, rows = outliers.measure(engine.encoder, engine.config)
+    assert [row.modality for row in rows] == [TEXT, IMAGE, AUDIO] == list(found.usual)
+    items = {split: encode_split(engine.encoder, Loader(engine.config, split)) for split in ("train", "dev")}
+    for row in rows:
+        train, dev = (items[split][row.modality] for split in ("train", "dev"))
+        seen = np.isin(train.images, np.unique(train.images)[::2])
+        usual = fit(Inputs.of(train.take(seen)))
+        limits = [np.quantile(usual.distances(Inputs.of(group)), 0.99) for group in (train.take(~seen), dev)]
+        assert found.usual[row.modality].limit == row.limit == pytest.approx(max(limits), rel=1e-3)
+        assert row.fitted == seen.sum() and row.beyond.keys() == {"train", "dev"}
+        assert 0 < max(row.beyond.values()) < 0.2, "of so few one is more than 1 %"
+
+
+def test_halves_are_halves_whichever_images_were_read() -> None:
+    numbers = np.array([8, 0, 4, 4, 2, 6, 0, 6])
+    items = Items(np.zeros((8, 1, WIDTH)), np.ones((8, 1), int), np.zeros((8, WIDTH)), numbers, np.arange(8))
+    ours, theirs = outliers.halve(items)
+    assert ours.images.tolist() == [8, 0, 4, 4, 0] and theirs.images.tolist() == [2, 6, 6]
+    assert theirs.samples.tolist() == [4, 5, 7]
+
+
+def test_every_source_of_a_mixture_is_read(engine: Engine, tmp_path: Path) -> None:
+    shutil.copytree(engine.config.data.path, tmp_path / "again")
+    _, alone = outliers.measure(engine.encoder, engine.config)
+    sources = (SourceConfig(engine.config.data.path), SourceConfig(str(tmp_path / "again"), 2.0))
+    mixed = replace(engine.config, data=replace(engine.config.data, path="", sources=sources))
+    _, both = outliers.measure(engine.encoder, mixed)
+    assert [row.fitted for row in both] == [2 * row.fitted for row in alone]
+
+
+def test_only_some_samples_of_a_big_split_are_read(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Evenly apart over the split, not its first."""
+    whole = encode_split(engine.encoder, Loader(engine.config, "train"))
+    chosen = encode_split(engine.encoder, Loader(engine.config, "train"), samples=np.array([1, 7, 12]))
+    assert set(chosen[IMAGE].samples.tolist()) <= {1, 7, 12} and len(chosen[IMAGE])
+    place = {sample: row for row, sample in enumerate(whole[IMAGE].samples.tolist())}
+    rows = [place[sample] for sample in chosen[IMAGE].samples.tolist() if sample in place]
+    np.testing.assert_allclose(chosen[IMAGE].embeddings[: len(rows)], whole[IMAGE].embeddings[rows], atol=1e-5)
+    monkeypatch.setattr(outliers, "SAMPLES", 14)
+    read = []
+    monkeypatch.setattr(outliers, "encode_split", lambda *_, samples: read.append(samples.tolist()) or {})
+    with pytest.raises(DataError, match="no modality has 5 inputs in half of split 'train' and in 'dev'"):
+        outliers.measure(engine.encoder, engine.config)
+    count = len(Loader(engine.config, "train").dataset)
+    assert len(read[0]) == 14 and (read[0][0], read[0][-1]) == (0, count - 1)
+
+
+def test_what_was_measured_is_read_again(engine: Engine, home: Path, tmp_path: Path) -> None:
+    checkpoint = tmp_path / "copy"
+    checkpoint.mkdir()
+    (checkpoint / MODEL).write_bytes((locate(home / "run") / MODEL).read_bytes())
+    assert outliers.load(checkpoint) is None
+    found, _ = outliers.measure(engine.encoder, engine.config)
+    path = outliers.keep(checkpoint, checkpoint, found)
+    again = outliers.load(checkpoint)
+    for modality, usual in found.usual.items():
+        for name in ("mean", "whitening", "tokens", "limit"):
+            np.testing.assert_array_equal(getattr(again.usual[modality], name), getattr(usual, name))
+    whole = path.read_bytes()
+    path.write_bytes(whole.replace(b'"format":"1"', b'"format":"0"'))
+    with pytest.raises(CheckpointError, match="another version of this project wrote it: delete it, or measure"):
+        outliers.load(checkpoint)
+    path.write_bytes(whole[:100])
+    with pytest.raises(CheckpointError, match="does not hold what is usual of inputs"):
+        outliers.load(checkpoint)
+    path.write_bytes(whole)
+    with (checkpoint / MODEL).open("ab") as file:
+        file.write(b"x")
+    with pytest.raises(CheckpointError, match="was measured for other weights"):
+        outliers.load(checkpoint)
+
+
+@pytest.fixture
+def run(home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Iterator[Run]:
+    with command(infer.main, home, monkeypatch, capsys) as call:
+        yield call
+    (locate(home / "run") / OUTLIERS).unlink(missing_ok=True)
+
+
+QUERY = ("--checkpoint", "run", "--query", "左边有一只猫", "--gallery", "gallery", "--top", "1")
+DESCRIBE = ("--checkpoint", "run", "--input", "gallery", "runtime.mode=pynative")
+
+
+def test_infer_tells_of_what_lies_beyond(run: Run, home: Path) -> None:
+    """With a file every input beyond its limit, without one nothing."""
+    folder = locate(home / "run")
+    model = load_checkpoint_config(folder).model
+    widths = {TEXT: model.text.width, IMAGE: model.image.width, AUDIO: model.audio.width}
+    for limit, told in ((1e-6, True), (1e6, False), (None, False)):
+        (folder / OUTLIERS).unlink(missing_ok=True)
+        if limit is not None:
+            usual = {kind: Usual(np.zeros(width), np.eye(width), 4.0, limit) for kind, width in widths.items()}
+            outliers.keep(folder, folder, Outliers(usual))
+        code, _, err = run(*QUERY)
+        assert code == 0 and ("note: unlike what this model was trained on" in err) == told
+        assert ("'左边有一只猫' (" in err) == told
+        code, _, err = run(*DESCRIBE)
+        assert code == 0 and err.count("note: unlike what this model was trained on") == 2 * told
+        assert all((f"gallery/{name} (" in err) == told for name in ("a.png", "c.png", "a.WAV", "c.WAV"))
+    outliers.keep(folder, folder, Outliers({}))
+    (folder / OUTLIERS).write_bytes(b"nothing")
+    code, _, err = run(*QUERY)
+    assert code == 2 and "outliers.safetensors does not hold what is usual" in err.strip().splitlines()[-1]
+
+
+def test_the_command_measures(home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    with command(measure_outliers.main, home, monkeypatch, capsys) as measure:
+        code, out, _ = measure("--checkpoint", "run", "--output", "measured", "runtime.mode=pynative")
+        assert code == 0
+        assert "beyond, train" in out and "beyond, dev" in out and f"measured/{OUTLIERS}" in out
+        assert out.splitlines()[2].startswith("texts") and not (locate("run") / OUTLIERS).exists()
+        monkeypatch.setattr(outliers, "FEWEST", 100)
+        code, _, err = measure("--checkpoint", "run")
+    assert code == 2 and "too few to say what is usual" in err.strip().splitlines()[-1]
