@@ -12,7 +12,7 @@ from src.checkpoints.checkpoint import load_checkpoint_config
 from src.checkpoints.files import locate, results_folder
 from src.evaluation.run import Evaluation
 from src.inference.engine import Engine
-from src.inference.load import load_model
+from src.inference.loading import load_model
 from src.report.tables import summary
 from src.runtime import setup
 from src.tasks import registry

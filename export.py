@@ -13,9 +13,9 @@ from pathlib import Path
 
 from src import cli
 from src.checkpoints.checkpoint import load_checkpoint_config
-from src.checkpoints.files import locate
-from src.export.export import REPORT, ExportError, check_request, export_graphs, export_weights
-from src.inference.load import load_model
+from src.checkpoints.files import REPORT, locate
+from src.export.export import ExportError, check_request, export_graphs, export_weights
+from src.inference.loading import load_model
 from src.models.opt import count_parameters
 from src.runtime import setup
 

@@ -3,28 +3,20 @@
 python infer.py --query 红底，左边一只猫 --gallery photos --save-index photos.index
 python infer.py --query question.wav --index photos.index           encodes nothing of the folder
 python infer.py --input photos                                      captions of images, transcripts of audio clips
+python infer.py --classify 猫 狗 苹果 --input photos                  which of these each file shows, untrained
 python infer.py --checkpoint runs/demo/speech_to_text --input said.wav --with-image image.png
 python infer.py --checkpoint runs/demo/text_to_image --generate 红底，中间一只猫 --samples 8
 """
 
-from dataclasses import replace
-from pathlib import Path
-
 from src import cli
-from src.checkpoints.checkpoint import load_checkpoint_config
-from src.checkpoints.files import locate, results_folder
-from src.inference import answers, outliers
-from src.inference.engine import Engine
-from src.inference.load import load_model
-from src.runtime import setup
+from src.inference.requests import check_request
 
-BUNDLED = Path(__file__).resolve().parent / "pretrained" / "opt_demo"
 CHECKPOINT_HELP = "run or checkpoint folder (default: the bundled checkpoint, pretrained/opt_demo)"
 
 
 def parse() -> cli.Arguments:
     parser = cli.CommandParser(description=__doc__)
-    parser.add_argument("--checkpoint", default=BUNDLED, metavar="DIR", type=cli.user_path, help=CHECKPOINT_HELP)
+    parser.add_argument("--checkpoint", default="opt_demo", metavar="DIR", type=cli.user_path, help=CHECKPOINT_HELP)
     parser.add_argument("--config", metavar="FILE", type=cli.user_path, help="instead of the checkpoint's own")
     parser.add_argument("--output", metavar="DIR", type=cli.user_path, help="of the results (default: the run folder)")
     verbs = parser.add_argument_group("one of")
@@ -32,6 +24,7 @@ def parse() -> cli.Arguments:
     verbs.add_argument("--save-index", metavar="FILE", type=cli.user_path, help="keep the embeddings of --gallery")
     verbs.add_argument("--input", metavar="FILE|DIR", type=cli.user_path, help="caption images, transcribe audio")
     verbs.add_argument("--generate", metavar="TEXT|AUDIO", help="generate images from it")
+    parser.add_argument("--classify", nargs="+", metavar="LABEL", help="which label is nearest to each file of --input")
     parser.add_argument("--gallery", metavar="DIR", type=cli.user_path, help="of images, audio, .txt, in folders too")
     parser.add_argument("--index", metavar="FILE", type=cli.user_path, help="the gallery as --save-index kept it")
     parser.add_argument("--top", type=int, default=5, metavar="N", help="hits that --query shows (default: 5)")
@@ -39,37 +32,44 @@ def parse() -> cli.Arguments:
     parser.add_argument("--samples", type=int, metavar="N", help="images that --generate makes")
     parser.add_settings()
     args = parser.parse_intermixed_args()
-    answers.check_request(args, parser.error)
+    check_request(args, parser.error)
     return args
 
 
 def main() -> None:
     args = parse()
+    # not before: they import MindSpore, for which --help and mistakes in the arguments need not wait
+    from src.checkpoints.checkpoint import load_checkpoint_config
+    from src.checkpoints.files import locate, results_folder
+    from src.inference import answers, load
+    from src.inference.loading import check_network
+
     folder, settings = locate(args.checkpoint), list(args.settings)
     if args.samples is not None:
         settings.append(f"eval.image_generation.samples={args.samples}")
     # the network is the checkpoint's, with its vocabulary and codes, whichever configuration is used
     config = load_checkpoint_config(folder, settings, args.config)
-    answers.check_network(config)
+    check_network(config)
     # before the model is built, so that mistakes are told at once
-    usual = outliers.load(folder)
     search = None
     if args.gallery is not None or args.index is not None:
         search = answers.read_search(args.query, args.gallery, args.index, folder, config)
-    things = answers.read_input(args.input, config) if args.input is not None else []
-    image = answers.read_companion(args.with_image, things, config) if args.with_image is not None else None
+    files = answers.find_input(args.input, config) if args.input is not None else []
+    image = answers.read_companion(args.with_image, files, config) if args.with_image is not None else None
     subject = answers.read_subject(args.generate, config) if args.generate is not None else None
     if args.output:
         args.output.mkdir(parents=True, exist_ok=True)
-    mode = "pynative" if search and search.few else config.runtime.mode
-    setup(replace(config.runtime, distributed=False, mode=mode), config.seed)
-    engine = Engine(*load_model(folder, settings, args.config), usual)
+    if search and search.few:
+        settings.append("runtime.mode=pynative")
+    model = load(folder, settings, args.config)
     if search:
-        search.run(engine, args.top, args.output or results_folder(folder) / "query", args.save_index)
-    elif things:
-        answers.describe(engine, things, args.output, image)
+        search.run(model, args.top, args.output or results_folder(folder) / "query", args.save_index)
+    elif args.classify:
+        answers.classify(model, files, args.classify, args.output or results_folder(folder) / "classes")
+    elif files:
+        answers.describe(model, files, args.output, image)
     else:
-        answers.generate(engine, subject, args.output or results_folder(folder) / "generated")
+        answers.generate(model, subject, args.output or results_folder(folder) / "generated")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from src.checkpoints.files import MODEL, CheckpointError
 from src.checkpoints.pretrained import init_encoders
 from src.config import ConfigError, load_config
 from src.config.paths import path_setting
-from src.inference.load import load_model
+from src.inference.loading import load_model
 from src.models.build import build_model
 from src.models.opt import OPT
 

@@ -88,6 +88,14 @@ def write_json(path: str | Path, value: Any) -> None:
     write_bytes(path, data + b"\n")
 
 
+def json_line(value: Any) -> bytes:
+    """JSON on one line, without its end."""
+    try:
+        return json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:  # half of a pair of surrogates, which only an escape can say
+        return json.dumps(value).encode()
+
+
 def _plain(value: Any, where: str) -> Any:
     """The value in types of JSON; ``where`` names it if it has none."""
     if isinstance(value, np.ndarray | np.generic):

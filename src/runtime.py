@@ -39,8 +39,8 @@ def is_cpu() -> bool:
     return ms.get_context("device_target") == "CPU"
 
 
-def setup(config: RuntimeConfig, seed: int) -> tuple[int, int]:
-    """Prepares device, mode, seeds and, under msrun, the communication.
+def setup(config: RuntimeConfig, seed: int | None) -> tuple[int, int]:
+    """Prepares device, mode, seeds (None: leaves them alone) and, under msrun, the communication.
 
     Returns:
         (rank, number of ranks).
@@ -49,13 +49,7 @@ def setup(config: RuntimeConfig, seed: int) -> tuple[int, int]:
         RuntimeSetupError: the device is not there or lacks the precision, or ``distributed`` without msrun.
     """
     check_environment()
-    try:
-        ms.set_device(config.device)
-    except (RuntimeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0].partition(" Please check")[0]  # behind it: how to build MindSpore
-        raise RuntimeSetupError(
-            f"runtime.device={config.device} is not usable here: {reason} runtime.device=CPU works everywhere"
-        ) from None
+    _choose_device(config.device)
     ms.set_context(mode=ms.GRAPH_MODE if config.mode == "graph" else ms.PYNATIVE_MODE)
     if config.graph_kernel:
         _fuse_kernels()
@@ -65,8 +59,21 @@ def setup(config: RuntimeConfig, seed: int) -> tuple[int, int]:
         # an operator that pynative mode hands to another thread is waited for by spinning: 2 ms a result on a free core
         with contextlib.suppress(RuntimeError):  # too late where some operator has run: then it stays slow
             ms.runtime.launch_blocking()
-    seed_everything(seed)
+    if seed is not None:
+        seed_everything(seed)
     return _join_ranks() if config.distributed else (0, 1)
+
+
+def _choose_device(device: str) -> None:
+    try:
+        ms.set_device(device)
+    except (RuntimeError, ValueError) as error:
+        if "has been initialized" in str(error) and ms.get_context("device_target") == device:
+            return  # whoever calls the library has computed on it already
+        reason = str(error).strip().splitlines()[0].partition(" Please check")[0]  # behind it: how to build MindSpore
+        raise RuntimeSetupError(
+            f"runtime.device={device} is not usable here: {reason} runtime.device=CPU works everywhere"
+        ) from None
 
 
 def _check_precision(precision: str) -> None:

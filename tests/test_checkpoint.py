@@ -26,7 +26,7 @@ from src.checkpoints.checkpoint import (
 )
 from src.checkpoints.files import CheckpointError, locate, read_tensors
 from src.config import Config, ConfigError
-from src.inference.load import load_model
+from src.inference.loading import load_model
 from src.models.build import build_model
 from src.models.opt import OPT
 from tests.disk import Disk

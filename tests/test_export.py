@@ -17,7 +17,7 @@ from src.config import Config, load_config
 from src.data.schema import Field
 from src.export import export
 from src.export.graphs import Graph
-from src.inference.load import load_model
+from src.inference.loading import load_model
 from src.models.build import build_model
 from src.models.opt import OPT
 

@@ -31,6 +31,7 @@ from src.export.export import export_graphs
 from src.inference import answers, features
 from src.inference.engine import Engine
 from src.inference.feature_manifest import named_files, read_manifest, safe_name, write_manifest
+from src.inference.library import Model
 from src.models.build import build_model
 from src.models.opt import OPT
 from src.tasks import registry
@@ -265,14 +266,14 @@ def test_the_papers_network_trains_and_is_evaluated_and_exported(paper: Config, 
 def test_region_files_can_be_asked_for(
     home: Path, paper: Config, made: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    engine = Engine(paper, build_model(paper).set_train(False))
+    model = Model(Engine(paper, build_model(paper).set_train(False), rows=4), "paper", 4)
     folder = made / "regions" / "deep"
     search = answers.read_search(str(folder / "1.png.npz"), folder, None, home / "run", paper)
-    search.run(engine, 3, made.parent / "query", None)
+    search.run(model, 3, made.parent / "query", None)
     assert "1.png.npz" in capsys.readouterr().out and (made.parent / "query" / "query-image.png").is_file()
-    clips = answers.read_input(made / "audio" / "deep", paper)
-    assert len(answers.describe(engine, clips, None)) == ROWS
+    clips = answers.find_input(made / "audio" / "deep", paper)
+    assert len(answers.describe(model, clips, None)) == ROWS
     with pytest.raises(DataError, match=r"1\.png: model.image.input=region reads regions \(\.npz\)"):
-        answers.read_input(home / "media" / "deep" / "1.png", paper)
+        answers.find_input(home / "media" / "deep" / "1.png", paper)
     with pytest.raises(DataError, match=r"1\.wav: model.audio.input=feature needs features \(\.npy, \.npz\)"):
-        answers.read_input(home / "media" / "deep" / "1.wav", paper)
+        answers.find_input(home / "media" / "deep" / "1.wav", paper)

@@ -61,7 +61,9 @@ def test_an_index_answers_as_the_folder_does(run: Run, home: Path, monkeypatch: 
     encode = Engine.encode
     monkeypatch.setattr(Engine, "encode", lambda self, files: encoded.append(len(files)) or encode(self, files))
     code, _, err = run(*ask, "--index", "kept/gallery.index", "--output", "indexed")
-    assert code == 0 and encoded == [1, 3, 3], "the query, and of images and audio clips the best three"
+    assert code == 0 and encoded == [1, 1, 3, 1, 3], (
+        "the query for texts, images and audio clips, and of the latter two the best three"
+    )
     plain, indexed = (json.loads((home / name / "query.json").read_text()) for name in ("plain", "indexed"))
     for result in (plain, indexed):
         for hit in (hit for modality in MODALITIES for hit in result[modality]):
@@ -157,5 +159,4 @@ def test_help_shows_examples(run: Run) -> None:
 def test_files_are_told_by_their_endings(home: Path) -> None:
     names = [path.name for path in media.find_files(home / "gallery", (IMAGE, TEXT))]
     assert names == ["a.png", "b.png", "broken.jpg", "c.png", "words.txt"]
-    images = media.read_files([home / "gallery" / "a.png"], tiny_model())
-    assert images[0].content.shape == (8, 8, 3)
+    assert media.read_file(home / "gallery" / "a.png", tiny_model()).content.shape == (8, 8, 3)

@@ -22,7 +22,7 @@ from src.demo.render import render_png
 from src.demo.world import sample_scenes
 from src.errors import UserError
 from src.files import ROOT
-from src.inference.load import load_model
+from src.inference.loading import load_model
 from src.models.build import build_model
 from src.models.image_tokenizer import ImageTokenizer
 from src.models.opt import OPT

@@ -15,7 +15,7 @@ from src.checkpoints.files import CheckpointError, locate, read_tensors
 from src.config import Config
 from src.data.tokenizer import SPECIALS, Tokenizer
 from src.files import ROOT
-from src.inference.load import load_model
+from src.inference.loading import load_model
 from src.models.build import build_model
 from src.models.opt import OPT
 from src.training.continuation import start_from

@@ -19,7 +19,7 @@ from src.data.schema import AUDIO, IMAGE, TEXT
 from src.inference import outliers
 from src.inference.encode import Items, encode_split
 from src.inference.engine import Engine
-from src.inference.load import load_model
+from src.inference.loading import load_model
 from src.inference.outliers import Inputs, Outliers, Usual, fit
 from src.runtime import setup
 from tests.commands import Run, command, make_home

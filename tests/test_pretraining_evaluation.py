@@ -30,7 +30,7 @@ from src.export.export import ExportError, export_weights
 from src.inference.engine import Engine
 from src.inference.image_codes import Encode, encode_split
 from src.inference.images import load_image_tokenizer
-from src.inference.load import load_model
+from src.inference.loading import load_model
 from src.models.build import build_model
 from src.models.image_tokenizer import ImageTokenizer
 from src.report.tables import summary

@@ -20,6 +20,10 @@ LATER = {
     "eval.rerank.tuned_on": "",
     "objectives.self_critical.samples": 5,
     "eval.reconstruction.max_items": 0,
+    "eval.zero_shot.path": "",
+    "eval.zero_shot.given": "image",
+    "eval.zero_shot.templates": "",
+    "eval.zero_shot.names": "",
 }
 BUNDLED = ROOT / "pretrained" / "opt_demo"
 

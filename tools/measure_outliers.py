@@ -17,9 +17,8 @@ from src import cli
 from src.checkpoints.checkpoint import load_checkpoint_config
 from src.checkpoints.files import locate
 from src.inference import outliers
-from src.inference.answers import check_network
 from src.inference.engine import Engine
-from src.inference.load import load_model
+from src.inference.loading import check_network, load_model
 from src.inference.media import plural
 from src.report.tables import table
 from src.runtime import setup

@@ -19,7 +19,7 @@ from src.checkpoints.files import locate
 from src.evaluation.run import Evaluation
 from src.evaluation.tuning import tune
 from src.inference.engine import Engine
-from src.inference.load import load_model
+from src.inference.loading import load_model
 from src.runtime import setup
 from src.tasks import registry
 

@@ -10,7 +10,7 @@ from safetensors.numpy import load_file
 
 from src.config.paths import path_setting
 from src.errors import UserError
-from src.files import is_lfs_pointer
+from src.files import ROOT, is_lfs_pointer
 
 CONFIG, VOCAB, MODEL, OPTIMIZER, STATE, RERANKING, OUTLIERS, TOKENIZER = (
     "config.yaml",
@@ -22,6 +22,8 @@ CONFIG, VOCAB, MODEL, OPTIMIZER, STATE, RERANKING, OUTLIERS, TOKENIZER = (
     "outliers.safetensors",
     "tokenizer",  # folder of the image tokenizer whose codes the model was trained with
 )
+REPORT = "export.json"  # of a folder of exported graphs, which is no checkpoint
+BUNDLED = "pretrained"  # folder of the repository
 
 
 class CheckpointError(UserError):
@@ -30,6 +32,8 @@ class CheckpointError(UserError):
 
 def locate(path: str | Path) -> Path:
     """The checkpoint folder that ``path`` means: itself, or the latest of a run folder.
+
+    ``opt_demo`` and ``pretrained/opt_demo`` mean the repository's own where the current folder has no such folder.
 
     Raises:
         CheckpointError: there is none.
@@ -40,6 +44,11 @@ def locate(path: str | Path) -> Path:
     latest = pointed(path / "checkpoints" / "latest")
     if latest is not None and (latest / MODEL).is_file():
         return latest
+    bundled = ROOT / BUNDLED / path.name
+    if str(path.parent) in (".", BUNDLED) and not path.exists() and (bundled / MODEL).is_file():
+        return bundled
+    if (path / REPORT).is_file():
+        raise CheckpointError(f"{path} holds exported graphs: name the run or checkpoint folder they were made from")
     raise CheckpointError(f"no checkpoint in {path}: expected {MODEL} or a run folder with checkpoints/latest")
 
 

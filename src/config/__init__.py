@@ -12,6 +12,7 @@ from src.config.evaluation import (
     RerankConfig,
     RetrievalConfig,
     TranscriptConfig,
+    ZeroShotConfig,
 )
 from src.config.load import load_config, to_yaml
 from src.config.model import (
@@ -81,6 +82,7 @@ __all__ = [
     "TrainConfig",
     "TranscriptConfig",
     "WeightsConfig",
+    "ZeroShotConfig",
     "load_config",
     "to_yaml",
 ]

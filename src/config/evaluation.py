@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from src.config.checks import require
+from src.config.paths import PathText
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,16 @@ class ImageGenerationConfig:
 
 
 @dataclass(frozen=True)
+class ZeroShotConfig:
+    """Classes that were not trained as such: the nearest text names the class (task=zero_shot, infer.py --classify)."""
+
+    path: PathText = ""  # a folder with a folder of files for each class, or a CSV of path (or image, audio) and label
+    given: Literal["image", "audio", "image+audio"] = "image"  # what is classified; both: the sum of their vectors
+    templates: PathText = ""  # file of texts, one a line, with {} in the label's place; empty: the label alone
+    names: PathText = ""  # CSV of label and name: what a label is called in texts; empty: by itself
+
+
+@dataclass(frozen=True)
 class EvalConfig:
     split: str = "test"  # split of the dataset that is measured
     batch_size: int = 100  # evaluation batch size
@@ -105,6 +116,7 @@ class EvalConfig:
     masked: MaskedConfig = field(default_factory=MaskedConfig)
     reconstruction: ReconstructionConfig = field(default_factory=ReconstructionConfig)
     image_generation: ImageGenerationConfig = field(default_factory=ImageGenerationConfig)
+    zero_shot: ZeroShotConfig = field(default_factory=ZeroShotConfig)
 
     def __post_init__(self) -> None:
         require(self.batch_size > 0, "batch_size", "must be positive")

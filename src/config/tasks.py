@@ -16,6 +16,7 @@ class TaskRow:
     given: tuple[str, ...] = ()  # what objectives.denoise_text.given may hold; empty: anything
     no_dropout: tuple[str, ...] = ()  # parts of the model whose dropout must be 0
     full_precision: bool = False  # whether runtime.precision must be fp32
+    trained: bool = True  # False: it is measured alone
     layer_decay: bool = True  # whether optimizer.layer_decay may differ from 1
     accumulates: bool = True  # whether train.accumulate may differ from 1
 
@@ -34,6 +35,7 @@ _ROWS = (
     ),
     TaskRow("speech_to_text", objective="denoise_text", given=("audio", "image+audio")),
     TaskRow("text_to_image", objective="denoise_image"),
+    TaskRow("zero_shot", trained=False),
     TaskRow("image_tokenizer", IMAGE_TOKENIZER, layer_decay=False, accumulates=False),
 )
 TASKS = {row.name: row for row in _ROWS}

@@ -68,12 +68,20 @@ def load_audio(path: str | Path, seconds: float | None = None, start: float = 0.
             raise DataError(f"{path}: not a readable audio file ({brief(error).rsplit(': ', 1)[-1]})") from None
         if not blocks:
             raise DataError(f"{path}: the audio is empty" + (f" after {start:.1f} s" if start else ""))
-        wave = np.concatenate(blocks)
-        if not np.isfinite(wave).all():
-            raise DataError(f"{path}: the audio contains values that are not finite")
-        if np.abs(wave).max() > LARGEST:
-            raise DataError(f"{path}: the audio contains {np.abs(wave).max():.3g}: a sample is between −1 and 1")
-        return mono(wave), rate
+        return checked_mono(np.concatenate(blocks), str(path)), rate
+
+
+def checked_mono(wave: np.ndarray, name: str) -> np.ndarray:
+    """:func:`mono` of samples float32 [n, channels]; ``name`` is theirs in error messages.
+
+    Raises:
+        DataError: a sample is not finite, or beyond what any recording holds.
+    """
+    if not np.isfinite(wave).all():
+        raise DataError(f"{name}: the audio contains values that are not finite")
+    if np.abs(wave).max() > LARGEST:
+        raise DataError(f"{name}: the audio contains {np.abs(wave).max():.3g}: a sample is between −1 and 1")
+    return mono(wave)
 
 
 def _blocks(file: Any, samples: int | None) -> Iterator[np.ndarray]:

@@ -123,14 +123,29 @@ def open_rgb(data: bytes, name: str, size: int = 0) -> Image.Image:
             image = Image.open(io.BytesIO(data))
         except Image.UnidentifiedImageError:
             raise DataError(f"{name}: not a readable image (no known image format)") from None
-        if image.width * image.height > MOST_PIXELS:
-            size_text = f"{image.width} × {image.height} pixels"
-            raise DataError(f"{name}: {size_text} are too many, at most {MOST_PIXELS} are read")
+        _check_pixels(image, name)
         if size:
             image.draft(None, (2 * size, 2 * size))
-        image.load()
-        turn = TURNS.get(_orientation(image))
-        return _to_rgb(image if turn is None else image.transpose(turn))
+        return _upright(image)
+
+
+def rgb_of(image: Image.Image, name: str) -> Image.Image:
+    """As :func:`open_rgb`, of an image that Pillow has opened already."""
+    with decoding(f"{name}: not a readable image"):
+        _check_pixels(image, name)
+        return _upright(image)
+
+
+def _check_pixels(image: Image.Image, name: str) -> None:
+    if image.width * image.height > MOST_PIXELS:
+        size_text = f"{image.width} × {image.height} pixels"
+        raise DataError(f"{name}: {size_text} are too many, at most {MOST_PIXELS} are read")
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    image.load()
+    turn = TURNS.get(_orientation(image))
+    return _to_rgb(image if turn is None else image.transpose(turn))
 
 
 @contextlib.contextmanager

@@ -40,6 +40,7 @@ class Evaluator(ABC):
     """
 
     name: str  # of the measurement in ``seconds``
+    reads_split = True  # whether it measures the split, and not files of its own
     reads_codes = False  # whether batches must hold the codes that are stored beside the shards
 
     def __init__(self, engine: Engine) -> None:

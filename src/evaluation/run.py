@@ -84,10 +84,15 @@ class Evaluation:
 
     def notes(self, split: str = "") -> list[str]:
         """What of a split the model does not read, a line each; a few [UNK] are no note."""
-        if self.engine.is_image_tokenizer:
+        if not self._reads_split:
             return []
         covered = self.loader(split or self.config.eval.split).coverage()
         return [line for found in covered for line in found.notes(self.config.model, NOTED)]
+
+    @property
+    def _reads_split(self) -> bool:
+        """Whether anybody reads samples."""
+        return not self.engine.is_image_tokenizer and any(evaluator.reads_split for evaluator in self.evaluators)
 
     def _run(
         self, needs: Mapping[Evaluator, Needs], name: str, settings: EvalConfig, output: Path | None
@@ -95,7 +100,7 @@ class Evaluation:
         metrics: dict[str, Any] = {"task": self.config.task, "split": name}
         seconds: dict[str, float] = {}
         split = Split(name, settings)
-        if not self.engine.is_image_tokenizer:
+        if self._reads_split:
             split.loader = self.loader(name)
         if output:
             split.sheets = Sheets(split.loader, output / "figures")

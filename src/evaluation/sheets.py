@@ -117,6 +117,10 @@ class Sheets:
         title = "Which of text, image and audio belong together"
         confusion_matrix(self.folder / "matching.png", title, MATCH_CASES, counts)
 
+    def classes(self, labels: list[str], counts: np.ndarray) -> None:
+        """The confusion of classes, [truth][answer]."""
+        confusion_matrix(self.folder / "classes.png", "Zero-shot classes: share of each truth", labels, counts)
+
     def transcripts(self, file: str, clips: Items, texts: list[str]) -> None:
         """All transcripts, each with the id of its record and which of the record's captions was spoken."""
         records, captions = self.loader.dataset.samples[clips.samples, :2].T.tolist()

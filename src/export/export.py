@@ -12,7 +12,7 @@ import numpy as np
 from mindspore import Tensor, nn
 
 from src.checkpoints.checkpoint import write_model
-from src.checkpoints.files import CONFIG, MODEL, STATE, TOKENIZER, VOCAB
+from src.checkpoints.files import CONFIG, MODEL, REPORT, STATE, TOKENIZER, VOCAB
 from src.config import AudioEncoderConfig, Config, ImageEncoderConfig, ModelConfig, to_yaml
 from src.data.audio import DECADES
 from src.data.image import BAR
@@ -22,13 +22,12 @@ from src.data.tokenizer import SPECIALS, Tokenizer
 from src.errors import UserError
 from src.export.graphs import Graph, build_graphs
 from src.files import replace_folder, write_json
-from src.inference.load import load_model
+from src.inference.loading import load_model
 from src.models.opt import OPT
 
 # largest absolute difference between a loaded graph and the model: kernels round a row otherwise in another batch
 TOLERANCES = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 1e-1}  # by runtime.precision
 CHECKED_ROWS = 3  # batch of the comparison; a graph for any batch size also runs on the first row by itself
-REPORT = "export.json"
 ANY = "B"  # the batch axis of a graph that takes any number of rows
 Limits = Mapping[str, tuple[int, int]]  # the first value and the one behind the last, by input; else bytes
 

@@ -7,7 +7,7 @@ of the split.
 Letters: ``n`` items, ``L`` tokens of an item, ``D`` their width, ``E`` embedding width.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
@@ -69,11 +69,24 @@ class Items:
         # of a user's own files nothing says where they stand: what is empty stays empty
         return Items(*(array if array is None or not len(array) else array[rows] for array in arrays))
 
+    @classmethod
+    def join(cls, parts: "Sequence[Items]") -> "Items":
+        """The items of all parts, which hold the same columns."""
+        columns = {column.name: [getattr(part, column.name) for part in parts] for column in fields(cls)}
+        joined = {name: None if arrays[0] is None else np.concatenate(arrays) for name, arrays in columns.items()}
+        return cls(**joined)
+
 
 class Encoder:
-    """The three encoders with their embedding heads, :data:`ROWS` at once; a smaller graph encodes fewer items."""
+    """The three encoders with their embedding heads.
 
-    def __init__(self, model: OPT) -> None:
+    Args:
+        model: the network.
+        rows: that a graph encodes at once; 0: at most :data:`ROWS`, and a smaller graph encodes fewer items.
+    """
+
+    def __init__(self, model: OPT, rows: int = 0) -> None:
+        self.rows = rows
         self._text, self._image, self._audio = EncodeText(model), EncodeImage(model), EncodeAudio(model)
         self._join = _Join(model)
 
@@ -106,7 +119,7 @@ class Encoder:
         return replace(chosen, tokens=chosen.tokens[:, :0], embeddings=embeddings, parts=rows, inputs=inputs)
 
     def _run(self, cell: nn.Cell, arrays: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
-        return run_batched(cell, fitting_size(len(arrays[0]), ROWS), arrays, "encoding")
+        return run_batched(cell, self.rows or fitting_size(len(arrays[0]), ROWS), arrays, "encoding")
 
 
 class _Stream:
@@ -132,12 +145,7 @@ class _Stream:
         """All items, or None where there were none."""
         if self.count:
             self._encode(self.count)
-        if not self.done:
-            return None
-        names = ("tokens", "mask", "embeddings", "images", "samples", "texts", "inputs")
-        joined = Items(**{name: np.concatenate([getattr(part, name) for part in self.done]) for name in names})
-        ids = [part.ids for part in self.done if part.ids is not None]
-        return replace(joined, ids=np.concatenate(ids)) if ids else joined
+        return Items.join(self.done) if self.done else None
 
     def _encode(self, count: int) -> None:
         columns = [np.concatenate(parts) for parts in zip(*self.waiting, strict=True)]

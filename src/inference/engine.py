@@ -26,10 +26,11 @@ class Engine:
         config: eval says how texts are decoded, candidates re-ranked and images sampled.
         model: the network of the configuration's task, shared with whoever trains it.
         outliers: tells inputs that are far from all that the model was trained on; None: nothing was measured.
+        rows: as :class:`src.inference.encode.Encoder` has it.
     """
 
-    def __init__(self, config: Config, model: nn.Cell, outliers: Outliers | None = None) -> None:
-        self.config, self.model, self.outliers = config, model, outliers
+    def __init__(self, config: Config, model: nn.Cell, outliers: Outliers | None = None, rows: int = 0) -> None:
+        self.config, self.model, self.outliers, self.rows = config, model, outliers, rows
 
     @property
     def is_image_tokenizer(self) -> bool:
@@ -42,7 +43,7 @@ class Engine:
 
     @functools.cached_property
     def encoder(self) -> Encoder:
-        return Encoder(self.model)
+        return Encoder(self.model, self.rows)
 
     @functools.cached_property
     def text_generator(self) -> BeamSearch:

@@ -1,7 +1,6 @@
 """Reads the manifest whose media become features, and writes the one that names the features instead."""
 
 import hashlib
-import json
 import os
 import re
 from collections.abc import Sequence
@@ -10,7 +9,7 @@ from typing import Any
 
 from src.data.decoding import parse_json
 from src.data.errors import DataError
-from src.files import write_bytes
+from src.files import json_line, write_bytes
 
 MANIFEST = "manifest.jsonl"
 LONGEST_NAME = 230  # bytes of a part of a path: file systems take 255, endings and what stands before them included
@@ -66,15 +65,8 @@ def write_manifest(output: Path, entries: Sequence[Entry], media: Path, names: d
                 entry["image"] = os.path.relpath(media / entry["image"], output)
             if "audio" in entry:
                 entry["audio"] = _audio(entry["audio"], output, media, names.get("audio"))
-        lines.append(entry if isinstance(entry, bytes) else _encode(entry))
+        lines.append(entry if isinstance(entry, bytes) else json_line(entry))
     write_bytes(output / MANIFEST, b"\n".join(lines) + b"\n")
-
-
-def _encode(entry: dict[str, Any]) -> bytes:
-    try:
-        return json.dumps(entry, ensure_ascii=False).encode()
-    except UnicodeEncodeError:  # half of a pair of surrogates, which only an escape can say
-        return json.dumps(entry).encode()
 
 
 def _audio(value: Any, output: Path, media: Path, features: dict[str, Path] | None) -> Any:

@@ -27,7 +27,7 @@ from src.data.regions import half
 from src.data.schema import audio_layout
 from src.files import write_text
 from src.inference.feature_manifest import MANIFEST, Entry, named_files, read_manifest, safe_name, write_manifest
-from src.inference.load import load_model
+from src.inference.loading import load_model
 from src.models.batches import pad_rows
 from src.models.build import build_model
 from src.models.encoding import EncodeAudio, EncodeImage

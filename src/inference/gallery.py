@@ -27,8 +27,8 @@ from src.data.errors import DataError
 from src.data.schema import AUDIO, IMAGE, MODALITIES, TEXT
 from src.files import digest, write_bytes
 from src.inference import media
-from src.inference.encode import ROWS
-from src.inference.engine import Engine
+from src.inference.inputs import collect
+from src.inference.library import Model
 from src.inference.media import MODALITY
 from src.models.batches import progress
 
@@ -49,6 +49,24 @@ class Gallery:
         kinds = np.array([MODALITY[Path(name).suffix.lower()] for name in self.names], np.int64)
         places = {modality: np.flatnonzero(kinds == modality) for modality in range(len(MODALITIES))}
         return {modality: found for modality, found in places.items() if len(found)}
+
+
+class Files(Sequence[Path]):
+    """Paths of some of a gallery's files, each made when it is asked for: an index may hold millions.
+
+    Args:
+        offered: the gallery.
+        places: int64 [n].
+    """
+
+    def __init__(self, offered: Gallery, places: np.ndarray) -> None:
+        self.offered, self.places = offered, places
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, at: int) -> Path:
+        return self.offered.folder / self.offered.names[self.places[at]]
 
 
 @dataclass(frozen=True)
@@ -108,28 +126,22 @@ def plan(folder: Path | None, index: Path | None, fingerprint: str) -> Plan:
     return made
 
 
-def embed(plan: Plan, engine: Engine) -> Gallery:
+def embed(plan: Plan, model: Model) -> Gallery:
     """Encodes what the index does not hold; what cannot be read is named on stderr, counted and left out.
 
     Raises:
         DataError: nothing could be read.
     """
-    model = engine.config.model
     fresh = np.flatnonzero(plan.known < 0).tolist()
     found = {at: plan.index.embeddings[row] for at, row in enumerate(plan.known.tolist()) if row >= 0}
     failures: list[str] = []
     cut = 0
-    for modality in range(len(MODALITIES)):
+    for modality, kind in enumerate(MODALITIES):
         own = [at for at in fresh if MODALITY[plan.files[at].suffix.lower()] == modality]
-        for start in progress(range(0, len(own), ROWS), f"reading {media.plural(modality)}"):
-            part = own[start : start + ROWS]
-            read, errors = media.try_files([plan.files[at] for at in part], model)
-            failures += errors
-            cut += sum(bool(media.losses(medium, engine.tokenizer, model)) for medium in read if medium)
-            kept = [(at, medium) for at, medium in zip(part, read, strict=True) if medium]
-            if kept:
-                vectors = engine.encode([medium for _, medium in kept]).embeddings
-                found |= dict(zip((at for at, _ in kept), vectors, strict=True))
+        files = progress([plan.files[at] for at in own], f"reading {media.plural(modality)}")
+        for batch in model.embed_each(kind, files, collect(failures)):
+            cut += sum(bool(model.notes(medium)) for medium in batch.media)
+            found |= dict(zip((own[number] for number in batch.numbers), batch.vectors, strict=True))
     media.report(failures, len(plan.files), bool(found))
     if cut:
         print(f"note: of {cut} files the model reads only a part", file=sys.stderr)

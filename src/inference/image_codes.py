@@ -18,7 +18,7 @@ from src.data.image import decode_image
 from src.data.image_codes import code_type, tokenizer_fingerprint, write_codes
 from src.data.prefetch import prefetch
 from src.data.store import Dataset, read_info
-from src.inference.load import load_model
+from src.inference.loading import load_model
 from src.models.batches import pad_rows
 from src.models.image_tokenizer import ImageTokenizer
 from src.runtime import setup

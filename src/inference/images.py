@@ -10,7 +10,7 @@ from src.data.image_codes import GRID
 from src.data.schema import AUDIO, IMAGE, TEXT
 from src.generation.sampling import CodeSampler, Sampling
 from src.inference.encode import Encoder, Items
-from src.inference.load import load_model
+from src.inference.loading import load_model
 from src.inference.scorers import Matching
 from src.models.batches import fitting_size, run_batched
 from src.models.image_tokenizer import ImageTokenizer
@@ -42,6 +42,14 @@ def resize_images(images: np.ndarray, size: int) -> np.ndarray:
     if images.shape[1:3] == (size, size):
         return images
     return np.stack([to_square(Image.fromarray(image), size, "squash") for image in images])
+
+
+def check_generates(config: Config) -> None:
+    """Raises ConfigError where the model generates no images, or nothing says whose codes it generates."""
+    if not config.model.image_codes:
+        raise ConfigError("model.image_codes=false: this model was trained without an image decoder")
+    if not config.data.codes:
+        raise ConfigError("data.codes is empty: name the run folder of the image tokenizer")
 
 
 class _DecodeCodes(nn.Cell):
@@ -86,14 +94,18 @@ class ImageGenerator:
         images, scores = self.generate_all(modality, given)
         return images[np.arange(len(scores)), scores.argmax(1)]
 
-    def generate_all(self, modality: int, given: Items) -> tuple[np.ndarray, np.ndarray]:
+    def generate_all(
+        self, modality: int, given: Items, sampling: Sampling | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """All N images for each text or audio clip, uint8 [n, N, S, S, 3], and how well each suits it, float64 [n, N].
 
         By ``eval.image_generation.rank_by`` that is the cosine of the embeddings, or the matching head's log p. A
-        single sample is not scored.
+        single sample is not scored. ``sampling`` stands in for the configuration's. An item that stands in no split
+        gets the same images whatever stands beside it.
         """
-        rows = given.samples.tolist() if len(given.samples) else None
-        codes = self.sampler.sample(self.sampling, **{ARGUMENTS[modality]: (given.tokens, given.mask)}, rows=rows)
+        rows = given.samples.tolist() if len(given.samples) else [0] * len(given)
+        sampling = sampling or self.sampling
+        codes = self.sampler.sample(sampling, **{ARGUMENTS[modality]: (given.tokens, given.mask)}, rows=rows)
         flat = codes.reshape(-1, codes.shape[-1])
         size = fitting_size(len(flat), self.batch_size)
         images = run_batched(self.decode, size, (flat,), "decoding")[0]

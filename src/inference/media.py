@@ -15,7 +15,7 @@ from src.data.decoding import decoding, read_bytes, whole_text
 from src.data.errors import DataError
 from src.data.image import decode_image, quiet
 from src.data.regions import Regions, load_features, load_regions, sketch
-from src.data.schema import AUDIO, IMAGE, MODALITIES, TEXT
+from src.data.schema import AUDIO, IMAGE, TEXT
 from src.data.tokenizer import Tokenizer
 
 IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -75,18 +75,6 @@ def _walk(folder: Path) -> Iterator[Path]:
         seen.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         yield from (Path(place) / name for name in files if not name.startswith("."))
-
-
-def read_files(files: list[Path], model: ModelConfig) -> list[Medium]:
-    """What can be read; the rest is named on stderr, counted and left out.
-
-    Raises:
-        DataError: nothing could be read.
-    """
-    read, failures = try_files(files, model)
-    found = [medium for medium in read if medium]
-    report(failures, len(files), bool(found))
-    return found
 
 
 def try_files(files: list[Path], model: ModelConfig) -> tuple[list[Medium | None], list[str]]:
@@ -166,9 +154,14 @@ def _read_audio(file: Path, config: AudioEncoderConfig) -> Medium:
         cut = f"is cut to its first {config.length} frames (model.audio.max_frames)"
         return Medium(str(file), AUDIO, frames[: config.length], cut if len(frames) > config.length else "")
     wave, rate = load_audio(file, longest(config))  # a sample more than is read, where there is more
+    return clip_of(str(file), wave, rate, config)
+
+
+def clip_of(name: str, wave: np.ndarray, rate: int, config: AudioEncoderConfig) -> Medium:
+    """An audio clip of samples, mono float32 [n], for a model that reads audio."""
     limit = config.max_frames * config.hop_ms / 1000
     cut = f"is cut to its first {limit:.1f} s (model.audio.max_frames)" if len(wave) / rate > limit else ""
-    return Medium(str(file), AUDIO, KINDS[config.input](wave, rate, config), cut)
+    return Medium(name, AUDIO, KINDS[config.input](wave, rate, config), cut)
 
 
 def shown(medium: Medium, model: ModelConfig) -> np.ndarray | None:
@@ -185,10 +178,9 @@ def losses(medium: Medium, tokenizer: Tokenizer, model: ModelConfig) -> list[str
     if medium.modality != TEXT:
         return [f"{medium.name} {medium.cut}"] if medium.cut else []
     text, room = medium.content, model.text.max_len - 1  # a text that is cut has no [SEP]
-    pieces = tokenizer.tokens(text)
-    if set(pieces) <= {"[UNK]"}:
-        return [f"no token of {text[:20]!r} is in the vocabulary: results are meaningless"]
-    found = []
+    if remark := meaningless(text, tokenizer):
+        return [remark]
+    pieces, found = tokenizer.tokens(text), []
     if len(pieces) > room:
         found.append(f"{text[:20]!r}… is cut to its first {room} tokens (model.text.max_len)")
     unknown = sorted(set(tokenizer.unknown_characters(text)))
@@ -198,12 +190,12 @@ def losses(medium: Medium, tokenizer: Tokenizer, model: ModelConfig) -> list[str
     return found
 
 
+def meaningless(text: str, tokenizer: Tokenizer) -> str:
+    """Says so where the vocabulary has no token of a text; otherwise empty."""
+    known = set(tokenizer.tokens(text)) - {"[UNK]"}
+    return "" if known else f"no token of {text[:20]!r} is in the vocabulary: results are meaningless"
+
+
 def plural(modality: int) -> str:
     """What a list of them is called."""
     return {TEXT: "texts", IMAGE: "images", AUDIO: "audio clips"}[modality]
-
-
-def group(media: list[Medium]) -> dict[int, list[Medium]]:
-    """Media by modality."""
-    groups = {modality: [m for m in media if m.modality == modality] for modality in range(len(MODALITIES))}
-    return {modality: members for modality, members in groups.items() if members}

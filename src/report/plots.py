@@ -9,6 +9,7 @@ import numpy as np
 
 from src.report.page import GREY, INK, new_figure, printable, save, style
 
+NUMBERED = 16  # classes of a confusion matrix whose shares are written, and not only shown by colour
 RUN_COLOURS = ("#3566b8", "#d9733a", "#23924f", "#8a5fb5", "#b8953a", "#3a9fb8")
 
 
@@ -48,17 +49,22 @@ def confusion_matrix(out_png: str | Path, title: str, names: Sequence[str], coun
     """
     table = np.asarray(counts, float)
     shares = table / np.maximum(table.sum(1, keepdims=True), 1)
+    side = min(24.0, max(5.4, 0.32 * len(names)))
     with style():
-        figure = new_figure(6.4, 5.4)
+        figure = new_figure(side + 1, side)
         axis = figure.add_subplot()
         axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
         axis.grid(False)  # its lines would cross the numbers
         axis.set_title(title, loc="left", fontsize=11, pad=10)
-        axis.set_xticks(range(len(names)), names, rotation=30, ha="right")
-        axis.set_yticks(range(len(names)), [f"{name} ({int(n)})" for name, n in zip(names, table.sum(1), strict=True)])
+        names = [printable(name) for name in names]
+        few = len(names) <= NUMBERED
+        turned = {"rotation": 30, "ha": "right"} if few else {"rotation": 90, "fontsize": 7}
+        axis.set_xticks(range(len(names)), names, **turned)
+        rows = [f"{name} ({int(n)})" for name, n in zip(names, table.sum(1), strict=True)]
+        axis.set_yticks(range(len(names)), rows, **({} if few else {"fontsize": 7}))
         axis.set_xlabel("answer", color=GREY)
         axis.set_ylabel("truth", color=GREY)
-        for (row, column), share in np.ndenumerate(shares):
+        for (row, column), share in np.ndenumerate(shares) if few else ():
             axis.text(column, row, f"{share:.2f}", ha="center", va="center", color="white" if share > 0.6 else INK)
         figure.tight_layout(pad=1.4)
         save(figure, out_png)

@@ -127,10 +127,20 @@ def confusion_table(counts: Sequence[Sequence[int]]) -> str:
     return table(rows, ["truth, answer →", *MATCH_CASES, "rows"])
 
 
+def classes_table(found: Mapping[str, Any]) -> str:
+    """Zero-shot classes beside chance, and the recall of every class."""
+    rows = [[f"top-{k}", found[f"top_{k}"], found[f"chance_top_{k}"]] for k in (1, 5) if f"top_{k}" in found]
+    rows.append(["mean recall of the classes", found["mean_recall"], found["chance_top_1"]])
+    rows.append(["always the most frequent class", found["majority"], None])
+    title = f"{found['items']:,} items, {len(found['recall'])} classes"
+    classes = [[label, share, found["count"][label]] for label, share in found["recall"].items()]
+    return table(rows, [title, "model", "chance"]) + "\n\n" + table(classes, ["class", "recall", "items"])
+
+
 def summary(metrics: Mapping[str, Any]) -> str:
     """What an evaluation found, as text: ``retrieval`` with ``gallery``, ``reranked`` and ``folds``,
     ``reconstruction``, ``caption``, ``transcription``, ``transcription_with_image``, ``image_generation``, ``masked``,
-    ``parameters``.
+    ``zero_shot``, ``parameters``.
 
     What is absent is left out.
     """
@@ -164,6 +174,8 @@ def summary(metrics: Mapping[str, Any]) -> str:
         parts.append(masked_table(metrics["masked"]))
         if "confusion" in metrics["masked"]:
             parts.append(confusion_table(metrics["masked"]["confusion"]))
+    if metrics.get("zero_shot"):
+        parts.append(classes_table(metrics["zero_shot"]))
     if metrics.get("parameters"):
         parts.append(table(list(metrics["parameters"].items()), ["parameters", ""]))
     return "\n\n".join(parts)

@@ -17,6 +17,7 @@ from src.evaluation.masked import MaskedEvaluator
 from src.evaluation.reconstruction import ReconstructionEvaluator
 from src.evaluation.retrieval import RetrievalEvaluator
 from src.evaluation.text_generation import CaptionEvaluator, ImageTranscriptEvaluator, TranscriptEvaluator
+from src.evaluation.zero_shot import ZeroShotEvaluator
 from src.models.opt import OPT
 from src.objectives.image_tokenizer import TokenizerObjectives
 from src.objectives.objectives import Objectives
@@ -77,6 +78,7 @@ REGISTRY = {
         ("transcription_characters_right", "transcription_with_image_characters_right"),
     ),
     "text_to_image": Task((ReconstructionEvaluator, ImageGenerationEvaluator), ("generated_mean_R@1",)),
+    "zero_shot": Task((ZeroShotEvaluator,), ()),
     "image_tokenizer": Task((ReconstructionEvaluator,), ("psnr",), TokenizerObjectives, ImageLoader),
 }
 if REGISTRY.keys() != set(TASKS):

@@ -11,7 +11,7 @@ from mindspore import nn
 
 from src.checkpoints import checkpoint, files
 from src.checkpoints.pretrained import init_encoders
-from src.config import Config, ConfigError, to_yaml
+from src.config import TASKS, Config, ConfigError, to_yaml
 from src.data.errors import DataError
 from src.data.pipeline import Batch
 from src.data.store import read_info
@@ -58,6 +58,8 @@ class Trainer:
         start = files.locate(self.folder) if resume else None
         if start:
             check_resume(config, start)
+        if not TASKS[config.task].trained:
+            raise ConfigError(f"task={config.task} is measured by eval.py, not trained")
         self.task = registry.get(config.task)
         self.loader = self.task.loader(config, config.data.train_split, rank, ranks)
         self.model = build_model(config)

@@ -7,7 +7,7 @@ from mindspore import nn
 
 from src.checkpoints.checkpoint import load_checkpoint_config, load_weights
 from src.checkpoints.files import locate
-from src.config import Config
+from src.config import OPT, Config, ConfigError
 from src.models.build import build_model
 
 
@@ -32,3 +32,9 @@ def load_model(
     model = build_model(config)
     load_weights(model, folder)
     return config, model
+
+
+def check_network(config: Config) -> None:
+    """Raises ConfigError for an image tokenizer, which answers nothing."""
+    if config.network != OPT:
+        raise ConfigError(f"task={config.task}: an image tokenizer answers no questions: measure it with eval.py")
