@@ -37,6 +37,7 @@ def parse() -> cli.Arguments:
     parser.add_argument("--top", type=int, default=5, metavar="N", help="hits that --query shows (default: 5)")
     parser.add_argument("--with-image", metavar="IMAGE", type=cli.user_path, help="of the audio clips of --input")
     parser.add_argument("--samples", type=int, metavar="N", help="images that --generate makes")
+    parser.add_ema()
     parser.add_settings()
     args = parser.parse_intermixed_args()
     answers.check_request(args, parser.error)
@@ -45,7 +46,7 @@ def parse() -> cli.Arguments:
 
 def main() -> None:
     args = parse()
-    folder, settings = locate(args.checkpoint), list(args.settings)
+    folder, settings = locate(args.checkpoint, args.ema), list(args.settings)
     if args.samples is not None:
         settings.append(f"eval.image_generation.samples={args.samples}")
     # the network is the checkpoint's, with its vocabulary and codes, whichever configuration is used
@@ -54,7 +55,7 @@ def main() -> None:
     # before the model is built, so that mistakes are told at once
     search = None
     if args.gallery is not None or args.index is not None:
-        search = answers.read_search(args.query, args.gallery, args.index, folder, config)
+        search = answers.read_search(args.query, args.gallery, args.index, folder, config, args.ema)
     things = answers.read_input(args.input, config) if args.input is not None else []
     image = answers.read_companion(args.with_image, things, config) if args.with_image is not None else None
     subject = answers.read_subject(args.generate, config) if args.generate is not None else None
@@ -62,7 +63,7 @@ def main() -> None:
         args.output.mkdir(parents=True, exist_ok=True)
     mode = "pynative" if search and search.few else config.runtime.mode
     setup(replace(config.runtime, distributed=False, mode=mode), config.seed)
-    engine = Engine(*load_model(folder, settings, args.config))
+    engine = Engine(*load_model(folder, settings, args.config, args.ema), args.ema)
     if search:
         search.run(engine, args.top, args.output or results_folder(folder) / "query", args.save_index)
     elif things:

@@ -24,10 +24,11 @@ class Engine:
     Args:
         config: eval says how texts are decoded, candidates re-ranked and images sampled.
         model: the network of the configuration's task, shared with whoever trains it.
+        ema: whether its weights are a checkpoint's averages.
     """
 
-    def __init__(self, config: Config, model: nn.Cell) -> None:
-        self.config, self.model = config, model
+    def __init__(self, config: Config, model: nn.Cell, ema: bool = False) -> None:
+        self.config, self.model, self.ema = config, model, ema
 
     @property
     def is_image_tokenizer(self) -> bool:
