@@ -20,6 +20,7 @@ from src.checkpoints.checkpoint import save_checkpoint
 from src.checkpoints.files import EMA, MODEL, OPTIMIZER, CheckpointError, locate, read_tensors
 from src.config import Config, ConfigError, ObjectivesConfig, OptimizerConfig, TrainConfig, WeightsConfig
 from src.export import export
+from src.inference import features
 from src.inference.load import load_model
 from src.models.build import build_model
 from src.training.average import WeightAverage
@@ -29,6 +30,7 @@ from src.training.step import TrainStep
 from src.training.trainer import Trainer
 from tests.commands import command, make_home
 from tests.oracles import MODES, Arrays, random, run_mode
+from tools import extract_features
 
 SHAPES = {"a.weight": (2, 3), "b.weight": (2, 3), "c.weight": (4, 2), "table": (2, 3), "a.bias": (3,), "b.bias": (3,)}
 
@@ -317,17 +319,36 @@ def test_exported_weights_are_the_averages_and_have_none(run: Callable, home: Pa
     assert code == 2 and "--ema: shipped has no ema.safetensors" in err
 
 
+def test_features_are_those_of_the_averages(run: Callable, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(features, "setup", lambda runtime, _: ms.set_context(mode=MODES[runtime.mode]))
+    (home / "manifest.jsonl").write_text('{"image": "gallery/a.png"}\n')
+    found = []
+    for arguments in (("averaged", "--ema"), ("plain",), ("averaged",)):
+        output = home / f"features-{len(found)}"
+        asked = ("--input", "manifest.jsonl", "--output", str(output), "--only", "image", "runtime.mode=pynative")
+        code, _, err = run(extract_features.main, *asked, "--checkpoint", *arguments)
+        assert code == 0, err
+        (file,) = (output / "regions").rglob("*.npz")
+        found.append(dict(np.load(file)))
+    np.testing.assert_equal(found[0], found[1])
+    assert any(not np.array_equal(array, found[2][name]) for name, array in found[0].items())
+    code, _, err = run(extract_features.main, *asked, "--config", "none.yaml", "--ema")
+    assert code == 2 and err.endswith("--ema goes with --checkpoint\n")
+
+
 @pytest.mark.parametrize(
     ("main", "arguments"),
     [
         (evaluation.main, []),
         (inference.main, ["--input", "gallery"]),
         (exporting.main, ["--output", "nothing"]),
+        (extract_features.main, ["--input", "manifest.jsonl", "--output", "nothing"]),
     ],
 )
 def test_a_checkpoint_without_an_average_says_so(
     run: Callable, home: Path, main: Callable[[], None], arguments: list[str]
 ) -> None:
+    (home / "manifest.jsonl").write_text('{"image": "gallery/a.png"}\n')
     code, _, err = run(main, "--checkpoint", "run", "--ema", *arguments)
     line = "error: --ema: run/checkpoints/step-00000003 has no ema.safetensors, which runs with train.ema_decay write"
     assert code == 2 and err == f"{line}: leave out --ema\n"

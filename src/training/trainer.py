@@ -272,6 +272,7 @@ class Trainer:
     def _save(self, evaluation_due: bool = False) -> None:
         self.state["evaluation_due"] = evaluation_due
         if self.rank == 0:
+            average = self.step.average
             checkpoint.save_checkpoint(
                 self.checkpoints,
                 self.step_number,
@@ -280,7 +281,7 @@ class Trainer:
                 self.step.state(),
                 self.state,
                 self.config.train.keep_checkpoints,
-                self.step.average and self.step.average.arrays(),
+                None if average is None else average.arrays(),
             )
 
 
