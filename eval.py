@@ -2,6 +2,7 @@
 
 python eval.py --checkpoint runs/demo/pretrain                      everything that pre-training is judged by
 python eval.py --checkpoint runs/demo/retrieval eval.rerank.top_k=0 retrieval by embeddings only
+python eval.py --checkpoint runs/mine --ema                         the average of its weights (train.ema_decay)
 python eval.py --checkpoint runs/demo/caption eval.decoding.beam_size=4 eval.decoding.length_penalty=0.6
 """
 
@@ -34,21 +35,23 @@ def parse() -> cli.Arguments:
     parser.add_argument(
         "--output", metavar="DIR", type=cli.user_path, help="where results go (default: in the run folder)"
     )
+    parser.add_ema()
     parser.add_settings()
     return parser.parse_intermixed_args()
 
 
 def main() -> None:
     args = parse()
-    folder = locate(args.checkpoint)
+    folder = locate(args.checkpoint, args.ema)
     # the network is the checkpoint's, with its vocabulary and codes, whichever configuration is used
     config = load_checkpoint_config(folder, args.settings, args.config)
     if args.output:
         args.output.mkdir(parents=True, exist_ok=True)  # before the model is built: mistakes are told at once
     setup(replace(config.runtime, distributed=False), config.seed)
-    config, model = load_model(folder, args.settings, args.config)
-    evaluation = Evaluation(Engine(config, model), registry.get(config.task).evaluators)
-    output = args.output or results_folder(folder) / f"eval-{args.split or config.eval.split}"
+    config, model = load_model(folder, args.settings, args.config, args.ema)
+    evaluation = Evaluation(Engine(config, model, ema=args.ema), registry.get(config.task).evaluators)
+    name = f"eval-{args.split or config.eval.split}{'-ema' if args.ema else ''}"
+    output = args.output or results_folder(folder) / name
     metrics = evaluation.run(args.split, output)
     for line in evaluation.notes(args.split):
         print(f"note: {line}")

@@ -5,7 +5,8 @@ python export.py --checkpoint runs/demo/retrieval --output runs/demo/export --ba
 python export.py --checkpoint runs/demo/pretrain --format WEIGHTS --output shipped
 
 The folder holds a graph a file, export.json (inputs, outputs, differences, checksums, preprocessing), config.yaml and
-vocab.txt. With --format WEIGHTS it holds what evaluation reads, as pretrained/ does.
+vocab.txt. With --format WEIGHTS it holds what evaluation reads, as pretrained/ does. The first line of config.yaml says
+which weights were exported: those of the last step, or with --ema their average.
 """
 
 from dataclasses import replace
@@ -13,7 +14,7 @@ from pathlib import Path
 
 from src import cli
 from src.checkpoints.checkpoint import load_checkpoint_config
-from src.checkpoints.files import REPORT, locate
+from src.checkpoints.files import REPORT, locate, weights_file
 from src.export.export import ExportError, check_request, export_graphs, export_weights
 from src.inference.loading import load_model
 from src.models.opt import count_parameters
@@ -29,13 +30,14 @@ def parse() -> cli.Arguments:
     parser.add_argument("--format", choices=("MINDIR", "AIR", "WEIGHTS"), default="MINDIR", help=formats)
     parser.add_argument("--output", **path, metavar="DIR", default=Path("runs/export"), help="default: runs/export")
     parser.add_argument("--batch-size", type=int, default=0, metavar="N", help="rows of every input; 0: any (default)")
+    parser.add_ema()
     parser.add_settings()
     return parser.parse_intermixed_args()
 
 
 def main() -> None:
     args = parse()
-    folder = locate(args.checkpoint)
+    folder = locate(args.checkpoint, args.ema)
     # the network is the checkpoint's, with its vocabulary and codes, whichever configuration is used
     config = load_checkpoint_config(folder, args.settings, args.config)
     if config.task == "image_tokenizer":
@@ -43,12 +45,13 @@ def main() -> None:
     check_request(config.runtime.device, args.output, args.format, args.batch_size)
     # one process, whatever the model was trained on; a file can be loaded back in graph mode only
     setup(replace(config.runtime, distributed=False, mode="graph"), config.seed)
-    config, model = load_model(folder, args.settings, args.config)
-    print(f"{folder}: {count_parameters(model)['total']:,} parameters")
+    config, model = load_model(folder, args.settings, args.config, args.ema)
+    weights = weights_file(args.ema)
+    print(f"{folder / weights}: {count_parameters(model)['total']:,} parameters")
     if args.format == "WEIGHTS":
-        print(export_weights(config, model, args.output))
+        print(export_weights(config, model, args.output, weights))
         return
-    report = export_graphs(config, model, args.output, args.format, args.batch_size)
+    report = export_graphs(config, model, args.output, args.format, args.batch_size, weights)
     for entry in report["graphs"].values():
         compared = f"differs by at most {entry['max_abs_diff']:.1e}" if "max_abs_diff" in entry else "not compared"
         print(f"{args.output / entry['file']}: {compared}")

@@ -30,6 +30,7 @@ def parse() -> cli.Arguments:
     parser.add_argument("--top", type=int, default=5, metavar="N", help="hits that --query shows (default: 5)")
     parser.add_argument("--with-image", metavar="IMAGE", type=cli.user_path, help="of the audio clips of --input")
     parser.add_argument("--samples", type=int, metavar="N", help="images that --generate makes")
+    parser.add_ema()
     parser.add_settings()
     args = parser.parse_intermixed_args()
     check_request(args, parser.error)
@@ -44,7 +45,7 @@ def main() -> None:
     from src.inference import answers, load
     from src.inference.loading import check_network
 
-    folder, settings = locate(args.checkpoint), list(args.settings)
+    folder, settings = locate(args.checkpoint, args.ema), list(args.settings)
     if args.samples is not None:
         settings.append(f"eval.image_generation.samples={args.samples}")
     # the network is the checkpoint's, with its vocabulary and codes, whichever configuration is used
@@ -53,7 +54,7 @@ def main() -> None:
     # before the model is built, so that mistakes are told at once
     search = None
     if args.gallery is not None or args.index is not None:
-        search = answers.read_search(args.query, args.gallery, args.index, folder, config)
+        search = answers.read_search(args.query, args.gallery, args.index, folder, config, args.ema)
     files = answers.find_input(args.input, config) if args.input is not None else []
     image = answers.read_companion(args.with_image, files, config) if args.with_image is not None else None
     subject = answers.read_subject(args.generate, config) if args.generate is not None else None
@@ -61,7 +62,7 @@ def main() -> None:
         args.output.mkdir(parents=True, exist_ok=True)
     if search and search.few:
         settings.append("runtime.mode=pynative")
-    model = load(folder, settings, args.config)
+    model = load(folder, settings, args.config, ema=args.ema)
     if search:
         search.run(model, args.top, args.output or results_folder(folder) / "query", args.save_index)
     elif args.classify:

@@ -42,6 +42,10 @@ class CommandParser(argparse.ArgumentParser):
         self.add_argument("--config", type=user_path, metavar="FILE", help=f"its {storage} (default: the defaults)")
         self.add_settings()
 
+    def add_ema(self) -> None:
+        """Adds ``--ema``: the checkpoint's averaged weights are used instead of its last ones."""
+        self.add_argument("--ema", action="store_true", help="use the average of its weights (train.ema_decay)")
+
     def add_settings(self) -> None:
         """Adds ``key=value`` words as ``settings``. They may stand anywhere if parse_intermixed_args reads the line."""
         self.add_argument("settings", nargs="*", metavar="key=value", help="settings that win over the configuration")

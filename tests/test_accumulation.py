@@ -23,6 +23,7 @@ from src.config import (
 from src.models.opt import OPT
 from src.objectives.objectives import Objectives
 from src.training.accumulation import part_size
+from src.training.average import WeightAverage
 from src.training.muon import build_optimizer
 from src.training.optimizer import trained_parameters
 from src.training.schedule import learning_rates
@@ -66,7 +67,9 @@ def start() -> Arrays:
     return {name: parameter.asnumpy().copy() for name, parameter in model.parameters_and_names()}
 
 
-def make_step(config: ObjectivesConfig, parts: int, optimizer: str = "adamw", dropout: float = 0.0) -> TrainStep:
+def make_step(
+    config: ObjectivesConfig, parts: int, optimizer: str = "adamw", dropout: float = 0.0, ema_decay: float = 0.0
+) -> TrainStep:
     """From the same weights every time."""
     model = OPT(tiny_model(dropout=dropout), VOCAB)
     for name, parameter in model.parameters_and_names():
@@ -75,7 +78,8 @@ def make_step(config: ObjectivesConfig, parts: int, optimizer: str = "adamw", dr
     part = Objectives(model, config, B // parts) if parts > 1 else None
     settings = OptimizerConfig(name=optimizer, warmup_steps=0, eps=1e-3)
     update = build_optimizer(trained_parameters(model, whole), settings, learning_rates(settings, 10))
-    return TrainStep(whole, update, 1.0, mask_seed=(1, 0), part=part)
+    average = WeightAverage(update, ema_decay) if ema_decay else None
+    return TrainStep(whole, update, 1.0, mask_seed=(1, 0), part=part, average=average)
 
 
 def uneven_batch() -> Arrays:
@@ -126,7 +130,8 @@ def test_muon_and_the_loss_scale_take_parts_alike() -> None:
 
 
 def test_a_bad_part_spoils_its_step_and_no_other() -> None:
-    step, batch = make_step(objectives_of("contrastive"), 2), uneven_batch()
+    """The average of the weights passes over it too, although its weights are not finite."""
+    step, batch = make_step(objectives_of("contrastive"), 2, ema_decay=0.9), uneven_batch()
     step.max_bad_steps = 2
     before = [p.asnumpy().copy() for p in step.optimizer.parameters_]
     text = step.gradients.objectives.model.text_head.project.weight
@@ -136,7 +141,14 @@ def test_a_bad_part_spoils_its_step_and_no_other() -> None:
     text.set_data(Tensor(good))
     for expected, parameter in zip(before, step.optimizer.parameters_, strict=True):
         np.testing.assert_array_equal(parameter.asnumpy(), expected)
+    for expected, average in zip(before, step.average.arrays().values(), strict=True):
+        np.testing.assert_array_equal(average, expected)
     assert not take(step, batch).skipped
+    averages = step.average.arrays().items()
+    for expected, parameter, (name, average) in zip(before, step.optimizer.parameters_, averages, strict=True):
+        first = 2 / 11 * expected + 9 / 11 * parameter.asnumpy()
+        np.testing.assert_allclose(average, first, rtol=1e-5, atol=1e-7, err_msg=name)
+        assert not np.array_equal(parameter.asnumpy(), expected)
 
 
 def test_dropout_is_the_same_when_a_part_is_encoded_again() -> None:

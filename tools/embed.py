@@ -26,6 +26,7 @@ def main() -> None:
     parser.add_argument("--media", **path, metavar="DIR", help="folder that a manifest's paths start from")
     parser.add_argument("--output", required=True, **path, metavar="FILE", help=".npy or .parquet")
     parser.add_argument("--only", choices=MODALITIES, help="texts, images or audio clips (default: all)")
+    parser.add_ema()
     parser.add_settings()
     args = parser.parse_intermixed_args()
     # not before: they import MindSpore, for which --help need not wait
@@ -34,8 +35,8 @@ def main() -> None:
 
     vectors.check_output(args.output, args.input)
     vectors.read_entries(args.input)  # for its errors, before the model is loaded
-    model = load(args.checkpoint, args.settings, args.config)
-    folder = locate(args.checkpoint)
+    model = load(args.checkpoint, args.settings, args.config, ema=args.ema)
+    folder = locate(args.checkpoint, args.ema)
     vectors.embed_input(model, folder, args.input, args.output, media=args.media, only=args.only)
 
 

@@ -26,9 +26,14 @@ def main() -> None:
     encoders.add_argument("--checkpoint", **path, metavar="DIR", help="run or checkpoint folder of the encoders")
     encoders.add_argument("--config", **path, metavar="FILE", help="configuration with init_from of ViT, wav2vec 2.0")
     parser.add_argument("--only", choices=KINDS, help="images or audio clips (default: what the encoders read)")
+    parser.add_ema()
     parser.add_settings()
     args = parser.parse_intermixed_args()
-    extract_features(args.input, args.output, args.checkpoint, args.config, args.media, args.only, args.settings)
+    if args.ema and not args.checkpoint:
+        parser.error("--ema goes with --checkpoint")
+    extract_features(
+        args.input, args.output, args.checkpoint, args.config, args.media, args.only, args.settings, args.ema
+    )
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@
         config.yaml           the resolved configuration
         vocab.txt             the vocabulary it was trained with
         model.safetensors     weights by name
+        ema.safetensors       the same, with the moving average of what is trained (only with train.ema_decay)
         tokenizer/            the image tokenizer whose codes it was trained with, if it has one
         optimizer.safetensors moments, step, loss scale (left out where only the model is shipped)
         state.json            step and best metric
@@ -28,6 +29,7 @@ from safetensors.numpy import save_file
 
 from src.checkpoints.files import (
     CONFIG,
+    EMA,
     MODEL,
     OPTIMIZER,
     RERANKING,
@@ -41,6 +43,7 @@ from src.checkpoints.files import (
     read_tensors,
     set_parameters,
     tensor_names,
+    weights_file,
 )
 from src.checkpoints.renames import rename
 from src.config import Config, load_config, to_yaml
@@ -100,9 +103,13 @@ def _network_settings(config: Config) -> list[str]:
     return settings
 
 
-def load_weights(cell: nn.Cell, folder: Path) -> None:
-    """Sets every parameter of a network from a checkpoint folder; none may be missing, unknown or of another shape."""
-    path = folder / MODEL
+def load_weights(cell: nn.Cell, folder: Path, ema: bool = False) -> None:
+    """Sets every parameter of a network from a checkpoint folder; none may be missing, unknown or of another shape.
+
+    Args:
+        ema: from the average of its weights.
+    """
+    path = folder / weights_file(ema)
     set_parameters(dict(cell.parameters_and_names()), read_tensors(path), path)
 
 
@@ -150,11 +157,13 @@ def save_checkpoint(
     optimizer_state: Mapping[str, Parameter] | None = None,
     state: Mapping[str, Any] | None = None,
     keep: int = 0,
+    average: Mapping[str, np.ndarray] | None = None,
 ) -> Path:
     """Writes ``step-…`` under ``checkpoints`` whole or not at all, points ``latest`` at it, removes older ones.
 
     Args:
         keep: how many checkpoints stay, beside the best; 0: all.
+        average: moving averages of trained weights by name, to be written beside the weights.
 
     Returns:
         The new folder.
@@ -170,7 +179,9 @@ def save_checkpoint(
         write_model(beside, config, model)
         _copy_image_tokenizer(config.data.codes, beside / TOKENIZER)
         if optimizer_state is not None:
-            _save_arrays(beside / OPTIMIZER, optimizer_state)
+            _save_arrays(beside / OPTIMIZER, _arrays(optimizer_state))
+        if average is not None:
+            _save_arrays(beside / EMA, _arrays(dict(model.parameters_and_names())) | dict(average))
         _write_state(beside, {"step": step, **(state or {})})
         if place.exists():
             shutil.rmtree(place)
@@ -207,7 +218,7 @@ def write_model(folder: Path, config: Config, model: nn.Cell, half: bool = False
     """Configuration, vocabulary and weights (with ``half`` as float16): what evaluation and export need."""
     write_text(folder / CONFIG, to_yaml(config))
     _copy(Path(config.model.text.vocab), folder / VOCAB)
-    _save_arrays(folder / MODEL, dict(model.parameters_and_names()), half)
+    _save_arrays(folder / MODEL, _arrays(dict(model.parameters_and_names())), half)
 
 
 def _copy_image_tokenizer(source: str, place: Path) -> None:
@@ -228,12 +239,15 @@ def _copy(source: Path, place: Path) -> None:
     _sync(place)
 
 
-def _save_arrays(path: Path, parameters: Mapping[str, Parameter], half: bool = False) -> None:
+def _arrays(parameters: Mapping[str, Parameter]) -> dict[str, np.ndarray]:
+    # a copy: asnumpy shares memory with the device tensor on a CPU
+    return {name: np.array(parameter.asnumpy()) for name, parameter in parameters.items()}
+
+
+def _save_arrays(path: Path, arrays: dict[str, np.ndarray], half: bool = False) -> None:
+    if half:
+        arrays = {name: x.astype(np.float16) if x.dtype == np.float32 else x for name, x in arrays.items()}
     try:
-        # a copy: asnumpy shares memory with the device tensor on a CPU
-        arrays = {name: np.array(parameter.asnumpy()) for name, parameter in parameters.items()}
-        if half:
-            arrays = {name: x.astype(np.float16) if x.dtype == np.float32 else x for name, x in arrays.items()}
         save_file(arrays, path)
     except SafetensorError as error:
         raise OSError(str(error)) from None

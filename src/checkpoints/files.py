@@ -12,10 +12,11 @@ from src.config.paths import path_setting
 from src.errors import UserError
 from src.files import ROOT, is_lfs_pointer
 
-CONFIG, VOCAB, MODEL, OPTIMIZER, STATE, RERANKING, OUTLIERS, TOKENIZER = (
+CONFIG, VOCAB, MODEL, EMA, OPTIMIZER, STATE, RERANKING, OUTLIERS, TOKENIZER = (
     "config.yaml",
     "vocab.txt",
     "model.safetensors",
+    "ema.safetensors",
     "optimizer.safetensors",
     "state.json",
     "reranking.yaml",
@@ -30,15 +31,29 @@ class CheckpointError(UserError):
     """A checkpoint that cannot be used; its message is one line that names the file or tensor."""
 
 
-def locate(path: str | Path) -> Path:
+def weights_file(ema: bool) -> str:
+    """The file of a checkpoint folder that holds its weights, or with ``ema`` their moving average."""
+    return EMA if ema else MODEL
+
+
+def locate(path: str | Path, ema: bool = False) -> Path:
     """The checkpoint folder that ``path`` means: itself, or the latest of a run folder.
 
     ``opt_demo`` and ``pretrained/opt_demo`` mean the repository's own where the current folder has no such folder.
 
+    Args:
+        ema: it must hold the average of its weights.
+
     Raises:
-        CheckpointError: there is none.
+        CheckpointError: there is none, or none with an average.
     """
-    path = Path(path)
+    folder = _locate(Path(path))
+    if ema and not (folder / EMA).is_file():
+        raise CheckpointError(f"--ema: {folder} has no {EMA}, which runs with train.ema_decay write: leave out --ema")
+    return folder
+
+
+def _locate(path: Path) -> Path:
     if (path / MODEL).is_file():
         return path
     latest = pointed(path / "checkpoints" / "latest")
@@ -95,6 +110,13 @@ def unreadable(path: Path, error: Exception) -> str:
 
 def set_parameters(parameters: Mapping[str, Parameter], arrays: Mapping[str, np.ndarray], path: Path) -> None:
     """Copies arrays into the parameters of the same names, or raises a CheckpointError and changes nothing."""
+    require_fit(parameters, arrays, path)
+    for name, parameter in parameters.items():
+        parameter.set_data(Tensor(arrays[name], parameter.dtype))
+
+
+def require_fit(parameters: Mapping[str, Parameter], arrays: Mapping[str, np.ndarray], path: Path) -> None:
+    """Raises a CheckpointError if arrays are not those of the parameters, by name and shape."""
     for name in parameters.keys() ^ arrays.keys():
         problem = "is not in" if name in parameters else "is not in the model but in"
         raise CheckpointError(f"tensor {name} {problem} {path}: another model wrote it")
@@ -103,8 +125,6 @@ def set_parameters(parameters: Mapping[str, Parameter], arrays: Mapping[str, np.
             raise CheckpointError(
                 f"tensor {name} of {path} is {list(arrays[name].shape)}, the model's is {list(parameter.shape)}"
             )
-    for name, parameter in parameters.items():
-        parameter.set_data(Tensor(arrays[name], parameter.dtype))
 
 
 def results_folder(checkpoint: Path) -> Path:

@@ -57,6 +57,7 @@ class TrainConfig:
     eval_every: int = 0  # 0: only at the end
     keep_checkpoints: int = 2
     accumulate: int = 1  # a step takes its batch in so many parts, with the losses and gradients of the whole
+    ema_decay: float = 0.0  # of a moving average of the weights, kept beside them for --ema, such as 0.999; 0: none
     max_bad_steps: int = 1  # the run stops at so many steps in a row whose losses or gradients are not finite
 
     def __post_init__(self) -> None:
@@ -64,3 +65,4 @@ class TrainConfig:
             require(getattr(self, name) > 0, name, "must be positive")
         require(bool(self.output), "output", "must name a folder")
         require(self.eval_every >= 0, "eval_every", "must not be negative")
+        require(0 <= self.ema_decay < 1, "ema_decay", "must be in [0, 1)")

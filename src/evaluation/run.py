@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from src.checkpoints.files import weights_file
 from src.config import ConfigError, EvalConfig
 from src.data.coverage import NOTED
 from src.data.errors import DataError
@@ -45,7 +46,7 @@ class Evaluation:
                 weighed and images sampled is the engine's.
 
         Returns:
-            task, split, what each evaluator found, seconds, parameters and versions.
+            task, split, the file that the weights are of, what each evaluator found, seconds, parameters and versions.
 
         Raises:
             ConfigError: the settings leave nothing to measure.
@@ -97,7 +98,8 @@ class Evaluation:
     def _run(
         self, needs: Mapping[Evaluator, Needs], name: str, settings: EvalConfig, output: Path | None
     ) -> dict[str, Any]:
-        metrics: dict[str, Any] = {"task": self.config.task, "split": name}
+        weights = weights_file(self.engine.ema)
+        metrics: dict[str, Any] = {"task": self.config.task, "split": name, "weights": weights}
         seconds: dict[str, float] = {}
         split = Split(name, settings)
         if self._reads_split:

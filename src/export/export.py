@@ -12,7 +12,7 @@ import numpy as np
 from mindspore import Tensor, nn
 
 from src.checkpoints.checkpoint import write_model
-from src.checkpoints.files import CONFIG, MODEL, REPORT, STATE, TOKENIZER, VOCAB
+from src.checkpoints.files import CONFIG, EMA, MODEL, REPORT, STATE, TOKENIZER, VOCAB
 from src.config import AudioEncoderConfig, Config, ImageEncoderConfig, ModelConfig, to_yaml
 from src.data.audio import DECADES
 from src.data.image import BAR
@@ -52,13 +52,16 @@ def check_request(device: str, output: Path, file_format: str, batch_size: int) 
         raise ExportError(f"--output {output} holds something else than an export: name another folder")
 
 
-def export_graphs(config: Config, model: OPT, output: Path, file_format: str, batch_size: int) -> dict[str, Any]:
+def export_graphs(
+    config: Config, model: OPT, output: Path, file_format: str, batch_size: int, weights: str = MODEL
+) -> dict[str, Any]:
     """Writes and checks every graph; the folder appears whole or not at all.
 
     Args:
         output: folder for the graphs, ``export.json``, ``config.yaml`` and ``vocab.txt``; replaces an earlier export.
         file_format: ``MINDIR``, or ``AIR`` on Ascend, which cannot be loaded back and is therefore not compared.
         batch_size: rows of every input; 0: any number.
+        weights: name of the file that the weights are of, to be told in ``export.json`` and ``config.yaml``.
 
     Returns:
         The content of ``export.json``.
@@ -72,7 +75,7 @@ def export_graphs(config: Config, model: OPT, output: Path, file_format: str, ba
     shutil.rmtree(beside, ignore_errors=True)
     try:
         beside.mkdir(parents=True)
-        report = _write_all(config, model, beside, file_format, batch_size)
+        report = _write_all(config, model, beside, file_format, batch_size, weights)
         replace_folder(beside, output)
     except OSError as error:
         raise ExportError(f"cannot write {output}: {error.strerror or error}") from None
@@ -81,10 +84,13 @@ def export_graphs(config: Config, model: OPT, output: Path, file_format: str, ba
     return report
 
 
-def export_weights(config: Config, model: OPT, output: Path) -> Path:
+def export_weights(config: Config, model: OPT, output: Path, weights: str = MODEL) -> Path:
     """Writes what evaluation reads, the weights in half precision; other files in the folder stay.
 
     The image tokenizer that data.codes names goes along, if the model generates its codes.
+
+    Args:
+        weights: name of the file that the weights are of, to be told in ``config.yaml``.
 
     Returns:
         The folder.
@@ -102,9 +108,9 @@ def export_weights(config: Config, model: OPT, output: Path) -> Path:
         beside.mkdir(parents=True)
         if drawn_by is not None:
             (beside / TOKENIZER).mkdir()
-            _write_weights(beside / TOKENIZER, *drawn_by)
+            _write_weights(beside / TOKENIZER, *drawn_by, MODEL)
             config = replace(config, data=replace(config.data, codes=TOKENIZER))
-        _write_weights(beside, config, model)
+        _write_weights(beside, config, model, weights)
         output.mkdir(exist_ok=True)
         for path in beside.iterdir():
             put = replace_folder if path.is_dir() else Path.replace
@@ -116,12 +122,14 @@ def export_weights(config: Config, model: OPT, output: Path) -> Path:
     return output
 
 
-def _write_weights(folder: Path, config: Config, model: nn.Cell) -> None:
+def _write_weights(folder: Path, config: Config, model: nn.Cell, weights: str) -> None:
     write_model(folder, config, model, half=True)
-    _write_config(folder, config)
+    _write_config(folder, config, weights)
 
 
-def _write_all(config: Config, model: OPT, folder: Path, file_format: str, batch_size: int) -> dict[str, Any]:
+def _write_all(
+    config: Config, model: OPT, folder: Path, file_format: str, batch_size: int, weights: str
+) -> dict[str, Any]:
     tokenizer, tolerance = Tokenizer(config.model.text.vocab), TOLERANCES[config.runtime.precision]
     rows = batch_size or ANY
     limits = {"text_ids": (0, tokenizer.size), "audio_frames": (1, config.model.audio.length + 1)}
@@ -136,6 +144,7 @@ def _write_all(config: Config, model: OPT, folder: Path, file_format: str, batch
     compared = [entry["max_abs_diff"] for entry in entries.values() if "max_abs_diff" in entry]
     report = {
         "format": file_format,
+        "weights": weights,
         "batch_size": rows,
         "max_abs_diff": max(compared, default=None),
         "graphs": entries,
@@ -143,15 +152,16 @@ def _write_all(config: Config, model: OPT, folder: Path, file_format: str, batch
         "mindspore": ms.__version__,
     }
     shutil.copyfile(config.model.text.vocab, folder / VOCAB)
-    _write_config(folder, config)
+    _write_config(folder, config, weights)
     write_json(folder / REPORT, report)
     return report
 
 
-def _write_config(folder: Path, config: Config) -> None:
-    """The configuration, with the vocabulary that lies beside it."""
+def _write_config(folder: Path, config: Config, weights: str) -> None:
+    """The configuration, with the vocabulary that lies beside it; a comment says which weights were exported."""
     own_vocab = replace(config, model=replace(config.model, text=replace(config.model.text, vocab=VOCAB)))
-    (folder / CONFIG).write_text(to_yaml(own_vocab), encoding="utf-8")
+    kind = "moving averages" if weights == EMA else "as trained"
+    (folder / CONFIG).write_text(f"# exported from {weights}: {kind}\n{to_yaml(own_vocab)}", encoding="utf-8")
 
 
 def _write_graph(graph: Graph, folder: Path, name: str, file_format: str, rows: int | str) -> dict[str, Any]:

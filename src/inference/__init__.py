@@ -26,6 +26,7 @@ def load(
     settings: Sequence[str] = (),
     config_file: str | Path | None = None,
     batch_size: int = BATCH_SIZE,
+    ema: bool = False,
 ) -> "Model":
     """A trained model, ready to answer.
 
@@ -40,6 +41,7 @@ def load(
         config_file: configuration in place of the checkpoint's own; the network stays the one that was trained.
         batch_size: items that a graph reads at once, filled up if there are fewer, so that an answer does not depend
             on how many items are asked about together. With 1 a single item costs least and many cost more.
+        ema: take the average of its weights (train.ema_decay).
 
     Raises:
         CheckpointError: there is no such checkpoint, or it is damaged, or holds exported graphs.
@@ -48,4 +50,4 @@ def load(
     """
     from src.inference.library import open_model
 
-    return open_model(path, settings, config_file, batch_size)
+    return open_model(path, settings, config_file, batch_size, ema)

@@ -51,14 +51,19 @@ class Search:
             rank_gallery(model, self.query, found, top, output)
 
 
-def read_search(query: str | None, folder: Path | None, index: Path | None, checkpoint: Path, config: Config) -> Search:
+def read_search(
+    query: str | None, folder: Path | None, index: Path | None, checkpoint: Path, config: Config, ema: bool = False
+) -> Search:
     """Reads the query and looks at the gallery or its index.
+
+    Args:
+        ema: the checkpoint's averaged weights will answer.
 
     Raises:
         DataError: a file or folder is missing, empty or unreadable, or the index is another checkpoint's.
     """
     asked = media.read_query(query, config.model) if query is not None else None
-    fingerprint = gallery.fingerprint_of(checkpoint, config.model)
+    fingerprint = gallery.fingerprint_of(checkpoint, config.model, ema)
     return Search(asked, gallery.plan(folder, index, fingerprint), fingerprint)
 
 

@@ -27,10 +27,13 @@ class Engine:
         model: the network of the configuration's task, shared with whoever trains it.
         outliers: tells inputs that are far from all that the model was trained on; None: nothing was measured.
         rows: as :class:`src.inference.encode.Encoder` has it.
+        ema: whether its weights are a checkpoint's averages.
     """
 
-    def __init__(self, config: Config, model: nn.Cell, outliers: Outliers | None = None, rows: int = 0) -> None:
-        self.config, self.model, self.outliers, self.rows = config, model, outliers, rows
+    def __init__(
+        self, config: Config, model: nn.Cell, outliers: Outliers | None = None, rows: int = 0, ema: bool = False
+    ) -> None:
+        self.config, self.model, self.outliers, self.rows, self.ema = config, model, outliers, rows, ema
 
     @property
     def is_image_tokenizer(self) -> bool:

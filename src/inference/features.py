@@ -115,6 +115,7 @@ def extract_features(
     media: Path | None = None,
     only: str | None = None,
     settings: Sequence[str] = (),
+    ema: bool = False,
 ) -> None:
     """Writes the features of a manifest's media and a manifest that names them; prints how a model reads them.
 
@@ -126,16 +127,17 @@ def extract_features(
         media: folder that the manifest's paths start from; None: the manifest's own.
         only: of KINDS; None: what the encoders read.
         settings: ``key=value`` settings that win over the configuration.
+        ema: use the average of the checkpoint's weights.
     """
     media = media or manifest.parent
     entries = read_manifest(manifest)
     if not media.is_dir():
         raise DataError(f"--media {media}: no such folder")
-    folder = None if config_file else locate(checkpoint)
+    folder = None if config_file else locate(checkpoint, ema)
     config = load_config(config_file, settings) if config_file else load_checkpoint_config(folder, settings)
     kinds = usable(config.model, only)
     setup(replace(config.runtime, distributed=False), config.seed)
-    model = initialised(config, kinds) if config_file else load_model(folder, settings)[1]
+    model = initialised(config, kinds) if config_file else load_model(folder, settings, ema=ema)[1]
     model.set_train(False)
     claim(output, model, config.model, kinds)
     names, failed = {}, 0

@@ -20,7 +20,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from src.checkpoints.files import MODEL, VOCAB
+from src.checkpoints.files import VOCAB, weights_file
 from src.config import ModelConfig
 from src.data.decoding import parse_json
 from src.data.errors import DataError
@@ -85,13 +85,17 @@ class Plan:
         return int((self.known < 0).sum())
 
 
-def fingerprint_of(checkpoint: Path, model: ModelConfig) -> str:
-    """What tells a model from all others: the sha256 of its weights, its vocabulary and its settings."""
+def fingerprint_of(checkpoint: Path, model: ModelConfig, ema: bool = False) -> str:
+    """What tells a model from all others: the sha256 of its weights, its vocabulary and its settings.
+
+    Args:
+        ema: its weights are the averaged ones.
+    """
     settings = asdict(model)
     settings["text"].pop("vocab")  # a path
     if model.image.resize == "crop":  # as in indexes that were made before there was a choice
         settings["image"].pop("resize")
-    whole = json.dumps(settings, sort_keys=True) + digest(checkpoint / MODEL) + digest(checkpoint / VOCAB)
+    whole = json.dumps(settings, sort_keys=True) + digest(checkpoint / weights_file(ema)) + digest(checkpoint / VOCAB)
     return hashlib.sha256(whole.encode()).hexdigest()
 
 

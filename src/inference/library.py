@@ -441,22 +441,24 @@ class Model:
         return reranker.scores(Proposal(items, pairs if modality < kind else pairs[:, ::-1], cosines))
 
 
-def open_model(path: str | Path, settings: Sequence[str], config_file: str | Path | None, batch_size: int) -> Model:
+def open_model(
+    path: str | Path, settings: Sequence[str], config_file: str | Path | None, batch_size: int, ema: bool
+) -> Model:
     """As :func:`src.inference.load`."""
     if batch_size < 1:
         raise ConfigError(f"batch_size={batch_size} must be positive")
-    folder = locate(path)
+    folder = locate(path, ema)
     config = load_checkpoint_config(folder, settings, config_file)
     check_network(config)
-    usual = outliers.load(folder)
+    usual = None if ema else outliers.load(folder)  # it was measured for the plain weights
     setup(replace(config.runtime, distributed=False), None)  # nothing is sampled but from seeds of its own
     drawn = np.random.get_state()  # the caller's; MindSpore's initial weights are drawn from the same generator
     try:
-        config, network = load_model(folder, settings, config_file)
+        config, network = load_model(folder, settings, config_file, ema)
     finally:
         np.random.set_state(drawn)
     network.set_train(False)
-    return Model(Engine(config, network, usual, batch_size), str(path), batch_size)
+    return Model(Engine(config, network, usual, batch_size, ema), str(path), batch_size)
 
 
 def unit_rows(vectors: np.ndarray) -> np.ndarray:

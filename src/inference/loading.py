@@ -12,7 +12,7 @@ from src.models.build import build_model
 
 
 def load_model(
-    path: str | Path, overrides: Sequence[str] = (), config_file: str | Path | None = None
+    path: str | Path, overrides: Sequence[str] = (), config_file: str | Path | None = None, ema: bool = False
 ) -> tuple[Config, nn.Cell]:
     """Builds the network of a checkpoint and loads its weights.
 
@@ -20,6 +20,7 @@ def load_model(
         path: run folder, checkpoint folder, or a folder like ``pretrained/opt_demo``.
         overrides: ``key=value`` changes of the configuration.
         config_file: as in :func:`src.checkpoints.checkpoint.load_checkpoint_config`.
+        ema: load the average of its weights.
 
     Returns:
         The configuration, and the network of its task.
@@ -27,10 +28,10 @@ def load_model(
     Raises:
         CheckpointError, ConfigError.
     """
-    folder = locate(path)
+    folder = locate(path, ema)
     config = load_checkpoint_config(folder, overrides, config_file)
     model = build_model(config)
-    load_weights(model, folder)
+    load_weights(model, folder, ema)
     return config, model
 
 

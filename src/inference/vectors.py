@@ -115,7 +115,12 @@ def embed_input(model: Model, checkpoint: Path, source: Path, output: Path, **ch
         DataError: nothing can be read, or the beginning of another work stands where this one's goes.
     """
     config = model.config
-    plan = fingerprint_of(checkpoint, config.model), config.runtime.precision, _identity(source), sorted(choice.items())
+    plan = (
+        fingerprint_of(checkpoint, config.model, model.engine.ema),
+        config.runtime.precision,
+        _identity(source),
+        sorted(choice.items()),
+    )
     work = _Work(output, hashlib.sha256(repr(plan).encode()).hexdigest(), model.dim)
     state = work.state
     if state.items:

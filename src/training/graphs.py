@@ -77,6 +77,7 @@ class Update(nn.Cell):
         loss_scale: start of the dynamic loss scale, or None without one.
         mean: :class:`src.training.ranks.MeanOverRanks`, or None on one device.
         after_update: moves what has statistics instead of gradients, or None.
+        average: :class:`src.training.average.WeightAverage`, or None without one.
 
     Inputs:
         losses, packed gradients and statistics, as :class:`Gradients` gives them.
@@ -95,9 +96,11 @@ class Update(nn.Cell):
         loss_scale: float | None = None,
         mean: nn.Cell | None = None,
         after_update: nn.Cell | None = None,
+        average: nn.Cell | None = None,
     ) -> None:
         super().__init__(auto_prefix=False)
         self.optimizer, self.clip_norm, self.mean, self.after_update = optimizer, clip_norm, mean, after_update
+        self.average = average
         self.scales = loss_scale is not None
         self.first_scale = loss_scale or 1.0
         self.loss_scale = _number("loss_scale", self.first_scale)
@@ -121,6 +124,8 @@ class Update(nn.Cell):
         rate = self.optimizer(ops.where(good, factor, ops.zeros_like(factor)), good, gradients)
         if self.after_update is not None:
             self.after_update(good, statistics)
+        if self.average is not None:
+            self.average(good)
         halves = ops.logical_and(finite, scale > 1.0) if self.scales else ops.logical_and(finite, scale < 0.0)
         bad = ops.logical_not(ops.logical_or(good, halves))
         guard = self.guard(losses, bad)

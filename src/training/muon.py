@@ -71,6 +71,11 @@ class Muon(nn.Cell):
         self.map = ops.HyperMap()
         self.orthogonalise = Orthogonalise()
 
+    @property
+    def step(self) -> Parameter:
+        """() int32, the updates so far."""
+        return self.adam.step
+
     def state(self) -> dict[str, Parameter]:
         """What a checkpoint must keep, by name."""
         return self.adam.state() | {p.name: p for p in self.momenta}

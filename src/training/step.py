@@ -14,6 +14,7 @@ from src.errors import UserError
 from src.models.dropout import dropouts, set_key
 from src.objectives.objectives import Objectives
 from src.training.accumulation import AccumulatedStep
+from src.training.average import WeightAverage
 from src.training.graphs import Gradients, Step, Update
 from src.training.optimizer import AdamW
 
@@ -68,6 +69,7 @@ class TrainStep:
         max_bad_steps: how many in a row are too many.
         mask_seed: what dropout's masks follow from beside the number of the step: the run's seed and the rank.
         part: the same objectives of a part of the batch, to take the batch in parts.
+        average: of the weights, or None without one.
 
     ``number``: steps taken; a run that goes on sets it.
     """
@@ -82,6 +84,7 @@ class TrainStep:
         max_bad_steps: int = 1,
         mask_seed: tuple[int, ...] = (),
         part: Objectives | None = None,
+        average: WeightAverage | None = None,
     ) -> None:
         self.fields, self.max_bad_steps = objectives.fields, max_bad_steps
         self.metrics: tuple[str, ...] = getattr(objectives, "metrics", ())
@@ -89,7 +92,8 @@ class TrainStep:
         self.before_step = getattr(objectives, "before_step", None)
         self.optimizer, self.gradients = optimizer, Gradients(objectives, optimizer)
         after_update = getattr(objectives, "after_update", None)
-        self.update = Update(optimizer, clip_norm, len(self.names), loss_scale, mean, after_update)
+        self.average = average
+        self.update = Update(optimizer, clip_norm, len(self.names), loss_scale, mean, after_update, average)
         self.mask_seed, self.drops, self.number = mask_seed, bool(dropouts(objectives)), 0
         self.report: Tensor | None = None
         self.graph, self.accumulated = Step(self.gradients, self.update), None

@@ -24,6 +24,7 @@ from src.objectives.peers import ALONE, Peers
 from src.report.tables import table
 from src.tasks import registry
 from src.training.accumulation import part_size
+from src.training.average import WeightAverage
 from src.training.continuation import check_resume, start_from
 from src.training.layer_rates import unfrozen
 from src.training.log import RunLog
@@ -112,6 +113,7 @@ class Trainer:
             config.train.max_bad_steps,
             (config.seed, self.rank),
             part,
+            WeightAverage(optimizer, config.train.ema_decay) if config.train.ema_decay else None,
         )
 
     def _build_evaluation(self) -> Evaluation | None:
@@ -156,8 +158,26 @@ class Trainer:
         checkpoint.load_weights(self.model, folder)
         path = folder / files.OPTIMIZER
         files.set_parameters(self.step.state(), files.read_tensors(path), path)
-        if checkpoint.load_checkpoint_config(folder).runtime.precision != self.config.runtime.precision:
+        stored = checkpoint.load_checkpoint_config(folder)
+        if stored.runtime.precision != self.config.runtime.precision:
             self.step.reset_scale()
+        self._resume_average(folder, stored.train.ema_decay)
+
+    def _resume_average(self, folder: Path, decay: float) -> None:
+        """Args: decay: with which the checkpoint was trained; 0: it has no average."""
+        average, path = self.step.average, folder / files.EMA
+        if average is None:
+            if decay:
+                self._say(f"train.ema_decay=0: the average of the weights in {path} is not continued")
+            return
+        if decay:
+            arrays = files.read_tensors(path)
+            files.require_fit(dict(self.model.parameters_and_names()), arrays, path)
+            average.set(arrays)
+            return
+        average.begin()
+        decay = self.config.train.ema_decay
+        self._say(f"train.ema_decay={decay}: the average of the weights begins at those of {folder}")
 
     def run(self) -> None:
         """Trains to the last step, evaluating and saving on the way.
@@ -257,6 +277,7 @@ class Trainer:
     def _save(self, evaluation_due: bool = False) -> None:
         self.state["evaluation_due"] = evaluation_due
         if self.rank == 0:
+            average = self.step.average
             checkpoint.save_checkpoint(
                 self.checkpoints,
                 self.step_number,
@@ -265,6 +286,7 @@ class Trainer:
                 self.step.state(),
                 self.state,
                 self.config.train.keep_checkpoints,
+                None if average is None else average.arrays(),
             )
 
 
