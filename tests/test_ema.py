@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from conftest import kill_after, tiny_dataset
 from mindspore import Parameter, Tensor, nn
-from src.inference.load import load_model
 from test_training import MODEL_CONFIG
 
 import eval as evaluation
@@ -21,7 +20,8 @@ from src.checkpoints.checkpoint import save_checkpoint
 from src.checkpoints.files import EMA, MODEL, OPTIMIZER, CheckpointError, locate, read_tensors
 from src.config import Config, ConfigError, ObjectivesConfig, OptimizerConfig, TrainConfig, WeightsConfig
 from src.export import export
-from src.inference import features
+from src.inference import features, library
+from src.inference.loading import load_model
 from src.models.build import build_model
 from src.training.average import WeightAverage
 from src.training.muon import build_optimizer
@@ -253,7 +253,7 @@ def arrays_of(model: nn.Cell) -> Arrays:
 @pytest.fixture
 def run(home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Iterator[Callable]:
     """Calls one of the commands."""
-    for module in (evaluation, exporting, inference):  # MindSpore refuses a device once it has run something
+    for module in (evaluation, exporting, library):  # MindSpore refuses a device once it has run something
         monkeypatch.setattr(module, "setup", lambda runtime, _: ms.set_context(mode=MODES[runtime.mode]))
 
     def call(main: Callable[[], None], *arguments: str) -> tuple[int, str, str]:
