@@ -23,8 +23,22 @@ transpose = ops.Transpose()
 TOKEN_STD = 0.1
 POSITION_STD = 0.3
 MEMORY_POSITION_STD = 1.0  # added to what a layer norm has normalised
+TABLE_WIDTH = 128  # at which tables of tokens and their positions have the scales above
 EPSILON = 1e-5  # of a layer norm
 MASKED = -1e4  # added to the logits of masked positions; representable in fp16
+
+
+def tied_std(std: float, width: int) -> float:
+    """Starting scale of a table of tokens whose rows are the outputs too, and of the positions added to its rows.
+
+    Outputs are products with layer-normalised vectors, whose length is √D. With rows of standard deviation ∝ 1/√D the
+    logits have a spread of about 1 at every width, and first losses are about half a nat above ln V.
+
+    Args:
+        std: at :data:`TABLE_WIDTH`.
+        width: D.
+    """
+    return std * (TABLE_WIDTH / width) ** 0.5
 
 
 class Linear(nn.Cell):
