@@ -19,11 +19,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
 from mindspore import Parameter, nn
-from safetensors import SafetensorError
-from safetensors.numpy import save_file
 
 from src.checkpoints.files import (
     CONFIG,
@@ -34,12 +31,14 @@ from src.checkpoints.files import (
     TOKENIZER,
     VOCAB,
     CheckpointError,
+    Tensors,
     locate,
     own_files,
     pointed,
     read_tensors,
     set_parameters,
     tensor_names,
+    write_tensors,
 )
 from src.checkpoints.renames import rename
 from src.config import Config, load_config, to_yaml
@@ -120,10 +119,8 @@ def load_parts(cell: nn.Cell, folder: Path) -> tuple[list[str], list[str]]:
     shared = ours & theirs
     if not shared:
         raise CheckpointError(f"{path} has no part of this model: another task wrote it")
-    ours_shared, theirs_shared = (
-        {name: value for name, value in tensors.items() if name.partition(".")[0] in shared}
-        for tensors in (parameters, arrays)
-    )
+    ours_shared = {name: value for name, value in parameters.items() if name.partition(".")[0] in shared}
+    theirs_shared = Tensors(path, [name for name in arrays if name.partition(".")[0] in shared])
     set_parameters(ours_shared, theirs_shared, path)
     return sorted(ours - shared), sorted(theirs - shared)
 
@@ -161,7 +158,7 @@ def save_checkpoint(
         write_model(beside, config, model)
         _copy_image_tokenizer(config.data.codes, beside / TOKENIZER)
         if optimizer_state is not None:
-            _save_arrays(beside / OPTIMIZER, optimizer_state)
+            write_tensors(beside / OPTIMIZER, optimizer_state)
         _write_state(beside, {"step": step, **(state or {})})
         if place.exists():
             shutil.rmtree(place)
@@ -198,7 +195,7 @@ def write_model(folder: Path, config: Config, model: nn.Cell, half: bool = False
     """Configuration, vocabulary and weights (with ``half`` as float16): what evaluation and export need."""
     write_text(folder / CONFIG, to_yaml(config))
     _copy(Path(config.model.text.vocab), folder / VOCAB)
-    _save_arrays(folder / MODEL, dict(model.parameters_and_names()), half)
+    write_tensors(folder / MODEL, dict(model.parameters_and_names()), half)
 
 
 def _copy_image_tokenizer(source: str, place: Path) -> None:
@@ -217,18 +214,6 @@ def _copy_image_tokenizer(source: str, place: Path) -> None:
 def _copy(source: Path, place: Path) -> None:
     shutil.copyfile(source, place)
     _sync(place)
-
-
-def _save_arrays(path: Path, parameters: Mapping[str, Parameter], half: bool = False) -> None:
-    try:
-        # a copy: asnumpy shares memory with the device tensor on a CPU
-        arrays = {name: np.array(parameter.asnumpy()) for name, parameter in parameters.items()}
-        if half:
-            arrays = {name: x.astype(np.float16) if x.dtype == np.float32 else x for name, x in arrays.items()}
-        save_file(arrays, path)
-    except SafetensorError as error:
-        raise OSError(str(error)) from None
-    _sync(path)
 
 
 def _sync(path: Path) -> None:

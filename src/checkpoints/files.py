@@ -1,12 +1,14 @@
 """The files of a checkpoint folder: where they are, what arrays they hold, and how arrays become parameters."""
 
-from collections.abc import Mapping
+import json
+import os
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 from mindspore import Parameter, Tensor
+from mindspore.common.dtype import dtype_to_nptype
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import load_file
 
 from src.config.paths import path_setting
 from src.errors import UserError
@@ -21,6 +23,17 @@ CONFIG, VOCAB, MODEL, OPTIMIZER, STATE, RERANKING, TOKENIZER = (
     "reranking.yaml",
     "tokenizer",  # folder of the image tokenizer whose codes the model was trained with
 )
+
+# NumPy's types and safetensors' names of them, in the order in which its writer lays out the tensors
+TYPES = {
+    "int64": "I64",
+    "float64": "F64",
+    "float32": "F32",
+    "int32": "I32",
+    "float16": "F16",
+    "uint8": "U8",
+    "bool": "BOOL",
+}
 
 
 class CheckpointError(UserError):
@@ -57,21 +70,80 @@ def pointed(pointer: Path) -> Path | None:
     return pointer.parent / pointer.read_text(encoding="utf-8", errors="replace").strip()
 
 
-def read_tensors(path: Path) -> dict[str, np.ndarray]:
+class Tensors(Mapping[str, np.ndarray]):
+    """The arrays of a safetensors file by name, each read when it is asked for: all may not fit beside a model.
+
+    Args:
+        path: the file.
+        names: of the arrays that are shown; all by default.
+
+    Raises:
+        CheckpointError: the file cannot be read.
+    """
+
+    def __init__(self, path: Path, names: Collection[str] | None = None) -> None:
+        self.path = path
+        try:
+            self.file = safe_open(path, framework="numpy")
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"cannot read {path}: {unreadable(path, error)}") from None
+        self.names = list(self.file.keys()) if names is None else list(names)
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        if name not in self.names:
+            raise KeyError(name)
+        return self.file.get_tensor(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of an array, which is not read."""
+        return tuple(self.file.get_slice(name).get_shape())
+
+
+def read_tensors(path: Path) -> Tensors:
     """The arrays of a safetensors file by name."""
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"cannot read {path}: {unreadable(path, error)}") from None
+    return Tensors(path)
+
+
+def write_tensors(path: Path, parameters: Mapping[str, Parameter], half: bool = False) -> None:
+    """Writes a safetensors file tensor by tensor and flushes it: of all values no second copy is made.
+
+    It is the file that the library's ``save_file`` writes, which holds copies of all tensors while it does.
+
+    Args:
+        half: float32 as float16.
+    """
+
+    def kind(name: str) -> np.dtype:
+        dtype = np.dtype(dtype_to_nptype(parameters[name].dtype))
+        return np.dtype(np.float16) if half and dtype == np.float32 else dtype
+
+    ranks = {dtype: rank for rank, dtype in enumerate(TYPES)}
+    names = sorted(parameters, key=lambda name: (ranks[kind(name).name], name))
+    header, end = {}, 0
+    for name in names:
+        begin, end = end, end + kind(name).itemsize * parameters[name].size
+        shape = list(parameters[name].shape)
+        header[name] = {"dtype": TYPES[kind(name).name], "shape": shape, "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    with open(path, "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in names:
+            array = parameters[name].asnumpy()  # shares memory with the device tensor on a CPU
+            file.write(np.ascontiguousarray(array, kind(name)).data)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def tensor_names(path: Path) -> list[str]:
     """The names in a safetensors file, without reading the arrays."""
-    try:
-        with safe_open(path, framework="numpy") as file:
-            return list(file.keys())
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"cannot read {path}: {unreadable(path, error)}") from None
+    return list(read_tensors(path))
 
 
 def unreadable(path: Path, error: Exception) -> str:
@@ -83,15 +155,15 @@ def unreadable(path: Path, error: Exception) -> str:
     return str(error).splitlines()[0]
 
 
-def set_parameters(parameters: Mapping[str, Parameter], arrays: Mapping[str, np.ndarray], path: Path) -> None:
+def set_parameters(parameters: Mapping[str, Parameter], arrays: Tensors, path: Path) -> None:
     """Copies arrays into the parameters of the same names, or raises a CheckpointError and changes nothing."""
     for name in parameters.keys() ^ arrays.keys():
         problem = "is not in" if name in parameters else "is not in the model but in"
         raise CheckpointError(f"tensor {name} {problem} {path}: another model wrote it")
     for name, parameter in parameters.items():
-        if tuple(parameter.shape) != arrays[name].shape:
+        if tuple(parameter.shape) != arrays.shape(name):
             raise CheckpointError(
-                f"tensor {name} of {path} is {list(arrays[name].shape)}, the model's is {list(parameter.shape)}"
+                f"tensor {name} of {path} is {list(arrays.shape(name))}, the model's is {list(parameter.shape)}"
             )
     for name, parameter in parameters.items():
         parameter.set_data(Tensor(arrays[name], parameter.dtype))
