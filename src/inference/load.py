@@ -1,6 +1,7 @@
 """Trained models from the folders that hold them."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from mindspore import nn
@@ -29,6 +30,6 @@ def load_model(
     """
     folder = locate(path)
     config = load_checkpoint_config(folder, overrides, config_file)
-    model = build_model(config)
+    model = build_model(replace(config, runtime=replace(config.runtime, recompute=False)))  # there is no backward
     load_weights(model, folder)
     return config, model

@@ -245,6 +245,10 @@ class Block(nn.Cell):
         self.ffn = FeedForward(width, ffn)
         self.ffn_norm = LayerNorm(width, epsilon)
         self.dropout = nn.Dropout(p=dropout) if dropout else None
+        if precision.recomputes():
+            if dropout:
+                self.dropout.dropout.recompute(False)  # a second pass must not sample other masks
+            self.recompute()
 
     def drop(self, x):
         return x if self.dropout is None else self.dropout(x)
