@@ -11,7 +11,7 @@ from mindspore import Tensor, nn, ops
 
 from src.config import ObjectivesConfig
 from src.data.schema import AUDIO, COUPLES, IMAGE, MODALITIES, TEXT
-from src.losses.contrastive import contrastive_loss
+from src.losses.contrastive import BlockedContrastive, contrastive_loss
 from src.losses.positives import alike, same
 from src.models.layers import padding_bias
 from src.models.opt import OPT
@@ -42,6 +42,7 @@ class Objectives(nn.Cell):
         self.names, self.fields = active_objectives(config), needed_fields(config, model.image_input)
         self.weights = tuple(float(getattr(config.weights, name)) for name in self.names)
         self.contrasts = "contrastive" in self.names
+        self.blocked_contrastive = BlockedContrastive()
         self.embeds = self.contrasts or "matching" in self.names
         # in the order of their losses
         levels = [kind(model, config, batch_size) for kind in (TokenLevel, SampleLevel, ModalityLevel)]
@@ -138,8 +139,11 @@ class Objectives(nn.Cell):
             all_images, all_texts, all_presence = marks[:, 0], marks[:, 1], marks[:, 2:]
             all_embeddings = (self.gather(embeddings[0]), self.gather(embeddings[1]), self.gather(embeddings[2]))
             share = presence.shape[0] / marks.shape[0]
-        same_text = same(texts, all_texts).astype(ms.float32)  # (B, G)
-        together = alike(images, texts, all_images, all_texts).astype(ms.float32)
+        # a large global batch holds no tensor of all its pairs
+        blocked = images.shape[0] * all_images.shape[0] > self.blocked_contrastive.largest
+        if not blocked:
+            same_text = same(texts, all_texts).astype(ms.float32)  # (B, G)
+            together = alike(images, texts, all_images, all_texts).astype(ms.float32)
         embeddings, presence = self.with_joint(embeddings, presence)
         all_embeddings, all_presence = self.with_joint(all_embeddings, all_presence)
         total, queries = 0.0, 0
@@ -147,14 +151,15 @@ class Objectives(nn.Cell):
             # whatever has both is a query each way, and its own positive
             queries = queries + 2 * (all_presence[:, couple[0]] * all_presence[:, couple[1]]).sum()
             for x, y in (couple, couple[::-1]):
-                total = total + contrastive_loss(
-                    embeddings[x],
-                    all_embeddings[y],
-                    together if IMAGE in couple else same_text,
-                    presence[:, x] * presence[:, y],
-                    all_presence[:, y],
-                    scale,
-                )
+                sides, present = (embeddings[x], all_embeddings[y]), presence[:, x] * presence[:, y]
+                if blocked:
+                    first, all_first = (images, all_images) if IMAGE in couple else (texts, all_texts)
+                    ids = (ops.stack((first, texts), 1), ops.stack((all_first, all_texts), 1))
+                    found = self.blocked_contrastive(*sides, present, all_presence[:, y], scale, *ids)
+                else:
+                    positive = together if IMAGE in couple else same_text
+                    found = contrastive_loss(*sides, positive, present, all_presence[:, y], scale)
+                total = total + found
         # the gradients' mean over the ranks is then that of the mean over all queries
         return total / (ops.maximum(queries.astype(ms.float32), Tensor(1.0, ms.float32)) * share)
 
