@@ -139,7 +139,7 @@ class Objectives(nn.Cell):
             all_images, all_texts, all_presence = marks[:, 0], marks[:, 1], marks[:, 2:]
             all_embeddings = (self.gather(embeddings[0]), self.gather(embeddings[1]), self.gather(embeddings[2]))
             share = presence.shape[0] / marks.shape[0]
-        # a large global batch holds no tensor of all its pairs
+        same_text, together = None, None  # a large global batch holds no tensor of all its pairs
         blocked = images.shape[0] * all_images.shape[0] > self.blocked_contrastive.largest
         if not blocked:
             same_text = same(texts, all_texts).astype(ms.float32)  # (B, G)
