@@ -24,20 +24,24 @@ from src import runtime
 TYPES = {"fp32": ms.float32, "fp16": ms.float16, "bf16": ms.bfloat16}  # by runtime.precision
 _compute_type = ContextVar("compute_type", default=ms.float32)
 _recompute = ContextVar("recompute", default=False)
+_device: ContextVar[str | None] = ContextVar("device", default=None)
 
 
 @contextmanager
-def building(precision: str, recompute: bool | None = None) -> Iterator[None]:
+def building(precision: str, recompute: bool | None = None, device: str | None = None) -> Iterator[None]:
     """Layers that are made inside the block multiply in this precision, a key of :data:`TYPES`.
 
     Args:
         recompute: compute Transformer layers again in the backward pass; None: as outside the block.
+        device: that the layers are for, if they are to be looked at and not run; None: as outside the block.
     """
     token = _compute_type.set(TYPES[precision])
     again = _recompute.set(recomputes() if recompute is None else recompute)
+    place = _device.set(device or _device.get())
     try:
         yield
     finally:
+        _device.reset(place)
         _recompute.reset(again)
         _compute_type.reset(token)
 
@@ -58,4 +62,10 @@ def runs_own_kernels() -> bool:
     Layers of half precision run the stock operators on a CPU as well, so that it shows what an accelerator computes;
     so do those that are computed twice, for MindSpore keeps what a backward of one's own reads.
     """
-    return runtime.is_cpu() and compute_type() == ms.float32 and not recomputes()
+    is_cpu = runtime.is_cpu() if _device.get() is None else _device.get() == "CPU"
+    return is_cpu and compute_type() == ms.float32 and not recomputes()
+
+
+def has_flash_attention() -> bool:
+    """True for layers whose attention is one operator that holds no weights: those of half precision on Ascend."""
+    return (_device.get() or runtime.device()) == "Ascend" and compute_type() != ms.float32
