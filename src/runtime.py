@@ -34,9 +34,14 @@ def check_environment() -> None:
         raise RuntimeSetupError(f"numpy {numpy} breaks MindSpore 2.10: pip install 'numpy>=1.26,<2'")
 
 
+def device() -> str:
+    """Where graphs run: CPU, GPU or Ascend."""
+    return ms.get_context("device_target")
+
+
 def is_cpu() -> bool:
     """True when graphs run on a CPU."""
-    return ms.get_context("device_target") == "CPU"
+    return device() == "CPU"
 
 
 def setup(config: RuntimeConfig, seed: int | None) -> tuple[int, int]:

@@ -4,6 +4,7 @@ import errno
 import itertools
 import os
 import shutil
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +25,7 @@ from src.checkpoints.checkpoint import (
     save_checkpoint,
     set_parameters,
 )
-from src.checkpoints.files import CheckpointError, locate, read_tensors
+from src.checkpoints.files import CheckpointError, locate, read_tensors, write_tensors
 from src.config import Config, ConfigError
 from src.inference.loading import load_model
 from src.models.build import build_model
@@ -299,7 +300,7 @@ def break_at(step: str, error: BaseException, monkeypatch: pytest.MonkeyPatch) -
         case "vocab":
             wrap(checkpoint.shutil, "copyfile", lambda *_: True)
         case "model" | "optimizer":
-            wrap(checkpoint, "save_file", lambda _, path: path.name == f"{step}.safetensors")
+            wrap(checkpoint, "write_tensors", lambda path, *_: path.name == f"{step}.safetensors")
         case "rename":
             wrap(Path, "rename", lambda *_: True)
         case "point":
@@ -436,3 +437,51 @@ def test_a_checkpoint_is_a_copy(tmp_path: Path, config: Config) -> None:
     place = save_checkpoint(tmp_path / "checkpoints", 1, config, cell)
     randomise(cell)
     assert_same(read_tensors(place / "model.safetensors"), before)
+
+
+def large_tensors(count: int = 24) -> dict[str, Parameter]:
+    """Together 96 MB, one by one 4."""
+    return {f"layer.{i}": Parameter(Tensor(np.full((1000, 1000), i, np.float32))) for i in range(count)}
+
+
+def most_memory(action: Callable[[], object]) -> float:
+    """Megabytes of Python's and NumPy's memory that an action takes at most."""
+    tracemalloc.start()
+    try:
+        action()
+        return tracemalloc.get_traced_memory()[1] / 1e6
+    finally:
+        tracemalloc.stop()
+
+
+def test_the_file_is_the_one_that_the_library_writes(tmp_path: Path) -> None:
+    arrays = {
+        "b.weight": np.arange(6, dtype=np.float32).reshape(2, 3),
+        "a.编码": np.float32([1]),
+        "step": np.array(7, np.int32),
+        "none": np.zeros((0, 4), np.float32),
+        "half": np.float16([0.5, 2]),
+        "long": np.arange(3, dtype=np.int64),
+        "flags": np.array([True, False, True]),
+    }
+    write_tensors(tmp_path / "ours", {name: Parameter(Tensor(value), name=name) for name, value in arrays.items()})
+    save_file(arrays, tmp_path / "theirs")
+    assert (tmp_path / "ours").read_bytes() == (tmp_path / "theirs").read_bytes()
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_writing_takes_the_memory_of_one_tensor(tmp_path: Path, half: bool) -> None:
+    path, tensors = tmp_path / "model.safetensors", large_tensors()
+    assert most_memory(lambda: write_tensors(path, tensors, half)) < 10
+    found = load_file(path)
+    assert {name: (x.dtype, x.mean()) for name, x in found.items()} == {
+        f"layer.{i}": (np.float16 if half else np.float32, i) for i in range(len(tensors))
+    }
+
+
+def test_reading_takes_the_memory_of_one_tensor(tmp_path: Path) -> None:
+    path, tensors = tmp_path / "model.safetensors", large_tensors()
+    write_tensors(path, tensors)
+    fresh = {name: Parameter(Tensor(np.zeros((1000, 1000), np.float32))) for name in tensors}
+    assert most_memory(lambda: set_parameters(fresh, read_tensors(path), path)) < 10
+    assert [float(value.asnumpy().max()) for value in fresh.values()] == list(range(len(tensors)))

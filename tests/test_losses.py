@@ -7,8 +7,8 @@ import torch
 from mindspore import Tensor
 
 from src.losses.classification import cross_entropy
-from src.losses.contrastive import contrastive_loss
-from tests.oracles import random
+from src.losses.contrastive import BlockedContrastive, contrastive_loss
+from tests.oracles import MODES, random, run_mode
 
 N, V = 7, 9
 
@@ -171,3 +171,32 @@ def test_cross_entropy_survives_huge_logits() -> None:
     labels, weights = Tensor(np.array([1, 0], np.int32)), Tensor(np.ones(2, np.float32))
     value, gradient = ms.value_and_grad(lambda x: cross_entropy(x, labels, weights))(Tensor(logits))
     assert float(value) == pytest.approx(1e4) and np.isfinite(gradient.asnumpy()).all()
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("largest", [8, 24, 40, 1000])  # one query, three, five (and one that is left), all
+def test_contrastive_in_blocks_is_the_same(mode: str, largest: int) -> None:
+    """Positives by an id that is shared in either of two columns; in the loss and in all gradients."""
+    rng = np.random.default_rng(0)
+    ids, gallery_ids = rng.integers(0, 5, (6, 2)).astype(np.int32), rng.integers(0, 5, (8, 2)).astype(np.int32)
+    positive = (ids[:, None] == gallery_ids[None]).any(2).astype(np.float32)
+    sides = [Tensor(unit(6, 5)), Tensor(unit(8, 5)), Tensor(10.0, ms.float32)]
+    present = [Tensor(PRESENT), Tensor(GALLERY_PRESENT)]
+    blocked, ids = BlockedContrastive(largest), [Tensor(ids), Tensor(gallery_ids)]
+
+    class Both(ms.nn.Cell):
+        def __init__(self) -> None:
+            super().__init__()
+            self.blocked = blocked
+
+        def construct(self, queries, gallery, scale):
+            return self.blocked(queries, gallery, *present, scale, *ids) * 3.0
+
+    plain = ms.value_and_grad(lambda q, g, s: contrastive_loss(q, g, Tensor(positive), *present, s) * 3.0, (0, 1, 2))
+    with run_mode(mode):
+        value, gradients = ms.value_and_grad(Both(), (0, 1, 2))(*sides)
+    wanted, expected = plain(*sides)
+    assert float(value) == pytest.approx(float(wanted), rel=1e-6)
+    for found, gradient in zip(gradients, expected, strict=True):
+        np.testing.assert_allclose(found.asnumpy(), gradient.asnumpy(), rtol=1e-5, atol=1e-6)
+        assert np.abs(found.asnumpy()).max() > 0.1

@@ -11,7 +11,9 @@ from mindspore import Tensor, nn, ops
 from src.config import OBJECTIVES as ALL_OBJECTIVES
 from src.config import WeightsConfig
 from src.data.schema import AUDIO, IMAGE, MODALITIES, TEXT, batch_fields
+from src.losses.contrastive import BlockedContrastive
 from src.models.opt import OPT
+from src.objectives import objectives
 from src.objectives.levels import level_rows
 from src.objectives.objectives import Objectives
 from src.objectives.table import (
@@ -229,6 +231,19 @@ def test_a_modality_that_nobody_has_is_untouched(opt: OPT) -> None:
     assert losses(opt, ALL, batch) == values
     assert not any(gradient.any() for key, gradient in found.items() if key.startswith("audio_"))
     assert found["cross_encoder.absent"][AUDIO].any() and not found["cross_encoder.modality"][AUDIO].any()
+
+
+def test_a_large_batch_has_the_same_contrastive_loss_and_gradients(opt: OPT, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In blocks of three queries, and one that is left."""
+    wanted, expected = gradients(opt, only("contrastive"), batch_with_repeats())
+    monkeypatch.setattr(objectives, "BlockedContrastive", lambda: BlockedContrastive(largest=3 * B))
+    with run_mode("graph"):
+        found, blocked = gradients(opt, only("contrastive"), batch_with_repeats())
+    assert found == pytest.approx(wanted, rel=1e-6)
+    for name, gradient in expected.items():
+        np.testing.assert_allclose(blocked[name], gradient, rtol=1e-4, atol=1e-6, err_msg=name)
+    monkeypatch.setattr(BlockedContrastive, "construct", lambda *_: Tensor(0.0))
+    assert gradients(opt, only("contrastive"), batch_with_repeats())[0]["contrastive"] == 0, "blocks are what is used"
 
 
 def test_each_level_reads_its_share_of_the_batch(opt: OPT) -> None:

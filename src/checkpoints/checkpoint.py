@@ -24,8 +24,6 @@ from typing import Any
 import numpy as np
 import yaml
 from mindspore import Parameter, nn
-from safetensors import SafetensorError
-from safetensors.numpy import save_file
 
 from src.checkpoints.files import (
     CONFIG,
@@ -37,6 +35,7 @@ from src.checkpoints.files import (
     TOKENIZER,
     VOCAB,
     CheckpointError,
+    Tensors,
     locate,
     own_files,
     pointed,
@@ -44,6 +43,7 @@ from src.checkpoints.files import (
     set_parameters,
     tensor_names,
     weights_file,
+    write_tensors,
 )
 from src.checkpoints.renames import rename
 from src.config import Config, load_config, to_yaml
@@ -134,10 +134,8 @@ def load_parts(cell: nn.Cell, folder: Path, fit: Fit | None = None) -> tuple[lis
     shared = ours & theirs
     if not shared:
         raise CheckpointError(f"{path} has no part of this model: another task wrote it")
-    ours_shared, theirs_shared = (
-        {name: value for name, value in tensors.items() if name.partition(".")[0] in shared}
-        for tensors in (parameters, arrays)
-    )
+    ours_shared = {name: value for name, value in parameters.items() if name.partition(".")[0] in shared}
+    theirs_shared = Tensors(path, [name for name in arrays if name.partition(".")[0] in shared])
     if fit is not None:
         theirs_shared = fit(theirs_shared, {name: tuple(parameter.shape) for name, parameter in ours_shared.items()})
     set_parameters(ours_shared, theirs_shared, path)
@@ -179,9 +177,9 @@ def save_checkpoint(
         write_model(beside, config, model)
         _copy_image_tokenizer(config.data.codes, beside / TOKENIZER)
         if optimizer_state is not None:
-            _save_arrays(beside / OPTIMIZER, _arrays(optimizer_state))
+            write_tensors(beside / OPTIMIZER, optimizer_state)
         if average is not None:
-            _save_arrays(beside / EMA, _arrays(dict(model.parameters_and_names())) | dict(average))
+            write_tensors(beside / EMA, dict(model.parameters_and_names()) | dict(average))
         _write_state(beside, {"step": step, **(state or {})})
         if place.exists():
             shutil.rmtree(place)
@@ -218,7 +216,7 @@ def write_model(folder: Path, config: Config, model: nn.Cell, half: bool = False
     """Configuration, vocabulary and weights (with ``half`` as float16): what evaluation and export need."""
     write_text(folder / CONFIG, to_yaml(config))
     _copy(Path(config.model.text.vocab), folder / VOCAB)
-    _save_arrays(folder / MODEL, _arrays(dict(model.parameters_and_names())), half)
+    write_tensors(folder / MODEL, dict(model.parameters_and_names()), half)
 
 
 def _copy_image_tokenizer(source: str, place: Path) -> None:
@@ -237,21 +235,6 @@ def _copy_image_tokenizer(source: str, place: Path) -> None:
 def _copy(source: Path, place: Path) -> None:
     shutil.copyfile(source, place)
     _sync(place)
-
-
-def _arrays(parameters: Mapping[str, Parameter]) -> dict[str, np.ndarray]:
-    # a copy: asnumpy shares memory with the device tensor on a CPU
-    return {name: np.array(parameter.asnumpy()) for name, parameter in parameters.items()}
-
-
-def _save_arrays(path: Path, arrays: dict[str, np.ndarray], half: bool = False) -> None:
-    if half:
-        arrays = {name: x.astype(np.float16) if x.dtype == np.float32 else x for name, x in arrays.items()}
-    try:
-        save_file(arrays, path)
-    except SafetensorError as error:
-        raise OSError(str(error)) from None
-    _sync(path)
 
 
 def _sync(path: Path) -> None:

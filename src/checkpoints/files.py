@@ -1,12 +1,14 @@
 """The files of a checkpoint folder: where they are, what arrays they hold, and how arrays become parameters."""
 
-from collections.abc import Mapping
+import json
+import os
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 from mindspore import Parameter, Tensor
+from mindspore.common.dtype import dtype_to_nptype
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import load_file
 
 from src.config.paths import path_setting
 from src.errors import UserError
@@ -25,6 +27,17 @@ CONFIG, VOCAB, MODEL, EMA, OPTIMIZER, STATE, RERANKING, OUTLIERS, TOKENIZER = (
 )
 REPORT = "export.json"  # of a folder of exported graphs, which is no checkpoint
 BUNDLED = "pretrained"  # folder of the repository
+
+# NumPy's types and safetensors' names of them, in the order in which its writer lays out the tensors
+TYPES = {
+    "int64": "I64",
+    "float64": "F64",
+    "float32": "F32",
+    "int32": "I32",
+    "float16": "F16",
+    "uint8": "U8",
+    "bool": "BOOL",
+}
 
 
 class CheckpointError(UserError):
@@ -82,21 +95,94 @@ def pointed(pointer: Path) -> Path | None:
     return pointer.parent / pointer.read_text(encoding="utf-8", errors="replace").strip()
 
 
-def read_tensors(path: Path) -> dict[str, np.ndarray]:
+class Tensors(Mapping[str, np.ndarray]):
+    """The arrays of a safetensors file by name, each read when it is asked for: all may not fit beside a model.
+
+    Args:
+        path: the file.
+        names: of the arrays that are shown; all by default.
+        changed: arrays that stand in for the file's.
+
+    Raises:
+        CheckpointError: the file cannot be read.
+    """
+
+    def __init__(
+        self, path: Path, names: Collection[str] | None = None, changed: Mapping[str, np.ndarray] | None = None
+    ) -> None:
+        self.path, self.changed = path, changed or {}
+        try:
+            self.file = safe_open(path, framework="numpy")
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"cannot read {path}: {unreadable(path, error)}") from None
+        self.names = list(self.file.keys()) if names is None else list(names)
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        if name not in self.names:
+            raise KeyError(name)
+        return self.changed[name] if name in self.changed else self.file.get_tensor(name)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.names  # without reading it
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of an array, which is not read."""
+        if name in self.changed:
+            return self.changed[name].shape
+        return tuple(self.file.get_slice(name).get_shape())
+
+    def change(self, arrays: Mapping[str, np.ndarray]) -> "Tensors":
+        """The same with some arrays in place of the file's."""
+        return Tensors(self.path, self.names, {**self.changed, **arrays})
+
+
+def read_tensors(path: Path) -> Tensors:
     """The arrays of a safetensors file by name."""
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"cannot read {path}: {unreadable(path, error)}") from None
+    return Tensors(path)
+
+
+def write_tensors(path: Path, parameters: Mapping[str, Parameter | np.ndarray], half: bool = False) -> None:
+    """Writes a safetensors file tensor by tensor and flushes it: of all values no second copy is made.
+
+    It is the file that the library's ``save_file`` writes, which holds copies of all tensors while it does.
+
+    Args:
+        half: float32 as float16.
+    """
+
+    def kind(name: str) -> np.dtype:
+        dtype = parameters[name].dtype
+        dtype = dtype if isinstance(dtype, np.dtype) else np.dtype(dtype_to_nptype(dtype))
+        return np.dtype(np.float16) if half and dtype == np.float32 else dtype
+
+    ranks = {dtype: rank for rank, dtype in enumerate(TYPES)}
+    names = sorted(parameters, key=lambda name: (ranks[kind(name).name], name))
+    header, end = {}, 0
+    for name in names:
+        begin, end = end, end + kind(name).itemsize * parameters[name].size
+        shape = list(parameters[name].shape)
+        header[name] = {"dtype": TYPES[kind(name).name], "shape": shape, "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    with open(path, "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in names:
+            value = parameters[name]
+            array = value if isinstance(value, np.ndarray) else value.asnumpy()  # on a CPU: without a copy
+            file.write(np.ascontiguousarray(array, kind(name)).data)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def tensor_names(path: Path) -> list[str]:
     """The names in a safetensors file, without reading the arrays."""
-    try:
-        with safe_open(path, framework="numpy") as file:
-            return list(file.keys())
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"cannot read {path}: {unreadable(path, error)}") from None
+    return list(read_tensors(path))
 
 
 def unreadable(path: Path, error: Exception) -> str:
@@ -108,7 +194,7 @@ def unreadable(path: Path, error: Exception) -> str:
     return str(error).splitlines()[0]
 
 
-def set_parameters(parameters: Mapping[str, Parameter], arrays: Mapping[str, np.ndarray], path: Path) -> None:
+def set_parameters(parameters: Mapping[str, Parameter], arrays: Tensors, path: Path) -> None:
     """Copies arrays into the parameters of the same names, or raises a CheckpointError and changes nothing."""
     require_fit(parameters, arrays, path)
     for name, parameter in parameters.items():
@@ -121,9 +207,9 @@ def require_fit(parameters: Mapping[str, Parameter], arrays: Mapping[str, np.nda
         problem = "is not in" if name in parameters else "is not in the model but in"
         raise CheckpointError(f"tensor {name} {problem} {path}: another model wrote it")
     for name, parameter in parameters.items():
-        if tuple(parameter.shape) != arrays[name].shape:
+        if tuple(parameter.shape) != arrays.shape(name):
             raise CheckpointError(
-                f"tensor {name} of {path} is {list(arrays[name].shape)}, the model's is {list(parameter.shape)}"
+                f"tensor {name} of {path} is {list(arrays.shape(name))}, the model's is {list(parameter.shape)}"
             )
 
 

@@ -1,6 +1,7 @@
 """Trained models from the folders that hold them."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from mindspore import nn
@@ -30,7 +31,7 @@ def load_model(
     """
     folder = locate(path, ema)
     config = load_checkpoint_config(folder, overrides, config_file)
-    model = build_model(config)
+    model = build_model(replace(config, runtime=replace(config.runtime, recompute=False)))  # there is no backward
     load_weights(model, folder, ema)
     return config, model
 

@@ -23,12 +23,12 @@ NETWORKS = {"opt": build_opt, "image_tokenizer": build_image_tokenizer}
 
 
 def build_model(config: Config) -> nn.Cell:
-    """The network of a configuration's task, which multiplies in runtime.precision.
+    """The network of a configuration's task, built for runtime.precision and runtime.recompute.
 
     Raises:
         ConfigError: there is no vocabulary where model.text.vocab says.
     """
     if not Path(config.model.text.vocab).is_file():
         raise ConfigError(f"model.text.vocab={config.model.text.vocab}: no such file")
-    with precision.building(config.runtime.precision):
+    with precision.building(config.runtime.precision, config.runtime.recompute):
         return NETWORKS[config.network](config)

@@ -13,6 +13,7 @@ from src.models.layers import (
     cast,
     causal_bias,
     padding_bias,
+    tied_std,
 )
 
 
@@ -47,9 +48,10 @@ class Decoder(nn.Cell):
         super().__init__()
         self.width, self.outputs, self.memory_len = config.width, outputs, memory_len
         self.compute_type = precision.compute_type()
-        self.tokens = Parameter(initializer(Normal(TOKEN_STD), (inputs, config.width)), name="tokens")
+        token_std, position_std = tied_std(TOKEN_STD, config.width), tied_std(POSITION_STD, config.width)
+        self.tokens = Parameter(initializer(Normal(token_std), (inputs, config.width)), name="tokens")
         for name, shape in positions.items():
-            setattr(self, name, Parameter(initializer(Normal(POSITION_STD), shape), name=name))
+            setattr(self, name, Parameter(initializer(Normal(position_std), shape), name=name))
         self.memory_positions = Parameter(
             initializer(Normal(MEMORY_POSITION_STD), (1, memory_len, memory_width)), name="memory_positions"
         )

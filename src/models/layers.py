@@ -24,8 +24,23 @@ transpose = ops.Transpose()
 TOKEN_STD = 0.1
 POSITION_STD = 0.3
 MEMORY_POSITION_STD = 1.0  # added to what a layer norm has normalised
+TABLE_WIDTH = 128  # at which tables of tokens and their positions have the scales above
 EPSILON = 1e-5  # of a layer norm
+FLASH_WIDTH = 16  # the operator takes heads whose width is a multiple of it
 MASKED = -1e4  # added to the logits of masked positions; representable in fp16
+
+
+def tied_std(std: float, width: int) -> float:
+    """Starting scale of a table of tokens whose rows are the outputs too, and of the positions added to its rows.
+
+    Outputs are products with layer-normalised vectors, whose length is √D. With rows of standard deviation ∝ 1/√D the
+    logits have a spread of about 1 at every width, and first losses are about half a nat above ln V.
+
+    Args:
+        std: at :data:`TABLE_WIDTH`.
+        width: D.
+    """
+    return std * (TABLE_WIDTH / width) ** 0.5
 
 
 class Linear(nn.Cell):
@@ -124,6 +139,45 @@ def gather_positions(tokens: Tensor, positions: Tensor) -> Tensor:
     return reshape(found, (rows, slots, tokens.shape[2]))
 
 
+class FlashAttention(nn.Cell):
+    """Attention as the one operator that MindSpore has for Ascend, which holds no weights (Dao et al. 2022).
+
+    Args:
+        heads: H.
+        scale: of the scores.
+
+    Inputs:
+        queries (B, H, Lq, D/H), keys and values (B, H, Lk, D/H) float16 or bfloat16, D/H a multiple of 16; bias
+        (1 or B, 1, 1 or Lq, Lk), 0 or MASKED, or None. A query whose every key is masked attends to all of them, as it
+        does where a bias is added to scores.
+
+    Outputs:
+        (B, H, Lq, D/H) of the queries' type.
+    """
+
+    def __init__(self, heads: int, scale: float) -> None:
+        super().__init__()
+        self.heads, self.scale = heads, scale
+
+    def construct(self, queries, keys, values, bias):
+        hidden = None
+        if bias is not None:
+            hidden = self.hidden(bias, queries.shape[2])
+        return ops.flash_attention_score(
+            queries, keys, values, self.heads, attn_mask=hidden, scalar_value=self.scale, input_layout="BNSD"
+        )
+
+    def hidden(self, bias, queries):
+        """uint8 (B, 1, Lq, Lk), or (Lq, Lk) where it is the same in every row: 1 on what is not attended to."""
+        hidden = cast(bias < MASKED / 2, ms.float32)
+        some = 1.0 - ops.prod(hidden, -1, True)  # (…, 1): 0 where nothing is left
+        hidden = cast(hidden * some, ms.uint8)
+        rows, keys = bias.shape[0], bias.shape[3]
+        if rows == 1:
+            return ops.broadcast_to(hidden[0, 0], (queries, keys))
+        return ops.broadcast_to(hidden, (rows, 1, queries, keys))
+
+
 class Attention(nn.Cell):
     """Multi-head scaled dot-product attention (Vaswani et al. 2017).
 
@@ -153,6 +207,8 @@ class Attention(nn.Cell):
         self.mix = ops.BatchMatMul()
         self.softmax = ops.Softmax(-1)
         self.kernel = kernels.mix if precision.runs_own_kernels() else None
+        fits = precision.has_flash_attention() and self.head_width % FLASH_WIDTH == 0
+        self.flash = FlashAttention(heads, self.scale) if fits else None
 
     def split_heads(self, x):
         split = reshape(x, (x.shape[0], x.shape[1], self.heads, self.head_width))
@@ -165,15 +221,21 @@ class Attention(nn.Cell):
 
     def attend(self, x, keys, values, bias):
         """Attention of x (B, Lq, D) over keys and values that were made before."""
-        scores = self.scores(self.split_heads(self.query(x) * self.scale), keys)  # (B, H, Lq, Lk)
+        if self.flash is None:
+            mixed = self.mix_values(self.split_heads(self.query(x) * self.scale), keys, values, bias)
+        else:
+            mixed = self.flash(self.split_heads(self.query(x)), keys, values, bias)
+        return self.output(reshape(transpose(mixed, (0, 2, 1, 3)), x.shape))  # (B, Lq, D)
+
+    def mix_values(self, queries, keys, values, bias):
+        """(B, H, Lq, D/H), the queries scaled."""
+        scores = self.scores(queries, keys)  # (B, H, Lq, Lk)
         if bias is not None:
             scores = scores + cast(bias, scores.dtype)
-        if self.kernel is None:
-            # fp32 softmax: the exponentials of half precision overflow in long rows
-            mixed = self.mix(cast(self.softmax(cast(scores, ms.float32)), values.dtype), values)
-        else:
-            mixed = self.kernel(scores, values)[0]
-        return self.output(reshape(transpose(mixed, (0, 2, 1, 3)), x.shape))  # (B, Lq, D)
+        if self.kernel is not None:
+            return self.kernel(scores, values)[0]
+        # fp32 softmax: the exponentials of half precision overflow in long rows
+        return self.mix(cast(self.softmax(cast(scores, ms.float32)), values.dtype), values)
 
     def construct(self, x, memory, bias):
         keys, values = self.keys_values(memory)
@@ -235,6 +297,8 @@ class Block(nn.Cell):
         self.attention_dropout, self.ffn_dropout = drops[:2]
         if self.crosses:
             self.cross_dropout = drops[2]
+        if precision.recomputes():
+            self.recompute()
 
     def construct(self, x, bias, memory=None, memory_bias=None):
         memory = self.cross_attention.keys_values(memory) if self.crosses else None

@@ -4,7 +4,7 @@ from mindspore import Parameter, nn, ops
 from mindspore.common.initializer import Normal, initializer
 
 from src.config import TextEncoderConfig
-from src.models.layers import POSITION_STD, TOKEN_STD, LayerNorm, Transformer, padding_bias
+from src.models.layers import POSITION_STD, TOKEN_STD, LayerNorm, Transformer, padding_bias, tied_std
 
 
 class TextEncoder(nn.Cell):
@@ -21,9 +21,10 @@ class TextEncoder(nn.Cell):
 
     def __init__(self, config: TextEncoderConfig, vocab_size: int) -> None:
         super().__init__()
-        self.tokens = Parameter(initializer(Normal(TOKEN_STD), (vocab_size, config.width)), name="tokens")
+        token_std, position_std = tied_std(TOKEN_STD, config.width), tied_std(POSITION_STD, config.width)
+        self.tokens = Parameter(initializer(Normal(token_std), (vocab_size, config.width)), name="tokens")
         self.positions = Parameter(
-            initializer(Normal(POSITION_STD), (1, config.max_len, config.width)), name="positions"
+            initializer(Normal(position_std), (1, config.max_len, config.width)), name="positions"
         )
         self.norm = LayerNorm(config.width, config.eps)
         self.transformer = Transformer(config, epsilon=config.eps)

@@ -14,7 +14,7 @@ from mindspore import Tensor, nn, ops
 
 from src.config import ObjectivesConfig
 from src.data.schema import AUDIO, COUPLES, IMAGE, JOINT, MODALITIES, TEXT
-from src.losses.contrastive import contrastive_loss
+from src.losses.contrastive import BlockedContrastive, contrastive_loss
 from src.losses.positives import alike, same
 from src.models.layers import padding_bias
 from src.models.opt import OPT
@@ -51,6 +51,7 @@ class Objectives(nn.Cell):
         self.fields = needed_fields(config, model.image_input, self.absent)
         self.weights = tuple(float(getattr(config.weights, name)) for name in self.names)
         self.contrasts = "contrastive" in self.names
+        self.blocked_contrastive = BlockedContrastive()
         self.embeds = self.contrasts or "matching" in self.names
         gone = self.absent | ({JOINT} if self.absent & {TEXT, AUDIO} else set())
         self.couples = tuple(couple for couple in COUPLES if not gone & set(couple))
@@ -185,21 +186,25 @@ class Objectives(nn.Cell):
             marks = self.gather(ops.concat((images.reshape(-1, 1), texts.reshape(-1, 1), presence), 1))
             all_images, all_texts, all_presence = marks[:, 0], marks[:, 1], marks[:, 2:]
             all_embeddings = (self.gather(embeddings[0]), self.gather(embeddings[1]), self.gather(embeddings[2]))
-        same_text = same(texts, all_texts).astype(ms.float32)  # (B, G)
-        together = alike(images, texts, all_images, all_texts).astype(ms.float32)
+        same_text, together = None, None  # a large global batch holds no tensor of all its pairs
+        blocked = images.shape[0] * all_images.shape[0] > self.blocked_contrastive.largest
+        if not blocked:
+            same_text = same(texts, all_texts).astype(ms.float32)  # (B, G)
+            together = alike(images, texts, all_images, all_texts).astype(ms.float32)
         embeddings, presence = self.with_joint(embeddings, presence)
         all_embeddings, all_presence = self.with_joint(all_embeddings, all_presence)
         total = 0.0
         for couple in self.couples:
             for x, y in (couple, couple[::-1]):
-                total = total + contrastive_loss(
-                    embeddings[x],
-                    all_embeddings[y],
-                    together if IMAGE in couple else same_text,
-                    presence[:, x] * presence[:, y],
-                    all_presence[:, y],
-                    scale,
-                )
+                sides, present = (embeddings[x], all_embeddings[y]), presence[:, x] * presence[:, y]
+                if blocked:
+                    first, all_first = (images, all_images) if IMAGE in couple else (texts, all_texts)
+                    ids = (ops.stack((first, texts), 1), ops.stack((all_first, all_texts), 1))
+                    found = self.blocked_contrastive(*sides, present, all_presence[:, y], scale, *ids)
+                else:
+                    positive = together if IMAGE in couple else same_text
+                    found = contrastive_loss(*sides, positive, present, all_presence[:, y], scale)
+                total = total + found
         return total / queries
 
     def with_joint(self, embeddings, presence):

@@ -10,19 +10,16 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from mindspore import nn
 
 from src.checkpoints.checkpoint import load_checkpoint_config, load_parts, parts_of
-from src.checkpoints.files import VOCAB, CheckpointError, locate
+from src.checkpoints.files import VOCAB, CheckpointError, Tensors, locate
 from src.config import OPT, Config, ConfigError
 from src.data.image_codes import tokenizer_fingerprint
 from src.data.tokenizer import Tokenizer
 from src.errors import UserError
 from src.training.new_lengths import Shape, convert_positions
 from src.training.new_vocabulary import TOKEN_ROWS, NewVocabulary
-
-Tensors = dict[str, np.ndarray]
 
 # of model: paths (their content is compared), and what a run may change on its way
 FREE = ("vocab", "init_from", "dropout", "ema_decay", "commitment", "revive_below")
@@ -144,7 +141,7 @@ def fit_tensors(
     tables = sorted(TOKEN_ROWS.keys() & arrays.keys())
     ours, theirs = (Tokenizer(which.model.text.vocab).vocab if tables else [] for which in (config, stored))
     if ours == theirs:
-        return arrays | converted, told
+        return arrays.change(converted), told
     vocabulary = NewVocabulary(ours, theirs)
     for number, name in enumerate(tables):
         if len(arrays[name]) != len(theirs):
@@ -155,7 +152,7 @@ def fit_tensors(
         if arrays[name].shape[1:] == shapes[name][1:]:
             converted[name] = vocabulary.convert(arrays[name], TOKEN_ROWS[name], config.seed + number)
     title = f"{config.model.text.vocab} with {len(ours)} tokens, instead of the {len(theirs)} of {folder}"
-    return arrays | converted, [f"{title}:\n{vocabulary}", *told]
+    return arrays.change(converted), [f"{title}:\n{vocabulary}", *told]
 
 
 def _listed(title: str, names: list[str]) -> str:
