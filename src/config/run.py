@@ -49,9 +49,7 @@ class OptimizerConfig:
 @dataclass(frozen=True)
 class TrainConfig:
     output: PathText = "runs/run"  # run folder
-    init_from: PathText = (
-        ""  # checkpoint to start from, also of another vocabulary, image size or length; new parts begin anew
-    )
+    init_from: PathText = ""  # checkpoint to start from, also of another vocabulary, image size or length
     steps: int = 1000
     log_every: int = 10
     save_every: int = 500

@@ -29,13 +29,13 @@ class NonFiniteError(TrainingError):
     """Losses or gradients that are not numbers, too often in a row; these steps updated nothing.
 
     Args:
-        bad: names of the losses of the latest one.
+        message: what was not finite in the latest of them.
         ago: how many steps have been taken since.
         row: how many came in a row at most.
     """
 
-    def __init__(self, bad: list[str], ago: int, row: int) -> None:
-        super().__init__(f"not finite: {', '.join(bad) or 'the gradients'}")
+    def __init__(self, message: str, ago: int = 0, row: int = 1) -> None:
+        super().__init__(message)
         self.ago, self.row = ago, row
 
 
@@ -133,7 +133,7 @@ class TrainStep:
         losses, (norm, rate, updated, scale, row, since, bad), last_bad = values[:n], values[n : n + 7], values[n + 7 :]
         if row >= self.max_bad_steps:
             names = [name for name, value in zip(self.names, last_bad, strict=True) if not np.isfinite(value)]
-            raise NonFiniteError(names, int(since), int(row))
+            raise NonFiniteError(f"not finite: {', '.join(names) or 'the gradients'}", int(since), int(row))
         named = dict(zip(self.names, losses, strict=True))
         metrics = {name: named.pop(name) for name in self.metrics}
         return StepResult(named, metrics, norm, rate, not updated, scale, int(bad))
