@@ -146,7 +146,7 @@ def save_checkpoint(
     step: int,
     config: Config,
     model: nn.Cell,
-    optimizer_state: Mapping[str, Parameter] | None = None,
+    optimizer_state: Mapping[str, Parameter | np.ndarray] | None = None,
     state: Mapping[str, Any] | None = None,
     keep: int = 0,
 ) -> Path:
@@ -227,10 +227,13 @@ def _copy(source: Path, place: Path) -> None:
     _sync(place)
 
 
-def _save_arrays(path: Path, parameters: Mapping[str, Parameter], half: bool = False) -> None:
+def _save_arrays(path: Path, tensors: Mapping[str, Parameter | np.ndarray], half: bool = False) -> None:
     try:
         # a copy: asnumpy shares memory with the device tensor on a CPU
-        arrays = {name: np.array(parameter.asnumpy()) for name, parameter in parameters.items()}
+        arrays = {
+            name: tensor if isinstance(tensor, np.ndarray) else np.array(tensor.asnumpy())
+            for name, tensor in tensors.items()
+        }
         if half:
             arrays = {name: x.astype(np.float16) if x.dtype == np.float32 else x for name, x in arrays.items()}
         save_file(arrays, path)

@@ -83,16 +83,20 @@ def unreadable(path: Path, error: Exception) -> str:
     return str(error).splitlines()[0]
 
 
+def check_shapes(shapes: Mapping[str, tuple[int, ...]], arrays: Mapping[str, np.ndarray], path: Path) -> None:
+    """Raises a CheckpointError unless the arrays of a file have these names and shapes."""
+    for name in shapes.keys() ^ arrays.keys():
+        problem = "is not in" if name in shapes else "is not in the model but in"
+        raise CheckpointError(f"tensor {name} {problem} {path}: another model wrote it")
+    for name, shape in shapes.items():
+        found = arrays[name].shape
+        if shape != found:
+            raise CheckpointError(f"tensor {name} of {path} is {list(found)}, the model's is {list(shape)}")
+
+
 def set_parameters(parameters: Mapping[str, Parameter], arrays: Mapping[str, np.ndarray], path: Path) -> None:
     """Copies arrays into the parameters of the same names, or raises a CheckpointError and changes nothing."""
-    for name in parameters.keys() ^ arrays.keys():
-        problem = "is not in" if name in parameters else "is not in the model but in"
-        raise CheckpointError(f"tensor {name} {problem} {path}: another model wrote it")
-    for name, parameter in parameters.items():
-        if tuple(parameter.shape) != arrays[name].shape:
-            raise CheckpointError(
-                f"tensor {name} of {path} is {list(arrays[name].shape)}, the model's is {list(parameter.shape)}"
-            )
+    check_shapes({name: tuple(parameter.shape) for name, parameter in parameters.items()}, arrays, path)
     for name, parameter in parameters.items():
         parameter.set_data(Tensor(arrays[name], parameter.dtype))
 

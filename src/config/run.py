@@ -13,6 +13,7 @@ class RuntimeConfig:
     mode: Literal["graph", "pynative"] = "graph"  # pynative is for debugging: about twice as slow
     precision: Literal["fp32", "fp16", "bf16"] = "fp32"  # of products; fp16 has a dynamic loss scale; a CPU has no bf16
     distributed: bool = False  # data parallel over the ranks that msrun started
+    shard_optimizer: bool = False  # each rank keeps the moments of its share of the weights, and updates that alone
     graph_kernel: bool = False  # fuse elementwise chains; on a CPU it needs g++, decorator and attrs
 
 

@@ -2,12 +2,13 @@
 
 import time
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from mindspore import nn
+from mindspore import Parameter, nn
 
 from src.checkpoints import checkpoint, files
 from src.checkpoints.pretrained import init_encoders
@@ -27,10 +28,11 @@ from src.training.accumulation import part_size
 from src.training.continuation import check_resume, start_from
 from src.training.layer_rates import unfrozen
 from src.training.log import RunLog
-from src.training.muon import build_optimizer
-from src.training.optimizer import trained_parameters
+from src.training.muon import Muon, build_optimizer
+from src.training.optimizer import AdamW, trained_parameters
 from src.training.ranks import MeanOverRanks
 from src.training.schedule import learning_rates, warmup_steps
+from src.training.shards import ShardedOptimizer
 from src.training.step import INITIAL_LOSS_SCALE, NonFiniteError, StepResult, TrainingError, TrainStep
 from src.training.unfed import describe, unfed_objectives, without
 
@@ -71,7 +73,8 @@ class Trainer:
         self.step = self._build_step(ranks)
         if start:
             self._resume(start)
-        self.evaluation = self._build_evaluation() if rank == 0 and config.train.eval_every else None
+        self.evaluates = config.train.eval_every > 0 and self._has_eval_split()  # on all ranks, as they save together
+        self.evaluation = self._build_evaluation() if rank == 0 and self.evaluates else None
 
     @property
     def step_number(self) -> int:
@@ -97,10 +100,9 @@ class Trainer:
             )
         rates = learning_rates(config.optimizer, steps)
         parameters = unfrozen(trained_parameters(self.model, objectives), config.optimizer.freeze)
-        optimizer = build_optimizer(parameters, config.optimizer, rates)
         return TrainStep(
             objectives,
-            optimizer,
+            self._build_optimizer(parameters, rates),
             config.optimizer.clip_norm,
             # bf16 has the exponents of fp32: its gradients do not vanish
             INITIAL_LOSS_SCALE if config.runtime.precision == "fp16" else None,
@@ -110,15 +112,26 @@ class Trainer:
             part,
         )
 
-    def _build_evaluation(self) -> Evaluation | None:
-        """Of data.eval_split, if the dataset has it."""
+    def _build_optimizer(self, parameters: Sequence[Parameter], rates: np.ndarray) -> AdamW | Muon | ShardedOptimizer:
+        """Arguments: as of AdamW."""
+        config = self.config
+        if config.runtime.shard_optimizer and self.ranks > 1:
+            return ShardedOptimizer(parameters, config.optimizer, rates, self.rank, self.ranks)
+        if config.runtime.shard_optimizer:
+            self._say("runtime.shard_optimizer=true changes nothing: the run has one process")
+        return build_optimizer(parameters, config.optimizer, rates)
+
+    def _has_eval_split(self) -> bool:
+        """Whether the dataset has data.eval_split."""
         data = self.config.data
         folder = data.eval_path or data.mixture[0][0]
         splits = read_info(folder)["splits"]
         if data.eval_split not in splits:
             known = ", ".join(splits)
             self._say(f"nothing is evaluated: {folder} has no split data.eval_split={data.eval_split!r}, but {known}")
-            return None
+        return data.eval_split in splits
+
+    def _build_evaluation(self) -> Evaluation:
         return Evaluation(Engine(self.trained, self.model), self.task.evaluators)
 
     def _start(self) -> None:
@@ -150,7 +163,7 @@ class Trainer:
         self.step.number = self.step_number
         checkpoint.load_weights(self.model, folder)
         path = folder / files.OPTIMIZER
-        files.set_parameters(self.step.state(), files.read_tensors(path), path)
+        self.step.load_state(files.read_tensors(path), path)
         if checkpoint.load_checkpoint_config(folder).runtime.precision != self.config.runtime.precision:
             self.step.reset_scale()
 
@@ -183,7 +196,7 @@ class Trainer:
             log.advance()
             step, last = self.step_number, self.step_number == train.steps
             logs = step % train.log_every == 0 or last
-            evaluates = self.evaluation is not None and step % train.eval_every == 0
+            evaluates = self.evaluates and step % train.eval_every == 0
             saves = evaluates or step % train.save_every == 0 or last
             if not (logs or saves):
                 continue  # without a look at the device
@@ -251,13 +264,14 @@ class Trainer:
 
     def _save(self, evaluation_due: bool = False) -> None:
         self.state["evaluation_due"] = evaluation_due
+        optimizer_state = self.step.whole_state()  # all ranks take part
         if self.rank == 0:
             checkpoint.save_checkpoint(
                 self.checkpoints,
                 self.step_number,
                 self.trained,
                 self.model,
-                self.step.state(),
+                optimizer_state,
                 self.state,
                 self.config.train.keep_checkpoints,
             )
