@@ -1,4 +1,4 @@
-"""An optimiser divided over ranks: the weights, moments and checkpoints of an undivided one, in less memory."""
+"""An optimiser sharded over ranks: the weights, moments and checkpoints of an unsharded one, in less memory."""
 
 import json
 import os
@@ -12,9 +12,9 @@ from types import SimpleNamespace
 import mindspore as ms
 import numpy as np
 import pytest
-from conftest import kill_after
+from conftest import kill_after, tiny_dataset
 from mindspore import Parameter, Tensor, nn
-from test_distributed import assert_same_files, launch, saved_start, uneven_dataset
+from test_distributed import assert_same_files, launch, saved_start
 from test_training import MODEL_CONFIG
 
 from src.checkpoints.files import MODEL, OPTIMIZER, CheckpointError, locate, read_tensors
@@ -169,27 +169,27 @@ def set_arrays(step: TrainStep, arrays: dict[str, np.ndarray]) -> None:
 
 
 def run_rank(folder: Path) -> None:
-    """What each process that msrun starts does: steps undivided and divided, and the latter again from the middle."""
+    """What each process that msrun starts does: steps unsharded and sharded, and the latter again from the middle."""
     rank, ranks = setup(RuntimeConfig(distributed=True), 1)
     for kind in OPTIMIZERS:
-        plain, divided = (make_step(kind, rank, ranks, shards) for shards in (False, True))
+        plain, sharded = (make_step(kind, rank, ranks, shards) for shards in (False, True))
         for number in range(STEPS):
             if number == MIDDLE:
                 middle = arrays_of(plain, whole=False)
             plain(gradients(rank, number))
-            divided(gradients(rank, number))
-        found = {"plain": arrays_of(plain, whole=False), "divided": arrays_of(divided, whole=True)}
-        set_arrays(divided, middle)
+            sharded(gradients(rank, number))
+        found = {"plain": arrays_of(plain, whole=False), "sharded": arrays_of(sharded, whole=True)}
+        set_arrays(sharded, middle)
         for number in range(MIDDLE, STEPS):
-            divided(gradients(rank, number))
-        found["again"] = arrays_of(divided, whole=True)
+            sharded(gradients(rank, number))
+        found["again"] = arrays_of(sharded, whole=True)
         for name, arrays in found.items():
             np.savez(folder / f"{kind}-{name}-{rank}.npz", **arrays)
-        steps = {"plain": plain, "divided": divided}
+        steps = {"plain": plain, "sharded": sharded}
         report = {
             "kept": {name: sum(p.nbytes for p in step.state().values()) for name, step in steps.items()},
             "norm": [step.result().norm for step in steps.values()],
-            "names": sorted(divided.state()),
+            "names": sorted(sharded.state()),
         }
         (folder / f"{kind}-{rank}.json").write_text(json.dumps(report))
 
@@ -210,7 +210,7 @@ def start_ranks(folder: Path, ranks: int) -> None:
 
 @pytest.mark.e2e
 @pytest.mark.parametrize("ranks", [2, 3])
-def test_divided_is_as_undivided(ranks: int, tmp_path: Path) -> None:
+def test_sharded_is_as_unsharded(ranks: int, tmp_path: Path) -> None:
     """Weights on every rank, state on the one that writes; a step that is not finite changes nothing."""
     start_ranks(tmp_path, ranks)
     start = {f"weight {p.name}": p.asnumpy() for p in Products().weights}
@@ -219,7 +219,7 @@ def test_divided_is_as_undivided(ranks: int, tmp_path: Path) -> None:
         assert expected["adam_step"] == STEPS - 1
         for name, array in start.items():
             assert np.abs(expected[name] - array).max() > 1e-3, name
-        for name in ("divided", "again"):
+        for name in ("sharded", "again"):
             for rank in range(ranks):
                 found = dict(np.load(tmp_path / f"{kind}-{name}-{rank}.npz"))
                 assert found.keys() == expected.keys() or rank > 0
@@ -233,14 +233,14 @@ def test_divided_is_as_undivided(ranks: int, tmp_path: Path) -> None:
 
 
 def assert_less_is_kept(kept: list[dict[str, int]]) -> None:
-    """Bytes: together the ranks have the undivided state once, but for what each has (vectors' moments, numbers)."""
+    """Bytes: all ranks together have the unsharded state, and the vectors' moments and three numbers on each."""
     ranks, whole = len(kept), kept[0]["plain"]
     numbers = 3  # adam_step, loss_scale, clean_steps
     shared = 4 * (2 * sum(shape[0] for shape in SHAPES.values() if len(shape) == 1) + numbers)
     largest = 4 * 2 * int(np.prod(SHAPES["tokens"]))
-    assert sum(each["divided"] for each in kept) == whole + (ranks - 1) * shared
+    assert sum(each["sharded"] for each in kept) == whole + (ranks - 1) * shared
     for each in kept:
-        assert each["plain"] == whole and each["divided"] - shared < (whole - shared) / ranks + largest / 2
+        assert each["plain"] == whole and each["sharded"] - shared < (whole - shared) / ranks + largest / 2
 
 
 def test_another_models_state_is_refused() -> None:
@@ -253,18 +253,17 @@ def test_another_models_state_is_refused() -> None:
 
 @pytest.mark.e2e
 def test_a_run_goes_on_with_another_number_of_ranks(tmp_path: Path) -> None:
-    """Two sharded ranks → one process, and one process → two sharded ranks; a batch in two parts."""
+    """Two ranks that share the optimiser → one process → two ranks; a batch in two parts."""
     ms.set_context(mode=ms.GRAPH_MODE)
-    base = uneven_dataset(tmp_path, Config(model=replace(MODEL_CONFIG, masked_features=True)))
-    weights = WeightsConfig(**dict.fromkeys(("contrastive", "mlm", "mam_feature"), 1.0))
+    base = tiny_dataset(tmp_path, config=Config(model=MODEL_CONFIG))
     one = replace(
         base,
-        objectives=ObjectivesConfig(weights=weights, masking=MaskingConfig(ratio=0.4, batch_share=0.5)),
+        objectives=ObjectivesConfig(weights=WeightsConfig(contrastive=0.0, mlm=1.0), masking=MaskingConfig(ratio=0.4)),
         # an epsilon above the rounding of a gradient: AdamW would make a step of noise
         optimizer=OptimizerConfig(name="muon", lr=2e-3, muon_lr=0.01, warmup_steps=2, eps=1e-3),
         data=replace(base.data, batch_size=8),
         train=TrainConfig(
-            steps=5, log_every=1, save_every=2, keep_checkpoints=9, accumulate=2, init_from=saved_start(tmp_path, base)
+            steps=6, log_every=1, save_every=2, keep_checkpoints=9, accumulate=2, init_from=saved_start(tmp_path, base)
         ),
     )
     two = replace(one, data=replace(base.data, batch_size=4), runtime=replace(base.runtime, shard_optimizer=True))
@@ -272,19 +271,17 @@ def test_a_run_goes_on_with_another_number_of_ranks(tmp_path: Path) -> None:
     def to(config: Config, name: str) -> Config:
         return replace(config, train=replace(config.train, output=str(tmp_path / name)))
 
-    Trainer(to(one, "one")).run()
     launch(to(two, "two"), tmp_path)
-    expected = {file: read_tensors(locate(tmp_path / "one") / file) for file in (MODEL, OPTIMIZER)}
-    assert_same_files(tmp_path / "two", expected)
-    kill_after(tmp_path / "two", 2, tmp_path / "two-one")
-    Trainer(to(one, "two-one"), resume=True).run()
-    assert_same_files(tmp_path / "two-one", expected)
-    kill_after(tmp_path / "one", 2, tmp_path / "one-two")
-    launch(to(two, "one-two"), tmp_path, "--resume")
-    assert_same_files(tmp_path / "one-two", expected)
+    expected = {file: read_tensors(locate(tmp_path / "two") / file) for file in (MODEL, OPTIMIZER)}
+    kill_after(tmp_path / "two", 2, tmp_path / "one")
+    Trainer(to(one, "one"), resume=True).run()
+    assert_same_files(tmp_path / "one", expected)
+    kill_after(tmp_path / "one", 4, tmp_path / "again")
+    launch(to(two, "again"), tmp_path, "--resume")
+    assert_same_files(tmp_path / "again", expected)
 
 
-def test_one_process_says_that_it_divides_nothing(tiny: Config, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_one_process_says_that_it_shards_nothing(tiny: Config, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     config = replace(
         tiny,
         runtime=replace(tiny.runtime, shard_optimizer=True),

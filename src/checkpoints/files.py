@@ -1,6 +1,6 @@
 """The files of a checkpoint folder: where they are, what arrays they hold, and how arrays become parameters."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -65,13 +65,35 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
         raise CheckpointError(f"cannot read {path}: {unreadable(path, error)}") from None
 
 
+class TensorFile(Mapping[str, np.ndarray]):
+    """The arrays of a safetensors file by name, each read when it is asked for: a rank may keep but few of them.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self.file = safe_open(path, framework="numpy")
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"cannot read {path}: {unreadable(path, error)}") from None
+        self.names = list(self.file.keys())
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        if name not in self.names:
+            raise KeyError(name)
+        return self.file.get_tensor(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
 def tensor_names(path: Path) -> list[str]:
     """The names in a safetensors file, without reading the arrays."""
-    try:
-        with safe_open(path, framework="numpy") as file:
-            return list(file.keys())
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"cannot read {path}: {unreadable(path, error)}") from None
+    return TensorFile(path).names
 
 
 def unreadable(path: Path, error: Exception) -> str:

@@ -1,8 +1,8 @@
-"""An optimiser divided over the data-parallel ranks: ZeRO stage 1 (Rajbhandari et al. 2020).
+"""An optimiser sharded over the data-parallel ranks: ZeRO stage 1 (Rajbhandari et al. 2020).
 
-Every rank has all weights and all averaged gradients, but the moments of its own share of the weights alone. It updates
-its share, and the updated weights are joined. Whole tensors are shared out; vectors, which are small and updated in
-stacks, stay on all ranks.
+Every rank has all weights and all averaged gradients, but moments for its own shard of the weights alone. It updates
+that, and then the ranks exchange what they updated. Shards are made of whole tensors. Vectors, which are small and
+updated in stacks, stay on all ranks.
 """
 
 from collections import Counter, deque
@@ -82,7 +82,7 @@ def make_buckets(shards: Sequence[Sequence[Parameter]], limit: int) -> list[list
 def moment_places(
     parameters: Sequence[Parameter], muon: bool, shares: Mapping[str, float]
 ) -> tuple[dict[str, tuple[Place, ...]], dict[str, Shape]]:
-    """Where an undivided optimiser has the moments of parameters that are no vectors.
+    """Where an unsharded optimiser has the moments of all parameters but the vectors.
 
     Args:
         shares: of the learning rate, by parameter.
@@ -90,14 +90,14 @@ def moment_places(
     Returns:
         The places of each parameter's moments, and the shapes of the tensors that hold them.
     """
-    divided = [p for p in parameters if p.ndim != 1]
+    parameters = [p for p in parameters if p.ndim != 1]
     places: dict[str, tuple[Place, ...]] = {}
     shapes: dict[str, Shape] = {}
-    for kind, group in group_alike([p for p in divided if muon and is_layer_matrix(p)], shares).items():
+    for kind, group in group_alike([p for p in parameters if muon and is_layer_matrix(p)], shares).items():
         tensor = stack_name("muon_m", kind)
         shapes[tensor] = (len(group), *kind[0])
         places |= {p.name: ((tensor, row),) for row, p in enumerate(group)}
-    for p in divided:
+    for p in parameters:
         if p.name not in places:
             places[p.name] = ((f"adam_m.{p.name}", None), (f"adam_v.{p.name}", None))
             shapes |= {tensor: tuple(p.shape) for tensor, _ in places[p.name]}
@@ -105,7 +105,7 @@ def moment_places(
 
 
 class JoinWeights(nn.Cell):
-    """Gives all ranks the weights that each has updated, by one AllGather.
+    """Gives all ranks what each has updated of a bucket's weights, by one AllGather.
 
     Args:
         bucket: the parameters of each rank.
@@ -127,8 +127,8 @@ class JoinWeights(nn.Cell):
         self.weights = ParameterTuple([p for part in bucket for p in part])
         starts = []
         for number, part in enumerate(bucket):
-            ends = np.cumsum([0, *(p.size for p in part)])[:-1] + number * max(sizes)
-            starts += ends.tolist()
+            within = np.cumsum([0, *(p.size for p in part)])[:-1]
+            starts += (number * max(sizes) + within).tolist()
         self.starts = tuple(starts)
         self.all_gather, self.map = ops.AllGather(), ops.HyperMap()
 
@@ -148,10 +148,10 @@ class JoinWeights(nn.Cell):
 
 
 class ShardedOptimizer(nn.Cell):
-    """An optimiser of which this rank has a share, with the interface of :class:`src.training.optimizer.AdamW`.
+    """An optimiser of which this rank has a shard, with the interface of :class:`src.training.optimizer.AdamW`.
 
     Gradients are packed as each rank's optimiser reads them: first what rank 0 updates, then what rank 1 updates, …,
-    at last the vectors. Checkpoints are those of the undivided optimiser (:meth:`gather`, :meth:`own_part`).
+    at last the vectors. Checkpoints are those of the unsharded optimiser (:meth:`gather`, :meth:`own_part`).
 
     Args:
         parameters, config, rates: as of AdamW.
@@ -185,7 +185,7 @@ class ShardedOptimizer(nn.Cell):
         self.parameters_ = ParameterTuple([p for group in self.members for p in group])
         ends = np.cumsum([0, *map(len, packs)]).tolist()
         self.first, self.last, self.shared = ends[rank], ends[rank + 1], ends[-2]
-        self.places, self.divided = moment_places(parameters, self.muon, shares)
+        self.places, self.sharded = moment_places(parameters, self.muon, shares)
         self.shapes = {p.name: tuple(p.shape) for p in parameters}
 
     def _members(self, shard: Sequence[Parameter], shares: Mapping[str, float]) -> list[tuple[Sequence, bool]]:
@@ -223,12 +223,12 @@ class ShardedOptimizer(nn.Cell):
         return self.local.state()
 
     def gather(self) -> Arrays:
-        """The divided part of the state as the undivided optimiser has it, on the rank that writes; {} on the others.
+        """The sharded part of the state as the unsharded optimiser has it, on the rank that writes; {} on the others.
 
         All ranks must call it. One parameter's moment travels at a time, so that no device ever holds them all.
         """
         writes = self.rank == WRITER
-        found = {tensor: np.empty(shape, np.float32) for tensor, shape in self.divided.items() if writes}
+        found = {tensor: np.empty(shape, np.float32) for tensor, shape in self.sharded.items() if writes}
         state, sent = self.state(), Counter()  # how many rows of a tensor this rank has sent
         for name, places in self.places.items():
             owner = self.owners[name]
@@ -245,7 +245,7 @@ class ShardedOptimizer(nn.Cell):
         return found
 
     def own_part(self, arrays: Mapping[str, np.ndarray]) -> Arrays:
-        """What this rank keeps of an undivided optimiser's state."""
+        """What this rank keeps of an unsharded optimiser's state."""
         rows: dict[str, list[int]] = {}
         for name, places in self.places.items():
             for tensor, row in places:

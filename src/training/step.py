@@ -106,7 +106,7 @@ class TrainStep:
             cell.set_train(mode)
 
     def state(self) -> dict[str, Parameter]:
-        """The optimiser's state and the loss scale, by name; of an optimiser that ranks share, this one's part."""
+        """The optimiser's state and the loss scale, by name; of a sharded optimiser this rank's shard."""
         update = self.update
         return self.optimizer.state() | {"loss_scale": update.loss_scale, "clean_steps": update.clean_steps}
 
@@ -124,9 +124,10 @@ class TrainStep:
         """
         state = self.state()
         if isinstance(self.optimizer, ShardedOptimizer):
-            shapes = {name: tuple(parameter.shape) for name, parameter in state.items()} | self.optimizer.divided
+            shapes = {name: tuple(parameter.shape) for name, parameter in state.items()} | self.optimizer.sharded
             check_shapes(shapes, arrays, path)
-            arrays = {name: arrays[name] for name in state} | self.optimizer.own_part(arrays)
+            own = self.optimizer.own_part(arrays)
+            arrays = own | {name: arrays[name] for name in state if name not in own}
         set_parameters(state, arrays, path)
 
     def __call__(self, batch: Mapping[str, np.ndarray]) -> None:

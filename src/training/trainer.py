@@ -163,7 +163,7 @@ class Trainer:
         self.step.number = self.step_number
         checkpoint.load_weights(self.model, folder)
         path = folder / files.OPTIMIZER
-        self.step.load_state(files.read_tensors(path), path)
+        self.step.load_state(files.TensorFile(path), path)
         if checkpoint.load_checkpoint_config(folder).runtime.precision != self.config.runtime.precision:
             self.step.reset_scale()
 
