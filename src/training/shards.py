@@ -41,14 +41,19 @@ def divide(costs: Sequence[int], loads: Sequence[int]) -> list[int]:
     return owners
 
 
+def split(parameters: Sequence[Parameter], muon: bool) -> tuple[list[Parameter], list[Parameter]]:
+    """What is sharded: the matrices that Muon orthogonalises, if it is used, and all else but the vectors."""
+    matrices = [p for p in parameters if muon and is_layer_matrix(p)]
+    return matrices, [p for p in parameters if p.ndim != 1 and not (muon and is_layer_matrix(p))]
+
+
 def find_owners(parameters: Sequence[Parameter], muon: bool, ranks: int) -> dict[str, int]:
     """The rank of every parameter but the vectors, by name.
 
     Muon's matrices are balanced by their time, as orthogonalising them takes longer than all the rest of an update.
     What AdamW updates is balanced by memory, with the matrices' momentum counted.
     """
-    matrices = [p for p in parameters if muon and is_layer_matrix(p)]
-    tables = [p for p in parameters if p.ndim != 1 and not (muon and is_layer_matrix(p))]
+    matrices, tables = split(parameters, muon)
     owners = divide([orthogonalising_cost(p.shape) for p in matrices], [0] * ranks)
     held = [sum(p.size for p, owner in zip(matrices, owners, strict=True) if owner == rank) for rank in range(ranks)]
     owners += divide([2 * p.size for p in tables], held)
@@ -90,17 +95,16 @@ def moment_places(
     Returns:
         The places of each parameter's moments, and the shapes of the tensors that hold them.
     """
-    parameters = [p for p in parameters if p.ndim != 1]
+    matrices, tables = split(parameters, muon)
     places: dict[str, tuple[Place, ...]] = {}
     shapes: dict[str, Shape] = {}
-    for kind, group in group_alike([p for p in parameters if muon and is_layer_matrix(p)], shares).items():
+    for kind, group in group_alike(matrices, shares).items():
         tensor = stack_name("muon_m", kind)
         shapes[tensor] = (len(group), *kind[0])
         places |= {p.name: ((tensor, row),) for row, p in enumerate(group)}
-    for p in parameters:
-        if p.name not in places:
-            places[p.name] = ((f"adam_m.{p.name}", None), (f"adam_v.{p.name}", None))
-            shapes |= {tensor: tuple(p.shape) for tensor, _ in places[p.name]}
+    for p in tables:
+        places[p.name] = ((f"adam_m.{p.name}", None), (f"adam_v.{p.name}", None))
+        shapes |= {tensor: tuple(p.shape) for tensor, _ in places[p.name]}
     return places, shapes
 
 
@@ -190,10 +194,8 @@ class ShardedOptimizer(nn.Cell):
 
     def _members(self, shard: Sequence[Parameter], shares: Mapping[str, float]) -> list[tuple[Sequence, bool]]:
         """A rank's parameters as they are packed, and whether they are stacked."""
-        matrices = [p for p in shard if self.muon and is_layer_matrix(p)]
-        names = {p.name for p in matrices}
-        groups = [(group, True) for group in group_alike(matrices, shares).values()]
-        return [*groups, *(((p,), False) for p in shard if p.name not in names)]
+        matrices, tables = split(shard, self.muon)
+        return [*((group, True) for group in group_alike(matrices, shares).values()), *(((p,), False) for p in tables)]
 
     @property
     def packed_shapes(self) -> list[Shape]:
