@@ -42,12 +42,12 @@ ROOT = Path(__file__).parent.parent
 STEPS, RANKS = 2, 2
 
 
-def launch(config: Config, folder: Path) -> None:
+def launch(config: Config, folder: Path, *arguments: str) -> None:
     """Two ranks, as a user starts them."""
     path = folder / "two.yaml"
     path.write_text(to_yaml(config), encoding="utf-8")
     environment = os.environ | {"DEVICE_TARGET": "CPU", "RANK_SIZE": "2", "CONFIG": str(path), "PYTHON": sys.executable}
-    launcher = ["bash", str(ROOT / "scripts" / "run_distributed_ascend.sh")]
+    launcher = ["bash", str(ROOT / "scripts" / "run_distributed_ascend.sh"), *arguments]
     done = subprocess.run(launcher, env=environment, cwd=folder, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
 

@@ -15,6 +15,11 @@ from src.data.image_codes import tokenizer_fingerprint
 ROOT = Path(__file__).parent.parent
 OLD = ROOT / "tests" / "data" / "old_config.yaml"  # that of pretrained/opt_demo, as an earlier version wrote it
 LATER = {
+    "runtime.recompute": False,
+    "runtime.shard_optimizer": False,
+    "train.accumulate": 1,
+    "train.ema_decay": 0.0,
+    "train.max_bad_steps": 1,
     "model.image.resize": "crop",
     "data.max_unknown": 0.2,
     "eval.rerank.tuned_on": "",

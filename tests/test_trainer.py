@@ -185,6 +185,21 @@ def test_samples_per_second_are_those_of_training_alone(
     assert rates == [2 * B] * 4
 
 
+@pytest.mark.parametrize("split", ["dev", "absent"])
+def test_all_ranks_save_at_the_same_steps(
+    config: Config, stand_in: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, split: str
+) -> None:
+    """Each gives its part of a sharded optimiser, also where rank 0 alone goes on to evaluate."""
+    monkeypatch.setattr(loop, "MeanOverRanks", lambda _: nn.Identity())
+    config = replace(config, data=replace(config.data, eval_split=split))
+    saved: dict[int, list[int]] = {0: [], 1: []}
+    for rank, steps in saved.items():
+        seen = stand_in({2: 0.1, 4: 0.2, 6: 0.3})
+        monkeypatch.setattr(TrainStep, "whole_state", lambda _, to=steps, of=seen: to.append(len(of["steps"])) or {})
+        Trainer(with_run(config, tmp_path / f"{rank}", save_every=5), rank=rank, ranks=2).run()
+    assert saved[0] == saved[1] == ([2, 4, 5, 6] if split == "dev" else [5, 6])
+
+
 def test_only_rank_0_writes_and_evaluates(
     config: Config, stand_in: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

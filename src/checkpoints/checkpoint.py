@@ -152,7 +152,7 @@ def save_checkpoint(
     step: int,
     config: Config,
     model: nn.Cell,
-    optimizer_state: Mapping[str, Parameter] | None = None,
+    optimizer_state: Mapping[str, Parameter | np.ndarray] | None = None,
     state: Mapping[str, Any] | None = None,
     keep: int = 0,
     average: Mapping[str, np.ndarray] | None = None,

@@ -194,23 +194,26 @@ def unreadable(path: Path, error: Exception) -> str:
     return str(error).splitlines()[0]
 
 
-def set_parameters(parameters: Mapping[str, Parameter], arrays: Tensors, path: Path) -> None:
+def check_shapes(shapes: Mapping[str, tuple[int, ...]], arrays: Mapping[str, np.ndarray], path: Path) -> None:
+    """Raises a CheckpointError unless the arrays of a file have these names and shapes."""
+    for name in shapes.keys() ^ arrays.keys():
+        problem = "is not in" if name in shapes else "is not in the model but in"
+        raise CheckpointError(f"tensor {name} {problem} {path}: another model wrote it")
+    for name, shape in shapes.items():
+        found = arrays.shape(name) if isinstance(arrays, Tensors) else arrays[name].shape
+        if shape != found:
+            raise CheckpointError(f"tensor {name} of {path} is {list(found)}, the model's is {list(shape)}")
+
+
+def set_parameters(parameters: Mapping[str, Parameter], arrays: Mapping[str, np.ndarray], path: Path) -> None:
     """Copies arrays into the parameters of the same names, or raises a CheckpointError and changes nothing."""
-    require_fit(parameters, arrays, path)
+    check_shapes(shapes_of(parameters), arrays, path)
     for name, parameter in parameters.items():
         parameter.set_data(Tensor(arrays[name], parameter.dtype))
 
 
-def require_fit(parameters: Mapping[str, Parameter], arrays: Mapping[str, np.ndarray], path: Path) -> None:
-    """Raises a CheckpointError if arrays are not those of the parameters, by name and shape."""
-    for name in parameters.keys() ^ arrays.keys():
-        problem = "is not in" if name in parameters else "is not in the model but in"
-        raise CheckpointError(f"tensor {name} {problem} {path}: another model wrote it")
-    for name, parameter in parameters.items():
-        if tuple(parameter.shape) != arrays.shape(name):
-            raise CheckpointError(
-                f"tensor {name} of {path} is {list(arrays.shape(name))}, the model's is {list(parameter.shape)}"
-            )
+def shapes_of(parameters: Mapping[str, Parameter]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(parameter.shape) for name, parameter in parameters.items()}
 
 
 def results_folder(checkpoint: Path) -> Path:

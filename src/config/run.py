@@ -14,6 +14,7 @@ class RuntimeConfig:
     precision: Literal["fp32", "fp16", "bf16"] = "fp32"  # of products; fp16 has a dynamic loss scale; a CPU has no bf16
     distributed: bool = False  # data parallel over the ranks that msrun started
     recompute: bool = False  # compute Transformer layers again in the backward pass: less memory, more time
+    shard_optimizer: bool = False  # each rank keeps the moments of its share of the weights, and updates that alone
     graph_kernel: bool = False  # fuse elementwise chains; on a CPU it needs g++, decorator and attrs
 
 

@@ -1,14 +1,21 @@
 """Muon (Jordan et al. 2024): momentum whose matrices are orthogonalised before they are applied."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import mindspore as ms
 import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
 from src.config import OptimizerConfig
-from src.training.layer_rates import rate_shares
-from src.training.optimizer import AdamW, group_alike, mul_no_nan, stack_groups, stacked_zeros, store
+from src.training.optimizer import (
+    AdamW,
+    group_alike,
+    mul_no_nan,
+    rates_by_name,
+    stack_groups,
+    stacked_zeros,
+    store,
+)
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # quintic whose iteration drives every singular value to about 1
 NEWTON_SCHULZ_STEPS = 5
@@ -17,6 +24,12 @@ NEWTON_SCHULZ_STEPS = 5
 def is_layer_matrix(parameter: Parameter) -> bool:
     """Muon trains the matrices of linear layers; tables of vectors, gains and biases are AdamW's."""
     return len(parameter.shape) == 2 and parameter.name.endswith("weight")
+
+
+def orthogonalising_cost(shape: tuple[int, int]) -> int:
+    """Multiplications of a Newton–Schulz step: x·xᵀ and the polynomial's product with x (R²C each), a square (R³)."""
+    rows, columns = sorted(shape)
+    return rows * rows * (2 * columns + rows)
 
 
 class Orthogonalise(nn.Cell):
@@ -53,14 +66,21 @@ class Muon(nn.Cell):
         parameters: what is trained.
         config: muon_lr (the peak for matrices), muon_momentum, lr, weight_decay, layer_decay and those of AdamW.
         rates: (steps,) learning rate of AdamW at every step.
+        shares: as of AdamW.
 
     Inputs and outputs: as :class:`AdamW`.
     """
 
-    def __init__(self, parameters: Sequence[Parameter], config: OptimizerConfig, rates: np.ndarray) -> None:
+    def __init__(
+        self,
+        parameters: Sequence[Parameter],
+        config: OptimizerConfig,
+        rates: np.ndarray,
+        shares: Mapping[str, float] | None = None,
+    ) -> None:
         super().__init__(auto_prefix=False)  # or the inner AdamW would rename the model's parameters
-        self.adam = AdamW([p for p in parameters if not is_layer_matrix(p)], config, rates)
-        shares = dict(zip((p.name for p in parameters), rate_shares(parameters, config.layer_decay), strict=True))
+        shares = shares or rates_by_name(parameters, config.layer_decay)
+        self.adam = AdamW([p for p in parameters if not is_layer_matrix(p)], config, rates, shares)
         groups = group_alike([p for p in parameters if is_layer_matrix(p)], shares)
         self.kinds, self.groups = tuple(groups), tuple(groups.values())
         self.momenta = stacked_zeros("muon_m", groups)
@@ -121,6 +141,11 @@ class Muon(nn.Cell):
         return ops.transpose(self.orthogonalise(ops.transpose(prefetch, (0, 2, 1))), (0, 2, 1))
 
 
-def build_optimizer(parameters: Sequence[Parameter], config: OptimizerConfig, rates: np.ndarray) -> AdamW | Muon:
+def build_optimizer(
+    parameters: Sequence[Parameter],
+    config: OptimizerConfig,
+    rates: np.ndarray,
+    shares: Mapping[str, float] | None = None,
+) -> AdamW | Muon:
     """The optimiser that ``config.name`` asks for. Arguments: as :class:`AdamW`."""
-    return {"adamw": AdamW, "muon": Muon}[config.name](parameters, config, rates)
+    return {"adamw": AdamW, "muon": Muon}[config.name](parameters, config, rates, shares)

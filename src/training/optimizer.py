@@ -27,6 +27,11 @@ def decays(parameter: Parameter) -> bool:
 Kind = tuple[tuple[int, ...], float]  # a shape and a share of the learning rate
 
 
+def rates_by_name(parameters: Sequence[Parameter], decay: float) -> dict[str, float]:
+    """Each parameter's share of the learning rate, by its name. Arguments: as :func:`rate_shares`."""
+    return dict(zip((p.name for p in parameters), rate_shares(parameters, decay), strict=True))
+
+
 def group_alike(parameters: Sequence[Parameter], shares: Mapping[str, float]) -> dict[Kind, ParameterTuple]:
     """What can be updated together, for the compiler takes its time over every tensor of a step.
 
@@ -40,12 +45,18 @@ def group_alike(parameters: Sequence[Parameter], shares: Mapping[str, float]) ->
     return {kind: ParameterTuple(group) for kind, group in groups.items()}
 
 
+def stack_name(prefix: str, kind: Kind) -> str:
+    """Of the tensor that holds what a group of that kind has stacked."""
+    shape, share = kind
+    return f"{prefix}.{'x'.join(map(str, shape))}.{share:g}"
+
+
 def stacked_zeros(prefix: str, groups: Mapping[Kind, ParameterTuple]) -> ParameterTuple:
     """A Parameter (n, …) of zeros for every group: for gradients, moments, and what is stacked for them."""
     made = []
-    for (shape, share), group in groups.items():
-        name = f"{prefix}.{'x'.join(map(str, shape))}.{share:g}"
-        made.append(Parameter(initializer("zeros", (len(group), *shape)), name=name, requires_grad=False))
+    for kind, group in groups.items():
+        zeros = initializer("zeros", (len(group), *kind[0]))
+        made.append(Parameter(zeros, name=stack_name(prefix, kind), requires_grad=False))
     return ParameterTuple(made)
 
 
@@ -92,6 +103,7 @@ class AdamW(nn.Cell):
         parameters: what is trained.
         config: betas, eps, weight_decay, layer_decay (lr is then each parameter's share of the rate).
         rates: (steps,) learning rate of every step; the last one holds afterwards.
+        shares: of the learning rate by parameter, where ``parameters`` are only some of what is trained.
 
     Inputs:
         factor () float32 that multiplies the gradients (clipping, loss scale); good () bool, False (and factor 0) for a
@@ -102,9 +114,15 @@ class AdamW(nn.Cell):
         () float32, the learning rate that was used.
     """
 
-    def __init__(self, parameters: Sequence[Parameter], config: OptimizerConfig, rates: np.ndarray) -> None:
+    def __init__(
+        self,
+        parameters: Sequence[Parameter],
+        config: OptimizerConfig,
+        rates: np.ndarray,
+        shares: Mapping[str, float] | None = None,
+    ) -> None:
         super().__init__()
-        shares = dict(zip((p.name for p in parameters), rate_shares(parameters, config.layer_decay), strict=True))
+        shares = shares or rates_by_name(parameters, config.layer_decay)
         single = [p for p in parameters if p.ndim != 1]
         groups = group_alike([p for p in parameters if p.ndim == 1], shares)
         self.vectors, self.stacks = tuple(groups.values()), stacked_zeros("vectors", groups)

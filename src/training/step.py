@@ -5,11 +5,13 @@ What a step found stays on the device until it is asked for.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn
 
+from src.checkpoints.files import check_shapes, set_parameters, shapes_of
 from src.errors import UserError
 from src.models.dropout import dropouts, set_key
 from src.objectives.objectives import Objectives
@@ -17,6 +19,7 @@ from src.training.accumulation import AccumulatedStep
 from src.training.average import WeightAverage
 from src.training.graphs import Gradients, Step, Update
 from src.training.optimizer import AdamW
+from src.training.shards import ShardedOptimizer
 
 INITIAL_LOSS_SCALE = 65536.0
 
@@ -107,9 +110,28 @@ class TrainStep:
             cell.set_train(mode)
 
     def state(self) -> dict[str, Parameter]:
-        """The optimiser's state and the loss scale, by name."""
+        """The optimiser's state and the loss scale, by name; of a sharded optimiser this rank's shard."""
         update = self.update
         return self.optimizer.state() | {"loss_scale": update.loss_scale, "clean_steps": update.clean_steps}
+
+    def whole_state(self) -> dict[str, Parameter | np.ndarray]:
+        """What a checkpoint holds, by name. All ranks must call it; it is whole on the rank that writes."""
+        if isinstance(self.optimizer, ShardedOptimizer):
+            return self.state() | self.optimizer.gather()
+        return self.state()
+
+    def load_state(self, arrays: Mapping[str, np.ndarray], path: Path) -> None:
+        """Goes on from what a checkpoint holds, whatever the number of ranks that wrote it.
+
+        Raises:
+            CheckpointError: another model wrote the file ``path`` with these arrays.
+        """
+        state = self.state()
+        if isinstance(self.optimizer, ShardedOptimizer):
+            check_shapes(shapes_of(state) | self.optimizer.sharded, arrays, path)
+            own = self.optimizer.own_part(arrays)
+            arrays = own | {name: arrays[name] for name in state if name not in own}
+        set_parameters(state, arrays, path)
 
     def __call__(self, batch: Mapping[str, np.ndarray]) -> None:
         if self.before_step is not None:

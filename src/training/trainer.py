@@ -2,12 +2,13 @@
 
 import time
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from mindspore import nn
+from mindspore import Parameter, nn
 
 from src.checkpoints import checkpoint, files
 from src.checkpoints.pretrained import init_encoders
@@ -28,10 +29,11 @@ from src.training.average import WeightAverage
 from src.training.continuation import check_resume, start_from
 from src.training.layer_rates import unfrozen
 from src.training.log import RunLog
-from src.training.muon import build_optimizer
-from src.training.optimizer import trained_parameters
+from src.training.muon import Muon, build_optimizer
+from src.training.optimizer import AdamW, trained_parameters
 from src.training.ranks import MeanOverRanks
 from src.training.schedule import learning_rates, warmup_steps
+from src.training.shards import ShardedOptimizer
 from src.training.step import INITIAL_LOSS_SCALE, NonFiniteError, StepResult, TrainingError, TrainStep
 from src.training.unfed import absent_modalities, describe, unfed_objectives, without
 
@@ -74,7 +76,8 @@ class Trainer:
         self.step = self._build_step(ranks)
         if start:
             self._resume(start)
-        self.evaluation = self._build_evaluation() if rank == 0 and config.train.eval_every else None
+        self.evaluates = config.train.eval_every > 0 and self._has_eval_split()  # on all ranks, as they save together
+        self.evaluation = self._build_evaluation() if rank == 0 and self.evaluates else None
 
     @property
     def step_number(self) -> int:
@@ -102,7 +105,7 @@ class Trainer:
             )
         rates = learning_rates(config.optimizer, steps)
         parameters = unfrozen(trained_parameters(self.model, objectives), config.optimizer.freeze)
-        optimizer = build_optimizer(parameters, config.optimizer, rates)
+        optimizer = self._build_optimizer(parameters, rates)
         return TrainStep(
             objectives,
             optimizer,
@@ -116,15 +119,26 @@ class Trainer:
             WeightAverage(optimizer, config.train.ema_decay) if config.train.ema_decay else None,
         )
 
-    def _build_evaluation(self) -> Evaluation | None:
-        """Of data.eval_split, if the dataset has it."""
+    def _build_optimizer(self, parameters: Sequence[Parameter], rates: np.ndarray) -> AdamW | Muon | ShardedOptimizer:
+        """Arguments: as of AdamW."""
+        config = self.config
+        if config.runtime.shard_optimizer and self.ranks > 1:
+            return ShardedOptimizer(parameters, config.optimizer, rates, self.rank, self.ranks)
+        if config.runtime.shard_optimizer:
+            self._say("runtime.shard_optimizer=true changes nothing: the run has one process")
+        return build_optimizer(parameters, config.optimizer, rates)
+
+    def _has_eval_split(self) -> bool:
+        """Whether the dataset has data.eval_split."""
         data = self.config.data
         folder = data.eval_path or data.mixture[0][0]
         splits = read_info(folder)["splits"]
         if data.eval_split not in splits:
             known = ", ".join(splits)
             self._say(f"nothing is evaluated: {folder} has no split data.eval_split={data.eval_split!r}, but {known}")
-            return None
+        return data.eval_split in splits
+
+    def _build_evaluation(self) -> Evaluation:
         return Evaluation(Engine(self.trained, self.model), self.task.evaluators)
 
     def _start(self) -> None:
@@ -157,7 +171,7 @@ class Trainer:
         self.step.number = self.step_number
         checkpoint.load_weights(self.model, folder)
         path = folder / files.OPTIMIZER
-        files.set_parameters(self.step.state(), files.read_tensors(path), path)
+        self.step.load_state(files.read_tensors(path), path)
         stored = checkpoint.load_checkpoint_config(folder)
         if stored.runtime.precision != self.config.runtime.precision:
             self.step.reset_scale()
@@ -172,7 +186,7 @@ class Trainer:
             return
         if decay:
             arrays = files.read_tensors(path)
-            files.require_fit(dict(self.model.parameters_and_names()), arrays, path)
+            files.check_shapes(files.shapes_of(dict(self.model.parameters_and_names())), arrays, path)
             average.set(arrays)
             return
         average.begin()
@@ -208,7 +222,7 @@ class Trainer:
             log.advance()
             step, last = self.step_number, self.step_number == train.steps
             logs = step % train.log_every == 0 or last
-            evaluates = self.evaluation is not None and step % train.eval_every == 0
+            evaluates = self.evaluates and step % train.eval_every == 0
             saves = evaluates or step % train.save_every == 0 or last
             if not (logs or saves):
                 continue  # without a look at the device
@@ -276,6 +290,7 @@ class Trainer:
 
     def _save(self, evaluation_due: bool = False) -> None:
         self.state["evaluation_due"] = evaluation_due
+        optimizer_state = self.step.whole_state()  # all ranks take part
         if self.rank == 0:
             average = self.step.average
             checkpoint.save_checkpoint(
@@ -283,7 +298,7 @@ class Trainer:
                 self.step_number,
                 self.trained,
                 self.model,
-                self.step.state(),
+                optimizer_state,
                 self.state,
                 self.config.train.keep_checkpoints,
                 None if average is None else average.arrays(),
