@@ -174,7 +174,7 @@ def write_tensors(path: Path, parameters: Mapping[str, Parameter | np.ndarray], 
         file.write(len(text).to_bytes(8, "little") + text)
         for name in names:
             value = parameters[name]
-            array = value if isinstance(value, np.ndarray) else value.asnumpy()  # on a CPU: without a copy
+            array = value.asnumpy() if isinstance(value, Tensor) else value  # on a CPU without a copy
             file.write(np.ascontiguousarray(array, kind(name)).data)
         file.flush()
         os.fsync(file.fileno())
