@@ -169,7 +169,9 @@ def test_a_cut_text_is_not_taught_to_end(write: Write) -> None:
     level = objectives.levels[0]
     logits = np.random.default_rng(0).normal(size=(10, tokenizer.size)).astype(np.float32)
     tensors = {name: Tensor(value) for name, value in batch.items()}
-    found = float(level.text_loss(tensors, Tensor(logits)).asnumpy())
+    (weights,) = level.weights(tensors, ())
+    assert weights.asnumpy().tolist() == [1.0] * 10
+    found = float(level.text_loss(tensors, Tensor(logits), weights, Tensor(np.float32(10))).asnumpy())
     logs = logits - np.log(np.exp(logits).sum(1, keepdims=True))
     costs = -logs[np.arange(10), np.ravel(expected)]
     smoothing = level.smoothing
