@@ -365,7 +365,7 @@ def test_norm_and_clipping_are_those_of_the_ranks_mean() -> None:
     assert result.metrics == {"metric": 0.75 * 0.25}
 
 
-@pytest.mark.parametrize(("bucket", "calls"), [(1, 4), (13, 2), (100, 1)])
+@pytest.mark.parametrize(("bucket", "calls"), [(1, 4), (13, 2), (17, 2), (100, 1)])
 def test_tensors_are_averaged_in_few_buckets(bucket: int, calls: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Three ranks of which the others have zeros; a tensor larger than a bucket has one of its own."""
     reduced: list[int] = []
@@ -376,6 +376,7 @@ def test_tensors_are_averaged_in_few_buckets(bucket: int, calls: int, monkeypatc
     for found, expected in zip(means, given, strict=True):
         np.testing.assert_allclose(found.asnumpy(), expected / 3, rtol=1e-6)
     assert len(reduced) == calls and sum(reduced) == 26
+    assert all(size <= bucket or size in (8, 5, 12, 1) for size in reduced)
 
 
 def test_gathered_rows_get_their_own_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
