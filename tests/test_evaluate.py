@@ -259,6 +259,7 @@ def test_misplaced_texts_stand_beside_another_half() -> None:
 
 def test_what_is_shown_is_spread_over_a_split() -> None:
     assert evenly_apart(101, 6).tolist() == [0, 20, 40, 60, 80, 100]
+    assert evenly_apart(8, 4).tolist() == [0, 2, 5, 7], "the nearest"
     assert evenly_apart(3, 6).tolist() == [0, 1, 2] and evenly_apart(0, 6).tolist() == []
 
 
