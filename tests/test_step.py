@@ -329,6 +329,22 @@ def test_metrics_stand_beside_the_losses_and_a_wrong_one_stops_the_run() -> None
     np.testing.assert_array_equal(objectives.matrix.asnumpy(), before)
 
 
+def test_dropout_has_other_masks_in_every_step_and_the_same_in_a_run_that_goes_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    keys: list[tuple[int, ...]] = []
+    monkeypatch.setattr("src.training.step.set_key", lambda *key: keys.append(key))
+    _, train = quadratic_step()
+    train(ONES)
+    assert not keys, "nothing is dropped"
+    train.mask_seed, train.drops = (3, 1), True
+    train(ONES)
+    train.number = 7
+    train(ONES)
+    train(ONES)
+    assert keys == [(3, 1, 1), (3, 1, 7), (3, 1, 8)]
+
+
 def test_before_step_fills_what_the_batch_lacks() -> None:
     objectives, train = given_step()
     batch = gradients(0.5)
