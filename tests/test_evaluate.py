@@ -347,10 +347,10 @@ def test_whole_run(config: Config, evaluation: Evaluation, tmp_path: Path) -> No
 
 
 def test_training_mode_is_left_as_it_was(config: Config, evaluation: Evaluation, model: OPT) -> None:
-    model.set_train(True)
-    evaluation.run("dev", settings=limited(config.eval, gallery_size=4, max_items=0))
-    assert model.training and model.text_encoder.training
-    model.set_train(False)
+    for training in (True, False):
+        model.set_train(training)
+        evaluation.run("dev", settings=limited(config.eval, gallery_size=4, max_items=0))
+        assert model.training == model.text_encoder.training == training
 
 
 def test_task_decides_what_runs(config: Config, evaluation: Evaluation) -> None:

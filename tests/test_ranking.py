@@ -15,6 +15,7 @@ from src.evaluation.retrieval import RetrievalEvaluator, _mean
 from src.evaluation.tuning import grid
 from src.inference.encode import Items
 from src.inference.rerank import Reranker, softmax
+from src.inference.scorers import _chunks
 from src.metrics.recall import recall
 
 SCALE = 5.0
@@ -208,6 +209,33 @@ def test_of_equally_good_weights_those_of_fewer_terms_are_tried_first() -> None:
     terms = [sum(weight > 0 for weight in weights) for weights in tried]
     assert terms == sorted(terms) and tried[:3] == [(0.0, 0.0, 1.0), (0.0, 1.0, 0.0), (1.0, 0.0, 0.0)]
     assert len(set(tried)) == len(tried) == 5**3 - 4**3 and {max(weights) for weights in tried} == {1.0}
+
+
+def test_pairs_are_cut_into_the_fewest_pieces_that_have_room() -> None:
+    """Room for so many pairs, and for so many different items."""
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        rows, most = rng.integers(1, 9, 2).tolist()
+        owners = np.sort(rng.integers(0, 12, rng.integers(1, 40))) * 5
+        pieces = [(part.start, part.stop) for part in _chunks(owners, rows, most)]
+        expected, start = [], 0
+        for stop in range(1, len(owners) + 1):
+            ahead = owners[start : stop + 1]
+            if stop == len(owners) or len(ahead) > rows or len(set(ahead.tolist())) > most:
+                expected.append((start, stop))
+                start = stop
+        assert pieces == expected
+
+
+def test_tokens_are_kept_only_where_candidates_are_scored_by_them() -> None:
+    found, _ = evaluator(matching=1.0)
+
+    def read(**rerank: float) -> set[int]:
+        weights = {"matching": 0.0, "likelihood": 0.0} | rerank
+        return set(found.needs(EvalConfig(rerank=RerankConfig(**weights))).tokens)
+
+    assert read(top_k=4, matching=1.0) == {TEXT, IMAGE, AUDIO} and read(top_k=4, likelihood=1.0) == {IMAGE, AUDIO}
+    assert read(top_k=4) == read(top_k=0, matching=1.0) == read(top_k=0, likelihood=1.0) == set()
 
 
 def test_folds_average_only_directions_that_all_of_them_have() -> None:
