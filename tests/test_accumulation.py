@@ -22,7 +22,8 @@ from src.config import (
 )
 from src.models.opt import OPT
 from src.objectives.objectives import Objectives
-from src.training.accumulation import part_size
+from src.training import accumulation
+from src.training.accumulation import AccumulatedStep, part_size
 from src.training.average import WeightAverage
 from src.training.muon import build_optimizer
 from src.training.optimizer import trained_parameters
@@ -100,7 +101,7 @@ def uneven_batch() -> Arrays:
     ("group", "parts", "kind"), [*((group, 2, "graph") for group in GROUPS), ("all", 4, "pynative")]
 )
 def test_parts_are_as_the_whole(group: str, parts: int, kind: str) -> None:
-    """Two steps: losses, the gradients' norm, moments and weights."""
+    """Two steps: losses, the gradients' norm, moments and weights, although only the parts have a loss scale."""
     with run_mode(kind):
         compare_parts(group, parts)
 
@@ -108,12 +109,13 @@ def test_parts_are_as_the_whole(group: str, parts: int, kind: str) -> None:
 def compare_parts(group: str, parts: int) -> None:
     config, batch = objectives_of(group), uneven_batch()
     steps = [make_step(config, count) for count in (1, parts)]
+    steps[1].update.loss_scale.set_data(Tensor(np.float32(64.0)))
     for _ in range(2):
         whole, found = (take(step, batch) for step in steps)
         assert found.losses == pytest.approx(whole.losses, rel=1e-5)
         assert found.norm == pytest.approx(whole.norm, rel=1e-5) and whole.norm > 0.1
     assert all(value > 0 for value in whole.losses.values())
-    states = [step.state() | {p.name: p for p in step.optimizer.parameters_} for step in steps]
+    states = [step.optimizer.state() | {p.name: p for p in step.optimizer.parameters_} for step in steps]
     assert states[0].keys() == states[1].keys()
     for name, expected in states[0].items():
         np.testing.assert_allclose(states[1][name].asnumpy(), expected.asnumpy(), rtol=1e-3, atol=1e-5, err_msg=name)
@@ -171,6 +173,20 @@ def test_dropout_is_the_same_when_a_part_is_encoded_again() -> None:
     gradient = held[place].asnumpy()
     assert gradient.shape == weight.shape and abs(slope) > 1e-3
     assert (gradient * direction).sum() == pytest.approx(slope, rel=0.02)
+
+
+def test_each_part_has_rows_and_masks_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no loss compares samples; what the graphs compute is not asked here."""
+    keys: list[tuple[int, ...]] = []
+    monkeypatch.setattr(accumulation, "set_key", lambda *key: keys.append(key))
+    step, calls = object.__new__(AccumulatedStep), []
+    step.parts, step.fields, step.drops, step.embeds, step.levels = 3, ("x",), True, False, 1
+    step.clear, step.plan = lambda: calls.append("clear"), lambda x: calls.append("plan") or x.sum()
+    step.direct = lambda losses, count, x: calls.append((int(count), x.asnumpy().tolist())) or losses + 1
+    step.finish = lambda contrastive, losses: (float(contrastive), losses.asnumpy().tolist())
+    assert step({"x": np.arange(6)}, (7, 2)) == (0.0, [3.0])
+    assert calls == ["clear", "plan", (15, [0, 3]), (15, [1, 4]), (15, [2, 5])]
+    assert keys == [(7, 2, 0), (7, 2, 1), (7, 2, 2)]
 
 
 class Still(nn.Cell):

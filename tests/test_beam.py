@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Iterator
 from dataclasses import replace
+from types import SimpleNamespace
 
 import mindspore as ms
 import numpy as np
@@ -268,6 +269,13 @@ def test_a_text_that_found_no_end_loses_to_a_better_one_that_did(tokenizer: Toke
     assert found.over and text_so_far(found) == [SEP]
 
 
+def test_a_token_that_may_not_stand_there_begins_no_text(tokenizer: Tokenizer) -> None:
+    """Where fewer tokens are left than a beam has choices."""
+    found = hypotheses(tokenizer, BeamSettings(2), 3)
+    extend(found, 1, [(A, -0.5), (B, MASKED - 1.0), (SEP, MASKED - 2.0)], NOTHING)
+    assert found.going.tolist() == [[-0.5, -np.inf]] and np.isneginf(found.ended).all()
+
+
 def test_of_equally_good_texts_the_first_stays(tokenizer: Tokenizer) -> None:
     """α = 1: −1 after one token, and −2 after seven, are the same score."""
     found = hypotheses(tokenizer, BeamSettings(2, length_penalty=1.0), 13)
@@ -391,3 +399,11 @@ def test_settings_are_checked() -> None:
         DecodingConfig(beam_size=3, length_penalty=0.5, no_repeat_ngram=2, min_length=1, max_length=9)
     )
     assert settings == BeamSettings(3, 0.5, 2, 1, 9)
+
+
+def test_a_text_may_fill_all_places_behind_its_first_token() -> None:
+    search = object.__new__(BeamSearch)
+    search.model = SimpleNamespace(text_len=9)
+    for longest, limit in ((0, 8), (3, 3), (8, 8)):
+        search.settings = BeamSettings(max_length=longest)
+        assert search.limit == limit

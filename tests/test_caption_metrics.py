@@ -88,6 +88,7 @@ def test_tokens_leave_out_punctuation_and_case():
     assert characters("一只 Cat，「好」!") == list("一只cat好")
     assert words("红色背景上，左边有两个苹果。") == ["红色", "背景", "上", "左边", "有", "两个", "苹果"]
     assert words("。，") == []
+    assert characters("3＋4=7！") == list("3＋4=7"), "signs are no punctuation"
 
 
 def test_jieba_says_nothing():

@@ -12,7 +12,7 @@ from pathlib import Path
 import mindspore as ms
 import numpy as np
 import pytest
-from mindspore import Parameter, Tensor
+from mindspore import Parameter, Tensor, nn
 from safetensors.numpy import load_file, save_file
 
 from src.checkpoints import checkpoint
@@ -24,8 +24,9 @@ from src.checkpoints.checkpoint import (
     read_state,
     save_checkpoint,
     set_parameters,
+    write_model,
 )
-from src.checkpoints.files import CheckpointError, locate, read_tensors, write_tensors
+from src.checkpoints.files import MODEL, CheckpointError, locate, read_tensors, write_tensors
 from src.config import Config, ConfigError
 from src.inference.loading import load_model
 from src.models.build import build_model
@@ -485,3 +486,22 @@ def test_reading_takes_the_memory_of_one_tensor(tmp_path: Path) -> None:
     fresh = {name: Parameter(Tensor(np.zeros((1000, 1000), np.float32))) for name in tensors}
     assert most_memory(lambda: set_parameters(fresh, read_tensors(path), path)) < 10
     assert [float(value.asnumpy().max()) for value in fresh.values()] == list(range(len(tensors)))
+
+
+def test_half_precision_is_that_of_floats_alone(tmp_path: Path, config: Config) -> None:
+    cell = nn.Cell()
+    cell.insert_param_to_cell("weight", Parameter(Tensor(np.array([0.1, 2.0], np.float32)), name="weight"))
+    cell.insert_param_to_cell("count", Parameter(Tensor(100_001, ms.int32), name="count"))
+    write_model(tmp_path, config, cell, half=True)
+    found = read_tensors(tmp_path / MODEL)
+    assert found["weight"].dtype == np.float16 and found["weight"].tolist() == [np.float16(0.1), 2.0]
+    assert found["count"].dtype == np.int32 and found["count"] == 100_001
+
+
+@pytest.mark.parametrize("wrong", ["a", "b", "c"])
+def test_whichever_tensor_has_another_shape_none_is_set(wrong: str) -> None:
+    parameters = {name: Parameter(Tensor(np.zeros(2, np.float32)), name=name) for name in "abc"}
+    arrays = {name: np.ones(3 if name == wrong else 2, np.float32) for name in "abc"}
+    with pytest.raises(CheckpointError, match=rf"tensor {wrong} of file is \[3\], the model's is \[2\]"):
+        set_parameters(parameters, arrays, Path("file"))
+    assert not any(parameter.asnumpy().any() for parameter in parameters.values())

@@ -20,7 +20,7 @@ from src.data.digests import DigestTable, digest
 from src.data.errors import DataError
 from src.data.pipeline import Loader
 from src.data.prepare import common
-from src.data.prepare.caption_lines import join_words
+from src.data.prepare.caption_lines import join_words, read_captions
 from src.data.prepare.rows import Row
 from src.data.prepare.translations import Translations
 from src.data.record import Record
@@ -245,6 +245,14 @@ def test_a_worker_that_dies_is_one_line(tmp_path: Path) -> None:
 
 def test_words_are_joined() -> None:
     assert join_words("两个:CD 男人:NN ， 一辆:CD 车:NN") == "两个男人，一辆车" and join_words("一只 猫") == "一只猫"
+
+
+def test_images_are_named_without_ending_and_number_of_the_caption(tmp_path: Path) -> None:
+    path = tmp_path / "captions.txt"
+    path.write_text("1.jpg#zhm#0 一只猫\n1.jpg#1\t两 只 狗\n\nCOCO_2#0 三条鱼\n3.jpg 四\n", encoding="utf-8")
+    found = list(read_captions(path))
+    assert found == [(1, "1", "一只猫"), (2, "1", "两 只 狗"), (4, "COCO_2", "三条鱼"), (5, "3", "四")]
+    assert list(read_captions(path, segmented=True))[1] == (2, "1", "两只狗")
 
 
 def test_digest_table_is_a_dict() -> None:

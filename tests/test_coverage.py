@@ -127,6 +127,16 @@ def test_cut_texts_and_audio_are_counted(write: Write) -> None:
     assert measure(dataset, Tokenizer(fits.text.vocab), fits).notes(fits) == [], "nothing is cut, nothing is said"
 
 
+def test_every_caption_is_measured_with_the_clip_that_speaks_it(write: Write, tmp_path: Path) -> None:
+    config = write(["一"])
+    with DatasetWriter(tmp_path / "several", config.model.audio, {"name": "several"}) as writer:
+        clips = tuple(np.full((frames, config.model.audio.mels), 9, np.uint8) for frames in (5, 7, 11))
+        writer.add("train", Record("three", None, ("一", "二", "三"), (clips[0], None, clips[1])))
+        writer.add("train", Record("speech alone", None, (), clips[2:]))
+    found = covered(replace(config, data=replace(config.data, path=str(tmp_path / "several"))))
+    assert found.clips.values.tolist() == [5, 7, 11] and found.texts.values.tolist() == [3, 3, 3]
+
+
 def test_audio_that_preparation_cut_is_told(write: Write) -> None:
     config = write(["一", "二"], [16, 8], stored=MAX_FRAMES)
     found = covered(config)
@@ -169,7 +179,9 @@ def test_a_cut_text_is_not_taught_to_end(write: Write) -> None:
     level = objectives.levels[0]
     logits = np.random.default_rng(0).normal(size=(10, tokenizer.size)).astype(np.float32)
     tensors = {name: Tensor(value) for name, value in batch.items()}
-    found = float(level.text_loss(tensors, Tensor(logits)).asnumpy())
+    (weights,) = level.weights(tensors, ())
+    assert weights.asnumpy().tolist() == [1.0] * 10
+    found = float(level.text_loss(tensors, Tensor(logits), weights, Tensor(np.float32(10))).asnumpy())
     logs = logits - np.log(np.exp(logits).sum(1, keepdims=True))
     costs = -logs[np.arange(10), np.ravel(expected)]
     smoothing = level.smoothing

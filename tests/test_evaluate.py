@@ -31,7 +31,13 @@ from src.data.writer import DatasetWriter
 from src.demo.facts import FactMetric
 from src.evaluation.retrieval import RetrievalEvaluator
 from src.evaluation.run import Evaluation
-from src.evaluation.text_generation import CaptionEvaluator, caption_metrics, misplaced, transcript_metrics
+from src.evaluation.text_generation import (
+    CaptionEvaluator,
+    beside_chance,
+    caption_metrics,
+    misplaced,
+    transcript_metrics,
+)
 from src.inference import scorers
 from src.inference.encode import Items, encode_split, first_images, number_images
 from src.inference.engine import Engine
@@ -253,12 +259,26 @@ def test_metrics_of_captions_and_transcripts() -> None:
     assert transcript_metrics(["左边有一个苹果"], ["左边有两个苹果"], None)["word_error_rate"] == pytest.approx(1 / 4)
 
 
+def test_a_sentence_in_other_words_but_the_same_characters_is_right() -> None:
+    found = transcript_metrics(["苹 果", "一只猫"], ["苹果", "一只狗"], None)
+    assert found["sentences_right"] == 0.5 and found["character_error_rate"] == pytest.approx(1 / 5)
+    assert found["word_error_rate"] == pytest.approx((2 + 1) / (1 + 2)), "two words for one; 一只 猫"
+
+
+def test_two_texts_have_a_chance_and_one_has_none() -> None:
+    texts, said = ["一只猫", "一只狗"], ["一只狗", "一只猫"]
+    found = beside_chance(transcript_metrics, texts, said, None)
+    assert found["sentences_right"] == 0 and found["chance"]["sentences_right"] == 1
+    assert "chance" not in beside_chance(transcript_metrics, texts[:1], said[:1], None)
+
+
 def test_misplaced_texts_stand_beside_another_half() -> None:
     assert misplaced(list("abcde")) == list("cdeab") and misplaced(list("ab")) == list("ba")
 
 
 def test_what_is_shown_is_spread_over_a_split() -> None:
     assert evenly_apart(101, 6).tolist() == [0, 20, 40, 60, 80, 100]
+    assert evenly_apart(8, 4).tolist() == [0, 2, 5, 7], "the nearest"
     assert evenly_apart(3, 6).tolist() == [0, 1, 2] and evenly_apart(0, 6).tolist() == []
 
 
@@ -327,10 +347,10 @@ def test_whole_run(config: Config, evaluation: Evaluation, tmp_path: Path) -> No
 
 
 def test_training_mode_is_left_as_it_was(config: Config, evaluation: Evaluation, model: OPT) -> None:
-    model.set_train(True)
-    evaluation.run("dev", settings=limited(config.eval, gallery_size=4, max_items=0))
-    assert model.training and model.text_encoder.training
-    model.set_train(False)
+    for training in (True, False):
+        model.set_train(training)
+        evaluation.run("dev", settings=limited(config.eval, gallery_size=4, max_items=0))
+        assert model.training == model.text_encoder.training == training
 
 
 def test_task_decides_what_runs(config: Config, evaluation: Evaluation) -> None:

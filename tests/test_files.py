@@ -81,6 +81,15 @@ def test_a_folder_replaces_another(tmp_path: Path) -> None:
     assert (place / "name").read_text() == ".writing-out" and os.listdir(tmp_path) == ["out"]
 
 
+def test_what_a_kill_left_of_an_earlier_replacement_goes(tmp_path: Path) -> None:
+    new, place = folders(tmp_path)
+    left = tmp_path / ".replaced-out" / "deeper"
+    left.mkdir(parents=True)
+    (left / "file").write_text("older")
+    replace_folder(new, place)
+    assert (place / "name").read_text() == ".writing-out" and os.listdir(tmp_path) == ["out"]
+
+
 def test_the_old_folder_comes_back_when_the_new_one_cannot_be_renamed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

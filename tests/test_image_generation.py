@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import mindspore as ms
@@ -131,6 +132,28 @@ def test_metrics_of_text_and_of_speech(
     np.testing.assert_array_equal(images[TEXT], generated)
     generation_sheet(tmp_path / "sheet.png", "title", ("original", "from text"), [("一只猫", [generated[0], None])])
     assert (tmp_path / "sheet.png").stat().st_size > 1000
+
+
+def test_an_image_finds_the_texts_of_the_image_that_its_own_clip_describes() -> None:
+    """Clips in another order than the texts, one of them of an image that no text describes."""
+
+    def group(images: list[int], said: list[int], vectors: np.ndarray) -> Items:
+        nothing = np.zeros((len(images), 1, 1), np.float32)
+        order = np.arange(len(images))
+        numbers = np.array(images), order, None
+        return Items(nothing, nothing[:, :, 0], vectors, *numbers, texts=np.array(said), inputs=order.astype(np.uint64))
+
+    corners = np.eye(4, dtype=np.float32)
+    texts = group([0, 1, 2, 3], [1, 2, 3, 4], corners)
+    clips = group([7, 2, 0], [9, 3, 1], corners[[0, 2, 0]])
+    generator = SimpleNamespace(
+        generate=lambda _, given: given.embeddings, encode=lambda made: SimpleNamespace(embeddings=made)
+    )
+    evaluator = object.__new__(ImageGenerationEvaluator)
+    evaluator.engine = SimpleNamespace(image_generator=generator)
+    metrics, _ = evaluator.measure({TEXT: texts, AUDIO: clips})
+    assert metrics["text"]["R@1"] == metrics["speech"]["R@1"] == 1.0
+    assert metrics["text"]["chance_R@1"] == metrics["speech"]["chance_R@1"] == 0.25
 
 
 def test_generation_needs_a_decoder_and_an_image_tokenizer() -> None:

@@ -76,7 +76,7 @@ def test_an_index_follows_its_folder(run: Run, home: Path) -> None:
     """What is new or has changed is read, what is gone is not found, and the rest is as it was."""
     folder = home / "moving"
     folder.mkdir()
-    for name, content in (("a.txt", "一只猫"), ("b.txt", "两只狗"), ("c.txt", "三条鱼")):
+    for name, content in (("a.txt", "一只猫"), ("b.txt", "两只小黑狗"), ("c.txt", "三条鱼")):
         (folder / name).write_text(content, encoding="utf-8")
     assert run("--checkpoint", "run", "--gallery", "moving", "--save-index", "moving.index")[0] == 0
     (folder / "a.txt").unlink()

@@ -38,6 +38,13 @@ def test_an_epoch_holds_each_source_by_weight(mixed: Order) -> None:
         assert len(np.unique(samples)) < samples.size, "the small source is used up and begins anew"
 
 
+def test_a_source_stands_in_the_middle_of_its_shares_of_an_epoch() -> None:
+    """The k-th of n samples at (k + ½) / n: of two, a quarter from each end, and no source has the first place."""
+    order = Order(1, [np.arange(2), np.arange(2, 9)], (2.0, 7.0), 1)
+    for epoch in range(3):
+        assert (order.epoch(epoch)[0].reshape(-1) < 2).nonzero()[0].tolist() == [2, 6]
+
+
 def test_none_comes_again_before_all_of_its_source_came(mixed: Order) -> None:
     drawn = [mixed.epoch(epoch) for epoch in range(6)]
     steps = np.concatenate([np.stack(part, 1) for part in drawn])  # [steps, 2, size]
@@ -162,6 +169,15 @@ def test_an_exchange_is_always_found_where_there_is_one() -> None:
         places = spread(table, np.zeros_like(table), rng)
         assert np.array_equal(np.sort(places, None), np.arange(table.size))
         assert all(len(set(row)) == size for row in table.reshape(-1)[places].tolist())
+
+
+def test_any_step_may_give_a_sample_in_exchange() -> None:
+    """Otherwise the first ones would be stirred, and the same few samples moved in every epoch."""
+    table = np.arange(40).reshape(10, 4)
+    table[3, 1] = table[3, 0]
+    places = [spread(table, np.zeros_like(table), np.random.default_rng(seed)) for seed in range(100)]
+    partners = [(np.delete(found, 3, 0) // 4 == 3).any(1).nonzero()[0].item() for found in places]
+    assert set(partners) == set(range(9))
 
 
 def test_an_image_of_too_many_samples_is_refused() -> None:

@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 from conftest import png, tiny_dataset
 
-from src.config import Config, ObjectivesConfig, WeightsConfig
+from src.config import AugmentConfig, Config, DenoiseImageConfig, MaskingConfig, ObjectivesConfig, WeightsConfig
+from src.data.augment import augment_audio, augment_image
 from src.data.errors import DataError
 from src.data.image import decode_image
+from src.data.masking import sample_rng
 from src.data.pipeline import Batch, Loader
 from src.data.prefetch import prefetch
 from src.data.record import Record
@@ -53,7 +55,9 @@ def test_batches_follow_the_schema_and_the_records(config: Config) -> None:
 def test_equal_texts_have_one_id_and_without_text_equal_audio_has(tmp_path: Path, tiny: Config) -> None:
     """Whatever the image, case, spaces and the vocabulary, which has none of these characters."""
     rng, audio = np.random.default_rng(0), tiny.model.audio
-    some, other = (rng.integers(1, 256, (9, audio.mels), np.uint8) for _ in range(2))
+    some = rng.integers(1, 256, (9, audio.mels), np.uint8)
+    other = some.copy()
+    other[-1, -1] ^= 1
 
     def image() -> bytes:
         return png(rng.integers(0, 256, (8, 8, 3), np.uint8))
@@ -127,8 +131,8 @@ def test_ranks_share_the_step(config: Config) -> None:
     ranks = [take(half, 0, 4, rank=rank, ranks=2) for rank in (0, 1)]
     for step, whole in enumerate(take(config, 0, 4)):
         parts = [ranks[rank][step] for rank in (0, 1)]
-        assert np.array_equal(np.concatenate([part["sample_id"] for part in parts]), whole["sample_id"])
-        assert np.array_equal(np.concatenate([part["mlm_ids"] for part in parts])[:4], parts[0]["mlm_ids"])
+        for name in whole.keys() - {"match_noise"}:  # which has a number for every row of the batch
+            assert np.array_equal(np.concatenate([part[name] for part in parts]), whole[name]), name
     assert Loader(half, "train", 0, 2).steps_per_epoch == 3
 
 
@@ -138,6 +142,39 @@ def test_words_stay_visible_without_mlm(config: Config) -> None:
     assert np.array_equal(batch["mlm_ids"], batch["text_ids"]) and not batch["mlm_weights"].any()
     others = [name for name in batch if not name.startswith("mlm")]
     assert all(np.array_equal(batch[name], masked[name]) for name in others)
+
+
+def test_what_is_set_for_one_objective_changes_no_other(config: Config) -> None:
+    def batch_of(**sections: object) -> Batch:
+        (batch,) = take(replace(config, objectives=replace(config.objectives, **sections)), 0, 1)
+        return batch
+
+    def changed(one: Batch, other: Batch) -> set[str]:
+        return {name for name in one if not np.array_equal(one[name], other[name])}
+
+    short, long = (batch_of(masking=MaskingConfig(audio_span=span)) for span in (1, 5))
+    assert {"mam_positions"} <= changed(short, long) <= {name for name in short if name.startswith(("mam", "mlm"))}
+    never, always = (batch_of(denoise_image=DenoiseImageConfig(drop_given=drop)) for drop in (0.0, 0.999))
+    assert changed(never, always) == {"denoise_image_presence"} and not always["denoise_image_presence"].any()
+
+
+def test_images_and_clips_are_augmented_by_streams_of_their_own(config: Config) -> None:
+    """Of seed, epoch and sample: neither the other's augmentation nor the masks follow from it."""
+    views = AugmentConfig(crop_scale=(0.3, 0.9), flip=0.5, time_masks=1, time_share=0.5, frequency_masks=1)
+    varied = replace(config, data=replace(config.data, augment=views))
+    loader, side = Loader(varied, "train"), config.model.image.size
+    for epoch in (0, 1):
+        (batch,) = take(varied, 3 * epoch, 1)
+        for row, number in enumerate(batch["sample_id"].tolist()):
+            index, caption, _ = loader.dataset.samples[number]
+            record = next(loader.dataset.read([index]))
+            image_rng, audio_rng = (sample_rng(config.seed, epoch, number, purpose) for purpose in (2, 3))
+            if batch["presence"][row, IMAGE]:
+                expected = augment_image(record, side, "crop", "", views, image_rng)
+                assert np.array_equal(batch["image"][row], expected)
+            if batch["presence"][row, AUDIO]:
+                expected = augment_audio(record.audio[max(caption, 0)], views, audio_rng)
+                assert np.array_equal(batch["audio"][row, : len(expected)], expected)
 
 
 def test_evaluation_is_in_order_and_padded(config: Config) -> None:
@@ -156,6 +193,20 @@ def test_evaluation_is_in_order_and_padded(config: Config) -> None:
     again = list(loader.evaluation(5, 7))
     assert [count for _, count, _ in again] == [5, 2]
     assert equal(again[0][0], parts[0][0])
+
+
+def test_evaluation_has_the_masks_of_the_first_epoch_whatever_the_order(config: Config) -> None:
+    training = take(config, 0, 3)
+    ids = np.concatenate([batch["sample_id"] for batch in training])
+    trained = {name: np.concatenate([batch[name] for batch in training]) for name in training[0]}
+    loader = Loader(config, "train")
+    for order in (ids, ids[::-1]):
+        parts = [batch for batch, _, _ in loader.evaluation(8, order=order)]
+        found = {name: np.concatenate([batch[name] for batch in parts]) for name in parts[0]}
+        assert equal(
+            found,
+            {name: column[np.argsort(ids)[np.searchsorted(np.sort(ids), order)]] for name, column in trained.items()},
+        )
 
 
 def test_a_broken_image_is_named(config: Config, tmp_path: Path) -> None:

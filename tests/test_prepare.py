@@ -240,7 +240,7 @@ def test_large_images_are_stored_smaller(tmp_path: Path) -> None:
 
 def test_rows_are_counted_and_the_share_of_bad_ones_may_be_reached(tmp_path: Path) -> None:
     with Tally(tmp_path / "rejected.jsonl", english=True) as tally:
-        tally.store(Row("m", 1, "a", captions=("一", "two", "three"), translated=1), moved=False)
+        tally.store(Row("m", 1, "a", captions=("一", "two", "three"), translated=1), moved=True)
         tally.store(Row("m", 2, "b", captions=("四",), translated=1), moved=True)
         for number in (3, 4):
             tally.reject(Row("m", number, "c"), "broken")
@@ -248,4 +248,4 @@ def test_rows_are_counted_and_the_share_of_bad_ones_may_be_reached(tmp_path: Pat
         with pytest.raises(DataError, match="2 of 4 rows are bad.*the first is m:3: broken"):
             tally.check(0.49, tmp_path)
         found = tally.about()
-    assert found == {"rows": 4, "rejected": 2, "moved": 1, "translated": 2, "english": 2}
+    assert found == {"rows": 4, "rejected": 2, "moved": 2, "translated": 2, "english": 2}

@@ -1,5 +1,6 @@
 """Retrieval and re-ranking against a slow ranking by hand, with tables in the place of the network's scores."""
 
+import itertools
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,9 +11,11 @@ from mindspore import Tensor
 from src.config import EvalConfig, RerankConfig, RetrievalConfig
 from src.data.schema import AUDIO, IMAGE, TEXT
 from src.evaluation.evaluator import Split
-from src.evaluation.retrieval import RetrievalEvaluator
+from src.evaluation.retrieval import RetrievalEvaluator, _mean
+from src.evaluation.tuning import grid
 from src.inference.encode import Items
 from src.inference.rerank import Reranker, softmax
+from src.inference.scorers import _chunks
 from src.metrics.recall import recall
 
 SCALE = 5.0
@@ -200,6 +203,41 @@ def folds(count: int) -> EvalConfig:
     return EvalConfig(retrieval=RetrievalConfig(gallery_size=0, folds=count), rerank=rerank)
 
 
+def test_of_equally_good_weights_those_of_fewer_terms_are_tried_first() -> None:
+    """The first of the best is chosen, and a term of weight 0 is not computed."""
+    tried = grid()
+    terms = [sum(weight > 0 for weight in weights) for weights in tried]
+    assert terms == sorted(terms) and tried[:3] == [(0.0, 0.0, 1.0), (0.0, 1.0, 0.0), (1.0, 0.0, 0.0)]
+    assert len(set(tried)) == len(tried) == 5**3 - 4**3 and {max(weights) for weights in tried} == {1.0}
+
+
+def test_pairs_are_cut_into_the_fewest_pieces_that_have_room() -> None:
+    """Room for so many pairs, and for so many different items."""
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        rows, most = rng.integers(1, 9, 2).tolist()
+        owners = np.sort(rng.integers(0, 12, rng.integers(1, 40))) * 5
+        pieces = [(part.start, part.stop) for part in _chunks(owners, rows, most)]
+        expected, start = [], 0
+        for stop in range(1, len(owners) + 1):
+            ahead = owners[start : stop + 1]
+            if stop == len(owners) or len(ahead) > rows or len(set(ahead.tolist())) > most:
+                expected.append((start, stop))
+                start = stop
+        assert pieces == expected
+
+
+def test_tokens_are_kept_only_where_candidates_are_scored_by_them() -> None:
+    found, _ = evaluator(matching=1.0)
+
+    def read(**rerank: float) -> set[int]:
+        weights = {"matching": 0.0, "likelihood": 0.0} | rerank
+        return set(found.needs(EvalConfig(rerank=RerankConfig(**weights))).tokens)
+
+    assert read(top_k=4, matching=1.0) == {TEXT, IMAGE, AUDIO} and read(top_k=4, likelihood=1.0) == {IMAGE, AUDIO}
+    assert read(top_k=4) == read(top_k=0, matching=1.0) == read(top_k=0, likelihood=1.0) == set()
+
+
 def test_folds_average_only_directions_that_all_of_them_have() -> None:
     """Images up to 4, and from 5 on: of the latter only the clip of 7 says what a text says, and it is left out."""
     found, _ = evaluator(matching=1.0)
@@ -216,6 +254,14 @@ def test_folds_average_only_directions_that_all_of_them_have() -> None:
         for direction in both:
             for key, value in averaged[name][direction].items():
                 assert value == pytest.approx(np.mean([part[stage][direction][key] for part in parts])), key
+
+
+def test_a_direction_that_any_fold_lacks_has_no_mean() -> None:
+    """Whichever fold it is, the one in the middle included."""
+    low, high = {"R@1": 0.5}, {"R@1": 1.0}
+    folds = [{"a": low, "b": low}, {"b": high}, {"a": high, "b": high}]
+    for order in itertools.permutations(folds):
+        assert _mean(order) == {"b": {"R@1": pytest.approx(2.5 / 3)}}
 
 
 def test_what_is_logged_is_recall_at_1_and_its_mean() -> None:

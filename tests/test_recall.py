@@ -121,6 +121,14 @@ def test_a_collapsed_model_is_not_rewarded():
     assert recall(ranks(same, same, Relevance.same(np.arange(50), np.arange(50))))["R@1"] == pytest.approx(0.02)
 
 
+@pytest.mark.parametrize("block", [1, 2, 3, 10])
+def test_of_equally_good_relevant_items_the_first_has_the_rank(block):
+    """Also where the others stand in later blocks: each of them counts one rank more."""
+    relevance = Relevance.same(np.array([4, 9]), np.array([1, 4, 9, 4, 4, 9, 2]))
+    found = ranks(np.ones((2, 3)), np.ones((7, 3)), relevance, gallery_block=block)
+    assert found.tolist() == [1, 2]
+
+
 def test_rerank_moves_the_candidates_only(problem):
     queries, gallery, query_ids, gallery_ids = problem
     relevance = Relevance.same(query_ids, gallery_ids)

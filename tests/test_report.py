@@ -90,8 +90,9 @@ def test_json_is_plain_and_rounded(tmp_path):
 def test_json_survives_a_failed_write(tmp_path, monkeypatch):
     path = tmp_path / "metrics.json"
     write_json(path, {"loss": 1.0})
-    with pytest.raises(ValueError, match=r"metrics.json: loss\[1\] is nan"):
-        write_json(path, {"loss": [1.0, math.nan]})
+    for value in (math.nan, math.inf, -math.inf):
+        with pytest.raises(ValueError, match=rf"metrics.json: loss\[1\] is {value}, which JSON cannot hold"):
+            write_json(path, {"loss": [1.0, value]})
 
     def full_disk(_):
         raise OSError("no space left on device")

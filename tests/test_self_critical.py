@@ -112,7 +112,8 @@ def test_a_text_that_ended_is_filled_while_others_go_on() -> None:
     sampled = np.array([[5, 6, 7, 8], [SEP, 6, SEP, 8], [9, SEP, 5, 9], [5, 5, SEP, 7]])
     asked: list[np.ndarray] = []
 
-    def step(ids: Tensor, position: Tensor, *_: Tensor) -> Tensor:
+    def step(ids: Tensor, position: Tensor, _: Tensor, uniform: Tensor) -> Tensor:
+        assert uniform.asnumpy().tolist() == [[1.0]] * 4, "never 0, at which the first token would be sampled"
         asked.append(ids.asnumpy())
         return Tensor(sampled[:, int(position)].astype(np.int32))
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import mindspore as ms
 import numpy as np
 import pytest
-from conftest import tiny_dataset, tiny_record
+from conftest import png, tiny_dataset, tiny_record
 from mindspore import Tensor, nn
 from test_pipeline import equal, threads
 from test_training import MODEL_CONFIG
@@ -27,6 +27,7 @@ from src.data import sources
 from src.data.errors import DataError
 from src.data.images import ImageLoader
 from src.data.pipeline import Batch, Loader
+from src.data.record import Record
 from src.data.schema import AUDIO, IMAGE, TEXT, batch_fields, check_batch
 from src.data.writer import DatasetWriter
 from src.models.build import build_model
@@ -211,6 +212,25 @@ def test_images_for_the_image_tokenizer_mix_and_vary_as_well(mixed: Config) -> N
     assert not np.array_equal(first["image"], other["image"])
     assert equal(other, next(ImageLoader(varied, "train").batches(1)))
     assert {int(n) < len(loader.dataset) for n in first["sample_id"]} == {True, False}
+
+
+def test_a_record_without_an_image_takes_the_next_image_of_its_own_source(
+    spoken: Config, mixed: Config, tmp_path: Path
+) -> None:
+    colours = (10, None, 30, 40, None)
+    with DatasetWriter(tmp_path / "gaps", spoken.model.audio, {}) as writer:
+        for value in colours:
+            image = None if value is None else png(np.full((32, 32, 3), value, np.uint8))
+            writer.add("train", Record(f"gap-{value}", image, ("一二",), ()))
+    listed = (SourceConfig(spoken.data.path, 1.0), SourceConfig(str(tmp_path / "gaps"), 1.0))
+    model = replace(mixed.model, image_tokenizer=replace(mixed.model.image_tokenizer, size=32))
+    loader = ImageLoader(replace(with_data(mixed, sources=listed), model=model), "train")
+    first = int(loader.sources.first_records[1])
+    rows = np.arange(loader.sources.first_samples[1], len(loader.sources))
+    ((batch, _, _),) = loader.evaluation(5, order=rows)
+    assert batch["image"][:, 0, 0, 0].tolist() == [10, 30, 30, 40, 10], "behind the last comes the first"
+    assert loader.sources.others(first + 3).tolist() == [first + 4, first, first + 1, first + 2]
+    assert loader.sources.others(1)[[0, -1]].tolist() == [2, 0] and len(loader.sources.others(1)) == first - 1
 
 
 def test_evaluation_reads_one_dataset(mixed: Config, silent: Path) -> None:

@@ -329,6 +329,22 @@ def test_metrics_stand_beside_the_losses_and_a_wrong_one_stops_the_run() -> None
     np.testing.assert_array_equal(objectives.matrix.asnumpy(), before)
 
 
+def test_dropout_has_other_masks_in_every_step_and_the_same_in_a_run_that_goes_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    keys: list[tuple[int, ...]] = []
+    monkeypatch.setattr("src.training.step.set_key", lambda *key: keys.append(key))
+    _, train = quadratic_step()
+    train(ONES)
+    assert not keys, "nothing is dropped"
+    train.mask_seed, train.drops = (3, 1), True
+    train(ONES)
+    train.number = 7
+    train(ONES)
+    train(ONES)
+    assert keys == [(3, 1, 1), (3, 1, 7), (3, 1, 8)]
+
+
 def test_before_step_fills_what_the_batch_lacks() -> None:
     objectives, train = given_step()
     batch = gradients(0.5)
@@ -365,7 +381,7 @@ def test_norm_and_clipping_are_those_of_the_ranks_mean() -> None:
     assert result.metrics == {"metric": 0.75 * 0.25}
 
 
-@pytest.mark.parametrize(("bucket", "calls"), [(1, 4), (13, 2), (100, 1)])
+@pytest.mark.parametrize(("bucket", "calls"), [(1, 4), (13, 2), (17, 2), (100, 1)])
 def test_tensors_are_averaged_in_few_buckets(bucket: int, calls: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Three ranks of which the others have zeros; a tensor larger than a bucket has one of its own."""
     reduced: list[int] = []
@@ -376,6 +392,7 @@ def test_tensors_are_averaged_in_few_buckets(bucket: int, calls: int, monkeypatc
     for found, expected in zip(means, given, strict=True):
         np.testing.assert_allclose(found.asnumpy(), expected / 3, rtol=1e-6)
     assert len(reduced) == calls and sum(reduced) == 26
+    assert all(size <= bucket or size in (8, 5, 12, 1) for size in reduced)
 
 
 def test_gathered_rows_get_their_own_gradient(monkeypatch: pytest.MonkeyPatch) -> None:

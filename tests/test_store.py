@@ -245,3 +245,10 @@ def test_images_in_another_form_than_the_model_reads(tiny: Config, tmp_path: Pat
     with pytest.raises(DataError, match="has regions but no image, which model.image.input=patch reads"):
         Dataset(tmp_path, "train", AUDIO_CONFIG, tiny.model.image)
     assert len(Dataset(tmp_path, "train", AUDIO_CONFIG, image)) == 1
+
+
+def test_a_corpus_without_images_fits_every_model(tiny: Config, tmp_path: Path) -> None:
+    with DatasetWriter(tmp_path, tiny.model.audio, {}) as writer:
+        writer.add("train", Record("a", None, ("text",), ()))
+    for kind in ("patch", "region"):
+        assert len(Dataset(tmp_path, "train", tiny.model.audio, replace(tiny.model.image, input=kind))) == 1
