@@ -121,7 +121,7 @@ def test_metrics_of_text_and_of_speech(
     config: Config, model: OPT, tokenizer: ImageTokenizer, items: dict[int, Items], tmp_path: Path
 ) -> None:
     """With the embeddings of the generated images as those of the texts every image finds its text."""
-    engine = Engine(changed(config, temperature=1.0), model)
+    engine = Engine(changed(config, temperature=3.0), model)
     engine.image_tokenizer = tokenizer
     evaluator = ImageGenerationEvaluator(engine)
     generated = engine.image_generator.generate(TEXT, items[TEXT])

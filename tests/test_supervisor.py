@@ -111,8 +111,8 @@ def start(command: list[str], folder: Path, environment: dict[str, str]) -> subp
         command,
         cwd=folder,
         env=environment,
-        # tests that run in the background were started deaf to it, and their children with them
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        # tests that run in the background, or under nohup, were started deaf to these, and their children with them
+        preexec_fn=lambda: [signal.signal(which, signal.SIG_DFL) for which in (signal.SIGINT, signal.SIGHUP)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
