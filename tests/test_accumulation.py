@@ -150,7 +150,8 @@ def test_a_bad_part_spoils_its_step_and_no_other() -> None:
     for expected, parameter, (name, average) in zip(before, step.optimizer.parameters_, averages, strict=True):
         first = 2 / 11 * expected + 9 / 11 * parameter.asnumpy()
         np.testing.assert_allclose(average, first, rtol=1e-5, atol=1e-7, err_msg=name)
-        assert not np.array_equal(parameter.asnumpy(), expected)
+        # softmax does not see a bias of all keys
+        assert name.endswith("key.bias") or not np.array_equal(parameter.asnumpy(), expected)
 
 
 def test_dropout_is_the_same_when_a_part_is_encoded_again() -> None:
@@ -216,4 +217,4 @@ def test_parts_must_be_alike() -> None:
 @pytest.mark.parametrize("task", ["image_tokenizer", "self_critical"])
 def test_tasks_that_take_the_batch_whole_say_so(task: str) -> None:
     with pytest.raises(ConfigError, match=f"train.accumulate: task={task} takes its batch whole"):
-        Config(task=task, train=TrainConfig(accumulate=2))
+        Config(task=task, train=TrainConfig(accumulate=2), objectives=objectives_of("one modality"))
