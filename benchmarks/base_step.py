@@ -6,7 +6,7 @@
 
 Printed are the losses of every step beside those of a guess, seconds, and the peak of a process' memory without what
 Python and its libraries take. Every step sees the same batch, so that the losses fall. The resumed process repeats the
-last step; with dropout its masks are others.
+last step, with the same masks of dropout.
 """
 
 import argparse
@@ -34,20 +34,12 @@ def peak_memory() -> float:
 
 def prepare(config: Config):
     """The step of a new network."""
+    from benchmarks.mindspore_step import training_step
     from src.models.build import build_model
-    from src.tasks import registry
-    from src.training.muon import build_optimizer
-    from src.training.optimizer import trained_parameters
-    from src.training.schedule import learning_rates
-    from src.training.step import INITIAL_LOSS_SCALE, TrainStep
 
     runtime.setup(config.runtime, config.seed)
     model = build_model(config)
-    objectives = registry.get(config.task).objectives(model, config, 0, 1, None)
-    rates = learning_rates(config.optimizer, config.train.steps)
-    optimizer = build_optimizer(trained_parameters(model, objectives), config.optimizer, rates)
-    scale = INITIAL_LOSS_SCALE if config.runtime.precision == "fp16" else None
-    return model, TrainStep(objectives, optimizer, config.optimizer.clip_norm, scale)
+    return model, training_step(model, config)
 
 
 def advance(step, batch) -> dict[str, float]:
