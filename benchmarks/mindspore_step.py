@@ -14,6 +14,7 @@ from src.config import Config
 from src.models.build import build_model
 from src.objectives.objectives import Objectives
 from src.training.accumulation import part_size
+from src.training.average import WeightAverage
 from src.training.muon import build_optimizer
 from src.training.optimizer import trained_parameters
 from src.training.schedule import learning_rates
@@ -32,7 +33,8 @@ def training_step(model: nn.Cell, config: Config) -> TrainStep:
     rates = learning_rates(config.optimizer, config.train.steps)
     optimizer = build_optimizer(trained_parameters(model, objectives), config.optimizer, rates)
     scale = INITIAL_LOSS_SCALE if config.runtime.precision == "fp16" else None
-    return TrainStep(objectives, optimizer, config.optimizer.clip_norm, scale, part=part)
+    average = WeightAverage(optimizer, config.train.ema_decay) if config.train.ema_decay else None
+    return TrainStep(objectives, optimizer, config.optimizer.clip_norm, scale, part=part, average=average)
 
 
 def save_start(job: Job) -> None:

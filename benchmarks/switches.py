@@ -26,6 +26,8 @@ SWITCHES = {
     "plain": (),
     "train.accumulate=2": ("train.accumulate=2",),
     "train.accumulate=4": ("train.accumulate=4",),
+    "train.ema_decay=0.999": ("train.ema_decay=0.999",),
+    "runtime.recompute=true": ("runtime.recompute=true",),
     "dropout of 0.1 in every part": tuple(f"model.{part}.dropout=0.1" for part in PARTS),
     "optimizer.name=adamw": ("optimizer.name=adamw",),
     "runtime.precision=fp16": ("runtime.precision=fp16",),
