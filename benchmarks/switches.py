@@ -19,6 +19,7 @@ from statistics import median
 import numpy as np
 
 from src import cli
+from src.errors import UserError
 from src.report.tables import table
 
 PARTS = ("text", "image", "audio", "cross", "text_decoder", "image_decoder")
@@ -52,9 +53,13 @@ def run_row(path: str, settings: tuple[str, ...], channel: Connection) -> None:
     from src.config import load_config
     from src.models.build import build_model
 
-    config = load_config(path, settings)
-    runtime.setup(config.runtime, config.seed)
-    step, batch = training_step(build_model(config), config), make_batch(config)
+    try:
+        config = load_config(path, settings)
+        runtime.setup(config.runtime, config.seed)
+        step, batch = training_step(build_model(config), config), make_batch(config)
+    except UserError as error:
+        channel.send(error)
+        return
 
     def take() -> tuple[float, float]:
         began = time.perf_counter()
@@ -70,13 +75,20 @@ def run_row(path: str, settings: tuple[str, ...], channel: Connection) -> None:
 
 @contextmanager
 def row(path: str, settings: tuple[str, ...]) -> Iterator[tuple[Connection, Compiled]]:
-    """A compiled row that waits for its turns."""
+    """A compiled row that waits for its turns.
+
+    Raises:
+        UserError: the configuration does not allow it.
+    """
     ours, theirs = multiprocessing.Pipe()
     process = multiprocessing.get_context("spawn").Process(target=run_row, args=(path, settings, theirs), daemon=True)
     process.start()
     theirs.close()
     try:
-        yield ours, ours.recv()
+        found = ours.recv()
+        if isinstance(found, UserError):
+            raise found
+        yield ours, found
     finally:
         process.join(timeout=10)
 
