@@ -145,8 +145,11 @@ MODEL_CONFIG = ModelConfig(
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
-    """A small run with every objective."""
-    base = tiny_dataset(tmp_path_factory.mktemp("data"), config=Config(model=MODEL_CONFIG))
+    """A small run with every level's objectives, and dropout."""
+    text = dataclasses.replace(MODEL_CONFIG.text, dropout=0.1)
+    cross = dataclasses.replace(MODEL_CONFIG.cross, dropout=0.1)
+    model = dataclasses.replace(MODEL_CONFIG, text=text, cross=cross)
+    base = tiny_dataset(tmp_path_factory.mktemp("data"), config=Config(model=model))
     objectives = ObjectivesConfig(weights=WeightsConfig(contrastive=1.0, mlm=0.5, matching=0.5, denoise_text=1.0))
     data = dataclasses.replace(base.data, batch_size=4, eval_split=base.data.train_split)
     optimizer = OptimizerConfig(lr=1e-3, warmup_steps=2)
