@@ -20,6 +20,7 @@ from src.models.image_tokenizer import ImageTokenizer
 from src.models.opt import OPT
 from src.objectives.objectives import Objectives
 from src.objectives.table import MEASURED, measured_settings
+from src.objectives.views import name_tensors
 
 
 class _Predictions(nn.Cell):
@@ -41,9 +42,7 @@ class _Predictions(nn.Cell):
         self.image_tokenizer = image_tokenizer
 
     def construct(self, *tensors):
-        batch = {}
-        for i in range(len(self.fields)):
-            batch[self.fields[i]] = tensors[i]
+        batch = name_tensors(self.fields, tensors)
         if self.image_tokenizer is not None:
             here = batch["presence"][:, IMAGE : IMAGE + 1]
             codes = self.image_tokenizer.encode(batch["image"])

@@ -231,8 +231,6 @@ class Model:
             raise DataError("gallery: there is nothing to rank")
         model = self.config.model
         asked = read_item(query, modality_of(query, "query"), "query", model)
-        if not len(gallery):
-            raise DataError("gallery: there is nothing to rank")
         kind = modality_of(gallery[0], "gallery[0]")
         places = np.arange(len(gallery))
         if vectors is None:

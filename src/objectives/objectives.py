@@ -109,10 +109,7 @@ class Objectives(nn.Cell):
 
     def add_up(self, losses):
         """The weighted sum, then each loss."""
-        total = losses[0] * self.weights[0]
-        for i in range(1, len(self.weights)):
-            total = total + losses[i] * self.weights[i]
-        return (total, *losses)
+        return (weighted_sum(losses, self.weights), *losses)
 
     def embed(self, clean):
         """Unit vectors (B, E) of text, image and audio."""
@@ -211,6 +208,14 @@ class Objectives(nn.Cell):
         """Text, image, audio and joint embeddings (B, E), and which of the four a sample has, (B, 4)."""
         joint = self.model.embed_joint(embeddings[TEXT], embeddings[AUDIO])
         return (*embeddings, joint), with_both(presence)
+
+
+def weighted_sum(losses, weights):
+    """Σ of one loss or more, each times its weight."""
+    total = losses[0] * weights[0]
+    for i in range(1, len(weights)):
+        total = total + losses[i] * weights[i]
+    return total
 
 
 def with_both(presence):

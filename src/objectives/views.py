@@ -107,6 +107,14 @@ class Views(nn.Cell):
         return tokens[: self.rows], mask[: self.rows], tokens[self.rows :], mask[self.rows :]
 
 
+def name_tensors(fields, tensors):
+    """The batch, by name: as an input of a graph a dict would be a constant, compiled in anew for every batch."""
+    batch = {}
+    for name, tensor in zip(fields, tensors):  # noqa: B905 - the graph compiler has no strict=
+        batch[name] = tensor
+    return batch
+
+
 def image_inputs(batch, fields, rows=None):
     """What the image encoder reads of the batch's first rows, of all by default."""
     inputs = ()

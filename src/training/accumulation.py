@@ -14,15 +14,15 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import mindspore as ms
 import numpy as np
-from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
-from mindspore.common.initializer import initializer
+from mindspore import Tensor, nn, ops
 
 from src.config import Config, ConfigError
 from src.models.dropout import set_key
-from src.objectives.objectives import Objectives
+from src.objectives.objectives import Objectives, weighted_sum
 from src.objectives.table import MODALITY, SAMPLE, TOKEN, active_objectives, level_rows
-from src.training.graphs import Update, name_tensors
-from src.training.optimizer import AdamW
+from src.objectives.views import name_tensors
+from src.training.graphs import Update
+from src.training.optimizer import AdamW, packed_zeros
 
 VIEW, TOKENS = 6, 3  # tensors of a view: tokens of text, image and audio, then their masks
 STATE = 4  # tensors of what the sample level samples
@@ -68,12 +68,7 @@ class Accumulator(nn.Cell):
     def __init__(self, optimizer: AdamW) -> None:
         super().__init__(auto_prefix=False)
         self.pack, self.map = optimizer.pack, ops.HyperMap()
-        self.held = ParameterTuple(
-            [
-                Parameter(initializer("zeros", shape), name=f"accumulated.{number}", requires_grad=False)
-                for number, shape in enumerate(optimizer.packed_shapes)
-            ]
-        )
+        self.held = packed_zeros("accumulated", optimizer)
 
     def construct(self, gradients):
         self.map(_add, self.held, self.pack(gradients))
@@ -171,7 +166,7 @@ class Score(nn.Cell):
         self, part: Objectives, parts: int, accumulator: Accumulator, update: Update, optimizer: AdamW
     ) -> None:
         super().__init__(auto_prefix=False)
-        self.part, self.parts, self.accumulator, self.update = part, parts, accumulator, update
+        self.part, self.accumulator, self.update = part, accumulator, update
         self.masked = VIEW if part.views.masked_rows else 0
         self.contrasts = int(part.contrasts)
         self.samples = tuple(level.names == ("matching",) for level in part.levels)
@@ -206,7 +201,7 @@ class Score(nn.Cell):
                     state = (*state, ops.gather(tensor, own[: part.levels[i].count], 0))
             states = (*states, state)
         losses = part.level_losses(batch, (clean, masked), whole, part.embed(whole), states, counts)
-        return _total(losses, part.weights[self.contrasts :]) * rest[-1], ops.stack(losses)
+        return weighted_sum(losses, part.weights[self.contrasts :]) * rest[-1], ops.stack(losses)
 
 
 class Backward(nn.Cell):
@@ -260,7 +255,7 @@ class Direct(nn.Cell):
         batch = name_tensors(self.part.fields, tensors)
         views = self.part.views(batch)
         losses = self.part.level_losses(batch, views, views[0], None, self.states, ops.unstack(counts))
-        return _total(losses, self.part.weights) * scale, ops.stack(losses)
+        return weighted_sum(losses, self.part.weights) * scale, ops.stack(losses)
 
 
 class Finish(nn.Cell):
@@ -268,7 +263,7 @@ class Finish(nn.Cell):
 
     def __init__(self, whole: Objectives, accumulator: Accumulator, update: Update) -> None:
         super().__init__(auto_prefix=False)
-        self.whole, self.held, self.update, self.map = whole, accumulator.held, update, ops.HyperMap()
+        self.whole, self.held, self.update = whole, accumulator.held, update
 
     def construct(self, contrastive, levels):
         losses = ops.unstack(levels) if levels.size > 0 else ()
@@ -300,7 +295,6 @@ class AccumulatedStep:
             self.backward = Backward(part, parts, accumulator, optimizer)
         else:
             self.direct = Direct(part, accumulator, update, optimizer)
-        self.masked = VIEW if part.views.masked_rows else 0
 
     @property
     def cells(self) -> Iterable[nn.Cell]:
@@ -350,10 +344,3 @@ class AccumulatedStep:
         """Each part has masks of its own, the same whenever it is encoded."""
         if self.drops:
             set_key(*key, number)
-
-
-def _total(losses, weights):
-    total = losses[0] * weights[0]
-    for i in range(1, len(weights)):
-        total = total + losses[i] * weights[i]
-    return total

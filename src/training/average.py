@@ -4,11 +4,10 @@ from collections.abc import Mapping
 
 import mindspore as ms
 import numpy as np
-from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
-from mindspore.common.initializer import initializer
+from mindspore import Tensor, nn, ops
 
 from src.training.muon import Muon
-from src.training.optimizer import AdamW, mul_no_nan
+from src.training.optimizer import AdamW, mul_no_nan, packed_zeros
 
 _approach = ops.MultitypeFuncGraph("approach")
 
@@ -40,12 +39,7 @@ class WeightAverage(nn.Cell):
         self.names = [[parameter.name for parameter in group] for group in optimizer.members]
         self.shapes = [group[0].shape for group in optimizer.members]
         self.step, self.least = optimizer.step, Tensor(1.0 - decay, ms.float32)
-        self.held = ParameterTuple(
-            [
-                Parameter(initializer("zeros", shape), name=f"ema.{number}", requires_grad=False)
-                for number, shape in enumerate(optimizer.packed_shapes)
-            ]
-        )
+        self.held = packed_zeros("ema", optimizer)
         self.map = ops.HyperMap()
         self.begin()
 

@@ -4,6 +4,7 @@ import mindspore as ms
 from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import initializer
 
+from src.objectives.views import name_tensors
 from src.training.optimizer import AdamW
 
 SCALE_GROWTH_STEPS = 1000  # steps without overflow after which the loss scale doubles
@@ -16,14 +17,6 @@ square_sum = ops.MultitypeFuncGraph("square_sum")
 @square_sum.register("Tensor")
 def _square_sum_one(gradient):
     return _sum(_square(ops.cast(gradient, ms.float32)))
-
-
-def name_tensors(fields, tensors):
-    """The batch, by name: as an input of a graph a dict would be a constant, compiled in anew for every batch."""
-    batch = {}
-    for name, tensor in zip(fields, tensors):  # noqa: B905 - the graph compiler has no strict=
-        batch[name] = tensor
-    return batch
 
 
 class Gradients(nn.Cell):
@@ -126,11 +119,11 @@ class Update(nn.Cell):
             self.after_update(good, statistics)
         if self.average is not None:
             self.average(good)
-        halves = ops.logical_and(finite, scale > 1.0) if self.scales else ops.logical_and(finite, scale < 0.0)
-        bad = ops.logical_not(ops.logical_or(good, halves))
-        guard = self.guard(losses, bad)
+        excused = good
         if self.scales:
+            excused = ops.logical_or(good, ops.logical_and(finite, scale > 1.0))
             self.adapt_scale(scale, good)
+        guard = self.guard(losses, ops.logical_not(excused))
         return ops.concat((losses, ops.stack((norm, rate, good.astype(ms.float32), scale)), *guard))
 
     def guard(self, losses, bad):

@@ -22,6 +22,7 @@ from src.models import precision
 from src.models.build import NETWORKS
 from src.objectives.objectives import Objectives
 from src.objectives.peers import ALONE
+from src.objectives.views import name_tensors
 from src.report.tables import table
 from src.tasks import registry
 from src.training.accumulation import part_size
@@ -87,10 +88,7 @@ class _Step(nn.Cell):
         self.function = ops.value_and_grad(self.total, None, parameters)
 
     def total(self, *tensors):
-        batch = {}
-        for name, tensor in zip(self.objectives.fields, tensors):  # noqa: B905 - the graph compiler has no strict=
-            batch[name] = tensor
-        return self.objectives(batch)[0]
+        return self.objectives(name_tensors(self.objectives.fields, tensors))[0]
 
     def construct(self, *tensors):
         return self.function(*tensors)

@@ -171,3 +171,11 @@ class AdamW(nn.Cell):
         for place, vectors in zip(self.stacks, self.vectors):  # noqa: B905
             self.map(store, vectors, ops.unstack(place))
         return rate
+
+
+def packed_zeros(prefix: str, optimizer: nn.Cell) -> ParameterTuple:
+    """Parameters of zeros in the shapes of what an optimiser packs."""
+    shapes = enumerate(optimizer.packed_shapes)
+    return ParameterTuple(
+        [Parameter(initializer("zeros", shape), name=f"{prefix}.{i}", requires_grad=False) for i, shape in shapes]
+    )
