@@ -11,16 +11,13 @@ last step, with the same masks of dropout.
 
 import argparse
 import math
-import multiprocessing
 import resource
 import tempfile
 import time
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any
 
 from benchmarks.batch import PARTS, make_batch
+from benchmarks.rounds import run_apart
 from src import cli, runtime
 from src.config import Config, load_config
 
@@ -102,12 +99,6 @@ def export(config: Config, folder: Path) -> None:
     difference = export_graphs(stored, model, folder / "export", "MINDIR", 1)["max_abs_diff"]
     seconds, peak = time.perf_counter() - began, peak_memory() - before
     print(f"exported in {seconds:.0f} s, off by {difference:.1e} at most; peak {peak:.2f} GiB", flush=True)
-
-
-def run_apart(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Calls in a new process: MindSpore does not give back a graph's memory."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(function, *arguments).result()
 
 
 def main() -> None:

@@ -11,13 +11,11 @@ one ten times as large, and how many samples a second a pre-training step of the
 
 import argparse
 import io
-import multiprocessing
 import os
 import re
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -27,6 +25,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from benchmarks.rounds import run_apart
 from src import cli
 from src.config import AugmentConfig, Config, load_config
 from src.data.pipeline import Batch, Loader
@@ -171,14 +170,9 @@ def training_need() -> float:
     for _ in range(WARM_UP + STEPS):
         began = time.perf_counter()
         step(batch)
+        step.result()  # a call alone does not wait for the step's end
         seconds.append(time.perf_counter() - began)
     return config.data.batch_size / median(seconds[WARM_UP:])
-
-
-def run_apart(function: Callable[..., float], *arguments: object) -> float:
-    """In a process of its own."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(function, *arguments).result()
 
 
 def main() -> None:

@@ -18,11 +18,12 @@ from statistics import median
 
 import numpy as np
 
+from benchmarks.batch import PARTS, make_batch
+from benchmarks.rounds import PEAK_SIZE, WARM_UP
 from src import cli
 from src.errors import UserError
 from src.report.tables import table
 
-PARTS = ("text", "image", "audio", "cross", "text_decoder", "image_decoder")
 SWITCHES = {
     "plain": (),
     "train.accumulate=2": ("train.accumulate=2",),
@@ -33,8 +34,6 @@ SWITCHES = {
     "optimizer.name=adamw": ("optimizer.name=adamw",),
     "runtime.precision=fp16": ("runtime.precision=fp16",),
 }
-WARM_UP = 5  # rounds that are not counted: MindSpore's first four after compilation take a quarter longer
-PEAK_SIZE = 2048  # of the matrix product that shows what the machine can do
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,6 @@ class Compiled:
 
 def run_row(path: str, settings: tuple[str, ...], channel: Connection) -> None:
     """Compiles a step, then takes one whenever it is asked to; runs in a process of its own."""
-    from benchmarks.batch import make_batch
     from benchmarks.mindspore_step import training_step
     from src import runtime
     from src.config import load_config

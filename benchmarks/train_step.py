@@ -9,11 +9,9 @@ the machine does meets them alike. A result is the median of the rounds.
 """
 
 import argparse
-import multiprocessing
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from statistics import median
 from unittest.mock import patch
@@ -29,6 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks import flava, torch_network, torch_twin
 from benchmarks.batch import LARGER, Batch, make_batch
 from benchmarks.mindspore_step import mindspore_step
+from benchmarks.rounds import PEAK_SIZE, WARM_UP, run_apart
 from benchmarks.torch_step import torch_step
 from src import cli, runtime
 from src.config import OBJECTIVES, Config, load_config
@@ -36,9 +35,7 @@ from src.models.build import build_model
 from src.objectives.table import active_objectives, needed_fields
 from src.report.tables import table
 
-WARM_UP = 5  # rounds that are not counted: MindSpore's first four after compilation take a quarter longer
 LOSS_TOLERANCE = 1e-3  # relative; two frameworks' float32 sums in different orders
-PEAK_SIZE = 2048  # of the matrix product that shows what the machine can do
 
 BOOKKEEPING = {"Load", "UpdateState", "Depend", "MakeTuple", "TupleGetItem"}  # nodes of a graph that compute nothing
 
@@ -155,13 +152,12 @@ def plan(path: str, settings: tuple[str, ...]) -> list[Variant]:
     ]
 
 
-def run_apart(variant: Variant, path: str, rounds: int) -> Result:
-    """Measures in a new process: MindSpore does not give back a graph's memory."""
+def measure_apart(variant: Variant, path: str, rounds: int) -> Result:
+    """Measures in a new process, in the variant's environment."""
     with patch.dict(os.environ):
         os.environ.pop("OMP_WAIT_POLICY", None)  # with the project's own PyTorch takes half as long again
         os.environ.update(variant.environment)
-        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-            return pool.submit(measure, variant, path, rounds).result()
+        return run_apart(measure, variant, path, rounds)
 
 
 def report(results: Mapping[str, Result], size: int) -> str:
@@ -193,7 +189,7 @@ def main() -> None:
     size = load_config(args.config, settings).data.batch_size
     results = {}
     for variant in plan(args.config, settings):
-        results[variant.name] = run_apart(variant, args.config, args.rounds)
+        results[variant.name] = measure_apart(variant, args.config, args.rounds)
         ours, theirs = median(results[variant.name].mindspore), median(results[variant.name].pytorch)
         print(f"{variant.name}: {1e3 * ours:.0f} ms, PyTorch {1e3 * theirs:.0f} ms", flush=True)
     print(f"\n{report(results, size)}; batch {size}, {args.rounds} rounds")

@@ -52,6 +52,20 @@ def launch(config: Config, folder: Path, *arguments: str) -> None:
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
 
 
+def start_ranks(script: str, folder: Path, ranks: int) -> None:
+    """Runs a script with a folder on several ranks through msrun, which starts the "python" on PATH."""
+    paths = (Path(sys.executable).parent, os.environ["PATH"])
+    environment = os.environ | {"PATH": ":".join(map(str, paths)), "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    msrun = [sys.executable, "-m", "mindspore.parallel.cluster.run", f"--worker_num={ranks}", "--join=True"]
+    msrun += [f"--local_worker_num={ranks}", f"--master_port={port}", f"--log_dir={folder / 'logs'}"]
+    command = [*msrun, script, str(folder)]
+    done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+
+
 def saved_start(folder: Path, config: Config, model: nn.Cell | None = None) -> str:
     """A checkpoint that all runs of a test start from: seeds give each process other weights."""
     save_checkpoint(folder / "checkpoints", 0, config, model or build_model(config))
@@ -231,17 +245,7 @@ def test_two_ranks_contrast_as_one_with_all_rows(tmp_path):
     ms.set_context(mode=ms.GRAPH_MODE)
     model = OPT(MODEL_CONFIG, 30)
     np.savez(tmp_path / "weights.npz", **{name: p.asnumpy() for name, p in model.parameters_and_names()})
-    paths = (Path(sys.executable).parent, os.environ["PATH"])  # msrun starts the "python" on PATH
-    environment = os.environ | {"PATH": ":".join(map(str, paths)), "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    msrun = [sys.executable, "-m", "mindspore.parallel.cluster.run", f"--worker_num={RANKS}", "--join=True"]
-    msrun += [f"--local_worker_num={RANKS}", f"--master_port={port}", f"--log_dir={tmp_path / 'logs'}"]
-    command = [*msrun, __file__, str(tmp_path)]
-    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-
+    start_ranks(__file__, tmp_path, RANKS)
     expected = Contrastive(model, RANKS * ROWS).measure(whole_batch())
     found = [dict(np.load(tmp_path / f"rank-{rank}.npz")) for rank in range(RANKS)]
     assert np.mean([each.pop("loss") for each in found]) == pytest.approx(float(expected.pop("loss")), rel=1e-5)

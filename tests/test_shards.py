@@ -1,9 +1,6 @@
 """An optimiser sharded over ranks: the weights, moments and checkpoints of an unsharded one, in less memory."""
 
 import json
-import os
-import socket
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +11,7 @@ import numpy as np
 import pytest
 from conftest import kill_after, tiny_dataset
 from mindspore import Parameter, Tensor, nn
-from test_distributed import assert_same_files, launch, saved_start
+from test_distributed import assert_same_files, launch, saved_start, start_ranks
 from test_training import MODEL_CONFIG
 
 from src.checkpoints.files import MODEL, OPTIMIZER, CheckpointError, locate, read_tensors
@@ -194,25 +191,11 @@ def run_rank(folder: Path) -> None:
         (folder / f"{kind}-{rank}.json").write_text(json.dumps(report))
 
 
-def start_ranks(folder: Path, ranks: int) -> None:
-    """Through msrun, which starts the "python" on PATH."""
-    paths = (Path(sys.executable).parent, os.environ["PATH"])
-    environment = os.environ | {"PATH": ":".join(map(str, paths)), "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    msrun = [sys.executable, "-m", "mindspore.parallel.cluster.run", f"--worker_num={ranks}", "--join=True"]
-    msrun += [f"--local_worker_num={ranks}", f"--master_port={port}", f"--log_dir={folder / 'logs'}"]
-    command = [*msrun, __file__, str(folder)]
-    done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-
-
 @pytest.mark.e2e
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_sharded_is_as_unsharded(ranks: int, tmp_path: Path) -> None:
     """Weights on every rank, state on the one that writes; a step that is not finite changes nothing."""
-    start_ranks(tmp_path, ranks)
+    start_ranks(__file__, tmp_path, ranks)
     start = {f"weight {p.name}": p.asnumpy() for p in Products().weights}
     for kind in OPTIMIZERS:
         expected = dict(np.load(tmp_path / f"{kind}-plain-0.npz"))
