@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from src import cli
 from src.checkpoints.checkpoint import load_checkpoint_config
-from src.checkpoints.files import locate, results_folder
+from src.checkpoints.places import locate, results_folder
 from src.evaluation.run import Evaluation
 from src.inference.engine import Engine
 from src.inference.loading import load_model

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from src import cli
 from src.checkpoints.checkpoint import load_checkpoint_config
-from src.checkpoints.files import REPORT, locate, weights_file
+from src.checkpoints.files import REPORT, weights_file
+from src.checkpoints.places import locate
 from src.export.export import ExportError, check_request, export_graphs, export_weights
 from src.inference.loading import load_model
 from src.models.opt import count_parameters

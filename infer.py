@@ -41,7 +41,7 @@ def main() -> None:
     args = parse()
     # not before: they import MindSpore, for which --help and mistakes in the arguments need not wait
     from src.checkpoints.checkpoint import load_checkpoint_config
-    from src.checkpoints.files import locate, results_folder
+    from src.checkpoints.places import locate, results_folder
     from src.inference import answers, load
     from src.inference.loading import check_network
 

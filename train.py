@@ -3,14 +3,17 @@
 python train.py --config config/pretrain/demo.yaml
 python train.py --config config/pretrain/demo.yaml train.steps=1000 optimizer.lr=1e-3 train.output=runs/longer
 python train.py --config config/pretrain/demo.yaml --resume         resumes a run that was stopped
+python train.py --config config/pretrain/demo.yaml --resume=auto    the same, or begins: what a scheduler calls
 python train.py --config config/caption/demo.yaml train.init_from=runs/demo/pretrain
 python train.py --config mine.yaml model.text.vocab=vocab.txt train.init_from=pretrained/opt_demo   your own vocabulary
 """
 
+import sys
 from pathlib import Path
 
 from src import cli
-from src.checkpoints.files import CheckpointError, locate
+from src.checkpoints.files import CheckpointError
+from src.checkpoints.places import locate
 from src.config import load_config
 from src.runtime import setup
 from src.training.trainer import Trainer
@@ -20,6 +23,9 @@ def parse() -> cli.Arguments:
     parser = cli.CommandParser(description=__doc__)
     parser.add_argument("--config", required=True, type=cli.user_path, metavar="FILE", help="YAML file, see config/")
     parser.add_argument("--resume", action="store_true", help="go on from the latest checkpoint of train.output")
+    # an option of its own: with an optional value, --resume would take a setting behind it for that
+    automatic = {"action": "store_const", "const": "auto", "help": "the same if there is one, otherwise begin"}
+    parser.add_argument("--resume=auto", dest="resume", **automatic)
     parser.add_argument("--verbose", action="store_true", help="also print the parameters of every part")
     parser.add_settings()
     return parser.parse_intermixed_args()
@@ -31,9 +37,12 @@ def main() -> None:
     rank, ranks = setup(config.runtime, config.seed)
     trainer = Trainer(config, rank, ranks, args.resume, args.verbose)
     try:
-        trainer.run()
+        stopped_by = trainer.run()
     except KeyboardInterrupt:
         raise KeyboardInterrupt(how_to_go_on(trainer.folder)) from None
+    if stopped_by is not None:
+        print(f"stopped by {stopped_by.name}: {how_to_go_on(trainer.folder)}", file=sys.stderr)
+        sys.exit(cli.STOPPED)
 
 
 def how_to_go_on(folder: Path) -> str:

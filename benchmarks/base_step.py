@@ -77,7 +77,8 @@ def train(config: Config, folder: Path) -> dict[str, float]:
 def resume(config: Config, folder: Path) -> dict[str, float]:
     """The last step again, from the checkpoint."""
     from src.checkpoints.checkpoint import load_weights
-    from src.checkpoints.files import OPTIMIZER, locate, read_tensors, set_parameters
+    from src.checkpoints.files import OPTIMIZER, read_tensors, set_parameters
+    from src.checkpoints.places import locate
 
     before, place = peak_memory(), locate(folder)
     model, step = prepare(config)

@@ -113,6 +113,10 @@ launch() {
   wait "$printer" || true
   rm -rf "$pipes"
   ((code == 0)) && return
+  if ((code == 75)); then
+    printf '%s: stopped, --resume goes on; its output is in %s\n' "$SCRIPT" "$LOG.log" >&2
+    return "$code"
+  fi
   printf '%s: failed with exit code %s; its output is in %s\n' "$SCRIPT" "$code" "$LOG.log" >&2
   return "$code"
 }

@@ -14,6 +14,7 @@ from src.errors import UserError
 Arguments = argparse.Namespace
 
 WRONG_USE, INTERRUPTED = 2, 130  # exit codes; argparse and shells use the same
+STOPPED = 75  # of a training that saved and can go on; EX_TEMPFAIL of sysexits.h: try again
 HINTS = {
     errno.ENOENT: "check the path",
     errno.ENOSPC: "make room, or write to another disk",

@@ -1,6 +1,8 @@
 """Files and folders that are there whole or not at all: a kill or a full disk leaves the old one."""
 
 import contextlib
+import errno
+import functools
 import hashlib
 import json
 import math
@@ -36,6 +38,7 @@ def write_bytes(path: str | Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(beside, path)
+        sync_folder(path.parent)
     except BaseException as error:
         with contextlib.suppress(OSError):
             beside.unlink()
@@ -44,8 +47,26 @@ def write_bytes(path: str | Path, data: bytes) -> None:
         raise
 
 
+def sync_folder(folder: Path) -> None:
+    """Flushes which names a folder holds: without it a renamed file may be gone after a power cut."""
+    place = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(place)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # file systems that cannot
+            raise
+    finally:
+        os.close(place)
+
+
 def digest(path: Path) -> str:
-    """The sha256 of a file."""
+    """The sha256 of a file; of one that is as it was when this process last asked, it is remembered."""
+    now = path.stat()
+    return _digest(path, now.st_size, now.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=256)
+def _digest(path: Path, size: int, changed: int) -> str:
     found = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):
@@ -67,6 +88,7 @@ def replace_folder(new: Path, place: Path) -> None:
         place.rename(old)
     try:
         new.rename(place)
+        sync_folder(place.parent)
     except BaseException:
         if old.exists():
             old.rename(place)

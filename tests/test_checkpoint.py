@@ -26,7 +26,8 @@ from src.checkpoints.checkpoint import (
     set_parameters,
     write_model,
 )
-from src.checkpoints.files import MODEL, CheckpointError, locate, read_tensors, write_tensors
+from src.checkpoints.files import MODEL, CheckpointError, read_tensors, write_tensors
+from src.checkpoints.places import locate
 from src.config import Config, ConfigError
 from src.inference.loading import load_model
 from src.models.build import build_model
@@ -34,7 +35,7 @@ from src.models.opt import OPT
 from tests.disk import Disk
 from tests.oracles import VOCAB, randomise, tiny_model
 
-FILES = {"config.yaml", "vocab.txt", "model.safetensors", "optimizer.safetensors", "state.json"}
+FILES = {"config.yaml", "vocab.txt", "model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"}
 
 
 @pytest.fixture(scope="module")
@@ -170,14 +171,20 @@ def test_a_place_without_a_checkpoint(tmp_path: Path, make: Callable[[Path], obj
 
 def test_latest_that_points_to_nothing(saved: Path) -> None:
     shutil.rmtree(locate(saved))
-    assert "no checkpoint in" in refused(lambda: locate(saved))
+    assert "step-00000041, which is not there" in refused(lambda: locate(saved))
     for content in (b"", b"\xff\xfe", b"step\0"):
         (saved / "checkpoints" / "latest").write_bytes(content)
         assert "no checkpoint in" in refused(lambda: locate(saved))
 
 
+def unlisted(folder: Path) -> Path:
+    """A folder as earlier versions wrote it, whose files nobody compares with a manifest."""
+    (folder / "manifest.json").unlink(missing_ok=True)
+    return folder
+
+
 def change(folder: Path, edit: Callable[[dict[str, np.ndarray]], object]) -> Path:
-    path = folder / "model.safetensors"
+    path = unlisted(folder) / "model.safetensors"
     arrays = load_file(path)
     edit(arrays)
     save_file(arrays, path)
@@ -237,13 +244,13 @@ def test_the_wrong_shape_is_told_from_the_right_one(saved: Path) -> None:
 
 @pytest.mark.parametrize("keep", [0, 5, 100, -10])
 def test_a_truncated_file(saved: Path, config: Config, keep: int) -> None:
-    path = locate(saved) / "model.safetensors"
+    path = unlisted(locate(saved)) / "model.safetensors"
     path.write_bytes(path.read_bytes()[:keep])
     assert f"cannot read {path}" in refused(lambda: load_weights(build_model(config), locate(saved)))
 
 
 def test_missing_and_broken_parts(saved: Path) -> None:
-    folder = locate(saved)
+    folder = unlisted(locate(saved))
     assert "absent.safetensors" in refused(lambda: read_tensors(folder / "absent.safetensors"))
     for damage in (lambda path: path.write_text("{"), lambda path: path.write_text(""), lambda path: path.unlink()):
         damage(folder / "state.json")

@@ -9,7 +9,7 @@ import pytest
 
 from src.checkpoints import checkpoint
 from src.checkpoints.checkpoint import load_checkpoint_config, save_checkpoint
-from src.checkpoints.files import locate
+from src.checkpoints.places import locate
 from src.config import Config, ConfigError, load_config, to_yaml
 from src.data.image_codes import tokenizer_fingerprint
 from src.models.build import build_model

@@ -16,7 +16,8 @@ from mindspore import Tensor, nn, ops
 from test_training import MODEL_CONFIG
 
 from src.checkpoints.checkpoint import save_checkpoint
-from src.checkpoints.files import EMA, MODEL, OPTIMIZER, locate, read_tensors
+from src.checkpoints.files import EMA, MODEL, OPTIMIZER, read_tensors
+from src.checkpoints.places import locate
 from src.config import (
     Config,
     ImageTokenizerConfig,

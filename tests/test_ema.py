@@ -17,7 +17,8 @@ import eval as evaluation
 import export as exporting
 import infer as inference
 from src.checkpoints.checkpoint import save_checkpoint
-from src.checkpoints.files import EMA, MODEL, OPTIMIZER, CheckpointError, locate, read_tensors
+from src.checkpoints.files import EMA, MODEL, OPTIMIZER, CheckpointError, read_tensors
+from src.checkpoints.places import locate
 from src.config import Config, ConfigError, ObjectivesConfig, OptimizerConfig, TrainConfig, WeightsConfig
 from src.export import export
 from src.inference import features, library

@@ -16,7 +16,7 @@ import eval as eval_command
 import infer as infer_command
 from src import cli
 from src.checkpoints.checkpoint import read_state, save_checkpoint
-from src.checkpoints.files import locate
+from src.checkpoints.places import locate
 from src.config import (
     Config,
     ConfigError,

@@ -12,7 +12,8 @@ from conftest import kill_after, tiny_dataset
 from mindspore import Tensor
 
 from src.checkpoints.checkpoint import OPTIMIZER
-from src.checkpoints.files import MODEL, locate, read_tensors
+from src.checkpoints.files import MODEL, read_tensors
+from src.checkpoints.places import locate
 from src.config import Config, ConfigError, ImageTokenizerConfig, ModelConfig, OptimizerConfig, TrainConfig, load_config
 from src.data.errors import DataError
 from src.data.images import ImageLoader

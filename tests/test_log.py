@@ -1,6 +1,9 @@
-"""What a run logs: read back by TensorBoard's own format, and a full disk told instead of waited for."""
+"""What a run logs: read back by TensorBoard's own format, and a full disk is told and costs the run nothing."""
 
 import json
+import resource
+import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -49,14 +52,72 @@ def test_other_ranks_write_nothing(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("which", ["metrics", "events"])
-def test_a_full_disk_is_told(tmp_path: Path, which: str) -> None:
-    log = RunLog(tmp_path, 0, 4, True)
-    full = open("/dev/full", "w" if which == "metrics" else "wb")  # noqa: SIM115 - closed by the log
-    if which == "metrics":
-        log.file = full
-    else:
-        log.events._py_recordio_writer._writer = full
-    with pytest.raises(OSError, match=f"No space left on device: '{tmp_path}'"):
-        log.write(1, {"loss": 1.0})
+class Limited:
+    """What this process may write to a file is limited, as by a disk that is full."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+
+    def __enter__(self) -> None:
+        self.before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        self.handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # the write fails, the process lives
+        resource.setrlimit(resource.RLIMIT_FSIZE, (self.most, self.before[1]))
+
+    def __exit__(self, *_: object) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, self.before)
+        signal.signal(signal.SIGXFSZ, self.handler)
+
+
+def steps_of(folder: Path) -> list[int]:
+    return [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("room", [0, 7])
+def test_a_full_disk_costs_no_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], room: int) -> None:
+    """It is told once; no line is cut, and what waits is written when there is room again."""
+    log = RunLog(tmp_path, 0, 9, True)
+    log.write(1, {"loss": 1.0})
+    with Limited((tmp_path / "metrics.jsonl").stat().st_size + room):
+        for step in (2, 3):
+            log.write(step, {"loss": 1.0})
+            assert steps_of(tmp_path) == [1]
+    said = capsys.readouterr().out
+    assert said.count("step 2: cannot log in") == 1 and "File too large): training goes on" in said
+    assert "step 3" not in said
+    log.write(4, {"loss": 1.0})
+    log.write(5, {"loss": 1.0})
     log.close()
+    assert steps_of(tmp_path) == [1, 2, 3, 4, 5]
+    said = capsys.readouterr().out
+    assert said.count("is whole again") == 1 and "step 4: " in said
+    logged = [event.step for event in events(tmp_path) if event.summary.value]
+    assert logged[0] == 1 and logged[-1] == 5, "TensorBoard's goes on, too"
+
+
+def test_a_mount_that_goes_and_comes_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    log = RunLog(run, 0, 9, True)
+    run.rename(tmp_path / "gone")
+    log.write(1, {"loss": 1.0})
+    assert "No such file or directory" in capsys.readouterr().out
+    (tmp_path / "gone").rename(run)
+    log.write(2, {"loss": 1.0})
+    log.close()
+    assert steps_of(run) == [1, 2]
+
+
+def test_output_that_cannot_be_written_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, open("/dev/full", "w", buffering=1))  # noqa: SIM115 - closed below
+    log = RunLog(tmp_path, 0, 2, True)
+    for step in (1, 2):
+        log.say("said")
+        log.write(step, {"loss": 1.0})
+        log.bar.refresh()
+        log.advance()
+    log.close()
+    for stream in (sys.stdout, sys.stderr):
+        with pytest.raises(OSError, match="No space"):
+            stream.close()
+    assert steps_of(tmp_path) == [1, 2]

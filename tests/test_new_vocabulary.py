@@ -11,7 +11,8 @@ from mindspore import Tensor
 
 import train
 from src.checkpoints.checkpoint import load_checkpoint_config, save_checkpoint
-from src.checkpoints.files import CheckpointError, locate, read_tensors
+from src.checkpoints.files import CheckpointError, read_tensors
+from src.checkpoints.places import locate
 from src.config import Config
 from src.data.tokenizer import SPECIALS, Tokenizer
 from src.files import ROOT

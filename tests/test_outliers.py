@@ -11,7 +11,8 @@ from scipy.spatial.distance import mahalanobis
 
 import infer
 from src.checkpoints.checkpoint import load_checkpoint_config
-from src.checkpoints.files import MODEL, OUTLIERS, CheckpointError, locate
+from src.checkpoints.files import MODEL, OUTLIERS, CheckpointError
+from src.checkpoints.places import locate
 from src.config import SourceConfig
 from src.data.errors import DataError
 from src.data.pipeline import Loader

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from src.checkpoints.checkpoint import load_checkpoint_config
-from src.checkpoints.files import locate
+from src.checkpoints.places import locate
 from tests.commands import command, write_wave
 from tests.corpora import draw, read
 from tests.test_readme import commands

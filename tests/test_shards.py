@@ -14,7 +14,8 @@ from mindspore import Parameter, Tensor, nn
 from test_distributed import assert_same_files, launch, saved_start, start_ranks
 from test_training import MODEL_CONFIG
 
-from src.checkpoints.files import MODEL, OPTIMIZER, CheckpointError, locate, read_tensors
+from src.checkpoints.files import MODEL, OPTIMIZER, CheckpointError, read_tensors
+from src.checkpoints.places import locate
 from src.config import (
     Config,
     MaskingConfig,

@@ -15,7 +15,7 @@ from conftest import kill_after, tiny_dataset
 from mindspore import nn
 
 from src.checkpoints.checkpoint import read_state
-from src.checkpoints.files import locate
+from src.checkpoints.places import locate
 from src.config import Config, ObjectivesConfig, OptimizerConfig, TrainConfig, WeightsConfig
 from src.evaluation.run import Evaluation
 from src.models.dropout import Dropout
@@ -149,21 +149,24 @@ def test_dropout_is_on_in_every_step_and_off_in_every_evaluation(
 def test_checkpoints_and_logs_are_written_when_due_and_at_the_end(
     config: Config, stand_in: Callable, tmp_path: Path
 ) -> None:
-    """The last checkpoint is that of the last step, also where it is not due."""
-    stand_in({4: 0.3})
+    """The last checkpoint and evaluation are those of the last step, also where they are not due."""
+    stand_in({4: 0.3, 5: 0.2})
     Trainer(with_run(config, tmp_path, steps=5, save_every=3, eval_every=4, log_every=2)).run()
     assert bests(tmp_path).keys() == {"best", "step-00000003", "step-00000004", "step-00000005"}
     assert locate(tmp_path).name == "step-00000005"
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "loss" in line] == [2, 4, 5]
-    assert [(line["step"], line["eval/mean_R@1"]) for line in lines if "eval/mean_R@1" in line] == [(4, 0.3)]
+    assert [(line["step"], line["eval/mean_R@1"]) for line in lines if "eval/mean_R@1" in line] == [
+        (4, 0.3),
+        (5, 0.2),
+    ]
 
 
 def test_samples_per_second_are_those_of_training_alone(
     config: Config, stand_in: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A step takes half a second here, an evaluation a hundred, a checkpoint ten."""
-    stand_in({4: 0.3})
+    stand_in({4: 0.3, 7: 0.3})
     clock = [0.0]
 
     def taking(owner: object, name: str, seconds: float) -> None:

@@ -11,7 +11,8 @@ import pytest
 from conftest import kill_after, tiny_dataset
 from mindspore import Parameter, Tensor
 
-from src.checkpoints.files import MODEL, locate, read_tensors
+from src.checkpoints.files import MODEL, read_tensors
+from src.checkpoints.places import locate
 from src.config import (
     AudioEncoderConfig,
     Config,

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from src.checkpoints.checkpoint import load_checkpoint_config, read_state, save_checkpoint
-from src.checkpoints.files import MODEL, OPTIMIZER, STATE, locate, pointed, read_tensors
+from src.checkpoints.files import MANIFEST, MODEL, OPTIMIZER, STATE, read_tensors
+from src.checkpoints.places import locate, pointed
 from src.config import (
     Config,
     DenoiseTextConfig,
@@ -31,6 +32,8 @@ from src.inference.engine import Engine
 from src.inference.images import resize_images
 from src.models.build import build_model
 from src.tasks import registry
+from src.training.held_out import HeldOut
+from src.training.log import RunLog
 from src.training.trainer import Trainer
 from src.training.unfed import unfed_objectives
 from tests.conftest import CHARACTERS, png, tiny_dataset
@@ -69,12 +72,17 @@ def logged(folder: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
-def measures(monkeypatch: pytest.MonkeyPatch, measure: Callable[[Trainer], dict[str, float]]) -> None:
-    monkeypatch.setattr(Trainer, "_measure", measure)
+def measures(monkeypatch: pytest.MonkeyPatch, measure: Callable[[int], dict[str, float]]) -> None:
+    """Instead of an evaluation: what is found of a step, whose checkpoint is saved before."""
+
+    def found(held_out: HeldOut) -> dict[str, float]:
+        return measure(read_state(locate(held_out.config.train.output))["step"])
+
+    monkeypatch.setattr(HeldOut, "measure", found)
 
 
 def test_best_marks_the_right_checkpoint(tiny: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    measures(monkeypatch, lambda trainer: {"mean_R@1": {1: 0.1, 2: 0.5, 3: 0.3}[trainer.step_number]})
+    measures(monkeypatch, lambda step: {"mean_R@1": {1: 0.1, 2: 0.5, 3: 0.3}[step]})
     Trainer(with_run(tiny, tmp_path / "run")).run()
     checkpoints = tmp_path / "run" / "checkpoints"
     assert [pointed(checkpoints / name).name for name in ("latest", "best")] == ["step-00000003", "step-00000002"]
@@ -85,20 +93,20 @@ def test_best_marks_the_right_checkpoint(tiny: Config, tmp_path: Path, monkeypat
 
 
 def test_a_failed_evaluation_costs_no_step(tiny: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The checkpoint is there, and the resumed run makes up for the evaluation."""
+    """The checkpoint is there, and where train.stop_on_eval_error ends the run, a resumed one makes up for it."""
 
-    def fail_at_two(trainer: Trainer) -> dict[str, float]:
-        if trainer.step_number == 2:
+    def fail_at_two(step: int) -> dict[str, float]:
+        if step == 2:
             raise RuntimeError("no memory")
         return {"mean_R@1": 0.2}
 
     measures(monkeypatch, fail_at_two)
-    run = with_run(tiny, tmp_path / "run", keep_checkpoints=5)
+    run = with_run(tiny, tmp_path / "run", keep_checkpoints=5, stop_on_eval_error=True)
     with pytest.raises(RuntimeError, match="no memory"):
         Trainer(run).run()
     state = read_state(locate(tmp_path / "run"))
     assert state["step"] == 2 and state["evaluation_due"] is True and state["best"] == 0.2
-    measures(monkeypatch, lambda trainer: {"mean_R@1": trainer.step_number / 10})
+    measures(monkeypatch, lambda step: {"mean_R@1": step / 10})
     Trainer(run, resume=True).run()
     found = [(line["step"], line["eval/mean_R@1"]) for line in logged(tmp_path / "run") if "eval/mean_R@1" in line]
     assert found == [(1, 0.2), (2, 0.2), (3, 0.3)]
@@ -108,12 +116,15 @@ def test_a_failed_evaluation_costs_no_step(tiny: Config, tmp_path: Path, monkeyp
 def test_what_cannot_be_measured_does_not_end_training(
     tiny: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def nothing(trainer: Trainer) -> dict[str, float]:
-        raise DataError("nothing here")
+    def nothing(step: int) -> dict[str, float]:
+        raise DataError("nothing here") if step == 1 else RuntimeError("no memory\nat all")
 
     measures(monkeypatch, nothing)
-    Trainer(with_run(tiny, tmp_path / "run", steps=1)).run()
-    assert read_state(locate(tmp_path / "run"))["best"] is None
+    Trainer(with_run(tiny, tmp_path / "run", steps=2)).run()
+    state = read_state(locate(tmp_path / "run"))
+    assert (state["step"], state["best"], state["evaluation_due"]) == (2, None, False)
+    told = [line for line in capsys.readouterr().out.splitlines() if "not evaluated" in line]
+    assert told == ["step 1: not evaluated: nothing here", "step 2: not evaluated: no memory"]
     missing = replace(tiny, data=replace(tiny.data, eval_split="held-out"))
     Trainer(with_run(missing, tmp_path / "missing", steps=1)).run()
     assert (locate(tmp_path / "missing") / MODEL).is_file()
@@ -218,8 +229,9 @@ def test_a_run_of_before_keeps_its_objectives(tmp_path: Path, monkeypatch: pytes
     with monkeypatch.context() as before:
         before.setattr("src.training.trainer.unfed_objectives", lambda *_: {})
         before.setattr("src.training.trainer.absent_modalities", lambda *_: [])
-        Trainer(config)._save()
+        Trainer(config)._save(RunLog(tmp_path, 0, 1, False), evaluation_due=False, needed=True)
     state = locate(tmp_path / "run") / STATE
+    (state.parent / MANIFEST).unlink()
     content = json.loads(state.read_text())
     state.write_text(json.dumps({"step": content["step"], "best": None}))
     objectives = Trainer(config, resume=True).step.gradients.objectives

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from src.checkpoints.files import locate
+from src.checkpoints.places import locate
 from src.data.errors import DataError
 from src.inference import load, vectors
 from src.inference.library import Model

@@ -11,7 +11,8 @@ import soundfile
 import torch
 from mindspore import Tensor
 
-from src.checkpoints.files import locate, read_tensors
+from src.checkpoints.files import read_tensors
+from src.checkpoints.places import locate
 from src.config import Config, DataConfig, ObjectivesConfig, OptimizerConfig, TrainConfig, WeightsConfig, to_yaml
 from src.data.errors import DataError
 from src.data.record import Record

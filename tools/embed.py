@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_settings()
     args = parser.parse_intermixed_args()
     # not before: they import MindSpore, for which --help need not wait
-    from src.checkpoints.files import locate
+    from src.checkpoints.places import locate
     from src.inference import load, vectors
 
     vectors.check_output(args.output, args.input)

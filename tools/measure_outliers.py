@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # wherever it is c
 
 from src import cli
 from src.checkpoints.checkpoint import load_checkpoint_config
-from src.checkpoints.files import locate
+from src.checkpoints.places import locate
 from src.inference import outliers
 from src.inference.engine import Engine
 from src.inference.loading import check_network, load_model

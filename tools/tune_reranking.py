@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # wherever it is c
 
 from src import cli
 from src.checkpoints.checkpoint import load_checkpoint_config
-from src.checkpoints.files import locate
+from src.checkpoints.places import locate
 from src.evaluation.run import Evaluation
 from src.evaluation.tuning import tune
 from src.inference.engine import Engine

@@ -7,7 +7,9 @@
         ema.safetensors       the same, with the moving average of what is trained (only with train.ema_decay)
         tokenizer/            the image tokenizer whose codes it was trained with, if it has one
         optimizer.safetensors moments, step, loss scale (left out where only the model is shipped)
-        state.json            step and best metric
+        state.json            step, sample position and what else a run goes on from
+        manifest.json         format, step, position, git revision; size and sha256 of the files above
+        evaluation.json       what of the state its evaluation changed (best metric)
         reranking.yaml        weights of re-ranking (only where tools/tune_reranking.py has chosen them)
         outliers.safetensors  where usual inputs lie (only where tools/measure_outliers.py has measured it)
 
@@ -28,6 +30,7 @@ from mindspore import Parameter, nn
 from src.checkpoints.files import (
     CONFIG,
     EMA,
+    EVALUATION,
     MODEL,
     OPTIMIZER,
     RERANKING,
@@ -36,18 +39,20 @@ from src.checkpoints.files import (
     VOCAB,
     CheckpointError,
     Tensors,
-    locate,
     own_files,
-    pointed,
     read_tensors,
     set_parameters,
     tensor_names,
     weights_file,
     write_tensors,
 )
+from src.checkpoints.manifest import write_manifest
+from src.checkpoints.places import BEST, LATEST, locate, pointed
 from src.checkpoints.renames import rename
 from src.config import Config, load_config, to_yaml
-from src.files import write_text
+from src.files import sync_folder, write_text
+
+DESCRIBED = ("step", "position")  # of the state, what the manifest says, too
 
 Fit = Callable[[dict[str, np.ndarray], dict[str, tuple[int, ...]]], dict[str, np.ndarray]]
 
@@ -174,17 +179,20 @@ def save_checkpoint(
     try:
         shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir(parents=True)
-        write_model(beside, config, model)
+        digests = {MODEL: write_model(beside, config, model)}
         _copy_image_tokenizer(config.data.codes, beside / TOKENIZER)
         if optimizer_state is not None:
-            write_tensors(beside / OPTIMIZER, optimizer_state)
+            digests[OPTIMIZER] = write_tensors(beside / OPTIMIZER, optimizer_state)
         if average is not None:
-            write_tensors(beside / EMA, dict(model.parameters_and_names()) | dict(average))
-        _write_state(beside, {"step": step, **(state or {})})
+            digests[EMA] = write_tensors(beside / EMA, dict(model.parameters_and_names()) | dict(average))
+        whole_state = {"step": step, **(state or {})}
+        _write_state(beside / STATE, whole_state)
+        write_manifest(beside, digests, {name: whole_state[name] for name in DESCRIBED if name in whole_state})
         if place.exists():
             shutil.rmtree(place)
         beside.rename(place)
-        write_text(checkpoints / "latest", place.name + "\n")
+        sync_folder(checkpoints)
+        write_text(checkpoints / LATEST, place.name + "\n")
     except OSError as error:
         shutil.rmtree(beside, ignore_errors=True)
         raise CheckpointError(f"cannot write {place}: {error.strerror or error}") from None
@@ -196,27 +204,31 @@ def note_evaluation(place: Path, state: Mapping[str, Any], best: bool, keep: int
     """Notes in a saved checkpoint what its evaluation found.
 
     Args:
-        state: with the step, instead of what it was saved with.
+        state: what of the state it changed.
         best: point ``best`` at it; the earlier best then counts as any other of the ``keep`` that stay.
     """
     try:
-        _write_state(place, state)
+        _write_state(place / EVALUATION, state)
         if best:
-            write_text(place.parent / "best", place.name + "\n")
+            write_text(place.parent / BEST, place.name + "\n")
     except OSError as error:
         raise CheckpointError(f"cannot write {place}: {error.strerror or error}") from None
     _remove_old(place.parent, keep, place)
 
 
-def _write_state(folder: Path, state: Mapping[str, Any]) -> None:
-    write_text(folder / STATE, json.dumps(dict(state), indent=1) + "\n")
+def _write_state(path: Path, state: Mapping[str, Any]) -> None:
+    write_text(path, json.dumps(dict(state), indent=1) + "\n")  # every digit of what a run goes on from
 
 
-def write_model(folder: Path, config: Config, model: nn.Cell, half: bool = False) -> None:
-    """Configuration, vocabulary and weights (with ``half`` as float16): what evaluation and export need."""
+def write_model(folder: Path, config: Config, model: nn.Cell, half: bool = False) -> str:
+    """Configuration, vocabulary and weights (with ``half`` as float16): what evaluation and export need.
+
+    Returns:
+        The sha256 of the weights' file.
+    """
     write_text(folder / CONFIG, to_yaml(config))
     _copy(Path(config.model.text.vocab), folder / VOCAB)
-    write_tensors(folder / MODEL, dict(model.parameters_and_names()), half)
+    return write_tensors(folder / MODEL, dict(model.parameters_and_names()), half)
 
 
 def _copy_image_tokenizer(source: str, place: Path) -> None:
@@ -247,7 +259,7 @@ def _free_place(checkpoints: Path, step: int) -> Path:
 
     What a pointer names is not removed before the pointer has moved, so that a kill never leaves one without a target.
     """
-    kept = (pointed(checkpoints / "latest"), pointed(checkpoints / "best"))
+    kept = (pointed(checkpoints / LATEST), pointed(checkpoints / BEST))
     places = [checkpoints / f"step-{step:08d}{again}" for again in ("", ".1", ".2")]
     return next(place for place in places if place not in kept)
 
@@ -257,7 +269,7 @@ def _remove_old(checkpoints: Path, keep: int, newest: Path) -> None:
 
     An earlier one of the same step goes in any case.
     """
-    others = sorted(set(checkpoints.glob("step-*")) - {newest, pointed(checkpoints / "best")})
+    others = sorted(set(checkpoints.glob("step-*")) - {newest, pointed(checkpoints / BEST)})
     gone = [other for other in others if other.stem == newest.stem]
     if keep:
         rest = [other for other in others if other not in gone]
@@ -267,8 +279,13 @@ def _remove_old(checkpoints: Path, keep: int, newest: Path) -> None:
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    """The content of state.json."""
-    try:
-        return json.loads((folder / STATE).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"cannot read {folder / STATE}: {str(error).splitlines()[0]}") from None
+    """What a run goes on from: the content of state.json, and over it what the checkpoint's evaluation found."""
+    state: dict[str, Any] = {}
+    for path in (folder / STATE, folder / EVALUATION):
+        if path.name == EVALUATION and not path.exists():
+            continue
+        try:
+            state |= json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, TypeError) as error:
+            raise CheckpointError(f"cannot read {path}: {str(error).splitlines()[0]}") from None
+    return state

@@ -1,5 +1,6 @@
-"""The files of a checkpoint folder: where they are, what arrays they hold, and how arrays become parameters."""
+"""The files of a checkpoint folder: their names, what arrays they hold, and how arrays become parameters."""
 
+import hashlib
 import json
 import os
 from collections.abc import Collection, Iterator, Mapping
@@ -12,21 +13,22 @@ from safetensors import SafetensorError, safe_open
 
 from src.config.paths import path_setting
 from src.errors import UserError
-from src.files import ROOT, is_lfs_pointer
+from src.files import is_lfs_pointer
 
-CONFIG, VOCAB, MODEL, EMA, OPTIMIZER, STATE, RERANKING, OUTLIERS, TOKENIZER = (
+CONFIG, VOCAB, MODEL, EMA, OPTIMIZER, STATE, EVALUATION, MANIFEST, RERANKING, OUTLIERS, TOKENIZER = (
     "config.yaml",
     "vocab.txt",
     "model.safetensors",
     "ema.safetensors",
     "optimizer.safetensors",
     "state.json",
+    "evaluation.json",
+    "manifest.json",
     "reranking.yaml",
     "outliers.safetensors",
     "tokenizer",  # folder of the image tokenizer whose codes the model was trained with
 )
 REPORT = "export.json"  # of a folder of exported graphs, which is no checkpoint
-BUNDLED = "pretrained"  # folder of the repository
 
 # NumPy's types and safetensors' names of them, in the order in which its writer lays out the tensors
 TYPES = {
@@ -49,50 +51,12 @@ def weights_file(ema: bool) -> str:
     return EMA if ema else MODEL
 
 
-def locate(path: str | Path, ema: bool = False) -> Path:
-    """The checkpoint folder that ``path`` means: itself, or the latest of a run folder.
-
-    ``opt_demo`` and ``pretrained/opt_demo`` mean the repository's own where the current folder has no such folder.
-
-    Args:
-        ema: it must hold the average of its weights.
-
-    Raises:
-        CheckpointError: there is none, or none with an average.
-    """
-    folder = _locate(Path(path))
-    if ema and not (folder / EMA).is_file():
-        raise CheckpointError(f"--ema: {folder} has no {EMA}, which runs with train.ema_decay write: leave out --ema")
-    return folder
-
-
-def _locate(path: Path) -> Path:
-    if (path / MODEL).is_file():
-        return path
-    latest = pointed(path / "checkpoints" / "latest")
-    if latest is not None and (latest / MODEL).is_file():
-        return latest
-    bundled = ROOT / BUNDLED / path.name
-    if str(path.parent) in (".", BUNDLED) and not path.exists() and (bundled / MODEL).is_file():
-        return bundled
-    if (path / REPORT).is_file():
-        raise CheckpointError(f"{path} holds exported graphs: name the run or checkpoint folder they were made from")
-    raise CheckpointError(f"no checkpoint in {path}: expected {MODEL} or a run folder with checkpoints/latest")
-
-
 def own_files(folder: Path) -> list[str]:
     """Settings that point at what a checkpoint carries: its vocabulary and, if it has one, its image tokenizer."""
     settings = [path_setting("model.text.vocab", folder / VOCAB)]
     if (folder / TOKENIZER / MODEL).is_file():
         settings.append(path_setting("data.codes", folder / TOKENIZER))
     return settings
-
-
-def pointed(pointer: Path) -> Path | None:
-    """The folder that ``latest`` or ``best`` names, if there is such a pointer."""
-    if not pointer.is_file():
-        return None
-    return pointer.parent / pointer.read_text(encoding="utf-8", errors="replace").strip()
 
 
 class Tensors(Mapping[str, np.ndarray]):
@@ -147,13 +111,16 @@ def read_tensors(path: Path) -> Tensors:
     return Tensors(path)
 
 
-def write_tensors(path: Path, parameters: Mapping[str, Parameter | np.ndarray], half: bool = False) -> None:
+def write_tensors(path: Path, parameters: Mapping[str, Parameter | np.ndarray], half: bool = False) -> str:
     """Writes a safetensors file tensor by tensor and flushes it: of all values no second copy is made.
 
     It is the file that the library's ``save_file`` writes, which holds copies of all tensors while it does.
 
     Args:
         half: float32 as float16.
+
+    Returns:
+        The file's sha256, of what was handed to the disk: whatever it gives back later is compared with that.
     """
 
     def kind(name: str) -> np.dtype:
@@ -170,14 +137,21 @@ def write_tensors(path: Path, parameters: Mapping[str, Parameter | np.ndarray], 
         header[name] = {"dtype": TYPES[kind(name).name], "shape": shape, "data_offsets": [begin, end]}
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
+    found = hashlib.sha256()
     with open(path, "wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
+
+        def write(data: bytes | memoryview) -> None:
+            file.write(data)
+            found.update(data)
+
+        write(len(text).to_bytes(8, "little") + text)
         for name in names:
             value = parameters[name]
             array = value.asnumpy() if isinstance(value, Tensor) else value  # on a CPU without a copy
-            file.write(np.ascontiguousarray(array, kind(name)).data)
+            write(np.ascontiguousarray(array, kind(name)).data)
         file.flush()
         os.fsync(file.fileno())
+    return found.hexdigest()
 
 
 def tensor_names(path: Path) -> list[str]:
@@ -214,8 +188,3 @@ def set_parameters(parameters: Mapping[str, Parameter], arrays: Mapping[str, np.
 
 def shapes_of(parameters: Mapping[str, Parameter]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(parameter.shape) for name, parameter in parameters.items()}
-
-
-def results_folder(checkpoint: Path) -> Path:
-    """Where results of a checkpoint go: its run folder, or for a bundled one, which is left as it is, under runs/."""
-    return checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else Path("runs") / checkpoint.name

@@ -54,7 +54,10 @@ class TrainConfig:
     steps: int = 1000
     log_every: int = 10
     save_every: int = 500
-    eval_every: int = 0  # 0: only at the end
+    eval_every: int = 0  # 0: never; otherwise also after the last step
+    best_metric: str = ""  # a logged metric, which marks the best checkpoint (higher is better); empty: the task's
+    patience: int = 0  # training ends after so many evaluations without a better one; 0: never
+    stop_on_eval_error: bool = False  # end the run when an evaluation fails, instead of telling it
     keep_checkpoints: int = 2
     accumulate: int = 1  # a step takes its batch in so many parts, with the losses and gradients of the whole
     ema_decay: float = 0.0  # of a moving average of the weights, kept beside them for --ema, such as 0.999; 0: none
@@ -64,5 +67,7 @@ class TrainConfig:
         for name in ("steps", "log_every", "save_every", "keep_checkpoints", "accumulate", "max_bad_steps"):
             require(getattr(self, name) > 0, name, "must be positive")
         require(bool(self.output), "output", "must name a folder")
-        require(self.eval_every >= 0, "eval_every", "must not be negative")
+        for name in ("eval_every", "patience"):
+            require(getattr(self, name) >= 0, name, "must not be negative")
+        require(not self.patience or self.eval_every > 0, "patience", "counts evaluations: set eval_every")
         require(0 <= self.ema_decay < 1, "ema_decay", "must be in [0, 1)")

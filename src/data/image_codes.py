@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from src.checkpoints.checkpoint import read_config
-from src.checkpoints.files import MODEL, locate
+from src.checkpoints.files import MODEL
+from src.checkpoints.places import locate
 from src.config import IMAGE_TOKENIZER, Config, ModelConfig
 from src.data.errors import DataError
 from src.data.store import Dataset, describe

@@ -76,6 +76,15 @@ class Evaluation:
                 found |= evaluator.logged(metrics)
         return found
 
+    def open(self, split: str) -> None:
+        """Opens a split before it is measured.
+
+        Raises:
+            DataError: it cannot be read.
+        """
+        if self._reads_split:
+            self.loader(split)
+
     def loader(self, split: str) -> Loader:
         """Of a split; opened once."""
         if split not in self._loaders:

@@ -12,7 +12,8 @@ import numpy as np
 from mindspore import Tensor, nn
 
 from src.checkpoints.checkpoint import write_model
-from src.checkpoints.files import CONFIG, EMA, MODEL, REPORT, STATE, TOKENIZER, VOCAB
+from src.checkpoints.files import CONFIG, EMA, MANIFEST, MODEL, REPORT, STATE, TOKENIZER, VOCAB
+from src.checkpoints.manifest import write_manifest
 from src.config import AudioEncoderConfig, Config, ImageEncoderConfig, ModelConfig, to_yaml
 from src.data.audio import DECADES
 from src.data.image import BAR
@@ -111,8 +112,10 @@ def export_weights(config: Config, model: OPT, output: Path, weights: str = MODE
             _write_weights(beside / TOKENIZER, *drawn_by, MODEL)
             config = replace(config, data=replace(config.data, codes=TOKENIZER))
         _write_weights(beside, config, model, weights)
+        write_manifest(beside, {}, {})
         output.mkdir(exist_ok=True)
-        for path in beside.iterdir():
+        (output / MANIFEST).unlink(missing_ok=True)  # a kill leaves files without one, not with a wrong one
+        for path in sorted(beside.iterdir(), key=lambda path: path.name == MANIFEST):
             put = replace_folder if path.is_dir() else Path.replace
             put(path, output / path.name)
     except OSError as error:

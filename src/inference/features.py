@@ -16,7 +16,7 @@ from mindspore import Tensor
 from tqdm import tqdm
 
 from src.checkpoints.checkpoint import load_checkpoint_config
-from src.checkpoints.files import locate
+from src.checkpoints.places import locate
 from src.checkpoints.pretrained import init_encoders
 from src.config import Config, ModelConfig, load_config
 from src.data.audio import read_audio

@@ -12,7 +12,7 @@ from mindspore import Tensor, nn
 from tqdm import tqdm
 
 from src.checkpoints.checkpoint import load_checkpoint_config
-from src.checkpoints.files import locate
+from src.checkpoints.places import locate
 from src.config import ModelConfig, Resize
 from src.data.image import decode_image
 from src.data.image_codes import code_type, tokenizer_fingerprint, write_codes

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from src.checkpoints.checkpoint import load_checkpoint_config
-from src.checkpoints.files import locate
+from src.checkpoints.places import locate
 from src.config import Config, ConfigError
 from src.data.errors import DataError
 from src.data.schema import AUDIO, IMAGE, MODALITIES, TEXT

@@ -7,7 +7,7 @@ from pathlib import Path
 from mindspore import nn
 
 from src.checkpoints.checkpoint import load_checkpoint_config, load_weights
-from src.checkpoints.files import locate
+from src.checkpoints.places import locate
 from src.config import OPT, Config, ConfigError
 from src.models.build import build_model
 

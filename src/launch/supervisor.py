@@ -14,10 +14,12 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+from src.cli import STOPPED
 from src.launch.processes import adopt_orphans, descendants, has_variable, reap, send
 
 POLL = 0.2  # seconds between two looks
-GRACE = 5.0  # seconds that processes have to end before they are killed
+GRACE = 5.0  # seconds that processes have to end when one has failed, before they are killed
+STOP_GRACE = 300.0  # ... when they are asked to stop: a step ends and a checkpoint is written
 LAST_LINES, LAST_BYTES = 15, 65536  # of a log that are shown
 SCHEDULER = b"MS_ROLE=MS_SCHED"
 
@@ -51,11 +53,12 @@ class Supervisor:
         log_dir: folder of msrun's logs.
         shown: rank whose log is also shown.
         alone: no other machine takes part.
+        grace: seconds that processes have to end when they are asked to stop.
     """
 
-    def __init__(self, log_dir: Path, shown: int, alone: bool = True) -> None:
+    def __init__(self, log_dir: Path, shown: int, alone: bool = True, grace: float = STOP_GRACE) -> None:
         self.log_dir = log_dir
-        self.alone = alone
+        self.alone, self.grace = alone, grace
         self.folder = log_dir / f"from_rank_{shown}"  # of this machine: others may share log_dir
         self.ended = self.folder / "ended"
         self.shown = Follower(log_dir / f"worker_{shown}.log")
@@ -98,16 +101,19 @@ class Supervisor:
         return [end for end in ends if end.code]
 
     def _stop(self, msrun: subprocess.Popen) -> int:
-        """Passes the first signal on."""
+        """Passes the first signal on. A training that it stops ends with STOPPED."""
         first = self.signals[0]
-        self._end(msrun, first, heard=1)
+        self._end(msrun, first, heard=1, grace=self.grace)
+        if STOPPED in [end.code for end in self._failures()]:
+            say(f"all ranks of this machine stopped at {first.name}, and can go on with --resume")
+            return STOPPED
         say(f"all ranks of this machine were ended by {first.name}")
         return 128 + first
 
     def _finish(self, msrun: subprocess.Popen) -> int:
         """msrun has ended, or a process has failed."""
         failures = self._failures()
-        self._end(msrun, signal.SIGTERM, heard=0)
+        self._end(msrun, signal.SIGTERM, heard=0, grace=GRACE)
         if not failures:
             code = msrun.returncode
             return code if code >= 0 else 128 - code  # as shells count what a signal ended
@@ -121,11 +127,11 @@ class Supervisor:
             say("if another machine failed first, its output says why: ranks whose partners are gone fail, too")
         return first.code
 
-    def _end(self, msrun: subprocess.Popen, kind: signal.Signals, heard: int) -> None:
+    def _end(self, msrun: subprocess.Popen, kind: signal.Signals, heard: int, grace: float) -> None:
         """Sends the signal to every process and waits for their end.
 
-        Those that are still there after GRACE seconds, or when more than the ``heard`` signals have come, are killed;
-        so is the scheduler when no other process needs it.
+        Those that are still there after ``grace`` seconds, or when more than the ``heard`` signals have come, are
+        killed; so is the scheduler when no other process needs it.
         """
         if msrun.poll() is None:
             msrun.kill()  # first: it would kill the ranks before they can end
@@ -134,13 +140,13 @@ class Supervisor:
         began = time.monotonic()
         while living := descendants():
             waited = time.monotonic() - began
-            if waited > 2 * GRACE:
+            if waited > grace + GRACE:
                 say(f"the processes {', '.join(map(str, sorted(living)))} do not end, even killed")
                 return
             schedulers = {pid for pid in living if has_variable(pid, SCHEDULER)}
             send(living - schedulers - told, kind)
             told |= living
-            if len(self.signals) > heard or waited > GRACE or living == schedulers:
+            if len(self.signals) > heard or waited > grace or living == schedulers:
                 send(living, signal.SIGKILL)
             reap()
             self.shown.show()

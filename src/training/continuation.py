@@ -13,7 +13,8 @@ from typing import Any
 from mindspore import nn
 
 from src.checkpoints.checkpoint import load_checkpoint_config, load_parts, parts_of
-from src.checkpoints.files import VOCAB, CheckpointError, Tensors, locate
+from src.checkpoints.files import VOCAB, CheckpointError, Tensors
+from src.checkpoints.places import locate
 from src.config import OPT, Config, ConfigError
 from src.data.image_codes import tokenizer_fingerprint
 from src.data.tokenizer import Tokenizer

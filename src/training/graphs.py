@@ -71,14 +71,15 @@ class Update(nn.Cell):
         mean: :class:`src.training.ranks.MeanOverRanks`, or None on one device.
         after_update: moves what has statistics instead of gradients, or None.
         average: :class:`src.training.average.WeightAverage`, or None without one.
+        remembered: W, of how many of the latest steps it is told which were bad.
 
     Inputs:
         losses, packed gradients and statistics, as :class:`Gradients` gives them.
 
     Outputs:
-        (2·(1 + n) + 7,) float32: the losses; norm of the unscaled gradients, rate, whether the weights were updated,
-        loss scale; how many bad steps came in a row at most, steps since the last of them, how many there were; its
-        losses.
+        (2·(1 + n) + 8 + W,) float32: the losses; norm of the unscaled gradients, rate, whether the weights were
+        updated, loss scale, share of the ranks that were asked to stop; how many bad steps came in a row at most, steps
+        since the last of them, how many there were; its losses; of the latest steps, the last one last, which were bad.
     """
 
     def __init__(
@@ -90,6 +91,7 @@ class Update(nn.Cell):
         mean: nn.Cell | None = None,
         after_update: nn.Cell | None = None,
         average: nn.Cell | None = None,
+        remembered: int = 1,
     ) -> None:
         super().__init__(auto_prefix=False)
         self.optimizer, self.clip_norm, self.mean, self.after_update = optimizer, clip_norm, mean, after_update
@@ -98,17 +100,20 @@ class Update(nn.Cell):
         self.first_scale = loss_scale or 1.0
         self.loss_scale = _number("loss_scale", self.first_scale)
         self.clean_steps = _number("clean_steps", 0, ms.int32)
-        self.row, self.longest, self.since, self.bad = (
+        self.bad_row, self.longest, self.since, self.bad_steps = (
             _number(name, 0.0) for name in ("bad_row", "bad_longest", "bad_since", "bad_steps")
         )
         self.bad_losses = Parameter(initializer("zeros", (losses,)), name="bad_losses", requires_grad=False)
+        self.bad_latest = Parameter(initializer("zeros", (remembered,)), name="bad_latest", requires_grad=False)
+        self.stop = _number("stop", 0.0)  # the host sets it
         self.map = ops.HyperMap()
 
     def construct(self, losses, gradients, statistics):
+        stop = self.stop.value()
         if self.mean is not None:
-            together = self.mean((losses, *statistics, *gradients))
-            first = 1 + len(statistics)
-            losses, statistics, gradients = together[0], together[1:first], together[first:]
+            together = self.mean((stop, losses, *statistics, *gradients))
+            first = 2 + len(statistics)
+            stop, losses, statistics, gradients = together[0], together[1], together[2:first], together[first:]
         scale = self.loss_scale.value()
         norm = ops.sqrt(ops.addn(self.map(square_sum, gradients))) / scale
         finite, fits = ops.isfinite(losses).all(), ops.isfinite(norm)
@@ -124,20 +129,26 @@ class Update(nn.Cell):
             excused = ops.logical_or(good, ops.logical_and(finite, scale > 1.0))
             self.adapt_scale(scale, good)
         guard = self.guard(losses, ops.logical_not(excused))
-        return ops.concat((losses, ops.stack((norm, rate, good.astype(ms.float32), scale)), *guard))
+        return ops.concat((losses, ops.stack((norm, rate, good.astype(ms.float32), scale, stop)), *guard))
 
     def guard(self, losses, bad):
-        """Counts bad steps: the longest row, steps since the last one, and all (3,); the last one's losses (1 + n,)."""
+        """Counts bad steps: the longest row, steps since the last one, and all (3,).
+
+        Returns:
+            The counts, the last bad step's losses (1 + n,), and which of the latest steps were bad (W,).
+        """
         one = bad.astype(ms.float32)
-        row = (self.row + 1.0) * one
+        row = (self.bad_row + 1.0) * one
         longest, since = ops.maximum(self.longest, row), (self.since + 1.0) * (1.0 - one)
-        total, kept = self.bad + one, ops.where(bad, losses, self.bad_losses)
-        ops.assign(self.row, row)
+        total, kept = self.bad_steps + one, ops.where(bad, losses, self.bad_losses)
+        latest = ops.concat((self.bad_latest[1:], one.reshape(1)))
+        ops.assign(self.bad_row, row)
         ops.assign(self.longest, longest)
         ops.assign(self.since, since)
-        ops.assign(self.bad, total)
+        ops.assign(self.bad_steps, total)
         ops.assign(self.bad_losses, kept)
-        return ops.stack((longest, since, total)), kept
+        ops.assign(self.bad_latest, latest)
+        return ops.stack((longest, since, total)), kept, latest
 
     def adapt_scale(self, scale, good):
         clean = (self.clean_steps + 1) * good.astype(ms.int32)

@@ -1,17 +1,20 @@
-"""What a run leaves behind while it goes: metrics.jsonl, TensorBoard events, a progress bar."""
+"""What a run leaves behind while it goes: metrics.jsonl, TensorBoard events, a progress bar. None of them ends it."""
 
 import contextlib
 import json
+import os
+import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
 from tqdm import tqdm
 
-from src.files import write_text
+from src.data.decoding import brief
+from src.files import json_line, write_text
 
 
 class RunLog:
@@ -29,15 +32,17 @@ class RunLog:
             return
         self.path = folder / "metrics.jsonl"
         self._keep_until(first_step)
-        self.file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 - closed by close()
+        self.waiting: list[bytes] = []  # lines that are not written yet
+        self.failing = False
         (folder / "tensorboard").mkdir(exist_ok=True)
         # Not SummaryWriter: its thread dies of a full disk, and the run then waits for it for ever.
-        self.events = EventsWriter(str(folder / "tensorboard" / "events"))
+        self.events: EventsWriter | None = EventsWriter(str(folder / "tensorboard" / "events"))
         if first_step:  # TensorBoard drops what an interrupted run logged from here on
             start = SessionLog(status=SessionLog.START)
             self.events.write_event(Event(step=first_step + 1, wall_time=time.time(), session_log=start))
         # the first step compiles its graphs, about a minute: the bar says so, and counts the rate from then on
-        self.bar = tqdm(total=steps, initial=first_step, unit="step", dynamic_ncols=True, mininterval=1.0)
+        shown = {"unit": "step", "dynamic_ncols": True, "mininterval": 1.0, "file": Careless(sys.stderr)}
+        self.bar = tqdm(total=steps, initial=first_step, **shown)
         self.bar.set_description("compiling")
         self.compiling = True
 
@@ -58,29 +63,88 @@ class RunLog:
             self.bar.update()
 
     def write(self, step: int, metrics: dict[str, Any]) -> None:
+        """Logs; a disk that does not take it is told once, and costs the run nothing but TensorBoard's record."""
         if not self.active:
             return
         if "loss" in metrics:
             self.bar.set_postfix(loss=f"{metrics['loss']:.3f}", refresh=False)
+        self.waiting.append(json_line({"step": step, **metrics}) + b"\n")
         try:
-            self.file.write(json.dumps({"step": step, **metrics}) + "\n")
-            self.file.flush()
+            self._write_lines()
+            self._write_events(step, metrics)
+        except OSError as error:
+            if not self.failing:
+                self.say(f"step {step}: cannot log in {self.path.parent} ({brief(error)}): training goes on")
+            self.failing = True
+            return
+        if self.failing:
+            self.say(f"step {step}: {self.path} is whole again")
+        self.failing = False
+
+    def _write_lines(self) -> None:
+        """Appends what waits. Where not all of it finds room nothing is left of it, so that no line is cut."""
+        # opened for each line: a mount that went and came back has another file
+        with open(self.path, "ab", buffering=0) as file:
+            end, data = file.seek(0, os.SEEK_END), b"".join(self.waiting)
+            try:
+                while data:
+                    data = data[file.write(data) :]
+            except OSError:
+                file.truncate(end)
+                raise
+        self.waiting.clear()
+
+    def _write_events(self, step: int, metrics: dict[str, Any]) -> None:
+        try:
+            if self.events is None:
+                self.events: EventsWriter | None = EventsWriter(str(self.path.parent / "tensorboard" / "events"))
             for name, value in metrics.items():
                 self.events.write_event(Event(step=step, wall_time=time.time(), summary=scalar(name, value)))
             self.events.flush()
-        except OSError as error:
-            raise OSError(error.errno, error.strerror, str(self.path.parent)) from None
+        except OSError:
+            self._close_events()  # the file may end within a record: the next one is another
+            raise
+
+    def _close_events(self) -> None:
+        with contextlib.suppress(OSError):
+            if self.events is not None:
+                self.events.close()
+        self.events = None
 
     def say(self, text: str) -> None:
         if self.active:
-            self.bar.write(text)
+            self.bar.write(text, file=Careless(sys.stdout))
 
     def close(self) -> None:
         if self.active:
             self.bar.close()
-            for file in (self.file, self.events):
-                with contextlib.suppress(OSError):  # only what write could not flush, and told
-                    file.close()
+            self._close_events()
+
+
+class Careless:
+    """A stream that loses what it cannot write: a log on a full disk, a terminal that is gone."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def __eq__(self, other: object) -> bool:
+        """tqdm asks whether text goes where its bar is."""
+        return other is self._stream or (isinstance(other, Careless) and other._stream is self._stream)
+
+    def __hash__(self) -> int:
+        return hash(self._stream)
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            self._stream.flush()
 
 
 def _step(line: str) -> float:

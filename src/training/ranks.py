@@ -1,5 +1,6 @@
 """The mean over the ranks of what a step makes: losses, gradients, statistics."""
 
+import mindspore as ms
 from mindspore import Tensor, nn, ops
 
 BUCKET = 8 * 2**20  # elements that are reduced together, 32 MiB: fewer calls than tensors, several so that they overlap
@@ -44,3 +45,8 @@ class MeanOverRanks(nn.Cell):
             means = (*means, whole[start : start + tensor.size].reshape(tensor.shape))
             start = start + tensor.size
         return means
+
+
+def any_rank(here: bool) -> bool:
+    """Whether it is so on any rank; all of several must ask."""
+    return bool(ops.AllReduce()(Tensor([float(here)], ms.float32)).asnumpy()[0] > 0)

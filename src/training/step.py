@@ -22,6 +22,7 @@ from src.training.optimizer import AdamW
 from src.training.shards import ShardedOptimizer
 
 INITIAL_LOSS_SCALE = 65536.0
+GUARD = ("bad_row", "bad_steps")  # what a run that goes on must know of its bad steps
 
 
 class TrainingError(UserError):
@@ -35,19 +36,24 @@ class NonFiniteError(TrainingError):
         message: what was not finite in the latest of them.
         ago: how many steps have been taken since.
         row: how many came in a row at most.
+        bad_ago: how many steps ago those of the latest were.
     """
 
-    def __init__(self, message: str, ago: int = 0, row: int = 1) -> None:
+    def __init__(self, message: str, ago: int = 0, row: int = 1, bad_ago: tuple[int, ...] = (0,)) -> None:
         super().__init__(message)
-        self.ago, self.row = ago, row
+        self.ago, self.row, self.bad_ago = ago, row, bad_ago
 
 
 @dataclass(frozen=True)
 class StepResult:
     """What a step did: losses with their weighted ``total`` and metrics by name, gradient norm and rate.
 
-    ``skipped``: it updated nothing; ``loss_scale``: the one it had; ``bad_steps``: those of the run so far that were
-    not finite.
+    Attributes:
+        skipped: it updated nothing.
+        loss_scale: the one it had.
+        bad_steps: steps of the run so far that were not finite.
+        bad_ago: how many steps ago those of the latest were; 0: this one.
+        stopping: share of the ranks that were asked to stop before it.
     """
 
     losses: dict[str, float]
@@ -57,6 +63,8 @@ class StepResult:
     skipped: bool
     loss_scale: float
     bad_steps: int
+    bad_ago: tuple[int, ...] = ()
+    stopping: float = 0.0
 
 
 class TrainStep:
@@ -73,6 +81,7 @@ class TrainStep:
         mask_seed: what dropout's masks follow from beside the number of the step: the run's seed and the rank.
         part: the same objectives of a part of the batch, to take the batch in parts.
         average: of the weights, or None without one.
+        remembered: of how many of the latest steps :meth:`result` tells which were bad.
 
     ``number``: steps taken; a run that goes on sets it.
     """
@@ -88,6 +97,7 @@ class TrainStep:
         mask_seed: tuple[int, ...] = (),
         part: Objectives | None = None,
         average: WeightAverage | None = None,
+        remembered: int = 1,
     ) -> None:
         self.fields, self.max_bad_steps = objectives.fields, max_bad_steps
         self.metrics: tuple[str, ...] = getattr(objectives, "metrics", ())
@@ -96,7 +106,8 @@ class TrainStep:
         self.optimizer, self.gradients = optimizer, Gradients(objectives, optimizer)
         after_update = getattr(objectives, "after_update", None)
         self.average = average
-        self.update = Update(optimizer, clip_norm, len(self.names), loss_scale, mean, after_update, average)
+        count = len(self.names)
+        self.update = Update(optimizer, clip_norm, count, loss_scale, mean, after_update, average, remembered)
         self.mask_seed, self.drops, self.number = mask_seed, bool(dropouts(objectives)), 0
         self.report: Tensor | None = None
         self.graph, self.accumulated = Step(self.gradients, self.update), None
@@ -112,7 +123,8 @@ class TrainStep:
     def state(self) -> dict[str, Parameter]:
         """The optimiser's state and the loss scale, by name; of a sharded optimiser this rank's shard."""
         update = self.update
-        return self.optimizer.state() | {"loss_scale": update.loss_scale, "clean_steps": update.clean_steps}
+        counts = {"loss_scale": update.loss_scale, "clean_steps": update.clean_steps}
+        return self.optimizer.state() | counts | {name: getattr(update, name) for name in GUARD}
 
     def whole_state(self) -> dict[str, Parameter | np.ndarray]:
         """What a checkpoint holds, by name. All ranks must call it; it is whole on the rank that writes."""
@@ -127,6 +139,9 @@ class TrainStep:
             CheckpointError: another model wrote the file ``path`` with these arrays.
         """
         state = self.state()
+        for name in GUARD:
+            if name not in arrays:  # an earlier version wrote it
+                del state[name]
         if isinstance(self.optimizer, ShardedOptimizer):
             check_shapes(shapes_of(state) | self.optimizer.sharded, arrays, path)
             own = self.optimizer.own_part(arrays)
@@ -152,13 +167,20 @@ class TrainStep:
             NonFiniteError: ``max_bad_steps`` steps in a row were bad.
         """
         values, n = self.report.asnumpy().astype(float).tolist(), len(self.names)
-        losses, (norm, rate, updated, scale, row, since, bad), last_bad = values[:n], values[n : n + 7], values[n + 7 :]
+        losses, (norm, rate, updated, scale, stopping, row, since, bad) = values[:n], values[n : n + 8]
+        last_bad, latest = values[n + 8 : 2 * n + 8], values[2 * n + 8 :]
+        bad_ago = tuple(ago for ago, was_bad in enumerate(reversed(latest)) if was_bad)
         if row >= self.max_bad_steps:
             names = [name for name, value in zip(self.names, last_bad, strict=True) if not np.isfinite(value)]
-            raise NonFiniteError(f"not finite: {', '.join(names) or 'the gradients'}", int(since), int(row))
+            what = f"not finite: {', '.join(names) or 'the gradients'}"
+            raise NonFiniteError(what, int(since), int(row), bad_ago)
         named = dict(zip(self.names, losses, strict=True))
         metrics = {name: named.pop(name) for name in self.metrics}
-        return StepResult(named, metrics, norm, rate, not updated, scale, int(bad))
+        return StepResult(named, metrics, norm, rate, not updated, scale, int(bad), bad_ago, stopping)
+
+    def ask_to_stop(self) -> None:
+        """The results of the steps from now on tell all ranks that this one was asked to stop."""
+        self.update.stop.set_data(Tensor(1.0, ms.float32))
 
     def reset_scale(self) -> None:
         """Begins anew with the loss scale, as a run needs it that goes on in another precision."""

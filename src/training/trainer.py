@@ -1,41 +1,48 @@
 """The training loop: batches in, a run folder out (config.yaml, metrics.jsonl, tensorboard/, checkpoints/)."""
 
+import signal
+import sys
 import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from mindspore import Parameter, nn
 
 from src.checkpoints import checkpoint, files
+from src.checkpoints.files import CheckpointError
+from src.checkpoints.places import CHECKPOINTS, has_checkpoint, locate
 from src.checkpoints.pretrained import init_encoders
 from src.config import TASKS, Config, ConfigError, to_yaml
-from src.data.errors import DataError
+from src.data.decoding import brief
 from src.data.pipeline import Batch
 from src.data.store import read_info
-from src.evaluation.run import Evaluation, glance
 from src.files import write_text
-from src.inference.engine import Engine
 from src.models.build import build_model
 from src.models.opt import count_parameters
 from src.objectives.peers import ALONE, Peers
 from src.report.tables import table
 from src.tasks import registry
+from src.training import bad_batches
 from src.training.accumulation import part_size
 from src.training.average import WeightAverage
 from src.training.continuation import check_resume, start_from
+from src.training.held_out import HeldOut
 from src.training.layer_rates import unfrozen
-from src.training.log import RunLog
+from src.training.log import Careless, RunLog
 from src.training.muon import Muon, build_optimizer
 from src.training.optimizer import AdamW, trained_parameters
-from src.training.ranks import MeanOverRanks
+from src.training.ranks import MeanOverRanks, any_rank
 from src.training.schedule import learning_rates, warmup_steps
 from src.training.shards import ShardedOptimizer
 from src.training.step import INITIAL_LOSS_SCALE, NonFiniteError, StepResult, TrainingError, TrainStep
+from src.training.stopping import Interruption, StopRequest
 from src.training.unfed import absent_modalities, describe, unfed_objectives, without
+
+Resume = bool | Literal["auto"]
 
 
 class Trainer:
@@ -44,40 +51,43 @@ class Trainer:
     Args:
         config: the run.
         rank, ranks: this process among its peers (:func:`src.runtime.setup`).
-        resume: go on from the run folder's latest checkpoint; the losses are those of an uninterrupted run.
+        resume: go on from the run folder's latest checkpoint; the losses are those of an uninterrupted run. "auto":
+            if it holds one, otherwise begin.
         verbose: print the parameters of every part.
     """
 
     def __init__(
-        self, config: Config, rank: int = 0, ranks: int = 1, resume: bool = False, verbose: bool = False
+        self, config: Config, rank: int = 0, ranks: int = 1, resume: Resume = False, verbose: bool = False
     ) -> None:
         self.config, self.rank, self.ranks, self.verbose = config, rank, ranks, verbose
-        # the first samples of the steps since the last look at the device
+        # the samples of the steps since the last look at the device
         self.recent: deque[np.ndarray] = deque(maxlen=config.train.log_every)
         self.folder = Path(config.train.output)
-        self.checkpoints = self.folder / "checkpoints"
-        if not resume and (self.checkpoints / "latest").exists():
+        self.checkpoints = self.folder / CHECKPOINTS
+        there = has_checkpoint(self.folder)
+        if not resume and there:
             raise ConfigError(f"train.output={self.folder} holds a run already: --resume, or take another folder")
-        start = files.locate(self.folder) if resume else None
-        if start:
-            check_resume(config, start)
+        self.place = locate(self.folder, whole=True) if resume is True or (resume and there) else None
+        if self.place:
+            check_resume(config, self.place)
         if not TASKS[config.task].trained:
             raise ConfigError(f"task={config.task} is measured by eval.py, not trained")
         self.task = registry.get(config.task)
         self.loader = self.task.loader(config, config.data.train_split, rank, ranks)
         self.model = build_model(config)
-        self.state: dict[str, Any] = {"step": 0, "best": None, "evaluation_due": False}
-        if start:
-            self.state |= checkpoint.read_state(start)
+        self.state: dict[str, Any] = {"step": 0, "best": None, "since_best": 0, "evaluation_due": False}
+        if self.place:
+            self.state |= checkpoint.read_state(self.place)
         else:
             self._start()
         # what a run has left out it leaves out to its end: the optimizer's state has no place for it
         self.trained = without(config, self.state.get("left_out", ()))
         self.step = self._build_step(ranks)
-        if start:
-            self._resume(start)
+        if self.place:
+            self._resume(self.place)
+        self.stop = StopRequest()
         self.evaluates = config.train.eval_every > 0 and self._has_eval_split()  # on all ranks, as they save together
-        self.evaluation = self._build_evaluation() if rank == 0 and self.evaluates else None
+        self.held_out = HeldOut(self.trained, self.model, self.task) if rank == 0 and self.evaluates else None
 
     @property
     def step_number(self) -> int:
@@ -85,7 +95,7 @@ class Trainer:
 
     def _say(self, text: object) -> None:
         if self.rank == 0:
-            print(text, flush=True)
+            print(text, flush=True, file=Careless(sys.stdout))
 
     def _build_step(self, ranks: int) -> TrainStep:
         config = self.config
@@ -117,6 +127,7 @@ class Trainer:
             (config.seed, self.rank),
             part,
             WeightAverage(optimizer, config.train.ema_decay) if config.train.ema_decay else None,
+            config.train.log_every,
         )
 
     def _build_optimizer(self, parameters: Sequence[Parameter], rates: np.ndarray) -> AdamW | Muon | ShardedOptimizer:
@@ -137,9 +148,6 @@ class Trainer:
             known = ", ".join(splits)
             self._say(f"nothing is evaluated: {folder} has no split data.eval_split={data.eval_split!r}, but {known}")
         return data.eval_split in splits
-
-    def _build_evaluation(self) -> Evaluation:
-        return Evaluation(Engine(self.trained, self.model), self.task.evaluators)
 
     def _start(self) -> None:
         """What the first step finds: encoders that other libraries trained, and over them the parts of a checkpoint."""
@@ -193,11 +201,16 @@ class Trainer:
         decay = self.config.train.ema_decay
         self._say(f"train.ema_decay={decay}: the average of the weights begins at those of {folder}")
 
-    def run(self) -> None:
+    def run(self) -> signal.Signals | None:
         """Trains to the last step, evaluating and saving on the way.
+
+        Returns:
+            The signal at which it stopped before its end, with all that was done in the latest checkpoint; otherwise
+            None.
 
         Raises:
             TrainingError: a loss is not finite; the last checkpoint is the one before it.
+            CheckpointError: what was done at the end could not be saved.
         """
         config, steps = self.config, self.config.train.steps
         batches = self.loader.batches(self.step_number)  # before anything is written: the split may be too small
@@ -209,91 +222,152 @@ class Trainer:
         try:
             self._loop(batches, log)
         finally:
+            self.stop.close()
             batches.close()
             log.close()
+        unfinished = self.step_number < steps or self.state["evaluation_due"]
+        return self.stop.kind if unfinished else None
 
     def _loop(self, batches, log: RunLog) -> None:
-        train = self.config.train
-        if self.state["evaluation_due"]:  # the run ended between saving and evaluating
-            self._evaluate(log)
-        marked, marked_step = time.perf_counter(), self.step_number
-        while self.step_number < train.steps:
+        train, pace = self.config.train, Pace(self.config.data.batch_size * self.ranks, self.step_number)
+        # due: the run ended between saving and evaluating
+        stops = self._evaluate(log) if self.state["evaluation_due"] else self._is_out_of_patience()
+        while self.step_number < train.steps and not stops:
             self._advance(next(batches))
+            self.stop.listen()  # before, there is nothing to lose, and a graph to be compiled that hears no signal
             log.advance()
             step, last = self.step_number, self.step_number == train.steps
             logs = step % train.log_every == 0 or last
-            evaluates = self.evaluates and step % train.eval_every == 0
+            evaluates = self.evaluates and (step % train.eval_every == 0 or last)
             saves = evaluates or step % train.save_every == 0 or last
-            if not (logs or saves):
+            if not (logs or saves or self.stop.asked):
                 continue  # without a look at the device
-            result = self._result()
+            result = self._result(log)
+            stops = self._agree_to_stop(result)
             if logs:
-                now = time.perf_counter()
-                samples = (step - marked_step) * self.config.data.batch_size * self.ranks
-                log.write(step, _scalars(result, samples / (now - marked)))
-                marked, marked_step = now, step
-            if saves:
-                self._save(evaluates)
-                if evaluates:  # what evaluation fails on costs no trained step
-                    self._evaluate(log)
-                marked, marked_step = time.perf_counter(), self.step_number  # the rate is that of training only
+                log.write(step, _scalars(result, pace.rate(step)))
+            if saves or stops:
+                self._save(log, evaluates, needed=last or stops)
+                if evaluates and not stops:  # what evaluation fails on costs no trained step
+                    stops = self._evaluate(log)
+                pace.restart(self.step_number)  # the rate is that of training only
 
     def _advance(self, batch: Batch) -> None:
+        if self.stop.asked:
+            self.step.ask_to_stop()
         self.step(batch)
-        self.recent.append(batch["sample_id"][:8])
+        self.recent.append(batch["sample_id"])
         self.state["step"] += 1
 
-    def _result(self) -> StepResult:
+    def _agree_to_stop(self, result: StepResult) -> bool:
+        """Whether the run ends here; ranks say the same, or they would wait for each other for ever.
+
+        A rank that is asked says so with its next step's result, and reads every result from then on. All say it
+        first with the same step, after which all end. Those that no signal has reached learn it at a log line.
+        """
+        if self.ranks == 1:
+            return self.stop.asked
+        self.stop.asked |= result.stopping > 0
+        return round(result.stopping * self.ranks) == self.ranks
+
+    def _result(self, log: RunLog) -> StepResult:
         """Of the last step, for which the host waits.
 
         Raises:
             TrainingError: steps were not finite, as often in a row as train.max_bad_steps says.
         """
         try:
-            return self.step.result()
+            result = self.step.result()
         except NonFiniteError as error:
-            ids = ", ".join(map(str, self.recent[-1 - error.ago])) if error.ago < len(self.recent) else "unknown"
+            self._note_bad(error.bad_ago, log)
+            ids = ", ".join(map(str, self.recent[-1 - error.ago][:8])) if error.ago < len(self.recent) else "unknown"
             row = f" (the last of {error.row} in a row)" if error.row > 1 else ""
             raise TrainingError(
                 f"step {self.step_number - error.ago}{row}: {error}; it updated nothing; its batch begins with samples "
-                f"{ids}; lower optimizer.lr or look at the data, then --resume; train.max_bad_steps="
-                f"{self.config.train.max_bad_steps + 1} would pass over it"
+                f"{ids} ({self.folder / bad_batches.BOOK}); lower optimizer.lr or look at the data, then --resume; "
+                f"train.max_bad_steps={self.config.train.max_bad_steps + 1} would pass over it"
             ) from None
+        self._note_bad(result.bad_ago, log)
+        self.recent.clear()
+        return result
 
-    def _evaluate(self, log: RunLog) -> None:
-        """Measures the held-out split with the weights of the latest checkpoint, and marks the best one."""
-        if self.evaluation is None:
-            return
-        step = self.step_number
+    def _note_bad(self, bad_ago: Sequence[int], log: RunLog) -> None:
+        """Tells of the bad steps since the last look, and keeps their batches, which are read once more."""
+        for ago in sorted((ago for ago in bad_ago if ago < len(self.recent)), reverse=True):
+            step = self.step_number - ago
+            again = self.loader.batches(step - 1)
+            try:
+                kept = bad_batches.note(self.folder, step, self.rank, next(again))
+            except OSError as error:
+                log.say(f"step {step}: not finite, and not noted: {brief(error)}")
+                continue
+            finally:
+                again.close()
+            where = f"; its batch is kept: tools/rerun_batch.py {kept}" if kept else ""
+            log.say(f"step {step}: not finite, it updated nothing{where}")
+
+    def _evaluate(self, log: RunLog) -> bool:
+        """Measures the held-out split with the weights of the latest checkpoint, and marks the best one.
+
+        Returns:
+            Whether training ends: nothing has become better for long. All ranks say the same.
+        """
+        if self.held_out is not None:
+            try:
+                with self.stop:
+                    self._judge(log, self.held_out)
+            except Interruption:  # it is still due
+                log.say(f"step {self.step_number}: the evaluation is given up, a resumed run repeats it")
+        return self._is_out_of_patience()
+
+    def _is_out_of_patience(self) -> bool:
+        """Whether too many evaluations in a row found nothing better. All ranks ask, for only one of them evaluates."""
+        patience = self.config.train.patience
+        if not patience:
+            return False
+        ends = self.state["since_best"] >= patience
+        if self.ranks > 1:
+            ends = any_rank(ends)
+        if ends:
+            self._say(f"step {self.step_number}: no better in {patience} evaluations (train.patience): training ends")
+        return ends
+
+    def _judge(self, log: RunLog, held_out: HeldOut) -> None:
+        step, train = self.step_number, self.config.train
+        self.step.set_train(False)
         try:
-            logged = self._measure()
-        except DataError as error:
+            logged = held_out.measure()
+        except Exception as error:
+            if train.stop_on_eval_error:
+                raise
             logged = {}
-            log.say(f"step {step}: not evaluated: {error}")
+            log.say(f"step {step}: not evaluated: {brief(error)}")
+        finally:
+            self.step.set_train()
         if logged:
             log.write(step, {f"eval/{name}": value for name, value in logged.items()})
             log.say(f"step {step}: " + "  ".join(f"{name} {value:.3f}" for name, value in logged.items()))
-        value, best = self.task.best_metric(logged), self.state["best"]
+        value, best = held_out.value(logged), self.state["best"]
         improved = value is not None and (best is None or value > best)
-        self.state |= {"best": value if improved else best, "evaluation_due": False}
-        place = files.locate(self.folder)
-        checkpoint.note_evaluation(place, self.state, improved, self.config.train.keep_checkpoints)
+        found = {"best": value if improved else best, "evaluation_due": False}
+        found["since_best"] = 0 if improved else self.state["since_best"] + (value is not None)
+        self.state |= found
+        if self.place is not None:  # otherwise it could not be saved
+            checkpoint.note_evaluation(self.place, found, improved, train.keep_checkpoints)
 
-    def _measure(self) -> dict[str, float]:
-        """The metrics to be logged, by name."""
-        self.step.set_train(False)
-        try:
-            metrics = self.evaluation.run(self.config.data.eval_split, settings=glance(self.trained.eval))
-        finally:
-            self.step.set_train()
-        return self.evaluation.logged(metrics)
+    def _save(self, log: RunLog, evaluation_due: bool, needed: bool) -> None:
+        """Saves; a disk that does not take it costs the checkpoint, not the run.
 
-    def _save(self, evaluation_due: bool = False) -> None:
+        Raises:
+            CheckpointError: it cannot be written, and training does not go on.
+        """
         self.state["evaluation_due"] = evaluation_due
         optimizer_state = self.step.whole_state()  # all ranks take part
-        if self.rank == 0:
-            average = self.step.average
-            checkpoint.save_checkpoint(
+        if self.rank != 0:
+            return
+        average = self.step.average
+        try:
+            self.place = checkpoint.save_checkpoint(
                 self.checkpoints,
                 self.step_number,
                 self.trained,
@@ -303,6 +377,33 @@ class Trainer:
                 self.config.train.keep_checkpoints,
                 None if average is None else average.arrays(),
             )
+        except CheckpointError as error:
+            self.place = None
+            if needed:
+                raise
+            log.say(f"step {self.step_number}: not saved, training goes on: {error}")
+
+
+class Pace:
+    """Samples a second between two looks at the device.
+
+    Args:
+        samples: of a step.
+        step: where it begins.
+    """
+
+    def __init__(self, samples: int, step: int) -> None:
+        self.samples = samples
+        self.restart(step)
+
+    def restart(self, step: int) -> None:
+        self.step, self.began = step, time.perf_counter()
+
+    def rate(self, step: int) -> float:
+        """Since the last call, or since the last restart."""
+        found = (step - self.step) * self.samples / (time.perf_counter() - self.began)
+        self.restart(step)
+        return found
 
 
 def parameter_table(model: nn.Cell) -> str:

@@ -1,0 +1,46 @@
+"""The held-out split, as training looks at it between its steps."""
+
+from collections.abc import Mapping
+
+from mindspore import nn
+
+from src.config import Config, ConfigError
+from src.evaluation.run import Evaluation, glance
+from src.inference.engine import Engine
+from src.tasks.registry import Task
+
+
+class HeldOut:
+    """Measures data.eval_split, which is opened at once: what is wrong with it is told before the first step.
+
+    Args:
+        config: the run.
+        model: with the weights of the moment.
+        task: says what is measured, and by what a checkpoint is the best one unless train.best_metric does.
+
+    Raises:
+        DataError: there is no such split, or it cannot be read.
+    """
+
+    def __init__(self, config: Config, model: nn.Cell, task: Task) -> None:
+        self.config, self.task = config, task
+        self.evaluation = Evaluation(Engine(config, model), task.evaluators)
+        self.evaluation.open(config.data.eval_split)
+
+    def measure(self) -> dict[str, float]:
+        """The metrics to be logged, by name.
+
+        Raises:
+            ConfigError: there is no train.best_metric among them.
+        """
+        settings = glance(self.config.eval)
+        logged = self.evaluation.logged(self.evaluation.run(self.config.data.eval_split, settings=settings))
+        metric = self.config.train.best_metric
+        if metric and logged and metric not in logged:
+            raise ConfigError(f"train.best_metric={metric} is not measured: choose of {', '.join(sorted(logged))}")
+        return logged
+
+    def value(self, logged: Mapping[str, float]) -> float | None:
+        """By what a checkpoint is compared with the others; None if the split has nothing of it to measure."""
+        metric = self.config.train.best_metric
+        return logged.get(metric) if metric else self.task.best_metric(logged)
