@@ -3,13 +3,14 @@
     python -m benchmarks.kill --times 100
     python -m benchmarks.kill --times 10 --ranks 1
 
-Each run is a real ``train.py`` on a small corpus, with dropout, an average of the weights, checkpoints every 3 steps and
-evaluations every 6. It is started again with ``--resume=auto`` until it is through, and then the next run begins; runs
-on one rank and on two take turns. SIGKILL hits all processes at once, as when a machine dies, at a moment that is
+Each run is a real ``train.py`` on a small corpus, with dropout, an average of the weights, checkpoints every 3 steps
+and evaluations every 6. It is started again with ``--resume=auto`` until it is through, and then the next run begins;
+runs on one rank and on two take turns. SIGKILL hits all processes at once, as when a machine dies, at a moment that is
 uniform over the time that a start takes. A loss that differs in its last bit is an error.
 """
 
 import argparse
+import io
 import json
 import os
 import random
@@ -24,6 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 from tqdm import tqdm
 
 from src import cli
@@ -89,6 +91,7 @@ class Victim:
         return self.folder / "run"
 
     def start(self) -> subprocess.Popen:
+        self.folder.mkdir(exist_ok=True)
         words = ["--resume=auto", f"train.output={self.run}"]
         command = [sys.executable, str(ROOT / "train.py"), "--config", str(self.config), *words]
         environment = dict(os.environ)
@@ -175,13 +178,13 @@ def kill_tree(process: subprocess.Popen) -> None:
     os.kill(process.pid, signal.SIGSTOP)  # so that it starts nothing more
     pids = [process.pid, *below(process.pid)]
     for pid in pids:
-        with_no_such(pid)
+        send_kill(pid)
     process.wait()
     while any(Path(f"/proc/{pid}").exists() and not is_zombie(pid) for pid in pids):
         time.sleep(0.02)
 
 
-def with_no_such(pid: int) -> None:
+def send_kill(pid: int) -> None:
     try:
         os.kill(pid, signal.SIGKILL)
     except ProcessLookupError:
@@ -221,10 +224,6 @@ def make_corpus(folder: Path) -> Path:
         audio=audio,
         cross=CrossEncoderConfig(**section),
     )
-    import io
-
-    from PIL import Image
-
     with DatasetWriter(folder / "data", audio, {"name": "kill"}, shard_records=10) as writer:
         for split, count in (("train", RECORDS), ("dev", 8)):
             for index in range(count):

@@ -60,12 +60,11 @@ except KeyboardInterrupt:
 SUPERVISE = """
 import os, sys
 from pathlib import Path
-from src.launch import supervisor
+from src.launch.supervisor import Supervisor
 folder, what, grace = sys.argv[1:]
-supervisor.GRACE = float(grace)
 logs = Path(folder) / "the logs"
 command = [sys.executable, folder + "/msrun.py", str(logs), folder + "/rank.py", what]
-sys.exit(supervisor.Supervisor(logs, shown=0).run(command, dict(os.environ)))
+sys.exit(Supervisor(logs, shown=0, grace=float(grace)).run(command, dict(os.environ)))
 """
 
 

@@ -41,7 +41,12 @@ def locate(path: str | Path, ema: bool = False, whole: bool = False) -> Path:
 
 def has_checkpoint(run: Path) -> bool:
     """Whether a run folder holds a checkpoint, in whatever state."""
-    return (run / CHECKPOINTS / LATEST).exists() or any(_saved(run))
+    return (run / CHECKPOINTS / LATEST).exists() or any(saved(run))
+
+
+def saved(run: Path) -> list[Path]:
+    """The checkpoints of a run."""
+    return [place for place in (run / CHECKPOINTS).glob("step-*") if place.is_dir()]
 
 
 def pointed(pointer: Path) -> Path | None:
@@ -93,10 +98,10 @@ def _latest(run: Path, check: Callable[[Path], None]) -> Path:
 
 def _newest_first(run: Path) -> list[Path]:
     """The checkpoints of a run, but those of later steps than the latest, which another run left behind."""
-    latest, saved = pointed(run / CHECKPOINTS / LATEST), sorted(_saved(run), reverse=True)
+    latest, places = pointed(run / CHECKPOINTS / LATEST), sorted(saved(run), reverse=True)
     if latest is None or not STEP.fullmatch(latest.name):  # the pointer itself is lost or damaged
-        return saved
-    return [latest, *(place for place in saved if place.name < latest.name)]
+        return places
+    return [latest, *(place for place in places if place.name < latest.name)]
 
 
 def _chosen(run: Path, which: str, check: Callable[[Path], None]) -> Path:
@@ -119,9 +124,5 @@ def _require(place: Path, check: Callable[[Path], None]) -> None:
         raise CheckpointError(f"{place / MODEL} is missing")
 
 
-def _saved(run: Path) -> list[Path]:
-    return [place for place in (run / CHECKPOINTS).glob("step-*") if place.is_dir()]
-
-
 def _names(run: Path) -> list[str]:
-    return sorted(place.name for place in _saved(run))
+    return sorted(place.name for place in saved(run))
