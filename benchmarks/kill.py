@@ -211,20 +211,24 @@ def below(pid: int) -> list[int]:
     return found
 
 
+def small_model(vocab: str) -> ModelConfig:
+    """A network that is trained in moments, with dropout."""
+    section = {"width": 8, "heads": 2, "ffn": 16, "layers": 1, "dropout": 0.1}
+    return ModelConfig(
+        embed_dim=8,
+        text=TextEncoderConfig(**section, vocab=vocab, max_len=10),
+        image=ImageEncoderConfig(**section, size=SIDE, patch=8),
+        audio=AudioEncoderConfig(**section, mels=MELS, max_frames=FRAMES, stride=4),
+        cross=CrossEncoderConfig(**section),
+    )
+
+
 def make_corpus(folder: Path) -> Path:
     """Writes a small corpus and the configuration of a run on it; returns the latter's file."""
     rng, vocab = np.random.default_rng(0), folder / "vocab.txt"
     vocab.write_text("\n".join([*SPECIALS, *CHARACTERS]) + "\n", encoding="utf-8")
-    section = {"width": 8, "heads": 2, "ffn": 16, "layers": 1, "dropout": 0.1}
-    audio = AudioEncoderConfig(**section, mels=MELS, max_frames=FRAMES, stride=4)
-    model = ModelConfig(
-        embed_dim=8,
-        text=TextEncoderConfig(**section, vocab=str(vocab), max_len=10),
-        image=ImageEncoderConfig(**section, size=SIDE, patch=8),
-        audio=audio,
-        cross=CrossEncoderConfig(**section),
-    )
-    with DatasetWriter(folder / "data", audio, {"name": "kill"}, shard_records=10) as writer:
+    model = small_model(str(vocab))
+    with DatasetWriter(folder / "data", model.audio, {"name": "kill"}, shard_records=10) as writer:
         for split, count in (("train", RECORDS), ("dev", 8)):
             for index in range(count):
                 buffer = io.BytesIO()

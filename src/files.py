@@ -74,6 +74,15 @@ def _digest(path: Path, size: int, changed: int) -> str:
     return found.hexdigest()
 
 
+def content_digest(arrays: Mapping[str, np.ndarray]) -> str:
+    """The sha256 of named arrays' values, which a file of them says of itself."""
+    found = hashlib.sha256()
+    for name in sorted(arrays):
+        found.update(name.encode() + b"\0")
+        found.update(np.ascontiguousarray(arrays[name]).data)
+    return found.hexdigest()
+
+
 def is_lfs_pointer(path: Path) -> bool:
     """Whether a file is only Git LFS' pointer to the content, as a clone without ``git lfs`` has it."""
     with path.open("rb") as file:

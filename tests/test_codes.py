@@ -145,7 +145,7 @@ def test_a_grid_that_is_not_the_models_is_refused(made):
     assert "codes=12, model.image_tokenizer.codes is 99" in refused(replace(made, model=model))
 
 
-@pytest.mark.parametrize("damage", ["cut", "gone", "no json", "half a json"])
+@pytest.mark.parametrize("damage", ["cut", "gone", "another code", "no json", "half a json"])
 def test_damage_is_named(copied, damage):
     folder = Path(copied.data.path)
     path = folder / ("codes.json" if "json" in damage else "codes-train.npy")
@@ -153,6 +153,9 @@ def test_damage_is_named(copied, damage):
         path.write_bytes(path.read_bytes()[:-1])
     elif damage == "gone":
         path.unlink()
+    elif damage == "another code":
+        data = path.read_bytes()
+        path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
     else:
         path.write_text("{" if damage == "no json" else "{}", encoding="utf-8")
     assert path.name in refused(copied)

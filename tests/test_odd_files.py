@@ -463,6 +463,18 @@ def test_an_index_holds_names_of_any_bytes_and_number(tmp_path: Path) -> None:
     assert header < 10_000  # safetensors reads no header of more than 100 MB
 
 
+def test_a_changed_byte_of_an_index_is_seen(tmp_path: Path) -> None:
+    """Wherever it is: in a vector, a stamp, a name."""
+    path = tmp_path / "i"
+    gallery.keep(path, made_gallery(tmp_path, ["a.png", "b.png"]), "f")
+    whole = path.read_bytes()
+    start = 8 + int.from_bytes(whole[:8], "little")
+    for at in range(start, len(whole), 7):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        with pytest.raises(DataError, match="is no index of a gallery, or damaged"):
+            gallery.load(path, "f")
+
+
 def test_an_earlier_index_is_read(tmp_path: Path) -> None:
     from safetensors.numpy import save
 

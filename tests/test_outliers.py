@@ -185,9 +185,10 @@ def test_what_was_measured_is_read_again(engine: Engine, home: Path, tmp_path: P
     path.write_bytes(whole.replace(b'"format":"1"', b'"format":"0"'))
     with pytest.raises(CheckpointError, match="another version of this project wrote it: delete it, or measure"):
         outliers.load(checkpoint)
-    path.write_bytes(whole[:100])
-    with pytest.raises(CheckpointError, match="does not hold what is usual of inputs"):
-        outliers.load(checkpoint)
+    for damaged in (whole[:100], whole[:-1] + bytes([whole[-1] ^ 1])):
+        path.write_bytes(damaged)
+        with pytest.raises(CheckpointError, match="does not hold what is usual of inputs"):
+            outliers.load(checkpoint)
     path.write_bytes(whole)
     with (checkpoint / MODEL).open("ab") as file:
         file.write(b"x")

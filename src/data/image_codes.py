@@ -22,7 +22,7 @@ from src.checkpoints.places import locate
 from src.config import IMAGE_TOKENIZER, Config, ModelConfig
 from src.data.errors import DataError
 from src.data.store import Dataset, describe
-from src.files import write_text
+from src.files import digest, write_text
 
 ABOUT = "codes.json"
 GRID = ("size", "side", "codes")  # settings of the image tokenizer that readers must share
@@ -42,11 +42,11 @@ def tokenizer_fingerprint(path: str | Path) -> str:
     config = read_config(folder)
     if config.network != IMAGE_TOKENIZER:
         raise DataError(f"{folder} is a checkpoint of task={config.task}: codes need one of task=image_tokenizer")
-    digest = hashlib.sha256(json.dumps(asdict(config.model.image_tokenizer)).encode())
+    found = hashlib.sha256(json.dumps(asdict(config.model.image_tokenizer)).encode())
     with (folder / MODEL).open("rb") as file:
         while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+            found.update(block)
+    return found.hexdigest()
 
 
 def code_type(codes: int) -> type:
@@ -126,6 +126,6 @@ def open_codes(dataset: Dataset, config: Config) -> np.ndarray:
     if entry is None or entry["shards"] != dataset.digest():
         raise DataError(f"{path}: split {dataset.split!r} was written again after its codes: {hint}")
     file = dataset.folder / entry["name"]
-    if not file.is_file() or file.stat().st_size != entry["bytes"]:
+    if not file.is_file() or file.stat().st_size != entry["bytes"] or digest(file) != entry["sha256"]:
         raise DataError(f"{file} is not the file that {ABOUT} describes: {hint}")
     return np.load(file, mmap_mode="r")

@@ -25,7 +25,7 @@ from src.config import ModelConfig
 from src.data.decoding import parse_json
 from src.data.errors import DataError
 from src.data.schema import AUDIO, IMAGE, MODALITIES, TEXT
-from src.files import digest, write_bytes
+from src.files import content_digest, digest, write_bytes
 from src.inference import media
 from src.inference.inputs import collect
 from src.inference.library import Model
@@ -159,7 +159,8 @@ def keep(path: Path, gallery: Gallery, fingerprint: str) -> None:
     # as ASCII, which spells also names that are not UTF-8
     files = json.dumps({"folder": str(gallery.folder.resolve()), "names": gallery.names}).encode()
     arrays = {"embeddings": gallery.embeddings, "stamps": gallery.stamps, "files": np.frombuffer(files, np.uint8)}
-    write_bytes(path, save(arrays, {"format": FORMAT, "checkpoint": fingerprint}))
+    about = {"format": FORMAT, "checkpoint": fingerprint, "sha256": content_digest(arrays)}
+    write_bytes(path, save(arrays, about))
 
 
 def load(path: Path, fingerprint: str) -> Gallery:
@@ -176,11 +177,15 @@ def load(path: Path, fingerprint: str) -> Gallery:
             arrays = {name: file.get_tensor(name) for name in ("embeddings", "stamps")}
             made = about["checkpoint"]
             folder, names = _stored_files(file, about)
+            if "sha256" in about:  # those of earlier versions have none
+                arrays["files"] = file.get_tensor("files")
         whole = len(names) == len(arrays["embeddings"]) == len(arrays["stamps"])
+        whole = whole and about.get("sha256") in (None, content_digest(arrays))
     except (SafetensorError, OSError, KeyError, ValueError, TypeError, DataError):
         whole = False
     if not whole:
-        raise DataError(f"--index {path} is no index of a gallery: make one with --gallery FOLDER --save-index {path}")
+        again = f"make one with --gallery FOLDER --save-index {path}"
+        raise DataError(f"--index {path} is no index of a gallery, or damaged: {again}")
     if made != fingerprint:
         raise DataError(
             f"--index {path}: checkpoint {made[:12]} made it, this one is {fingerprint[:12]}: "

@@ -28,7 +28,7 @@ from src.data.errors import DataError
 from src.data.order import evenly_apart
 from src.data.pipeline import Loader
 from src.data.schema import MODALITIES
-from src.files import digest, write_bytes
+from src.files import content_digest, digest, write_bytes
 from src.inference.encode import Encoder, Items, encode_split
 from src.inference.media import plural
 
@@ -208,7 +208,8 @@ def keep(folder: Path, checkpoint: Path, outliers: Outliers) -> Path:
         arrays |= {f"{name}.mean": usual.mean, f"{name}.whitening": usual.whitening}
         arrays |= {f"{name}.{part}": np.array(getattr(usual, part), np.float64) for part in ("tokens", "limit")}
     path = folder / OUTLIERS
-    write_bytes(path, save(arrays, {"format": FORMAT, "weights": digest(checkpoint / MODEL)}))
+    about = {"format": FORMAT, "weights": digest(checkpoint / MODEL), "sha256": content_digest(arrays)}
+    write_bytes(path, save(arrays, about))
     return path
 
 
@@ -226,6 +227,8 @@ def load(checkpoint: Path) -> Outliers | None:
         with safe_open(path, "numpy") as file:
             about = file.metadata() or {}
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
+        if about.get("sha256") not in (None, content_digest(arrays)):  # the bundled one has none
+            raise ValueError("damaged")
         usual = {
             modality: Usual(
                 arrays[f"{name}.mean"],
