@@ -124,6 +124,7 @@ def test_another_tokenizer_is_refused(copied):
 def test_settings_belong_to_the_fingerprint(copied):
     before = tokenizer_fingerprint(copied.data.codes)
     path = Path(copied.data.codes) / "checkpoints" / "step-00000003" / "config.yaml"
+    (path.parent / "manifest.json").unlink()
     text = path.read_text(encoding="utf-8")
     path.write_text(text.replace("heads: 2", "heads: 4"), encoding="utf-8")
     assert tokenizer_fingerprint(copied.data.codes) != before
