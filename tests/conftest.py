@@ -106,3 +106,9 @@ def kill_after(whole: Path, step: int, folder: Path) -> None:
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     later = [line for line in lines if json.loads(line)["step"] > step]
     path.write_text("".join(lines[: lines.index(later[1])]) + later[1][:15], encoding="utf-8")
+
+
+def unlisted(folder: Path) -> Path:
+    """A checkpoint as earlier versions wrote it, whose files nobody compares with a manifest."""
+    (folder / "manifest.json").unlink(missing_ok=True)
+    return folder

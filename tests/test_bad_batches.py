@@ -19,7 +19,8 @@ from src.models.build import build_model
 from src.models.opt import OPT
 from src.objectives.objectives import Objectives
 from src.training import bad_batches
-from src.training.bad_batches import BatchError, Rerun, note, read
+from src.training.bad_batches import BatchError, note, read
+from src.training.rerun import Rerun, checkpoint_before
 from src.training.step import NonFiniteError, StepResult, TrainingError, TrainStep
 from src.training.trainer import Trainer
 from tests.commands import command
@@ -168,4 +169,4 @@ def test_the_command_tells_weights_from_data(
         assert "contrastive  nan" in output
     ms.set_context(mode=before)
     with pytest.raises(CheckpointError):
-        rerun_batch.before(run, 4)
+        checkpoint_before(run, 4)

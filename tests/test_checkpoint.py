@@ -32,6 +32,7 @@ from src.config import Config, ConfigError
 from src.inference.loading import load_model
 from src.models.build import build_model
 from src.models.opt import OPT
+from tests.conftest import unlisted
 from tests.disk import Disk
 from tests.oracles import VOCAB, randomise, tiny_model
 
@@ -175,12 +176,6 @@ def test_latest_that_points_to_nothing(saved: Path) -> None:
     for content in (b"", b"\xff\xfe", b"step\0"):
         (saved / "checkpoints" / "latest").write_bytes(content)
         assert "no checkpoint in" in refused(lambda: locate(saved))
-
-
-def unlisted(folder: Path) -> Path:
-    """A folder as earlier versions wrote it, whose files nobody compares with a manifest."""
-    (folder / "manifest.json").unlink(missing_ok=True)
-    return folder
 
 
 def change(folder: Path, edit: Callable[[dict[str, np.ndarray]], object]) -> Path:

@@ -9,7 +9,7 @@ from pathlib import Path
 import mindspore as ms
 import numpy as np
 import pytest
-from conftest import kill_after, tiny_dataset
+from conftest import kill_after, tiny_dataset, unlisted
 from mindspore import Parameter, Tensor, nn
 from test_training import MODEL_CONFIG
 
@@ -25,6 +25,7 @@ from src.inference import features, library
 from src.inference.loading import load_model
 from src.models.build import build_model
 from src.training.average import WeightAverage
+from src.training.log import RunLog
 from src.training.muon import build_optimizer
 from src.training.schedule import learning_rates
 from src.training.step import TrainStep
@@ -195,7 +196,7 @@ def test_a_resumed_run_may_leave_the_average_and_begin_another(
     assert told == f"train.ema_decay=0: the average of the weights in {dropped} is not continued"
     assert without.step.average is None
     without.state["step"] = 3
-    without._save()
+    without._save(RunLog(tmp_path, 0, 4, False), evaluation_due=False, needed=True)
     assert not (place(tmp_path / "run", 3) / EMA).exists()
     again = Trainer(with_run(config, tmp_path / "run", ema_decay=0.99), resume=True)
     (told,) = [line for line in capsys.readouterr().out.splitlines() if "average" in line]
@@ -223,7 +224,7 @@ def test_a_damaged_average_is_refused(
     config: Config, finished: tuple[Path, Arrays], tmp_path: Path, how: str, message: str
 ) -> None:
     kill_after(finished[0], 2, tmp_path / "run")
-    damage(place(tmp_path / "run", 2) / EMA, how)
+    damage(unlisted(place(tmp_path / "run", 2)) / EMA, how)
     with pytest.raises(CheckpointError, match=message) as caught:
         Trainer(with_run(config, tmp_path / "run"), resume=True)
     assert "\n" not in str(caught.value) and str(place(tmp_path / "run", 2) / EMA) in str(caught.value)
@@ -244,7 +245,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = replace(config, task="retrieval", train=replace(config.train, ema_decay=0.9))
     made = save_checkpoint(folder / "averaged" / "checkpoints", 3, config, build_model(config), average=averages)
     shutil.copytree(folder / "averaged", folder / "plain")
-    (folder / "plain" / "checkpoints" / made.name / EMA).replace(folder / "plain" / "checkpoints" / made.name / MODEL)
+    place = unlisted(folder / "plain" / "checkpoints" / made.name)
+    (place / EMA).replace(place / MODEL)
     return folder
 
 

@@ -238,6 +238,7 @@ def test_weights_without_graphs_are_a_bundle(model: tuple[Config, OPT], tmp_path
     assert sorted(path.name for path in bundle.iterdir()) == [
         "README.md",
         "config.yaml",
+        "manifest.json",
         "model.safetensors",
         "vocab.txt",
     ]

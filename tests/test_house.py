@@ -27,7 +27,7 @@ ROOMS = (
     ("data",),
     ("checkpoints",),
     ("launch",),
-    ("config", "runtime", "cli", "files", "errors"),
+    ("config", "runtime", "sharing", "cli", "files", "errors"),
 )
 LEVELS = {room: level for level, row in enumerate(ROOMS) for room in row}
 SOURCES = sorted((ROOT / "src").rglob("*.py"))

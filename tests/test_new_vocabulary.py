@@ -22,7 +22,7 @@ from src.models.opt import OPT
 from src.training.continuation import start_from
 from src.training.new_vocabulary import TOKEN_ROWS, NewVocabulary
 from tests.commands import command
-from tests.conftest import CHARACTERS, tiny_dataset
+from tests.conftest import CHARACTERS, tiny_dataset, unlisted
 from tests.oracles import random, randomise, tiny_model
 
 THEIRS = [*SPECIALS, "猫", "咪", "##咪", "c", "##a", "##t", "ca", "##x", "，"]
@@ -168,6 +168,7 @@ def test_the_same_vocabulary_is_not_worth_a_word(saved: tuple[Config, Path], tmp
 def test_a_vocabulary_that_is_not_the_weights_own(saved: tuple[Config, Path], tmp_path: Path) -> None:
     config, folder = saved
     shutil.copytree(folder, tmp_path / "copy")
+    unlisted(tmp_path / "copy")
     with (tmp_path / "copy" / "vocab.txt").open("a", encoding="utf-8") as file:
         file.write("狮\n")
     other = with_vocabulary(config, tmp_path / "copy", tmp_path / "other.txt", [*SPECIALS, *CHARACTERS, "虎"])

@@ -203,13 +203,13 @@ def test_all_ranks_save_at_the_same_steps(
     assert saved[0] == saved[1] == ([2, 4, 5, 6] if split == "dev" else [5, 6])
 
 
-def test_only_rank_0_writes_and_evaluates(
+def test_all_ranks_evaluate_and_only_rank_0_writes(
     config: Config, stand_in: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loop, "MeanOverRanks", lambda _: nn.Identity())
-    seen = stand_in({})
+    seen = stand_in({2: 0.1, 4: 0.2, 6: 0.3})
     Trainer(with_run(config, tmp_path / "run"), rank=1, ranks=2).run()
-    assert not (tmp_path / "run").exists() and len(seen["steps"]) == 6 and not seen["evaluations"]
+    assert not (tmp_path / "run").exists() and len(seen["steps"]) == 6 and len(seen["evaluations"]) == 3
     other = np.concatenate(seen["batches"])
     seen["batches"].clear()
     first = Trainer(with_run(config, tmp_path / "first", eval_every=0), rank=0, ranks=2)

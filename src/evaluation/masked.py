@@ -11,7 +11,7 @@ import numpy as np
 from mindspore import Tensor, nn, ops
 
 from src.config import Config, EvalConfig
-from src.data.pipeline import Loader
+from src.data.pipeline import Evaluated, Loader
 from src.data.schema import IMAGE, MATCH_CASES
 from src.evaluation.evaluator import Evaluator, Needs, Split
 from src.inference.engine import Engine
@@ -21,6 +21,7 @@ from src.models.opt import OPT
 from src.objectives.objectives import Objectives
 from src.objectives.table import MEASURED, measured_settings
 from src.objectives.views import name_tensors
+from src.sharing import divide
 
 
 class _Predictions(nn.Cell):
@@ -116,22 +117,26 @@ class MaskedEvaluator(Evaluator):
         books: dict[str, list[np.ndarray]] = {}
         count = min(len(loader.dataset), samples or len(loader.dataset))
         batches = -(-count // self.batch_size)
-        for batch, n, _ in progress(loader.evaluation(self.batch_size, count), "masked", batches):
-            outputs = self.predictions(*(Tensor(batch[name]) for name in self.predictions.fields))
-            self._note(books, batch, [output.asnumpy() for output in outputs], n)
+        for part in divide(progress(loader.evaluation(self.batch_size, count), "masked", batches), self._predict):
+            for name, rows in part.items():
+                books.setdefault(name, []).append(rows)
         return _metrics({name: np.concatenate(parts) for name, parts in books.items()})
 
-    def _note(
-        self, books: dict[str, list[np.ndarray]], batch: Mapping[str, np.ndarray], outputs: list[np.ndarray], n: int
-    ) -> None:
-        """Files a batch's predictions with their truths, only the slots that count."""
-        found = iter(outputs)
+    def _predict(self, evaluated: Evaluated) -> dict[str, np.ndarray]:
+        """Predictions and truths of a batch, by name."""
+        batch, n, _ = evaluated
+        outputs = self.predictions(*(Tensor(batch[name]) for name in self.predictions.fields))
+        return self._note(batch, [output.asnumpy() for output in outputs], n)
+
+    def _note(self, batch: Mapping[str, np.ndarray], outputs: list[np.ndarray], n: int) -> dict[str, np.ndarray]:
+        """A batch's predictions with their truths, only the slots that count."""
+        found, books = iter(outputs), {}
 
         def note(name: str, slots: np.ndarray, *columns: np.ndarray) -> None:
             used = slots[:n].reshape(-1) > 0
             for letter, column in zip("pt", columns, strict=True):  # prediction, truth
                 rows = column.reshape(len(slots), *slots.shape[1:], -1)[:n].reshape(used.size, -1)
-                books.setdefault(f"{name}_{letter}", []).append(rows[used])
+                books[f"{name}_{letter}"] = rows[used]
 
         def note_known(name: str) -> None:
             guesses, truth = next(found), next(found)
@@ -151,6 +156,7 @@ class MaskedEvaluator(Evaluator):
         if "matching" in self.active:
             answers, weights = next(found), next(found)
             note("matching", weights, answers, batch["match_case"])
+        return books
 
 
 def _metrics(books: Mapping[str, np.ndarray]) -> dict[str, Any]:

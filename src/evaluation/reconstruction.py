@@ -9,11 +9,13 @@ from mindspore import Tensor, nn
 from src.config import EvalConfig
 from src.data.images import ImageLoader
 from src.data.order import evenly_apart
+from src.data.pipeline import Evaluated
 from src.data.schema import IMAGE
 from src.evaluation.evaluator import Evaluator, Needs, Split
 from src.inference.engine import Engine
 from src.models.batches import progress
 from src.models.image_tokenizer import ImageTokenizer
+from src.sharing import divide
 
 SHOWN = 24  # images of the sheet
 EXACT = 1e-2  # mean squared error that counts as none: 68 dB
@@ -82,13 +84,20 @@ class ReconstructionEvaluator(Evaluator):
         errors, counts, shown = [], np.zeros(config.model.image_tokenizer.codes, np.int64), []
         count = min(images or len(loader.ids), len(loader.ids))
         wanted = evenly_apart(count, SHOWN)
-        batches = enumerate(progress(loader.evaluation(size, images), "reconstructing", -(-count // size)))
-        for number, (batch, n, _) in batches:
+
+        def reconstruct(numbered: tuple[int, Evaluated]) -> tuple[np.ndarray, np.ndarray, list[Any]]:
+            number, (batch, n, _) = numbered
             image = batch["image"][:n]
             decoded, codes = (part.asnumpy()[:n] for part in self._graph(Tensor(batch["image"])))
-            errors.append(((decoded.astype(np.float32) - image) ** 2).mean((1, 2, 3)))
-            counts += np.bincount(codes.reshape(-1), minlength=len(counts))
-            shown += [(image[row].copy(), decoded[row].copy()) for row in wanted - number * size if 0 <= row < n]
+            pairs = [(image[row].copy(), decoded[row].copy()) for row in wanted - number * size if 0 <= row < n]
+            error = ((decoded.astype(np.float32) - image) ** 2).mean((1, 2, 3))
+            return error, np.bincount(codes.reshape(-1), minlength=len(counts)), pairs
+
+        batches = progress(loader.evaluation(size, images), "reconstructing", -(-count // size))
+        for error, found, pairs in divide(enumerate(batches), reconstruct):
+            errors.append(error)
+            counts += found
+            shown += pairs
         return np.concatenate(errors), counts, shown
 
 

@@ -15,7 +15,7 @@ from src.data.schema import AUDIO, IMAGE
 from src.data.tokenizer import Tokenizer
 from src.generation.cache import CachedDecoder, Read, called_often, past_bias
 from src.generation.text_sampling import never_generated
-from src.models.batches import fitting_size, pad_rows, progress
+from src.models.batches import fitting_size, join_batches, pad_rows
 from src.models.layers import MASKED
 from src.models.opt import OPT
 
@@ -204,13 +204,13 @@ class BeamSearch:
             places = self.model.cross_encoder.single_modality_positions(*present)
             graphs[size] = _Fuse(self.model, present), *self.build(size, places)
         fuse, read, step = graphs[size]
-        texts = np.empty((count, self.model.text_len), np.int32)
-        for start in progress(range(0, count, size), label):
-            rows = slice(start, min(start + size, count))
+
+        def compute(rows: slice) -> tuple[np.ndarray]:
             batch = [pad_rows(array[rows], size) for array in arrays]
             read(*fuse(*map(Tensor, batch)))
-            texts[rows] = self.search(size, step)[: rows.stop - start]
-        return texts
+            return (self.search(size, step)[: rows.stop - rows.start],)
+
+        return join_batches(count, size, compute, label)[0]
 
     def decode(self, ids: np.ndarray) -> list[str]:
         """Rows of :meth:`generate` as text."""

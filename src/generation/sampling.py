@@ -13,7 +13,7 @@ from mindspore import Tensor, nn, ops
 
 from src.data.schema import AUDIO, TEXT
 from src.generation.cache import CachedDecoder, Read, called_often, past_bias
-from src.models.batches import absent, fitting_size, pad_rows, progress, run_batched
+from src.models.batches import absent, fitting_size, join_batches, pad_rows, run_batched
 from src.models.cross_encoder import CrossEncoder
 from src.models.image_decoder import ImageDecoder
 
@@ -131,16 +131,17 @@ class CodeSampler:
         if size not in graphs:
             graphs[size] = self._build(size, places, bool(sampling.guidance))
         owner, number_of = np.divmod(np.arange(count * sampling.samples), sampling.samples)
-        codes = np.empty((len(owner), self.decoder.length), np.int32)
-        for start in progress(range(0, len(owner), size), label):
-            part = slice(start, start + size)
+
+        def compute(part: slice) -> tuple[np.ndarray]:
             chosen = pad_rows(owner[part], size)
             streams = [
                 np.random.default_rng((sampling.seed, int(rows[row]), int(number)))
                 for row, number in zip(owner[part], number_of[part], strict=True)
             ]
             given_rows = memory[chosen], mask[chosen]
-            codes[part] = self._sample(graphs[size], given_rows, nothing, streams, sampling)[: len(streams)]
+            return (self._sample(graphs[size], given_rows, nothing, streams, sampling)[: len(streams)],)
+
+        (codes,) = join_batches(len(owner), size, compute, label)
         return codes.reshape(count, sampling.samples, -1)
 
     def _fuse(self, text: Encoded | None, audio: Encoded | None, label: str) -> tuple[np.ndarray, ...]:

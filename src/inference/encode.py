@@ -7,8 +7,9 @@ of the split.
 Letters: ``n`` items, ``L`` tokens of an item, ``D`` their width, ``E`` embedding width.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from typing import NamedTuple
 
 import numpy as np
 from mindspore import nn
@@ -20,6 +21,7 @@ from src.data.store import Dataset
 from src.models.batches import fitting_size, pad_rows, progress, run_batched
 from src.models.encoding import EncodeAudio, EncodeImage, EncodeText
 from src.models.opt import OPT
+from src.sharing import divide
 
 ROWS = 64  # that a graph encodes at once
 NAMES = {TEXT: "text", IMAGE: "image", AUDIO: "audio", JOINT: "text+audio"}  # in names of directions
@@ -122,40 +124,43 @@ class Encoder:
         return run_batched(cell, self.rows or fitting_size(len(arrays[0]), ROWS), arrays, "encoding")
 
 
+class _Rows(NamedTuple):
+    """What an encoder reads at once, and what the rows are."""
+
+    modality: int
+    images: np.ndarray
+    samples: np.ndarray
+    texts: np.ndarray
+    read: list[np.ndarray]
+
+
 class _Stream:
-    """Gathers rows until a batch of an encoder is full, so that what a sample lacks or repeats costs nothing.
+    """Gathers rows until a batch of an encoder is full, so that what a sample lacks or repeats costs nothing."""
 
-    The last batch is filled up, lest a smaller graph be compiled for it.
-    """
-
-    def __init__(self, encode: Callable[..., Items], keeps_tokens: bool) -> None:
-        self.encode, self.keeps_tokens = encode, keeps_tokens
+    def __init__(self, modality: int) -> None:
+        self.modality = modality
         self.waiting: list[tuple[np.ndarray, ...]] = []  # images, samples, texts, what the encoder reads
         self.count = 0
-        self.done: list[Items] = []
 
-    def add(self, *arrays: np.ndarray) -> None:
+    def add(self, *arrays: np.ndarray) -> Iterator[_Rows]:
+        """Full batches."""
         if len(arrays[0]):
             self.waiting.append(arrays)
             self.count += len(arrays[0])
         while self.count >= ROWS:
-            self._encode(ROWS)
+            yield self._take(ROWS)
 
-    def finish(self) -> Items | None:
-        """All items, or None where there were none."""
+    def finish(self) -> Iterator[_Rows]:
+        """The batch that is not full, if there is one."""
         if self.count:
-            self._encode(self.count)
-        return Items.join(self.done) if self.done else None
+            yield self._take(self.count)
 
-    def _encode(self, count: int) -> None:
+    def _take(self, count: int) -> _Rows:
         columns = [np.concatenate(parts) for parts in zip(*self.waiting, strict=True)]
         images, samples, texts, *read = [column[:count] for column in columns]
-        items = self.encode(*(pad_rows(column, ROWS) for column in read)).take(slice(count))
-        inputs = np.array([digest(b"".join(row)) for row in zip(*map(_rows_as_bytes, read), strict=True)], np.uint64)
-        items = replace(items, images=images, samples=samples, texts=texts, inputs=inputs)
-        self.done.append(items if self.keeps_tokens else replace(items, tokens=items.tokens[:, :0].copy()))
         self.count -= count
         self.waiting = [tuple(column[count:] for column in columns)] if self.count else []
+        return _Rows(self.modality, images, samples, texts, read)
 
 
 def encode_split(
@@ -176,14 +181,36 @@ def encode_split(
         keep_tokens: the modalities whose tokens are kept beside the embeddings: they take a hundred times the memory.
         samples: these samples of the split, int64 [n], instead of all of the first images.
     """
-    numbers, count = number_images(loader.dataset.samples[:, 2], images)
-    order = by_key(loader.dataset, np.arange(count) if samples is None else samples)
+    order = by_key(loader.dataset, _first_samples(loader, images) if samples is None else samples)
     encoders = {TEXT: encoder.text if TEXT in wanted else _only_ids, IMAGE: encoder.image, AUDIO: encoder.audio}
-    streams = {
-        modality: _Stream(encode, modality in keep_tokens)
-        for modality, encode in encoders.items()
-        if modality in wanted or modality == TEXT
-    }
+    streams = {modality: _Stream(modality) for modality in encoders if modality in wanted or modality == TEXT}
+
+    def encode(rows: _Rows) -> tuple[int, Items]:
+        # the last batch is filled up, lest a smaller graph be compiled for it
+        items = encoders[rows.modality](*(pad_rows(column, ROWS) for column in rows.read)).take(
+            slice(len(rows.samples))
+        )
+        inputs = [digest(b"".join(row)) for row in zip(*map(_rows_as_bytes, rows.read), strict=True)]
+        marks = {"images": rows.images, "samples": rows.samples, "texts": rows.texts}
+        items = replace(items, inputs=np.array(inputs, np.uint64), **marks)
+        if rows.modality not in keep_tokens:
+            items = replace(items, tokens=items.tokens[:, :0].copy())
+        return rows.modality, items
+
+    found: dict[int, list[Items]] = {modality: [] for modality in streams}
+    for modality, items in divide(_read_split(loader, order, streams), encode):
+        found[modality].append(items)
+    return {modality: Items.join(parts) for modality, parts in found.items() if parts}
+
+
+def _first_samples(loader: Loader, images: int) -> np.ndarray:
+    """The samples of a split's first images (0: all)."""
+    return np.arange(number_images(loader.dataset.samples[:, 2], images)[1])
+
+
+def _read_split(loader: Loader, order: np.ndarray, streams: Mapping[int, _Stream]) -> Iterator[_Rows]:
+    """Samples in an order as what the encoders read at once; an image comes once, however many captions it has."""
+    numbers, _ = number_images(loader.dataset.samples[:, 2], 0)
     seen = np.zeros(numbers.max(initial=-1) + 1, bool)
     size = loader.config.eval.batch_size
     for batch, n, _ in progress(loader.evaluation(size, order=order), "encoding", -(-len(order) // size)):
@@ -200,9 +227,9 @@ def encode_split(
         ):
             if modality in streams:
                 marks = number[chosen], row[chosen], batch["text_id"][:n][chosen].astype(np.int64)
-                streams[modality].add(*marks, *(batch[name][:n][chosen] for name in names))
-    found = {modality: stream.finish() for modality, stream in streams.items()}
-    return {modality: items for modality, items in found.items() if items is not None}
+                yield from streams[modality].add(*marks, *(batch[name][:n][chosen] for name in names))
+    for stream in streams.values():
+        yield from stream.finish()
 
 
 def by_key(dataset: Dataset, samples: np.ndarray) -> np.ndarray:

@@ -12,10 +12,11 @@ from mindspore import Tensor, nn, ops
 
 from src.data.schema import AUDIO, IMAGE, MATCH_CASES, MODALITIES, TEXT
 from src.inference.encode import Items
-from src.models.batches import absent, fitting_size, pad_rows, progress, run_batched
+from src.models.batches import absent, fitting_size, join_batches, pad_rows, progress, run_batched
 from src.models.layers import padding_bias
 from src.models.opt import OPT
 from src.models.text_decoder import repeat_memory
+from src.sharing import divide
 
 PAIRS_AT_ONCE = 256
 LOGITS_AT_ONCE = 1 << 24  # entries of the table of logits: 64 MB
@@ -79,19 +80,21 @@ class TextLikelihood:
         most_items = min(rows, -(-int(usual + 1) // ITEM_STEP) * ITEM_STEP)
         order = np.lexsort((pairs[:, 0], pairs[:, 1]))  # the pairs of an item stand together: it is fused once
         scores = np.empty(len(pairs))
-        with progress(None, label, len(pairs)) as bar:
-            for part in _chunks(pairs[order, 1], rows, most_items):
-                chosen = order[part]
-                used, owner = np.unique(pairs[chosen, 1], return_inverse=True)
-                self.fused += len(used)
-                inputs = (
-                    pad_rows(items.tokens[used], most_items),
-                    pad_rows(items.mask[used], most_items),
-                    pad_rows(owner.astype(np.int32), rows),
-                    pad_rows(ids[pairs[chosen, 0]], rows),
-                )
-                scores[chosen] = self.cells[given](*map(Tensor, inputs)).asnumpy()[: len(chosen)]
-                bar.update(len(chosen))
+
+        def compute(chosen: np.ndarray) -> np.ndarray:
+            used, owner = np.unique(pairs[chosen, 1], return_inverse=True)
+            inputs = (
+                pad_rows(items.tokens[used], most_items),
+                pad_rows(items.mask[used], most_items),
+                pad_rows(owner.astype(np.int32), rows),
+                pad_rows(ids[pairs[chosen, 0]], rows),
+            )
+            return self.cells[given](*map(Tensor, inputs)).asnumpy()[: len(chosen)]
+
+        chunks = [order[part] for part in _chunks(pairs[order, 1], rows, most_items)]
+        self.fused += sum(len(np.unique(pairs[chosen, 1])) for chosen in chunks)
+        for chosen, found in zip(chunks, divide(progress(chunks, label), compute), strict=True):
+            scores[chosen] = found
         return scores
 
     def rows_at_once(self, pairs: int, length: int) -> int:
@@ -147,10 +150,10 @@ class Matching:
             IMAGE: model.image_shape,
             AUDIO: model.audio_shape,
         }
-        logits = np.empty((len(pairs), len(MATCH_CASES)), np.float64)
         rows = fitting_size(len(pairs), PAIRS_AT_ONCE)
-        for start in progress(range(0, len(pairs), rows), label):
-            part = pairs[start : start + rows]
+
+        def compute(chosen: slice) -> tuple[np.ndarray, ...]:
+            part = pairs[chosen]
             tokens, mask, embeddings = {}, {}, {}
             for modality, chosen in zip(here, part.T, strict=True):
                 group = items[modality]
@@ -162,8 +165,10 @@ class Matching:
             inputs = [columns[m] for columns in (tokens, mask) for m in (TEXT, IMAGE, AUDIO)]
             inputs += [np.broadcast_to(presence, (len(part), 3))]
             inputs += [embeddings[m] for m in (TEXT, IMAGE, AUDIO)]
-            logits[start : start + rows] = run_batched(self.cell, rows, inputs)[0]
-            self.fused += len(part)
+            return run_batched(self.cell, rows, inputs)
+
+        self.fused += len(pairs)
+        logits = join_batches(len(pairs), rows, compute, label)[0].astype(np.float64)
         # that two match is the case of just these two, or of all three; that three match is the latter
         own = "+".join(MODALITIES[modality] for modality in here)
         cases = [MATCH_CASES.index(case) for case in dict.fromkeys((own, "all")) if case in MATCH_CASES]

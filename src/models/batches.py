@@ -1,10 +1,12 @@
 """Running a graph of one fixed shape over any number of rows."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 from mindspore import Tensor, nn
 from tqdm import tqdm
+
+from src.sharing import divide
 
 QUIET_SECONDS = 2.0  # work that is over sooner shows no progress bar
 
@@ -32,16 +34,30 @@ def run_batched(cell: nn.Cell, size: int, arrays: Sequence[np.ndarray], label: s
         arrays: [n, …] with n ≥ 1, the same n for all.
         label: of the progress bar.
     """
-    count = len(arrays[0])
-    joined: tuple[np.ndarray, ...] = ()
-    for start in progress(range(0, count, size), label):
-        rows = slice(start, min(start + size, count))
+
+    def compute(rows: slice) -> tuple[np.ndarray, ...]:
         results = cell(*[Tensor(pad_rows(array[rows], size)) for array in arrays])
-        # asnumpy shares memory with the graph's output, which the next call may overwrite
-        parts = [part.asnumpy() for part in (results if isinstance(results, tuple) else (results,))]
+        results = results if isinstance(results, tuple) else (results,)
+        return tuple(part.asnumpy()[: rows.stop - rows.start] for part in results)
+
+    return join_batches(len(arrays[0]), size, compute, label)
+
+
+def join_batches(
+    count: int, size: int, compute: Callable[[slice], tuple[np.ndarray, ...]], label: str = ""
+) -> tuple[np.ndarray, ...]:
+    """Computes ``count`` ≥ 1 rows, at most ``size`` at once, and joins what is returned for them.
+
+    Args:
+        compute: of some rows one or several arrays, [rows, …] each.
+        label: of the progress bar.
+    """
+    batches = [slice(start, min(start + size, count)) for start in range(0, count, size)]
+    joined: tuple[np.ndarray, ...] = ()
+    for rows, parts in zip(batches, divide(progress(batches, label), compute), strict=True):
         joined = joined or tuple(np.empty((count, *part.shape[1:]), part.dtype) for part in parts)
         for whole, part in zip(joined, parts, strict=True):
-            whole[rows] = part[: rows.stop - start]
+            whole[rows] = part  # at once: asnumpy shares memory with a graph's output, which its next call overwrites
     return joined
 
 

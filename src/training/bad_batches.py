@@ -1,20 +1,15 @@
-"""Batches whose losses or gradients were not finite: told in bad_batches.jsonl, kept, and computed again.
+"""Batches whose losses or gradients were not finite: told in bad_batches.jsonl, and kept to be computed again.
 
 A step that meets one updates nothing (:mod:`src.training.graphs`); what made it so is in the batch or in the weights.
 """
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 
-import mindspore as ms
 import numpy as np
-from mindspore import ParameterTuple, Tensor, nn, ops
 
 from src.errors import UserError
 from src.files import json_line
-from src.models.dropout import set_key
-from src.objectives.views import name_tensors
 
 BOOK, FOLDER = "bad_batches.jsonl", "bad_batches"  # of a run folder
 MOST_KEPT = 20  # batches of a rank, so that a run which meets nothing else does not fill the disk
@@ -63,63 +58,3 @@ def read(path: Path) -> tuple[dict[str, np.ndarray], int, int]:
     except Exception as error:  # numpy raises anything about a damaged file
         said = (str(error).splitlines() or [type(error).__name__])[0]
         raise BatchError(f"{path} is no batch that a run has kept ({said})") from None
-
-
-@dataclass
-class Found:
-    """What a batch gives.
-
-    Attributes:
-        losses: the total and each loss, by name.
-        gradients: names of the parameters whose gradients are not finite.
-        trained: how many have one.
-    """
-
-    losses: dict[str, float]
-    gradients: list[str]
-    trained: int
-
-    @property
-    def finite(self) -> bool:
-        return not self.gradients and all(map(np.isfinite, self.losses.values()))
-
-
-class Rerun:
-    """Computes losses and gradients of batches, outside of the compiled graph.
-
-    Args:
-        objectives: of the run, for one rank.
-        mask_seed: of dropout: the run's seed, the rank, and how many steps were taken before.
-    """
-
-    def __init__(self, objectives: nn.Cell, mask_seed: tuple[int, ...]) -> None:
-        self.objectives, self.mask_seed = objectives, mask_seed
-        objectives.set_train()
-        self.parameters = [parameter for parameter in objectives.trainable_params() if parameter.requires_grad]
-        self.has_statistics = getattr(objectives, "after_update", None) is not None
-        self.gradient = ops.value_and_grad(self._forward, None, ParameterTuple(self.parameters), has_aux=True)
-
-    def _forward(self, *tensors: Tensor) -> tuple[Tensor, Tensor]:
-        found = self.objectives(name_tensors(self.objectives.fields, tensors))
-        losses = ops.stack(found[0] if self.has_statistics else found)
-        return losses[0], losses
-
-    def __call__(self, batch: Mapping[str, np.ndarray]) -> Found:
-        ms.set_context(mode=ms.PYNATIVE_MODE)
-        set_key(*self.mask_seed)
-        prepare = getattr(self.objectives, "before_step", None)
-        batch = {**batch, **(prepare(batch) if prepare else {})}
-        missing = [name for name in self.objectives.fields if name not in batch]
-        if missing:
-            raise BatchError(f"the batch has no {', '.join(missing)}: a run of another task or configuration kept it")
-        (_, losses), gradients = self.gradient(*[Tensor(batch[name]) for name in self.objectives.fields])
-        names = ("total", *self.objectives.names, *getattr(self.objectives, "metrics", ()))
-        pairs = zip(self.parameters, gradients, strict=True)
-        bad = [parameter.name for parameter, found in pairs if not np.isfinite(found.asnumpy()).all()]
-        return Found(dict(zip(names, losses.asnumpy().tolist(), strict=True)), bad, len(self.parameters))
-
-    def rows(self, batch: Mapping[str, np.ndarray]) -> Iterator[bool]:
-        """Of each row, whether a batch of nothing but that row is finite."""
-        for row in range(len(batch["sample_id"])):
-            alone = {name: np.repeat(array[row : row + 1], len(array), 0) for name, array in batch.items()}
-            yield self(alone).finite

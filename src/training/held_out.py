@@ -7,23 +7,27 @@ from mindspore import nn
 from src.config import Config, ConfigError
 from src.evaluation.run import Evaluation, glance
 from src.inference.engine import Engine
+from src.sharing import Crew, working_together
 from src.tasks.registry import Task
 
 
 class HeldOut:
     """Measures data.eval_split, which is opened at once: what is wrong with it is told before the first step.
 
+    Several ranks divide the work, and all of them find the same.
+
     Args:
         config: the run.
         model: with the weights of the moment.
         task: says what is measured, and by what a checkpoint is the best one unless train.best_metric does.
+        crew: the ranks.
 
     Raises:
         DataError: there is no such split, or it cannot be read.
     """
 
-    def __init__(self, config: Config, model: nn.Cell, task: Task) -> None:
-        self.config, self.task = config, task
+    def __init__(self, config: Config, model: nn.Cell, task: Task, crew: Crew) -> None:
+        self.config, self.task, self.crew = config, task, crew
         self.evaluation = Evaluation(Engine(config, model), task.evaluators)
         self.evaluation.open(config.data.eval_split)
 
@@ -32,9 +36,11 @@ class HeldOut:
 
         Raises:
             ConfigError: there is no train.best_metric among them.
+            Interruption: a rank was asked to stop.
         """
-        settings = glance(self.config.eval)
-        logged = self.evaluation.logged(self.evaluation.run(self.config.data.eval_split, settings=settings))
+        with working_together(self.crew):
+            metrics = self.evaluation.run(self.config.data.eval_split, settings=glance(self.config.eval))
+        logged = self.evaluation.logged(metrics)
         metric = self.config.train.best_metric
         if metric and logged and metric not in logged:
             raise ConfigError(f"train.best_metric={metric} is not measured: choose of {', '.join(sorted(logged))}")

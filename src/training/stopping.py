@@ -4,11 +4,9 @@ import signal
 import threading
 from types import FrameType
 
+from src.sharing import Interruption
+
 KINDS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-
-
-class Interruption(BaseException):
-    """Ends what may be given up and done again, such as an evaluation; ``except Exception`` lets it pass."""
 
 
 class StopRequest:

@@ -1,5 +1,6 @@
 """The training loop: batches in, a run folder out (config.yaml, metrics.jsonl, tensorboard/, checkpoints/)."""
 
+import contextlib
 import signal
 import sys
 import time
@@ -25,6 +26,7 @@ from src.models.build import build_model
 from src.models.opt import count_parameters
 from src.objectives.peers import ALONE, Peers
 from src.report.tables import table
+from src.sharing import Crew, Interruption
 from src.tasks import registry
 from src.training import bad_batches
 from src.training.accumulation import part_size
@@ -39,7 +41,7 @@ from src.training.ranks import MeanOverRanks, any_rank
 from src.training.schedule import learning_rates, warmup_steps
 from src.training.shards import ShardedOptimizer
 from src.training.step import INITIAL_LOSS_SCALE, NonFiniteError, StepResult, TrainingError, TrainStep
-from src.training.stopping import Interruption, StopRequest
+from src.training.stopping import StopRequest
 from src.training.unfed import absent_modalities, describe, unfed_objectives, without
 
 Resume = bool | Literal["auto"]
@@ -87,7 +89,8 @@ class Trainer:
             self._resume(self.place)
         self.stop = StopRequest()
         self.evaluates = config.train.eval_every > 0 and self._has_eval_split()  # on all ranks, as they save together
-        self.held_out = HeldOut(self.trained, self.model, self.task) if rank == 0 and self.evaluates else None
+        crew = Crew(rank, ranks, lambda: self.stop.asked)
+        self.held_out = HeldOut(self.trained, self.model, self.task, crew) if self.evaluates else None
 
     @property
     def step_number(self) -> int:
@@ -314,14 +317,16 @@ class Trainer:
         """
         if self.held_out is not None:
             try:
-                with self.stop:
+                # of several ranks none may leave alone: they ask each other where they divide the work
+                with self.stop if self.ranks == 1 else contextlib.nullcontext():
                     self._judge(log, self.held_out)
             except Interruption:  # it is still due
+                self.stop.asked = True  # by a signal to another rank, perhaps
                 log.say(f"step {self.step_number}: the evaluation is given up, a resumed run repeats it")
         return self._is_out_of_patience()
 
     def _is_out_of_patience(self) -> bool:
-        """Whether too many evaluations in a row found nothing better. All ranks ask, for only one of them evaluates."""
+        """Whether too many evaluations in a row found nothing better. All ranks ask, and all do what one finds."""
         patience = self.config.train.patience
         if not patience:
             return False
@@ -352,7 +357,7 @@ class Trainer:
         found = {"best": value if improved else best, "evaluation_due": False}
         found["since_best"] = 0 if improved else self.state["since_best"] + (value is not None)
         self.state |= found
-        if self.place is not None:  # otherwise it could not be saved
+        if self.rank == 0 and self.place is not None:  # otherwise it could not be saved
             checkpoint.note_evaluation(self.place, found, improved, train.keep_checkpoints)
 
     def _save(self, log: RunLog, evaluation_due: bool, needed: bool) -> None:
