@@ -159,10 +159,20 @@ def test_missing_or_short_file_is_named(copy: Path, name: str) -> None:
         Dataset(copy, "train")
 
 
+@pytest.mark.parametrize("name", ["index-train.npy", "checksums-train.npy"])
+def test_a_changed_byte_of_an_index_is_named(copy: Path, name: str) -> None:
+    """A wrong number there would be another caption, or the damage of a good record."""
+    data = bytearray((copy / name).read_bytes())
+    data[-1] ^= 1
+    (copy / name).write_bytes(data)
+    with pytest.raises(DataError, match=f"{name} is damaged: copy it from where the dataset was made"):
+        Dataset(copy, "train")
+
+
 def test_damaged_shard_is_named(copy: Path) -> None:
     path = copy / "train-00001.mindrecord"
     path.write_bytes(bytes(path.stat().st_size))
-    with pytest.raises(DataError, match="train-00001.mindrecord is damaged") as caught:
+    with pytest.raises(DataError, match="train-00001.mindrecord: split 'train', record 10 cannot be read") as caught:
         list(Dataset(copy, "train").read(range(24)))
     assert "\n" not in str(caught.value)
 

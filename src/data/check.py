@@ -14,15 +14,15 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from src.data.decoding import brief
 from src.data.errors import DataError
 from src.data.image import open_rgb
-from src.data.record import COLUMNS, checksum, unpack
-from src.data.store import describe, open_shards, read_info, reason, stored_layout
+from src.data.record import checksum, unpack
+from src.data.mindrecord import READ_ERRORS, Row, Shards
+from src.data.store import describe, read_info, record_name, stored_layout
 
 SHOWN = 20  # problems that are printed; there may be millions
 CHUNK = 64  # records in memory at once
-# raised by MindRecord, and by its rows and numpy's files if they are not as written
-READ_ERRORS = (RuntimeError, ValueError, KeyError, TypeError, IndexError, EOFError, MemoryError)
 
 
 class Findings:
@@ -89,7 +89,7 @@ def _check_records(folder: Path, split: str, info: dict[str, Any], workers: int,
         counts = np.bincount(samples[:, 0], minlength=entry["records"])
         if len(checksums) != len(counts) or len(counts) != entry["records"]:
             raise ValueError(f"they are of {len(checksums)} and {len(counts)} records, not {entry['records']}")
-    except (OSError, *READ_ERRORS) as error:
+    except (EOFError, *READ_ERRORS) as error:
         found.add(f"{folder}: index or checksums of split {split!r} cannot be used ({error}): no record is checked")
         return 0
     layout, good, first = stored_layout(info), 0, 0
@@ -102,7 +102,7 @@ def _check_records(folder: Path, split: str, info: dict[str, Any], workers: int,
                 bar.update()
                 good += not problem
                 if problem:
-                    found.add(f"{path}: split {split!r}, record {number} {problem}")
+                    found.add(f"{record_name(path, split, number)} {problem}")
             first += shard["records"]
     return good
 
@@ -118,30 +118,26 @@ def _in_chunks(pool: ThreadPoolExecutor, function: Any, rows: Iterator) -> Itera
     yield from pool.map(function, chunk)
 
 
-def _read(path: Path, count: int) -> Iterator[list[np.ndarray] | str]:
-    """The columns of a shard's records, or why they cannot be read."""
-    try:
-        source = open_shards([path])
-    except READ_ERRORS as error:
-        yield from [f"cannot be read ({reason(error)})"] * count
-        return
+def _read(path: Path, count: int) -> Iterator[Row | str]:
+    """A shard's rows, or why they cannot be read."""
+    shard = Shards([path], [count])
     for number in range(count):
         try:
-            yield source[number]
+            yield shard.row(number)
         except READ_ERRORS as error:
-            yield f"cannot be read ({reason(error)})"
+            yield f"cannot be read ({brief(error)})"
 
 
-def _problem(row: tuple[list[np.ndarray] | str, int, int], layout: tuple[type, tuple[int, ...]]) -> str:
+def _problem(read: tuple[Row | str, int, int], layout: tuple[type, tuple[int, ...]]) -> str:
     """What is wrong with a record; nothing if it is good."""
-    columns, wanted, samples = row
-    if isinstance(columns, str):
-        return columns
-    key = columns[COLUMNS.index("key")].item()
-    if checksum(columns) != wanted:
+    row, wanted, samples = read
+    if isinstance(row, str):
+        return row
+    key = row["key"]
+    if checksum(row) != wanted:
         return f"({key!r}) is damaged (its checksum is another one)"
     try:
-        record = unpack(columns, *layout)
+        record = unpack(row, *layout)
         if record.image is not None:
             open_rgb(record.image, "its image")
     except (DataError, *READ_ERRORS) as error:

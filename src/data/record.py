@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,7 +50,7 @@ class Record:
 
 
 def pack(record: Record, audio: AudioEncoderConfig) -> dict[str, Any]:
-    """A record as a MindRecord row. Empty bytes come back as one zero byte, hence the sizes."""
+    """A record as a MindRecord row. MindSpore reads empty bytes as one zero byte, hence the sizes."""
     imaged = record.image is not None or record.regions is not None
     if not imaged and not record.captions and not any(clip is not None for clip in record.audio):
         raise DataError(f"record {record.key!r} has neither image nor caption nor audio")
@@ -113,28 +113,26 @@ def _unpack_regions(data: bytes, count: int, dim: int, width: int, height: int) 
     return Regions(features, boxes, classes, scores, width, height)
 
 
-def unpack(columns: list[np.ndarray], dtype: type, frame: tuple[int, ...]) -> Record:
+def unpack(row: Mapping[str, Any], dtype: type, frame: tuple[int, ...]) -> Record:
     """The record of a row; type and frame shape of its audio clips are those of ``schema.audio_layout``."""
-    key, image, regions, captions, clips, sizes = columns
-    size = json.loads(sizes.item())
-    texts = tuple(map(whole_text, json.loads(captions.item())))
-    data, start, waves = clips.tobytes(), 0, []
+    size = json.loads(row["sizes"])
+    texts = tuple(map(whole_text, json.loads(row["captions"])))
+    data, start, waves = row["sounds"], 0, []
     for frames in size["frames"]:
         shape = (frames or 0, *frame)
         values = np.frombuffer(data, dtype, math.prod(shape), start) if frames else None
         waves.append(None if values is None else values.reshape(shape))
         start += 0 if values is None else values.nbytes
-    encoded = None if size["image"] is None else image.tobytes()
-    found = None if size["regions"] is None else _unpack_regions(regions.tobytes(), *size["regions"])
-    return Record(key.item(), encoded, texts, tuple(waves) or (None,) * len(texts), found)
+    encoded = None if size["image"] is None else row["image"]
+    found = None if size["regions"] is None else _unpack_regions(row["regions"], *size["regions"])
+    return Record(row["key"], encoded, texts, tuple(waves) or (None,) * len(texts), found)
 
 
-def checksum(columns: Sequence[Any]) -> int:
-    """The CRC-32 of a row's columns, in the order of COLUMNS: as they are written, or as MindRecord returns them."""
+def checksum(row: Mapping[str, Any]) -> int:
+    """The CRC-32 of a row's columns, in the order of COLUMNS."""
     crc = 0
-    for value in columns:
-        if isinstance(value, np.ndarray):
-            value = value.item() if value.dtype.kind == "U" else value.tobytes()
+    for name in COLUMNS:
+        value = row[name]
         crc = zlib.crc32(value.encode() if isinstance(value, str) else value or b"\0", crc)
     return crc
 
@@ -156,4 +154,4 @@ def pack_record(record: Record, audio: AudioEncoderConfig) -> Packed:
     presence = tuple(tuple(record.presence(caption)) for caption in range(len(record.captions)) or (-1,))
     found = record.image_digest()
     image = 0 if found is None else int.from_bytes(found[:8], "big") or 1
-    return Packed(row, presence, record.regions is not None, image, checksum([row[name] for name in COLUMNS]))
+    return Packed(row, presence, record.regions is not None, image, checksum(row))

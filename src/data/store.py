@@ -13,13 +13,15 @@ from typing import Any
 import numpy as np
 
 from src.config import AudioEncoderConfig, ImageEncoderConfig
-from src.data.decoding import whole_text
-from src.data.errors import DataError
-from src.data.record import COLUMNS, Record, unpack
+from src.data.decoding import brief, whole_text
+from src.data.errors import BadRecordError, DataError
+from src.data.record import Record, checksum, unpack
 from src.data.schema import MODALITIES, audio_layout
+from src.data.mindrecord import READ_ERRORS, Shards
 from src.files import digest
 
 FORMAT, VERSION = "opt-dataset", 2
+AGAIN = "copy it from where the dataset was made, or prepare the dataset again"
 # settings that shape the stored audio, by its kind (model.audio.input)
 AUDIO_KEYS = {
     "fbank": ("sample_rate", "mels", "hop_ms", "window_ms", "max_frames"),
@@ -60,10 +62,12 @@ class Dataset:
         if image is not None:
             self._check_image(image)
         self._files = [file for shard in self._entry["shards"] for file in shard["files"]]
-        for file in [self._entry["index"], *self._files]:
+        small = self._entry["index"], self._entry["checksums"]
+        for file in (*small, *self._files):
             _check_size(self.folder / file["name"], file["bytes"])
-        self.samples: np.ndarray = np.load(self.folder / self._entry["index"]["name"])
-        self._source: Any = None
+        self.samples, self._checksums = (_load(self.folder / file["name"], file["sha256"]) for file in small)
+        shards = [(self.folder / shard["files"][0]["name"], shard["records"]) for shard in self._entry["shards"]]
+        self._shards = Shards(*zip(*shards, strict=True))
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -86,34 +90,32 @@ class Dataset:
         return self._entry["regions"]
 
     def read(self, record_indices: Iterable[int]) -> Iterator[Record]:
-        """Records in the requested order, read from the shards one by one."""
-        source = self._open()
+        """Records in the requested order, read from the shards one by one.
+
+        Raises:
+            BadRecordError: one is not as it was written.
+        """
         layout = stored_layout(self.info)
         for index in record_indices:
             if not 0 <= index < self.records:
                 raise DataError(f"{self.folder}: split {self.split!r} has no record {index}")
-            try:
-                columns = source[int(index)]
-            except RuntimeError as error:
-                raise DataError(self._damage(index, error)) from None
-            yield unpack(columns, *layout)
+            yield self._record(int(index), layout)
 
-    def _open(self) -> Any:
-        if self._source is None:
-            source = open_shards([self.folder / shard["files"][0]["name"] for shard in self._entry["shards"]])
-            try:
-                source[0]
-            except RuntimeError as error:
-                raise DataError(self._damage(0, error)) from None
-            self._source = source
-        return self._source
+    def name(self, index: int, key: str = "") -> str:
+        """A record for messages: its shard, split and number, and its key if that is known."""
+        shard, _ = self._shards.locate(index)
+        return record_name(self._shards.paths[shard], self.split, index, key)
 
-    def _damage(self, index: int, error: RuntimeError) -> str:
-        """Finds the file that is no longer as it was written."""
-        for file in self._files:
-            if digest(self.folder / file["name"]) != file["sha256"]:
-                return f"{self.folder / file['name']} is damaged: prepare the dataset again"
-        return f"{self.folder}: record {index} of split {self.split!r} cannot be read ({reason(error)})"
+    def _record(self, index: int, layout: tuple[type, tuple[int, ...]]) -> Record:
+        key = ""
+        try:
+            row = self._shards.row(index)
+            key, problem = row["key"], "is damaged (its checksum is another one)"
+            if checksum(row) == self._checksums[index]:
+                return unpack(row, *layout)
+        except READ_ERRORS as error:
+            problem = f"cannot be {'decoded' if key else 'read'} ({brief(error)})"
+        raise BadRecordError(f"{self.name(index, key)} {problem}: {AGAIN}", index)
 
     def _check_image(self, image: ImageEncoderConfig) -> None:
         wanted, other = ("regions", "image") if image.input == "region" else ("image", "regions")
@@ -153,10 +155,9 @@ def _settings(values: dict[str, Any], keys: Iterable[str]) -> str:
     return " ".join(f"model.audio.{key}={values[key]}" for key in keys)
 
 
-def reason(error: Exception) -> str:
-    """The line of MindRecord's message that says what is wrong."""
-    lines = str(error).splitlines() or [type(error).__name__]
-    return next((line for line in lines if "ERROR]" in line), lines[0]).replace("[ERROR]", "").strip()
+def record_name(shard: Path, split: str, index: int, key: str = "") -> str:
+    """How messages name a record."""
+    return f"{shard}: split {split!r}, record {index}{f' ({key!r})' if key else ''}"
 
 
 def read_info(folder: str | Path) -> dict[str, Any]:
@@ -190,13 +191,6 @@ def check_folder_name(folder: str | Path) -> None:
         raise DataError(f"{folder}: MindRecord takes only paths that are UTF-8: rename the folder, or choose another")
 
 
-def open_shards(paths: list[Path]) -> Any:
-    """MindRecord files as one sequence of rows, read by index: no pipeline, no threads, nothing kept in memory."""
-    from mindspore.dataset import MindDataset  # it takes two seconds, which only reading needs
-
-    return MindDataset([str(path) for path in paths], list(COLUMNS), num_parallel_workers=1, shuffle=False)
-
-
 def stored_layout(info: dict[str, Any]) -> tuple[type, tuple[int, ...]]:
     """Type and frame shape of a dataset's audio clips."""
     audio = info["audio"]
@@ -210,6 +204,13 @@ def describe(path: Path) -> dict[str, Any]:
 
 def _check_size(path: Path, size: int) -> None:
     if not path.is_file():
-        raise DataError(f"{path} is missing: copy it from where the dataset was made, or prepare the dataset again")
+        raise DataError(f"{path} is missing: {AGAIN}")
     if path.stat().st_size != size:
         raise DataError(f"{path} has {path.stat().st_size} bytes, dataset.json says {size}: prepare the dataset again")
+
+
+def _load(path: Path, sha256: str) -> np.ndarray:
+    """An array that must be as it was written: a wrong number in it would be another record or caption."""
+    if digest(path) != sha256:
+        raise DataError(f"{path} is damaged: {AGAIN}")
+    return np.load(path)

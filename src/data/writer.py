@@ -17,10 +17,10 @@ from src.data.errors import DataError
 from src.data.parts import PART, PROGRESS, check_progress, read_entries, read_part, sync, write_part
 from src.data.record import PAGE_BYTES, SCHEMA, Packed, Record, pack_record
 from src.data.schema import MODALITIES, TEXT
-from src.data.store import AUDIO_KEYS, FORMAT, VERSION, check_folder_name, describe, reason
+from src.data.mindrecord import HEADER_BYTES
+from src.data.store import AUDIO_KEYS, FORMAT, VERSION, check_folder_name, describe
 from src.files import write_text
 
-HEADER_BYTES = 1 << 20
 SPLITS = ("train", "dev", "test")
 WRITE_ROWS = 128  # rows handed to MindRecord at once
 OUR_FILES = re.compile(
@@ -254,4 +254,10 @@ def _writing(path: Path) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise DataError(f"{path} cannot be written ({reason(error)}): make room, or write to another disk") from None
+        raise DataError(f"{path} cannot be written ({_reason(error)}): make room, or write to another disk") from None
+
+
+def _reason(error: RuntimeError) -> str:
+    """The line of MindRecord's message that says what is wrong."""
+    lines = str(error).splitlines() or [type(error).__name__]
+    return next((line for line in lines if "ERROR]" in line), lines[0]).replace("[ERROR]", "").strip()
