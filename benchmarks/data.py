@@ -88,12 +88,9 @@ class Batches(torch.utils.data.Dataset):
     def __getitem__(self, step: int) -> Batch:
         if self.loader is None:  # in the process that uses it
             self.loader = Loader(self.config, "train")
-            self.epoch, self.order = -1, None
-        epoch, place = divmod(step, self.loader.steps_per_epoch)
-        if epoch != self.epoch:
-            self.epoch, self.order = epoch, self.loader.order.epoch(epoch)
-        samples, passes = self.order
-        return self.loader._make(samples[place], passes[place], None, augment=True)[0]
+            self.steps = enumerate(self.loader.order.steps(self.config.data.batch_size))
+        wanted = next(made for number, made in self.steps if number == step)  # a worker's steps ascend
+        return self.loader._make(wanted.samples, wanted.passes, None, augment=True)[0]
 
 
 def endless() -> Iterator[int]:

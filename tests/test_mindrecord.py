@@ -11,8 +11,8 @@ from mindspore.dataset import MindDataset
 
 from src.config import AudioEncoderConfig
 from src.data import mindrecord
-from src.data.record import BYTES, COLUMNS, Record, checksum
 from src.data.mindrecord import READ_ERRORS, Shards
+from src.data.record import BYTES, COLUMNS, Record, checksum
 from src.data.writer import DatasetWriter
 
 AUDIO = AudioEncoderConfig(max_frames=16, mels=8)

@@ -25,6 +25,7 @@ LATER = {
     "train.stop_on_eval_error": False,
     "model.image.resize": "crop",
     "data.max_unknown": 0.2,
+    "data.max_bad": 100,
     "eval.rerank.tuned_on": "",
     "objectives.self_critical.samples": 5,
     "eval.reconstruction.max_items": 0,

@@ -71,12 +71,14 @@ class DataConfig:
     unique_images: bool = False  # no step holds two samples of one image, whatever its captions
     workers: int = 1  # threads that decode samples
     prefetch: int = 4  # batches made ahead of the step
+    max_bad: int = 100  # records that training may fail to read and replace; one more ends the run
     max_unknown: float = 0.2  # training starts only if at most this share of the texts' tokens is [UNK]
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "workers", "prefetch"):
             require(getattr(self, name) > 0, name, "must be positive")
+        require(self.max_bad >= 0, "max_bad", "must not be negative")
         require(0 <= self.max_unknown <= 1, "max_unknown", "must be in [0, 1]")
         require(not (self.path and self.sources), "sources", "data.path is given too: leave one of the two empty")
         folders = [source.path for source in self.sources]

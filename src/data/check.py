@@ -17,8 +17,8 @@ from tqdm import tqdm
 from src.data.decoding import brief
 from src.data.errors import DataError
 from src.data.image import open_rgb
-from src.data.record import checksum, unpack
 from src.data.mindrecord import READ_ERRORS, Row, Shards
+from src.data.record import checksum, unpack
 from src.data.store import describe, read_info, record_name, stored_layout
 
 SHOWN = 20  # problems that are printed; there may be millions

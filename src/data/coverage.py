@@ -92,12 +92,14 @@ class Coverage:
 
 
 def measure(dataset: Dataset, tokenizer: Tokenizer, model: ModelConfig) -> Coverage:
-    """The coverage of one split, of at most MEASURED samples."""
+    """The coverage of one split, of at most MEASURED samples; records that cannot be read are passed over."""
     records, captions, _ = dataset.samples[evenly_apart(len(dataset), MEASURED)].T
     tokens: Counter[bool] = Counter()
     characters: Counter[str] = Counter()
     texts, clips = [], []
-    for record, caption in zip(dataset.read(records), captions.tolist(), strict=True):
+    for record, caption in zip(dataset.read_good(records), captions.tolist(), strict=True):
+        if record is None:
+            continue
         if caption >= 0:
             pieces = tokenizer.tokens(record.captions[caption])
             tokens.update(piece == UNK for piece in pieces)

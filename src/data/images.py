@@ -6,7 +6,9 @@ from dataclasses import replace
 import numpy as np
 
 from src.config import Config
+from src.data.bad_records import BadRecords
 from src.data.coverage import Coverage
+from src.data.errors import DataError
 from src.data.pipeline import Batch, Loader, Sample
 from src.data.sources import Sources
 
@@ -23,6 +25,7 @@ class ImageLoader(Loader):
         self.sources = Sources(config, split, whole=False, codes=False)
         self.sources.require_images()
         self.ids = np.unique(self.sources.samples[:, 2], return_index=True)[1]
+        self.bad = BadRecords(self.sources, self.ids, config.data.max_bad)
 
     def coverage(self) -> list[Coverage]:
         """Of nothing: neither texts nor audio are read."""
@@ -46,6 +49,10 @@ class ImageLoader(Loader):
         return batch, [(key, "") for key in keys]
 
     def _next_image(self, sample: Sample) -> Sample:
-        found = self.sources.read(self.sources.others(int(self.sources.samples[sample.number, 0])))
-        name, record = next((name, record) for name, record in found if record.image is not None)
-        return replace(sample, record=record, name=name)
+        others = self.sources.others(sample.record_number)
+        others = others[~np.isin(others, list(self.bad.records))]
+        found = zip(others.tolist(), self.sources.read(others), strict=True)
+        for number, (name, record) in found:
+            if record.image is not None:
+                return replace(sample, record=record, record_number=number, name=name)
+        raise DataError(f"{sample.name} has no image, and no other image of its source can be read")

@@ -1,22 +1,39 @@
-"""Which samples a step takes: every source shuffled, several mixed by weight, no image twice if the user wants that.
+"""In which order a run takes its samples: every source shuffled, several mixed by weight, whatever a step takes of it.
 
-A *pass* takes each sample of a source once, in an order of its own. With one source, an epoch is a pass cut to full
-steps; the samples left over differ from epoch to epoch. With several, an epoch takes as many samples as they hold
-together, also cut to full steps. They are apportioned to the sources by weight (by largest remainders: no source is off
-by a whole sample) and spread evenly over the epoch, so that every step has about the same mixture; within its step a
-sample stands anywhere, because its place decides which losses read it. The passes of a source continue across epochs:
-no sample comes again before all others of its source. So each (pass, sample) pair occurs at most once in a training,
-and it seeds the sample's random numbers.
+The order is one endless stream. A step takes the next samples of it, as many as all ranks' batches hold together, and
+rank r the r-th part of them: a run that goes on with other ranks or batches goes on in the stream. Nothing is left out.
 
-The order follows from the number of the epoch alone: nothing is remembered, and a run resumes anywhere.
+A *pass* takes each sample of a source once, in an order of its own. An *epoch* is as many samples of the stream as the
+sources hold together. They are apportioned to the sources by weight (by largest remainders: no source is off by a whole
+sample) and spread evenly over the epoch, so that every step has about the same mixture, but at no fixed places: the
+place in a step decides which losses read a sample. The passes of a source continue across epochs: no sample comes again
+before all others of its source. So each (pass, sample) pair occurs at most once in a training, and it seeds the
+sample's random numbers. With one source, an epoch is a pass.
+
+The stream follows from the number of the epoch alone. With unique images a step passes over a sample whose image it
+has already; such samples are *postponed*: they are the first that the next step may take. A run's place is therefore
+the number of samples that its steps have taken, its *position*, and the postponed ones.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from src.data.errors import DataError
 from src.data.masking import order_rng
+
+NEIGHBOURS = 16  # samples of an epoch among which sources change places
+
+
+@dataclass(frozen=True)
+class Step:
+    """The samples of a step, those of all ranks together, and the place of the run behind it."""
+
+    samples: np.ndarray  # their numbers, int32 [n]
+    passes: np.ndarray  # the pass that each is of, int32 [n]
+    position: int  # samples that steps have taken
+    postponed: list[list[int]]  # [sample, pass] of those that were passed over
 
 
 class Order:
@@ -26,69 +43,123 @@ class Order:
         seed: of the run.
         sources: each source's sample numbers, int [n].
         weights: theirs, positive.
-        step_size: samples a step takes, those of all ranks together.
         images: the image of every sample number, if no step may hold an image twice; otherwise None.
 
     Attributes:
-        steps: of an epoch; 0 if the sources do not fill one.
+        size: samples of an epoch.
         shares: samples of an epoch that come from each source.
     """
 
     def __init__(
-        self,
-        seed: int,
-        sources: Sequence[np.ndarray],
-        weights: Sequence[float],
-        step_size: int,
-        images: np.ndarray | None = None,
+        self, seed: int, sources: Sequence[np.ndarray], weights: Sequence[float], images: np.ndarray | None = None
     ) -> None:
-        self.seed, self.sources, self.step_size, self.images = seed, sources, step_size, images
-        self.steps = sum(map(len, sources)) // step_size
-        self.shares = apportion(self.steps * step_size, weights)
-        if self.steps and 0 in self.shares:
+        self.seed, self.sources, self.images = seed, sources, images
+        self.size = sum(map(len, sources))
+        self.shares = apportion(self.size, weights)
+        if 0 in self.shares:
             place = self.shares.index(0)
             raise DataError(
                 f"data.sources[{place}].weight={weights[place]} gives less than one sample in an epoch of "
-                f"{self.steps * step_size}: raise it, or leave the source out"
+                f"{self.size}: raise it, or leave the source out"
             )
-        # with one source an epoch begins with a pass
-        self.passes = self.shares if len(sources) == 1 else [len(ids) for ids in sources]
 
-    def epoch(self, number: int) -> tuple[np.ndarray, np.ndarray]:
-        """The sample numbers of an epoch's steps and the pass that each is of, both int32 [steps, step_size]."""
-        samples, passes, origins = self._mixed([self._take(source, number) for source in range(len(self.sources))])
-        shape = self.steps, self.step_size
-        if self.images is not None:
-            # a generator of its own: if no image repeats, the order is the same as without this step
-            rng = order_rng(self.seed, number, len(self.sources))
-            places = spread(self.images[samples].reshape(shape), origins.reshape(shape), rng).reshape(-1)
-            samples, passes = samples[places], passes[places]
-        samples, passes = samples.reshape(shape), passes.reshape(shape)
-        if len(self.sources) > 1:
-            # spreading alone would give a small source the same place in every step: always the same rank and levels
-            rng = order_rng(self.seed, number, len(self.sources) + 1)
-            places = rng.permuted(np.tile(np.arange(self.step_size), (self.steps, 1)), axis=1)
-            samples, passes = (np.take_along_axis(table, places, 1) for table in (samples, passes))
-        return samples, passes
+    def epoch(self, number: int) -> np.ndarray:
+        """The samples of an epoch: their numbers and the pass that each is of, int32 [2, size]."""
+        taken = [self._take(source, number) for source in range(len(self.sources))]
+        if len(taken) == 1:
+            return taken[0]
+        mixed, turns = np.empty((2, self.size), np.int32), self._turns(number)
+        for source, samples in enumerate(taken):
+            mixed[:, turns == source] = samples
+        return mixed
+
+    def _turns(self, epoch: int) -> np.ndarray:
+        """The source of each sample of an epoch, int64 [size].
+
+        The k-th of a source's n stands anywhere in the k-th of n equal parts of the epoch. Of a frequent source that
+        would still leave a pattern where a step is a multiple of it, so that neighbours change places.
+        """
+        rng = order_rng(self.seed, epoch, len(self.sources))
+        places = np.concatenate([(np.arange(share) + rng.random(share)) / share for share in self.shares])
+        turns = np.repeat(np.arange(len(self.shares)), self.shares)[np.argsort(places, kind="stable")]
+        whole = self.size - self.size % NEIGHBOURS
+        near = rng.permuted(turns[:whole].reshape(-1, NEIGHBOURS), axis=1)
+        return np.concatenate([near.reshape(-1), rng.permutation(turns[whole:])])
+
+    def steps(self, size: int, position: int = 0, postponed: Sequence[Sequence[int]] = ()) -> Iterator[Step]:
+        """The endless steps of ``size`` samples from a place on; its arguments are those of a :class:`Step`.
+
+        Raises:
+            DataError: an image has more samples than there are steps that could take them.
+        """
+        self._check_images(size)
+        return self._steps(size, position, np.array(postponed, np.int32).reshape(-1, 2).T)
+
+    def _steps(self, size: int, position: int, held: np.ndarray) -> Iterator[Step]:
+        """Args: held: the postponed samples and their passes, int32 [2, n]."""
+        stream = _Stream(self, position + held.shape[1])
+        while True:
+            waited, found = held.shape[1], np.concatenate([held, stream.take(size - held.shape[1])], 1)
+            first = self._first(found)
+            while len(first) < size:
+                found = np.concatenate([found, stream.take(size - len(first))], 1)
+                first = self._first(found)
+            step, held = found[:, first[:size]], np.delete(found, first[:size], 1)
+            if waited:  # what waited would stand in the first rows of every step
+                step = order_rng(self.seed, position, len(self.sources) + 1).permutation(step, axis=1)
+            position += size
+            yield Step(*step, position, held.T.tolist())
+
+    def _first(self, found: np.ndarray) -> np.ndarray:
+        """Where the samples [2, n] stand that a step may take: all of them, or of each image the first."""
+        if self.images is None:
+            return np.arange(found.shape[1])
+        return np.sort(np.unique(self.images[found[0]], return_index=True)[1])
 
     def _take(self, source: int, epoch: int) -> np.ndarray:
-        """The samples of a source in an epoch: their numbers, their passes and the source, int32 [3, share]."""
-        length, share = self.passes[source], self.shares[source]
-        taken, done = np.full((3, share), source, np.int32), 0
+        """The samples of a source in an epoch and their passes, int32 [2, share]."""
+        ids, share = self.sources[source], self.shares[source]
+        taken, done = np.empty((2, share), np.int32), 0
         while done < share:
-            number, start = divmod(epoch * share + done, length)
-            some = order_rng(self.seed, number, source).permutation(self.sources[source])[start:length][: share - done]
+            number, start = divmod(epoch * share + done, len(ids))
+            some = order_rng(self.seed, number, source).permutation(ids)[start : start + share - done]
             taken[0, done : done + len(some)], taken[1, done : done + len(some)] = some, number
             done += len(some)
         return taken
 
-    def _mixed(self, taken: list[np.ndarray]) -> np.ndarray:
-        """Several sources' int32 [3, share] as one [3, n], each spread evenly over it."""
-        if len(taken) == 1:
-            return taken[0]
-        # the k-th of n samples stands at (k + ½) / n of the epoch
-        places = np.concatenate([(np.arange(share) + 0.5) / share for share in self.shares])
-        return np.concatenate(taken, 1)[:, np.argsort(places, kind="stable")]
+    def _check_images(self, size: int) -> None:
+        """No image may have so many samples that more are postponed with every step."""
+        if self.images is None:
+            return
+        for ids, share in zip(self.sources, self.shares, strict=True):
+            most = int(np.unique(self.images[ids], return_counts=True)[1].max())
+            if most * share * size > len(ids) * self.size:
+                raise DataError(
+                    f"data.unique_images: an image has {most} samples, more than there are steps of {size} in a pass "
+                    "over its source: lower data.batch_size, or allow repeats"
+                )
+
+
+class _Stream:
+    """The epochs of an order, one behind the other, from a sample on."""
+
+    def __init__(self, order: Order, start: int) -> None:
+        self.order = order
+        self.number, self.start = divmod(start, order.size)
+        self.epoch: np.ndarray | None = None  # it takes a moment for millions of samples
+
+    def take(self, count: int) -> np.ndarray:
+        """The next samples and their passes, int32 [2, count]; none for a negative count."""
+        taken = []
+        while count > 0:
+            if self.epoch is None:
+                self.epoch = self.order.epoch(self.number)
+            taken.append(self.epoch[:, self.start : self.start + count])
+            count -= taken[-1].shape[1]
+            self.start += taken[-1].shape[1]
+            if self.start == self.order.size:
+                self.number, self.start, self.epoch = self.number + 1, 0, None
+        return np.concatenate([np.empty((2, 0), np.int32), *taken], 1)
 
 
 def apportion(total: int, weights: Sequence[float]) -> list[int]:
@@ -98,61 +169,6 @@ def apportion(total: int, weights: Sequence[float]) -> list[int]:
     neediest = np.argsort(parts - quotas, kind="stable")[: total - parts.sum()]
     parts[neediest] += 1
     return parts.tolist()
-
-
-def spread(images: np.ndarray, groups: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Moves as few samples as needed for no step to hold an image twice.
-
-    A sample whose image occurs earlier in its step is exchanged with a sample of the same group in a step without that
-    image; the other sample must be new to its step, or be a repetition where it is. Each exchange increases the number
-    of different images, summed over the steps. One can always be found if no image has more samples than there are
-    steps and every step holds equally many samples of a group.
-
-    Args:
-        images: int [steps, size], the image of each place's sample.
-        groups: int [steps, size]; samples are exchanged within a group.
-        rng: chooses the sample to exchange with.
-
-    Returns:
-        int64 [steps, size]: the old place, counted over all steps, of the sample at each new place.
-
-    Raises:
-        DataError: an image has too many samples.
-    """
-    images, places = images.copy(), np.arange(images.size).reshape(images.shape)
-    for step, slot in _repeated(images):
-        while np.count_nonzero(images[step] == images[step, slot]) > 1:
-            other = _partner(images, groups, step, slot, rng)
-            for table in (images, places):
-                table[step, slot], table[other] = table[other], table[step, slot]
-    return places
-
-
-def _repeated(images: np.ndarray) -> np.ndarray:
-    """(step, slot) of every sample whose image occurs earlier in its step, int64 [n, 2]."""
-    order = np.argsort(images, axis=1, kind="stable")
-    ordered = np.take_along_axis(images, order, 1)
-    steps, ranks = np.nonzero(ordered[:, 1:] == ordered[:, :-1])
-    return np.stack((steps, order[steps, ranks + 1]), 1)
-
-
-def _partner(images: np.ndarray, groups: np.ndarray, step: int, slot: int, rng: np.random.Generator) -> tuple[int, int]:
-    """Step and slot of the sample to exchange with."""
-    steps, image = len(images), images[step, slot]
-    begin = rng.integers(steps)
-    for other in range(begin, begin + steps):
-        row = images[other % steps]
-        if image in row:
-            continue
-        _, inverse, counts = np.unique(row, return_inverse=True, return_counts=True)
-        fits = ~np.isin(row, images[step]) | (counts[inverse] > 1)
-        found = np.flatnonzero(fits & (groups[other % steps] == groups[step, slot]))
-        if len(found):
-            return other % steps, int(rng.choice(found))
-    raise DataError(
-        f"data.unique_images: an image has {np.count_nonzero(images == image)} samples in an epoch of {steps} "
-        "steps: lower data.batch_size, or allow repeats"
-    )
 
 
 def evenly_apart(count: int, most: int) -> np.ndarray:

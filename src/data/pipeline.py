@@ -2,24 +2,26 @@
 
 Order, augmentation, masks and noise are sampled from (seed, epoch, sample), where the epoch is the sample's own: the
 pass over its source that it is taken in (:mod:`src.data.order`). So a step's batch is the same in an uninterrupted run
-and in a resumed one, with any number of workers.
+and in a resumed one, with any number of workers, and a sample is the same in a batch of any size.
 """
 
 import functools
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from src.config import Config
 from src.data import masking
 from src.data.augment import augment_audio, augment_image
+from src.data.bad_records import BadRecords
 from src.data.coverage import Coverage, measure
 from src.data.digests import short_digest
-from src.data.errors import DataError
+from src.data.errors import BadRecordError, DataError
 from src.data.image import decode_image
-from src.data.order import Order
+from src.data.order import Order, Step
 from src.data.prefetch import prefetch
 from src.data.record import Record
 from src.data.regions import fill_regions
@@ -29,6 +31,8 @@ from src.data.store import Dataset
 from src.data.tokenizer import Tokenizer, text_id
 
 Batch = dict[str, np.ndarray]
+Place = dict[str, Any]
+Made = tuple[Batch, Place, list[str]]  # a batch of training, the place behind it, and what is to be told of it
 Evaluated = tuple[Batch, int, list[tuple[str, str]]]
 
 
@@ -39,6 +43,7 @@ class Sample:
     number: int  # among all samples of the split
     epoch: int  # the pass over its source that it is taken in
     record: Record
+    record_number: int  # among all records of the split
     caption: int  # of the record; −1: without one
     name: str  # of the record in error messages
 
@@ -57,6 +62,33 @@ class Sample:
         if self.caption >= 0:
             return text_id(self.text)
         return 0 if self.audio is None else short_digest(self.audio.tobytes())
+
+
+class Batches:
+    """The endless batches of a training.
+
+    Attributes:
+        place: where the run is behind the last batch that was taken: what :meth:`Loader.batches` goes on from, JSON.
+        told: lines for the log, of records that were found to be bad in that batch.
+        bad_records: how many were found so far.
+    """
+
+    def __init__(self, made: Iterator[Made], position: int, postponed: Sequence[Sequence[int]]) -> None:
+        self._made, self.place = made, {"position": position, "postponed": [list(pair) for pair in postponed]}
+        self.told: list[str] = []
+        self.bad_records = 0
+
+    def __iter__(self) -> "Batches":
+        return self
+
+    def __next__(self) -> Batch:
+        batch, self.place, self.told = next(self._made)
+        self.bad_records += len(self.told)
+        return batch
+
+    def close(self) -> None:
+        """Ends the thread that makes them ahead."""
+        self._made.close()
 
 
 class Loader:
@@ -78,6 +110,7 @@ class Loader:
         self.tokenizer = Tokenizer(config.model.text.vocab)
         self.sources = Sources(config, split, codes=stored_codes)
         self.ids = np.arange(len(self.sources))  # the samples of an epoch
+        self.bad = BadRecords(self.sources, self.ids, config.data.max_bad)
 
     @classmethod
     def held_out(cls, config: Config, split: str, **options: bool) -> "Loader":
@@ -98,25 +131,26 @@ class Loader:
     @functools.cached_property
     def order(self) -> Order:
         """The order of training."""
-        config, wanted = self.config, self.config.data.batch_size * self.ranks
-        images = self.sources.samples[:, 2] if config.data.unique_images else None
-        order = Order(config.seed, self.sources.split(self.ids), self.sources.weights, wanted, images)
-        if not order.steps:
+        images = self.sources.samples[:, 2] if self.config.data.unique_images else None
+        return Order(self.config.seed, self.sources.split(self.ids), self.sources.weights, images)
+
+    def batches(self, position: int = 0, postponed: Sequence[Sequence[int]] = ()) -> Batches:
+        """Endless batches from a place in the order on; its arguments are those of :attr:`Batches.place`.
+
+        A sample whose record cannot be read is replaced (:mod:`src.data.bad_records`).
+
+        Raises:
+            DataError: the split is too small for a step; on the way: more than data.max_bad records cannot be read.
+        """
+        wanted = self.config.data.batch_size * self.ranks
+        if wanted > len(self.ids):
             folders = ", ".join(str(dataset.folder) for dataset in self.sources.datasets)
             raise DataError(
                 f"{folders}: split {self.split!r} has {len(self.ids)} samples, a step takes {wanted}: "
                 "lower data.batch_size"
             )
-        return order
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Full batches of an epoch."""
-        return self.order.steps
-
-    def batches(self, first_step: int = 0) -> Iterator[Batch]:
-        """Endless batches from a global step on, prefetched by a thread; closing the iterator ends it."""
-        return prefetch(self._training_batches(self.order, first_step), self.config.data.prefetch)
+        made = self._training_batches(self.order.steps(wanted, position, postponed))
+        return Batches(prefetch(made, self.config.data.prefetch), position, postponed)
 
     def evaluation(self, batch_size: int, limit: int = 0, order: np.ndarray | None = None) -> Iterator[Evaluated]:
         """The split in its own order or another, with the masks of epoch 0 and without augmentation: metrics repeat.
@@ -132,15 +166,25 @@ class Loader:
         ids = self.ids[: limit or None] if order is None else order
         return prefetch(self._evaluation_batches(batch_size, ids), self.config.data.prefetch)
 
-    def _training_batches(self, order: Order, first_step: int) -> Generator[Batch, None, None]:
-        size, (epoch, step) = self.config.data.batch_size, divmod(first_step, order.steps)
+    def _training_batches(self, steps: Iterator[Step]) -> Generator[Made, None, None]:
+        size = self.config.data.batch_size
         rows = slice(self.rank * size, (self.rank + 1) * size)
         with self._workers() as workers:
-            while True:
-                samples, passes = order.epoch(epoch)
-                for place in range(step, order.steps):
-                    yield self._make(samples[place, rows], passes[place, rows], workers, augment=True)[0]
-                epoch, step = epoch + 1, 0
+            for step in steps:
+                batch, told = self._make_whole(step.samples[rows], step.passes[rows], workers)
+                yield batch, {"position": step.position, "postponed": step.postponed}, told
+
+    def _make_whole(self, ids: np.ndarray, epochs: np.ndarray, workers: ThreadPoolExecutor) -> tuple[Batch, list[str]]:
+        """A batch of training, and what is to be told of records that were found to be bad.
+
+        It is made anew for each of them: they are few, and no row then holds a part of another sample.
+        """
+        told: list[str] = []
+        while True:
+            try:
+                return self._make(self.bad.replace(ids), epochs, workers, augment=True)[0], told
+            except BadRecordError as error:
+                told.append(self.bad.add(error))
 
     def _evaluation_batches(self, size: int, ids: np.ndarray) -> Generator[Evaluated, None, None]:
         with self._workers() as workers:
@@ -155,9 +199,9 @@ class Loader:
 
     def _samples(self, ids: np.ndarray, epochs: np.ndarray) -> Iterator[Sample]:
         records, captions, _ = self.sources.samples[ids].T
-        columns = ids.tolist(), epochs.tolist(), self.sources.read(records), captions.tolist()
-        for number, epoch, (name, record), caption in zip(*columns, strict=True):
-            yield Sample(number, epoch, record, caption, name)
+        columns = ids.tolist(), epochs.tolist(), self.sources.read(records), records.tolist(), captions.tolist()
+        for number, epoch, (name, record), record_number, caption in zip(*columns, strict=True):
+            yield Sample(number, epoch, record, record_number, caption, name)
 
     def _make(
         self, ids: np.ndarray, epochs: np.ndarray, workers: ThreadPoolExecutor, augment: bool = False
@@ -195,10 +239,13 @@ class Loader:
     def _image(self, sample: Sample, size: int, augment: bool) -> np.ndarray:
         """Its image, uint8 [S, S, 3]."""
         config, resize = self.config.data.augment, self.config.model.image.resize
-        if not augment or not config.augments_images:
-            return decode_image(sample.record.image, size, resize, sample.name)
-        rng = masking.sample_rng(self.config.seed, sample.epoch, sample.number, masking.IMAGE)
-        return augment_image(sample.record, size, resize, sample.name, config, rng)
+        try:
+            if not augment or not config.augments_images:
+                return decode_image(sample.record.image, size, resize, sample.name)
+            rng = masking.sample_rng(self.config.seed, sample.epoch, sample.number, masking.IMAGE)
+            return augment_image(sample.record, size, resize, sample.name, config, rng)
+        except DataError as error:
+            raise BadRecordError(str(error), sample.record_number) from None
 
     def _audio(self, sample: Sample, augment: bool) -> np.ndarray:
         """Its audio [frames, …]."""

@@ -1,11 +1,12 @@
 """Several datasets under one numbering: records, images and samples of each follow those of the previous one."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 
 from src.config import Config
-from src.data.errors import DataError
+from src.data.errors import BadRecordError, DataError
 from src.data.image_codes import open_codes
 from src.data.record import Record
 from src.data.schema import IMAGE
@@ -48,11 +49,23 @@ class Sources:
         return np.split(ids, np.searchsorted(ids, self.first_samples[1:]))
 
     def read(self, records: np.ndarray) -> Iterator[tuple[str, Record]]:
-        """The name of each record for error messages, and the record, in the requested order."""
+        """The name of each record for error messages, and the record, in the requested order.
+
+        Raises:
+            BadRecordError: one is not as it was written.
+        """
         for source, index in self._locate(records):
             dataset = self.datasets[source]
-            (record,) = dataset.read([index])
-            yield f"{dataset.folder}: split {dataset.split!r}, record {record.key!r}", record
+            try:
+                (record,) = dataset.read([index])
+            except BadRecordError as error:
+                raise BadRecordError(str(error), int(self.first_records[source]) + error.record) from None
+            yield dataset.name(index, record.key), record
+
+    def folder_of(self, record: int) -> Path:
+        """The folder of a record's source."""
+        ((source, _),) = self._locate(np.array([record]))
+        return self.datasets[source].folder
 
     def codes(self, records: np.ndarray, count: int) -> np.ndarray:
         """The image codes of records, int32 [n, count]; −1 if there are none."""

@@ -15,9 +15,9 @@ import numpy as np
 from src.config import AudioEncoderConfig, ImageEncoderConfig
 from src.data.decoding import brief, whole_text
 from src.data.errors import BadRecordError, DataError
+from src.data.mindrecord import READ_ERRORS, Shards
 from src.data.record import Record, checksum, unpack
 from src.data.schema import MODALITIES, audio_layout
-from src.data.mindrecord import READ_ERRORS, Shards
 from src.files import digest
 
 FORMAT, VERSION = "opt-dataset", 2
@@ -100,6 +100,14 @@ class Dataset:
             if not 0 <= index < self.records:
                 raise DataError(f"{self.folder}: split {self.split!r} has no record {index}")
             yield self._record(int(index), layout)
+
+    def read_good(self, record_indices: Iterable[int]) -> Iterator[Record | None]:
+        """As :meth:`read`, but None in the place of a record that is not as it was written."""
+        for index in record_indices:
+            try:
+                yield next(self.read([index]))
+            except BadRecordError:
+                yield None
 
     def name(self, index: int, key: str = "") -> str:
         """A record for messages: its shard, split and number, and its key if that is known."""

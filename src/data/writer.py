@@ -14,10 +14,10 @@ import numpy as np
 from src.config import AudioEncoderConfig
 from src.data.digests import DigestTable
 from src.data.errors import DataError
+from src.data.mindrecord import HEADER_BYTES
 from src.data.parts import PART, PROGRESS, check_progress, read_entries, read_part, sync, write_part
 from src.data.record import PAGE_BYTES, SCHEMA, Packed, Record, pack_record
 from src.data.schema import MODALITIES, TEXT
-from src.data.mindrecord import HEADER_BYTES
 from src.data.store import AUDIO_KEYS, FORMAT, VERSION, check_folder_name, describe
 from src.files import write_text
 

@@ -37,7 +37,7 @@ class References:
 
     @classmethod
     def read(cls, sources: Sources, image_input: str = "patch") -> "References":
-        """One pass over the split.
+        """One pass over the split; records that cannot be read are passed over, as training replaces them.
 
         Args:
             sources: of training.
@@ -50,11 +50,13 @@ class References:
         groups: dict[int, list[tuple[str, ...]]] = {}
         with progress(None, "references", len(images)) as bar:
             for dataset, first in zip(sources.datasets, sources.first_records, strict=True):
-                for number, record in enumerate(dataset.read(range(dataset.records)), int(first)):
+                for number, record in enumerate(dataset.read_good(range(dataset.records)), int(first)):
+                    bar.update()
+                    if record is None:
+                        continue
                     texts = [tuple(map(sys.intern, tokens)) for tokens in map(words, record.captions) if tokens]
                     if texts and record.presence(0, image_input)[IMAGE]:
                         groups.setdefault(images[number], []).extend(texts)
-                    bar.update()
         if not groups:
             raise DataError("task=self_critical: no image of the training split has a caption to compare with")
         return cls(CiderD(groups.values()), groups)

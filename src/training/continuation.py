@@ -12,11 +12,12 @@ from typing import Any
 
 from mindspore import nn
 
-from src.checkpoints.checkpoint import load_checkpoint_config, load_parts, parts_of
+from src.checkpoints.checkpoint import load_checkpoint_config, load_parts, parts_of, read_config
 from src.checkpoints.files import VOCAB, CheckpointError, Tensors
 from src.checkpoints.places import locate
 from src.config import OPT, Config, ConfigError
 from src.data.image_codes import tokenizer_fingerprint
+from src.data.pipeline import Loader
 from src.data.tokenizer import Tokenizer
 from src.errors import UserError
 from src.training.new_lengths import Shape, convert_positions
@@ -44,7 +45,7 @@ READ_CODES = {"image_decoder", "masked_code_head"}  # parts with a row for every
 def check_resume(config: Config, folder: Path) -> None:
     """Raises ConfigError if the checkpoint that a run goes on from was trained with something that cannot change."""
     stored = load_checkpoint_config(folder)
-    kept = dict(_keys(stored.model, "model."))
+    kept = {key: value for key, value in _leaves(stored.model, "model.") if key.split(".")[-1] not in FREE}
     kept |= {key: _value(stored, key) for key in KEPT}
     for key, theirs in kept.items():
         ours = _value(config, key)
@@ -59,6 +60,73 @@ def check_resume(config: Config, folder: Path) -> None:
             f"--resume: data.codes={config.data.codes} is another image tokenizer than that of the run in {folder}, "
             "whose codes the network has learned: name that one"
         )
+
+
+def data_identity(loader: Loader) -> list[dict[str, Any]]:
+    """What defines the order of samples beside the seed, as a checkpoint's state holds it: a row for each source.
+
+    A source is known by the content of its shards: its folder may move.
+    """
+    sources = zip(loader.sources.datasets, loader.order.shares, strict=True)
+    return [{"sha256": dataset.digest(), "share": share} for dataset, share in sources]
+
+
+def resume_place(state: Mapping[str, Any], folder: Path, loader: Loader) -> dict[str, Any]:
+    """Where a resumed run is in the order of samples: the arguments of Loader.batches.
+
+    Args:
+        state: of the checkpoint in ``folder``.
+
+    Raises:
+        ConfigError: the order is another one.
+    """
+    if "data" not in state:  # of a version whose epochs were cut to full steps
+        size = load_checkpoint_config(folder).data.batch_size * loader.ranks
+        epoch, step = divmod(state["step"], max(1, loader.order.size // size))
+        return {"position": epoch * loader.order.size + step * size, "postponed": []}
+    _check_data(state["data"], folder, loader)
+    return {name: state[name] for name in ("position", "postponed")}
+
+
+def _check_data(theirs: list[dict[str, Any]], folder: Path, loader: Loader) -> None:
+    """The same sources in the same order, and as much of each."""
+    ours, hint = data_identity(loader), "start a new run from these weights (train.init_from, another train.output)"
+    if len(ours) != len(theirs):
+        raise ConfigError(
+            f"--resume: data.path and data.sources name {len(ours)} datasets, {len(theirs)} in {folder}, and the order "
+            f"of samples cannot change: name those, or {hint}"
+        )
+    for place, (dataset, own, other) in enumerate(zip(loader.sources.datasets, ours, theirs, strict=True)):
+        if own["sha256"] != other["sha256"]:
+            raise ConfigError(
+                f"--resume: split {dataset.split!r} of {dataset.folder} is not the data that the run in {folder} was "
+                f"trained with, and the order of samples cannot change: name that, or {hint}"
+            )
+        if own["share"] != other["share"]:
+            raise ConfigError(
+                f"--resume: data.sources[{place}].weight gives {own['share']} samples in an epoch, {other['share']} in "
+                f"{folder}, and the order of samples cannot change: set the weights back, or {hint}"
+            )
+
+
+def describe_changes(config: Config, folder: Path, state: Mapping[str, Any], ranks: int) -> str:
+    """What differs from the configuration that a checkpoint was trained with, in one line; nothing if nothing does.
+
+    Args:
+        state: of the checkpoint in ``folder``.
+    """
+    theirs, ours = (dict(_leaves(which, "")) for which in (read_config(folder), config))
+    changed = [f"{key}: {_shown(theirs[key])} → {_shown(ours[key])}" for key in ours if theirs[key] != ours[key]]
+    if state.get("ranks", ranks) != ranks:  # earlier versions did not store them
+        changed.append(f"ranks: {state['ranks']} → {ranks}")
+    return f"changed since {folder}: {', '.join(changed)}" if changed else ""
+
+
+def _shown(value: Any) -> Any:
+    """A setting as it is written on a command line; sources as mappings."""
+    if isinstance(value, tuple):
+        return [dataclasses.asdict(item) if dataclasses.is_dataclass(item) else item for item in value]
+    return "''" if value == "" else value
 
 
 def start_from(model: nn.Cell, config: Config) -> list[str]:
@@ -160,13 +228,13 @@ def _listed(title: str, names: list[str]) -> str:
     return title + ", ".join(names) if names else ""
 
 
-def _keys(section: Any, prefix: str) -> Iterator[tuple[str, Any]]:
-    """Every dotted key of a section with its value, but those that are free to change."""
+def _leaves(section: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+    """Every dotted key of a section with its value."""
     for field in dataclasses.fields(section):
         value, key = getattr(section, field.name), f"{prefix}{field.name}"
         if dataclasses.is_dataclass(value):
-            yield from _keys(value, f"{key}.")
-        elif field.name not in FREE:
+            yield from _leaves(value, f"{key}.")
+        else:
             yield key, value
 
 

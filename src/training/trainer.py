@@ -19,7 +19,7 @@ from src.checkpoints.places import CHECKPOINTS, has_checkpoint, locate
 from src.checkpoints.pretrained import init_encoders
 from src.config import TASKS, Config, ConfigError, to_yaml
 from src.data.decoding import brief
-from src.data.pipeline import Batch
+from src.data.pipeline import Batches, Place
 from src.data.store import read_info
 from src.files import write_text
 from src.models.build import build_model
@@ -31,7 +31,7 @@ from src.tasks import registry
 from src.training import bad_batches
 from src.training.accumulation import part_size
 from src.training.average import WeightAverage
-from src.training.continuation import check_resume, start_from
+from src.training.continuation import check_resume, data_identity, describe_changes, resume_place, start_from
 from src.training.held_out import HeldOut
 from src.training.layer_rates import unfrozen
 from src.training.log import Careless, RunLog
@@ -62,8 +62,8 @@ class Trainer:
         self, config: Config, rank: int = 0, ranks: int = 1, resume: Resume = False, verbose: bool = False
     ) -> None:
         self.config, self.rank, self.ranks, self.verbose = config, rank, ranks, verbose
-        # the samples of the steps since the last look at the device
-        self.recent: deque[np.ndarray] = deque(maxlen=config.train.log_every)
+        # the samples of the steps since the last look at the device, and the place in their order before each
+        self.recent: deque[tuple[np.ndarray, Place]] = deque(maxlen=config.train.log_every)
         self.folder = Path(config.train.output)
         self.checkpoints = self.folder / CHECKPOINTS
         there = has_checkpoint(self.folder)
@@ -78,12 +78,19 @@ class Trainer:
         self.loader = self.task.loader(config, config.data.train_split, rank, ranks)
         self.model = build_model(config)
         self.state: dict[str, Any] = {"step": 0, "best": None, "since_best": 0, "evaluation_due": False}
+        self.state |= {"position": 0, "postponed": []}
         if self.place:
             self.state |= checkpoint.read_state(self.place)
+            self.state |= resume_place(self.state, self.place, self.loader)
         else:
             self._start()
         # what a run has left out it leaves out to its end: the optimizer's state has no place for it
         self.trained = without(config, self.state.get("left_out", ()))
+        if self.place and (
+            changes := describe_changes(self.trained, self.place, self.state.get("ranks", ranks), ranks)
+        ):
+            self._say(changes)
+        self.state |= {"ranks": ranks, "data": data_identity(self.loader)}
         self.step = self._build_step(ranks)
         if self.place:
             self._resume(self.place)
@@ -216,7 +223,8 @@ class Trainer:
             CheckpointError: what was done at the end could not be saved.
         """
         config, steps = self.config, self.config.train.steps
-        batches = self.loader.batches(self.step_number)  # before anything is written: the split may be too small
+        # before anything is written: the split may be too small
+        batches = self.loader.batches(self.state["position"], self.state["postponed"])
         if self.rank == 0:
             write_text(self.folder / "config.yaml", to_yaml(config))
             if self.verbose:
@@ -231,14 +239,15 @@ class Trainer:
         unfinished = self.step_number < steps or self.state["evaluation_due"]
         return self.stop.kind if unfinished else None
 
-    def _loop(self, batches, log: RunLog) -> None:
+    def _loop(self, batches: Batches, log: RunLog) -> None:
         train, pace = self.config.train, Pace(self.config.data.batch_size * self.ranks, self.step_number)
         # due: the run ended between saving and evaluating
         stops = self._evaluate(log) if self.state["evaluation_due"] else self._is_out_of_patience()
         while self.step_number < train.steps and not stops:
-            self._advance(next(batches))
+            self._advance(batches)
             self.stop.listen()  # before, there is nothing to lose, and a graph to be compiled that hears no signal
             log.advance()
+            self._tell_bad_records(batches.told, log)
             step, last = self.step_number, self.step_number == train.steps
             logs = step % train.log_every == 0 or last
             evaluates = self.evaluates and (step % train.eval_every == 0 or last)
@@ -248,19 +257,28 @@ class Trainer:
             result = self._result(log)
             stops = self._agree_to_stop(result)
             if logs:
-                log.write(step, _scalars(result, pace.rate(step)))
+                log.write(step, _scalars(result, pace.rate(step), batches.bad_records))
             if saves or stops:
                 self._save(log, evaluates, needed=last or stops)
                 if evaluates and not stops:  # what evaluation fails on costs no trained step
                     stops = self._evaluate(log)
                 pace.restart(self.step_number)  # the rate is that of training only
 
-    def _advance(self, batch: Batch) -> None:
+    def _advance(self, batches: Batches) -> None:
+        before, batch = batches.place, next(batches)
         if self.stop.asked:
             self.step.ask_to_stop()
         self.step(batch)
-        self.recent.append(batch["sample_id"])
-        self.state["step"] += 1
+        self.recent.append((batch["sample_id"], before))
+        self.state |= {"step": self.step_number + 1, **batches.place}
+
+    def _tell_bad_records(self, told: Sequence[str], log: RunLog) -> None:
+        """On the rank that met them: each reads its own part of a step."""
+        for line in told:
+            if self.rank == 0:
+                log.say(f"step {self.step_number}: {line}")
+            else:
+                print(f"rank {self.rank}, step {self.step_number}: {line}", flush=True, file=Careless(sys.stdout))
 
     def _agree_to_stop(self, result: StepResult) -> bool:
         """Whether the run ends here; ranks say the same, or they would wait for each other for ever.
@@ -283,7 +301,7 @@ class Trainer:
             result = self.step.result()
         except NonFiniteError as error:
             self._note_bad(error.bad_ago, log)
-            ids = ", ".join(map(str, self.recent[-1 - error.ago][:8])) if error.ago < len(self.recent) else "unknown"
+            ids = ", ".join(map(str, self.recent[-1 - error.ago][0][:8])) if error.ago < len(self.recent) else "unknown"
             row = f" (the last of {error.row} in a row)" if error.row > 1 else ""
             raise TrainingError(
                 f"step {self.step_number - error.ago}{row}: {error}; it updated nothing; its batch begins with samples "
@@ -298,7 +316,7 @@ class Trainer:
         """Tells of the bad steps since the last look, and keeps their batches, which are read once more."""
         for ago in sorted((ago for ago in bad_ago if ago < len(self.recent)), reverse=True):
             step = self.step_number - ago
-            again = self.loader.batches(step - 1)
+            again = self.loader.batches(**self.recent[-1 - ago][1])
             try:
                 kept = bad_batches.note(self.folder, step, self.rank, next(again))
             except OSError as error:
@@ -417,7 +435,7 @@ def parameter_table(model: nn.Cell) -> str:
     return table(rows, ("part", "parameters"))
 
 
-def _scalars(result: StepResult, rate: float) -> dict[str, Any]:
+def _scalars(result: StepResult, rate: float, bad_records: int) -> dict[str, Any]:
     losses = {"loss" if name == "total" else f"loss/{name}": value for name, value in result.losses.items()}
     metrics = {f"batch/{name}": value for name, value in result.metrics.items()}
     more: dict[str, float] = {} if result.skipped else {"grad_norm": result.norm}  # infinite where a step overflowed
@@ -425,4 +443,6 @@ def _scalars(result: StepResult, rate: float) -> dict[str, Any]:
         more["loss_scale"] = result.loss_scale
     if result.bad_steps:
         more["bad_steps"] = result.bad_steps
+    if bad_records:
+        more["bad_records"] = bad_records
     return losses | metrics | {"lr": result.rate, **more, "samples_per_second": round(rate, 2)}
