@@ -149,7 +149,7 @@ def test_references_take_little_memory() -> None:
     records = [
         Record(str(at), b"", tuple(" ".join(map(str, text)) for text in group), ()) for at, group in enumerate(texts)
     ]
-    dataset = SimpleNamespace(records=len(records), read=lambda numbers: (records[number] for number in numbers))
+    dataset = SimpleNamespace(records=len(records), read_good=lambda numbers: (records[number] for number in numbers))
     samples = np.stack([np.arange(len(records))] * 3, 1)
     words("1")  # its dictionary is loaded once
     tracemalloc.start()
