@@ -178,7 +178,7 @@ def test_more_than_max_bad_end_the_run(damaged: Config, most: int, lived: bool) 
         assert len(take(config, 8)[1]) == 4
         return
     with pytest.raises(
-        DataError, match=rf"^{most + 1} records of the training data cannot be read, more than data.ma"
+        DataError, match=rf"^{most + 1} records? of the training data cannot be read, more than data.ma"
     ) as caught:
         take(config, 8)
     message = str(caught.value)

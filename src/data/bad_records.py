@@ -37,8 +37,9 @@ class BadRecords:
         self.records |= {error.record}
         count = len(self.records)
         if count > self.most:
+            counted = "1 record" if count == 1 else f"{count} records"
             raise DataError(
-                f"{count} records of the training data cannot be read, more than data.max_bad={self.most} allows; the "
+                f"{counted} of the training data cannot be read, more than data.max_bad={self.most} allows; the "
                 f"first: {self.first}; python tools/check_data.py {self.sources.folder_of(error.record)} names them all"
             )
         return f"{error}; another sample takes its place ({count} of at most data.max_bad={self.most})"

@@ -42,7 +42,7 @@ class Shards:
     def __init__(self, paths: Sequence[Path], records: Sequence[int]) -> None:
         self.paths = list(paths)
         self.ends = np.cumsum(records)
-        self._places: dict[int, np.ndarray] = {}  # by shard: int64 [rows, 6], the columns of PLACE; −1: unknown
+        self._places: dict[int, np.ndarray] = {}  # by shard: int32 [rows, 6], the columns of PLACE; −1: unknown
         self._files: dict[int, tuple[BinaryIO, int, int]] = {}  # by shard: file, bytes of its header and of a page
         self._lock = threading.Lock()  # a file must not be closed while another thread reads it
 
@@ -100,13 +100,13 @@ def _read_header(file: BinaryIO) -> tuple[int, int]:
 
 
 def _read_places(path: Path, rows: int) -> np.ndarray:
-    """Where the rows of a file lie: int64 [rows, 6], the columns of PLACE; −1 for those that cannot be known."""
-    places = np.full((rows, 6), -1, np.int64)
+    """Where the rows of a file lie: int32 [rows, 6], the columns of PLACE; −1 for those that cannot be known."""
+    places = np.full((rows, 6), -1, np.int32)
     # immutable: no lock file is wanted, which a folder that is read only could not hold
     index = sqlite3.connect(f"{path.absolute().as_uri()}.db?mode=ro&immutable=1", uri=True)
     try:
         try:
-            found = np.array(index.execute(f"SELECT ROW_ID, {PLACE} FROM INDEXES").fetchall(), np.int64)
+            found = np.array(index.execute(f"SELECT ROW_ID, {PLACE} FROM INDEXES").fetchall(), np.int32)
             places[found[:, 0]] = found[:, 1:]
         except READ_ERRORS:  # a page of it is damaged: what the others say is as good as ever
             for row in range(rows):
@@ -119,7 +119,7 @@ def _read_places(path: Path, rows: int) -> np.ndarray:
 def _read_place(index: sqlite3.Connection, row: int) -> Sequence[int]:
     try:
         (place,) = index.execute(f"SELECT {PLACE} FROM INDEXES WHERE ROW_ID = ?", (row,)).fetchall()
-        return np.array(place, np.int64)
+        return np.array(place, np.int32)
     except READ_ERRORS:
         return [-1] * 6
 
