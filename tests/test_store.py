@@ -159,6 +159,22 @@ def test_missing_or_short_file_is_named(copy: Path, name: str) -> None:
         Dataset(copy, "train")
 
 
+def test_any_changed_byte_of_dataset_json_is_named_or_harmless(copy: Path) -> None:
+    path, rng = copy / "dataset.json", np.random.default_rng(0)
+    whole, named = path.read_bytes(), 0
+    expected = [record.key for record in Dataset(copy, "train").read(range(24))]
+    for place in rng.choice(len(whole), 150, replace=False):
+        data = bytearray(whole)
+        data[place] ^= 1 << int(rng.integers(8))
+        path.write_bytes(data)
+        try:
+            assert [record.key for record in Dataset(copy, "train").read(range(24))] == expected
+        except DataError as error:
+            named += 1
+            assert str(copy) in str(error) and "\n" not in str(error)
+    assert named > 50
+
+
 @pytest.mark.parametrize("name", ["index-train.npy", "checksums-train.npy"])
 def test_a_changed_byte_of_an_index_is_named(copy: Path, name: str) -> None:
     """A wrong number there would be another caption, or the damage of a good record."""

@@ -66,6 +66,8 @@ class Dataset:
         for file in (*small, *self._files):
             _check_size(self.folder / file["name"], file["bytes"])
         self.samples, self._checksums = (_load(self.folder / file["name"], file["sha256"]) for file in small)
+        if (len(self.samples), len(self._checksums)) != (self._entry["samples"], self.records):
+            raise DataError(f"{self.folder / 'dataset.json'} is damaged: {AGAIN}")
         shards = [(self.folder / shard["files"][0]["name"], shard["records"]) for shard in self._entry["shards"]]
         self._shards = Shards(*zip(*shards, strict=True))
 
@@ -182,7 +184,7 @@ def read_info(folder: str | Path) -> dict[str, Any]:
         raise DataError(f"{folder} is no finished dataset (no dataset.json): run python tools/prepare_data.py again")
     try:
         info = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
+    except (ValueError, RecursionError):
         raise DataError(f"{path} is not JSON: prepare the dataset again") from None
     if not isinstance(info, dict) or info.get("format") != FORMAT or not isinstance(info.get("splits"), dict):
         raise DataError(f"{path} does not describe a dataset of this project: choose another folder")
@@ -190,7 +192,30 @@ def read_info(folder: str | Path) -> dict[str, Any]:
         raise DataError(
             f"{path} has format version {info.get('version')}, this code reads {VERSION}: prepare the dataset again"
         )
+    if not _is_whole(info):
+        raise DataError(f"{path} is damaged: {AGAIN}")
     return info
+
+
+def _is_whole(info: dict[str, Any]) -> bool:
+    """Whether a dataset.json has all that is read of it; what its numbers and names say is compared with the files."""
+    try:
+        audio = info["audio"]
+        stored = all(isinstance(audio[key], int) for key in AUDIO_KEYS[audio["input"]])
+        return stored and all(map(_is_whole_split, info["splits"].values()))
+    except (KeyError, TypeError, AttributeError, ValueError):
+        return False
+
+
+def _is_whole_split(entry: dict[str, Any]) -> bool:
+    shards = entry["shards"]
+    files = [entry["index"], entry["checksums"], *(file for shard in shards for file in shard["files"])]
+    described = all(
+        isinstance(file[key], kind) for file in files for key, kind in (("name", str), ("bytes", int), ("sha256", str))
+    )
+    counted = all(isinstance(entry[key], int) for key in ("samples", "regions", *MODALITIES))
+    paired = all(len(shard["files"]) == 2 and shard["records"] > 0 for shard in shards)
+    return described and counted and paired and sum(shard["records"] for shard in shards) == entry["records"]
 
 
 def check_folder_name(folder: str | Path) -> None:
@@ -211,7 +236,7 @@ def describe(path: Path) -> dict[str, Any]:
 
 
 def _check_size(path: Path, size: int) -> None:
-    if not path.is_file():
+    if not path.is_file():  # also where its name is damaged
         raise DataError(f"{path} is missing: {AGAIN}")
     if path.stat().st_size != size:
         raise DataError(f"{path} has {path.stat().st_size} bytes, dataset.json says {size}: prepare the dataset again")
