@@ -15,7 +15,8 @@ from mindspore import nn
 from test_trainer import stand_in, with_run  # noqa: F401 - a fixture
 
 from src.checkpoints.checkpoint import read_state
-from src.checkpoints.files import STATE, locate
+from src.checkpoints.files import STATE
+from src.checkpoints.places import locate
 from src.config import Config, ConfigError, ObjectivesConfig, SourceConfig, WeightsConfig
 from src.data.pipeline import Loader
 from src.data.writer import DatasetWriter
@@ -144,6 +145,7 @@ def test_an_earlier_checkpoint_derives_its_position(
     place = locate(tmp_path)
     state = {"step": step, "best": None}
     (place / STATE).write_text(json.dumps(state))
+    (place / "manifest.json").unlink()
     trainer = Trainer(with_run(config, tmp_path, eval_every=0), resume=True)
     assert trainer.state["position"] == position and trainer.state["postponed"] == []
 

@@ -86,9 +86,7 @@ class Trainer:
             self._start()
         # what a run has left out it leaves out to its end: the optimizer's state has no place for it
         self.trained = without(config, self.state.get("left_out", ()))
-        if self.place and (
-            changes := describe_changes(self.trained, self.place, self.state.get("ranks", ranks), ranks)
-        ):
+        if self.place and (changes := describe_changes(self.trained, self.place, self.state, ranks)):
             self._say(changes)
         self.state |= {"ranks": ranks, "data": data_identity(self.loader)}
         self.step = self._build_step(ranks)
