@@ -17,6 +17,8 @@ from mindspore import nn
 from src.checkpoints.checkpoint import read_state
 from src.checkpoints.places import locate
 from src.config import Config, ObjectivesConfig, OptimizerConfig, TrainConfig, WeightsConfig
+from src.data.errors import DataError
+from src.data.pipeline import Loader
 from src.evaluation.run import Evaluation
 from src.models.dropout import Dropout
 from src.tasks import registry
@@ -186,6 +188,30 @@ def test_samples_per_second_are_those_of_training_alone(
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     rates = [line["samples_per_second"] for line in lines if "loss" in line]
     assert rates == [2 * B] * 4
+
+
+@pytest.mark.parametrize("save_every", [100, 4, 3])
+def test_data_that_are_gone_cost_no_step(
+    config: Config, stand_in: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, save_every: int
+) -> None:
+    """What was done is saved, unless it was a moment ago."""
+    stand_in({})
+    made, checkpoints, calls = Loader._make, [], []
+
+    def gone(self: Loader, *args: Any, **options: Any) -> Any:
+        calls.append(1)
+        if len(calls) > 4:
+            raise DataError("the mount is gone")
+        return made(self, *args, **options)
+
+    monkeypatch.setattr(Loader, "_make", gone)
+    save = loop.checkpoint.save_checkpoint
+    monkeypatch.setattr(loop.checkpoint, "save_checkpoint", lambda *args: checkpoints.append(args[1]) or save(*args))
+    run = with_run(config, tmp_path, save_every=save_every, eval_every=0)
+    with pytest.raises(DataError, match="the mount is gone"):
+        Trainer(run).run()
+    assert checkpoints == {100: [4], 4: [4], 3: [3, 4]}[save_every]
+    assert read_state(locate(tmp_path))["step"] == 4
 
 
 @pytest.mark.parametrize("split", ["dev", "absent"])

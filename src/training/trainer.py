@@ -19,6 +19,7 @@ from src.checkpoints.places import CHECKPOINTS, has_checkpoint, locate
 from src.checkpoints.pretrained import init_encoders
 from src.config import TASKS, Config, ConfigError, to_yaml
 from src.data.decoding import brief
+from src.data.errors import DataError
 from src.data.pipeline import Batches, Place
 from src.data.store import read_info
 from src.files import write_text
@@ -242,7 +243,11 @@ class Trainer:
         # due: the run ended between saving and evaluating
         stops = self._evaluate(log) if self.state["evaluation_due"] else self._is_out_of_patience()
         while self.step_number < train.steps and not stops:
-            self._advance(batches)
+            try:
+                self._advance(batches)
+            except DataError:  # a mount that is gone, too many bad records
+                self._save_what_is_done(log)
+                raise
             self.stop.listen()  # before, there is nothing to lose, and a graph to be compiled that hears no signal
             log.advance()
             self._tell_bad_records(batches.told, log)
@@ -375,6 +380,12 @@ class Trainer:
         self.state |= found
         if self.rank == 0 and self.place is not None:  # otherwise it could not be saved
             checkpoint.note_evaluation(self.place, found, improved, train.keep_checkpoints)
+
+    def _save_what_is_done(self, log: RunLog) -> None:
+        """Before a run ends by an error that leaves weights and optimiser whole; of several ranks none saves alone."""
+        unsaved = self.place is None or checkpoint.read_state(self.place)["step"] < self.step_number
+        if self.ranks == 1 and unsaved and self.step_number:
+            self._save(log, self.state["evaluation_due"], needed=False)
 
     def _save(self, log: RunLog, evaluation_due: bool, needed: bool) -> None:
         """Saves; a disk that does not take it costs the checkpoint, not the run.
