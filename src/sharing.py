@@ -4,6 +4,7 @@ What is computed in batches goes through :func:`divide`. It is a plain loop, unl
 take the pieces in turns, each whole, so that the results are those of one process to the bit.
 """
 
+import contextlib
 import pickle
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -33,6 +34,7 @@ class Crew:
 
     def __init__(self, rank: int, ranks: int, asked: Callable[[], bool] = lambda: False) -> None:
         self.rank, self.ranks, self.asked = rank, ranks, asked
+        self._told: Exception | None = None  # what all ranks know of
         self._turn = 0  # pieces so far, so that the first piece of each work is not always the same rank's
 
     def divide(self, pieces: Iterable[Piece], compute: Callable[[Piece], Result]) -> Iterator[Result]:
@@ -50,19 +52,45 @@ class Crew:
                         found[number] = pickle.dumps(compute(piece), pickle.HIGHEST_PROTOCOL)
         except Exception as error:
             problem = error
+        parts = self.meet(found, problem)
+        self._turn += number + 1
+        joined = {number: result for part in parts for number, result in part.items()}
+        for number in sorted(joined):
+            yield pickle.loads(joined.pop(number))
+
+    def meet(self, found: Any, problem: Exception | None = None) -> list[Any]:
+        """What every rank has found, in their order.
+
+        Args:
+            problem: what this rank failed with; it is told to the others and raised.
+
+        Raises:
+            SharedWorkError: another rank failed.
+            Interruption: a rank was asked to give up.
+        """
         said = None if problem is None else f"{type(problem).__name__}: {problem}"
         parts = self.exchange((found, said, self.asked()))
         if problem is not None:
+            self._told = problem
             raise problem
         for rank, (_, said, _) in enumerate(parts):
             if said is not None:
-                raise SharedWorkError(f"rank {rank}: {said}")
+                self._told = SharedWorkError(f"rank {rank}: {said}")
+                raise self._told
         if any(asked for *_, asked in parts):
             raise Interruption
-        self._turn += number + 1
-        joined = {number: result for part, *_ in parts for number, result in part.items()}
-        for number in sorted(joined):
-            yield pickle.loads(joined.pop(number))
+        return [part for part, *_ in parts]
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """All ranks leave it alike: what one of them fails with between two meetings it tells at the next one."""
+        try:
+            yield
+        except Exception as error:
+            if error is not self._told:
+                self.meet(None, error)
+            raise
+        self.meet(None)
 
     def exchange(self, value: Any) -> list[Any]:
         """What every rank gives, in their order."""
@@ -87,11 +115,12 @@ _crew: Crew | None = None
 
 @contextmanager
 def working_together(crew: Crew | None) -> Iterator[None]:
-    """Inside, work is divided among a crew; None: among nobody."""
+    """Inside, work is divided among a crew, whose ranks leave it together; None: among nobody."""
     global _crew
     before, _crew = _crew, crew
     try:
-        yield
+        with contextlib.nullcontext() if crew is None or crew.ranks == 1 else crew.together():
+            yield
     finally:
         _crew = before
 

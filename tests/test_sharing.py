@@ -112,10 +112,41 @@ def test_a_rank_that_is_asked_to_stop_takes_the_others_along(crew: Callable) -> 
     assert all(isinstance(error, Interruption) for error in found)
 
 
+def test_a_failure_between_two_works_is_told_too(crew: Callable) -> None:
+    """Whether the others still divide something or are through: nobody waits for the one that failed."""
+    for more in (0, 1):
+
+        def work(ranks: Crew, more: int = more) -> list[int]:
+            with ranks.together():
+                found = list(ranks.divide(range(5), lambda piece: piece))
+                if ranks.rank == 0:
+                    raise MemoryError("too much")
+                for _ in range(more):
+                    found += ranks.divide(range(5), lambda piece: piece)
+            return found
+
+        first, *others = crew(work)
+        assert isinstance(first, MemoryError)
+        assert [str(other) for other in others] == ["rank 0: MemoryError: too much"] * 2
+        assert all(isinstance(other, SharedWorkError) for other in others)
+
+
+def test_a_failure_that_all_know_of_is_told_once(crew: Callable) -> None:
+    def fails(piece: int) -> int:
+        raise ValueError(f"piece {piece}")
+
+    def work(ranks: Crew) -> None:
+        with ranks.together():
+            list(ranks.divide(range(1), fails))
+
+    first, *others = crew(work)
+    assert isinstance(first, ValueError) and [str(other) for other in others] == ["rank 0: ValueError: piece 0"] * 2
+
+
 def test_inside_of_a_piece_nothing_is_divided() -> None:
     class Alone(Crew):
         def exchange(self, value: object) -> list[object]:
-            return [value, ({}, None, False)]
+            return [value, ({} if isinstance(value[0], dict) else None, None, False)]
 
     with working_together(Alone(0, 2)):
         inner = list(divide(range(4), lambda piece: [2 * number for number in divide(range(piece), lambda n: n)]))
