@@ -1,4 +1,4 @@
-"""A metric of the demo's captions: which facts of a scene a generated text states correctly."""
+"""A metric of the demo's captions: which facts of a scene a generated text states correctly; and a scene's objects."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +21,11 @@ class FactMetric:
     def of(cls, about: Mapping[str, Any]) -> "FactMetric | None":
         """The metric of a corpus that dataset.json describes as a world of the demo's; None for any other."""
         return cls(about["world"]) if about.get("source") == "demo" else None
+
+    def objects(self, captions: Sequence[str]) -> tuple[str, ...]:
+        """Names of the kinds of object in a scene, by its captions; none if they are no captions of the world."""
+        known = [facts for facts in (parse(text, self.world) for text in captions) if facts is not None]
+        return tuple(sorted({item.name for facts in known for item in facts.items}))
 
     def score(self, predictions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, Any]:
         """``facts_right``, the share of predictions that state a reference's facts and no others; ``facts`` by kind.

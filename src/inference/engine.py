@@ -11,7 +11,8 @@ from src.data.regions import fill_regions
 from src.data.schema import AUDIO, IMAGE, IMAGE_FIELDS, audio_layout, image_fields
 from src.data.tokenizer import Tokenizer
 from src.generation.beam import BeamSearch, BeamSettings
-from src.inference.encode import Encoder, Items
+from src.inference.encode import ROWS, Encoder, Items
+from src.inference.fusion import Fusion
 from src.inference.images import ImageGenerator, load_image_tokenizer
 from src.inference.media import Medium
 from src.inference.outliers import Outliers
@@ -56,6 +57,10 @@ class Engine:
     @functools.cached_property
     def reranker(self) -> Reranker:
         return Reranker(self.model, self.tokenizer, self.config.eval.rerank, self.text_generator)
+
+    @functools.cached_property
+    def fusion(self) -> Fusion:
+        return Fusion(self.model, self.rows or ROWS)
 
     @functools.cached_property
     def image_tokenizer(self) -> ImageTokenizer:

@@ -25,11 +25,12 @@ class Labelled:
     label: str
 
 
-def read_labelled(path: Path, given: tuple[str, ...]) -> list[Labelled]:
+def read_labelled(path: Path, given: tuple[str, ...], option: str = "eval.zero_shot.path") -> list[Labelled]:
     """All items of a folder or a CSV.
 
     Args:
         given: of MODALITIES: what an item is made of.
+        option: by which the path was named, for errors.
 
     Raises:
         DataError: there is no such folder or file, or it holds no items.
@@ -39,9 +40,9 @@ def read_labelled(path: Path, given: tuple[str, ...]) -> list[Labelled]:
     elif os.path.isfile(path):
         found = list(_of_table(path, given))
     else:
-        raise DataError(f"eval.zero_shot.path={path}: no such folder or CSV")
+        raise DataError(f"{option}={path}: no such folder or CSV")
     if not found:
-        raise DataError(f"eval.zero_shot.path={path} holds no {' with '.join(given)} in a folder of a class")
+        raise DataError(f"{option}={path} holds no {' with '.join(given)} in a folder of a class")
     return found
 
 
@@ -112,7 +113,7 @@ def _of_table(path: Path, given: tuple[str, ...]) -> Iterator[Labelled]:
         files = tuple(path.parent / row[column] for column in columns)
         for file, kind in zip(files, given, strict=True):
             if MODALITY.get(file.suffix.lower()) != MODALITIES.index(kind):
-                raise DataError(f"{path}, line {number}: {file.name} is no {kind} (eval.zero_shot.given)")
+                raise DataError(f"{path}, line {number}: {file.name} is no {kind} (given: {'+'.join(given)})")
         yield Labelled(files, row["label"])
 
 

@@ -351,8 +351,7 @@ class Model:
         Raises:
             DataError: fewer than two are given, they differ in number, or an item cannot be read.
         """
-        columns = {TEXT: text, IMAGE: image, AUDIO: audio}
-        columns = {modality: items for modality, items in columns.items() if items is not None}
+        columns = _given(text, image, audio)
         if len(columns) < 2:
             raise DataError("match: give two or three of text, image, audio")
         found = [np.zeros(0)]
@@ -361,6 +360,36 @@ class Model:
             rows = np.arange(len(items[min(items)]))
             logs = self.engine.reranker.matching.score(items, np.stack([rows] * len(items), 1))
             found.append(np.exp(logs[: len(numbers)]))
+        return np.concatenate(found)
+
+    def represent(
+        self,
+        text: Iterable[TextLike] | None = None,
+        image: Iterable[ImageLike] | None = None,
+        audio: Iterable[AudioLike] | None = None,
+        on_error: OnError = "raise",
+    ) -> np.ndarray:
+        """The [CLS] of the cross-modal encoder, which reads the text, image and audio of a place together.
+
+        >>> model.represent(text=["红色背景上，左边有一只猫"], image=["assets/gallery/01.png"]).shape
+        (1, 128)
+
+        Args:
+            text, image, audio: one, two or three of them, N of each; what is left out is absent.
+
+        Returns:
+            float32 [N, D], D the width of the cross-modal encoder: features, no unit vectors.
+
+        Raises:
+            DataError: none is given, they differ in number, or an item cannot be read.
+        """
+        columns = _given(text, image, audio)
+        if not columns:
+            raise DataError("represent: give one, two or three of text, image, audio")
+        found = [np.zeros((0, self.config.model.cross.width), np.float32)]
+        for numbers, media in self._read(columns, on_error):
+            items = {modality: self._filled(members) for modality, members in media.items()}
+            found.append(self.engine.fusion.cls(items)[: len(numbers)])
         return np.concatenate(found)
 
     def classify(
@@ -457,6 +486,12 @@ def open_model(
         np.random.set_state(drawn)
     network.set_train(False)
     return Model(Engine(config, network, usual, batch_size, ema), str(path), batch_size)
+
+
+def _given(*columns: Iterable[Item] | None) -> dict[int, Iterable[Item]]:
+    """What is given of text, image, audio, by modality."""
+    named = zip((TEXT, IMAGE, AUDIO), columns, strict=True)
+    return {modality: items for modality, items in named if items is not None}
 
 
 def unit_rows(vectors: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Classification: the right class among the best k, recall of every class, confusion.
+"""Classification: the right class among the best k, recall of every class, confusion, average precision.
 
 Letters: ``N`` items, ``C`` classes.
 """
@@ -26,3 +26,25 @@ def confusion(answers: np.ndarray, truths: np.ndarray, classes: int) -> np.ndarr
 def top_k(found: np.ndarray, classes: int, k: int) -> dict[str, float]:
     """The share of ranks [N] up to k, and what guessing reaches: k of the classes, all alike."""
     return {f"top_{k}": float((found <= k).mean()), f"chance_top_{k}": min(k, classes) / classes}
+
+
+def average_precision(scores: np.ndarray, positives: np.ndarray) -> np.ndarray:
+    """Average precision of each class, float64 [C]; NaN where no item is of the class.
+
+    Σ over thresholds of precision · gain of recall, without interpolation. Items of equal scores pass a threshold
+    together: scores that are all equal reach the share of the class, which is what chance is.
+
+    Args:
+        scores: [N, C].
+        positives: [N, C], true where an item is of a class.
+    """
+    return np.array([_average_precision(*columns) for columns in zip(scores.T, positives.T != 0, strict=True)])
+
+
+def _average_precision(scores: np.ndarray, positives: np.ndarray) -> float:
+    if not positives.any():
+        return float("nan")
+    order = np.argsort(-scores, kind="stable")
+    ends = np.append(np.flatnonzero(np.diff(scores[order])), len(order) - 1)  # the last item of each threshold
+    hits = np.cumsum(positives[order])[ends]
+    return float((hits / (ends + 1) * np.diff(hits, prepend=0)).sum() / hits[-1])

@@ -1,7 +1,8 @@
-"""Plots of a run: loss curves, and a confusion matrix."""
+"""Plots of a run: loss curves, a confusion matrix, and values of several systems side by side."""
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import numpy as np
 from src.report.page import GREY, INK, new_figure, printable, save, style
 
 NUMBERED = 16  # classes of a confusion matrix whose shares are written, and not only shown by colour
+# Okabe and Ito 2008: told apart with every kind of colour vision; each has a marker of its own as well
+SAFE = (("#0072B2", "o"), ("#D55E00", "s"), ("#56B4E9", "^"), ("#E69F00", "D"), ("#555555", "X"))
 RUN_COLOURS = ("#3566b8", "#d9733a", "#23924f", "#8a5fb5", "#b8953a", "#3a9fb8")
 
 
@@ -67,6 +70,39 @@ def confusion_matrix(out_png: str | Path, title: str, names: Sequence[str], coun
         for (row, column), share in np.ndenumerate(shares) if few else ():
             axis.text(column, row, f"{share:.2f}", ha="center", va="center", color="white" if share > 0.6 else INK)
         figure.tight_layout(pad=1.4)
+        save(figure, out_png)
+
+
+@dataclass(frozen=True)
+class Series:
+    """Values of one system, one in each row of a plot."""
+
+    name: str
+    values: Sequence[float]
+
+
+def dot_plot(
+    out_png: str | Path, title: str, rows: Sequence[str], series: Sequence[Series], axis_name: str, chance: float
+) -> None:
+    """A line for each row, a marker on it for each system, and a dashed line at chance; values are shares of 1."""
+    with style():
+        figure = new_figure(7.6, 1.7 + 0.36 * len(rows))
+        axis = figure.add_subplot()
+        axis.set_title(title, loc="left", fontsize=11, pad=10)
+        places = np.arange(len(rows))
+        line = axis.axvline(chance, color=GREY, linestyle="--", linewidth=1)
+        drawn = [
+            axis.scatter(one.values, places, s=38, color=colour, marker=marker, zorder=3)
+            for one, (colour, marker) in zip(series, SAFE * (1 + len(series) // len(SAFE)), strict=False)
+        ]
+        axis.set_yticks(places, [printable(name) for name in rows])
+        axis.invert_yaxis()
+        axis.set_ylim(len(rows) - 0.5, -0.5)
+        axis.set_xlim(-0.02, 1.02)
+        axis.set_xlabel(axis_name, color=GREY)
+        names = [*(one.name for one in series), f"chance ({chance:.2f})"]
+        figure.legend([*drawn, line], names, loc="lower center", ncols=3, frameon=False)
+        figure.tight_layout(pad=1.4, rect=(0, 0.62 / figure.get_figheight(), 1, 1))
         save(figure, out_png)
 
 

@@ -1,0 +1,121 @@
+"""Linear probes: how well labels are read off frozen features, by modality, beside features that nothing trained.
+
+Table 2 of the paper (Liu et al. 2021) has the mean average precision of all seven choices of text, image and audio.
+"""
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from src.data.errors import DataError
+from src.evaluation.probe_data import ProbeData, ProbeSplit
+from src.files import write_json
+from src.inference import logistic
+from src.inference.engine import Engine
+from src.inference.representations import EMBEDDING, FUSED, RAW, Features, Representations, name_of
+from src.metrics.classes import average_precision
+from src.models.build import build_model
+from src.report.plots import Series, dot_plot
+from src.report.tables import table
+from src.runtime import seed_everything
+
+TRAINED, UNTRAINED = "", "untrained "
+KINDS = (FUSED, EMBEDDING, UNTRAINED + FUSED, UNTRAINED + EMBEDDING, RAW)
+
+
+class LinearProbe:
+    """Fits a regression to every kind of feature and every choice of modalities.
+
+    Args:
+        engine: the trained network.
+        data: labelled items.
+        against: "untrained" and "raw": what the features are compared with.
+    """
+
+    def __init__(self, engine: Engine, data: ProbeData, against: Sequence[str] = ("untrained", "raw")) -> None:
+        self.data = data
+        engines = {TRAINED: engine}
+        if "untrained" in against:
+            engines[UNTRAINED] = untrained(engine)
+        self.representations = Representations(engines, data.modalities, "raw" in against)
+
+    def run(self) -> dict[str, Any]:
+        """Fits and measures.
+
+        Returns:
+            what was measured on what; ``metric`` and ``chance``; ``results`` by modalities and kind of feature, each
+            with its metric on test and dev, the chosen strength and, of labels that may meet, the metric by label.
+        """
+        data = self.data
+        read = [self._read(split) for split in data.splits]
+        labels = [split.labels[features.numbers] for split, features in zip(data.splits, read, strict=True)]
+        results: dict[str, dict[str, Any]] = {}
+        for given in self.representations.given:
+            for kind in KINDS:
+                if kind in self.representations.kinds:
+                    columns = [features.of(kind, given) for features in read]
+                    found = self._fit(*zip(columns, labels, strict=True))
+                    results.setdefault(name_of(given), {})[kind] = found
+        about = {"source": data.source, "labels": data.labels, "left_out": data.left_out}
+        about |= {"metric": "mean average precision" if data.multiple else "accuracy"}
+        about |= {"items": {split.name: len(split) for split in data.splits}}
+        return about | {"chance": self.chance(labels), "results": results}
+
+    def chance(self, labels: Sequence[Any]) -> float:
+        """What one answer for every item reaches: equal scores, or the training split's most frequent label."""
+        train, _, test = labels
+        scores = np.asarray(train.sum(0)).reshape(1, -1).repeat(test.shape[0], 0)
+        return logistic.measure(scores, test, self.data.multiple)
+
+    def _fit(self, train: Any, dev: Any, test: Any) -> dict[str, Any]:
+        fitted, on_dev = logistic.fit(train, dev, self.data.multiple)
+        scores, truth = fitted.scores(test[0]), test[1]
+        found = {"test": logistic.measure(scores, truth, self.data.multiple), "dev": on_dev}
+        found |= {"strength": fitted.strength, "numbers": train[0].shape[1]}
+        if self.data.multiple:
+            each = average_precision(scores, truth.toarray())
+            pairs = zip(self.data.labels, each.tolist(), strict=True)
+            found["by_label"] = {label: value for label, value in pairs if not np.isnan(value)}
+        return found
+
+    def _read(self, split: ProbeSplit) -> Features:
+        failed: dict[int, DataError] = {}
+        found = self.representations.read(len(split), split.read, failed.__setitem__, split.name)
+        for error in failed.values():
+            print(f"skipped: {error}", file=sys.stderr)
+        if not len(found.numbers):
+            raise DataError(f"{self.data.source}: nothing of split {split.name!r} can be read; {failed[0]}")
+        return found
+
+
+def untrained(engine: Engine) -> Engine:
+    """The same network with new weights, from the configuration's seed."""
+    config = engine.config
+    seed_everything(config.seed)
+    network = build_model(replace(config, runtime=replace(config.runtime, recompute=False)))
+    network.set_train(False)
+    return Engine(config, network)
+
+
+def summary(found: Mapping[str, Any]) -> str:
+    """The result as a table: a line for each choice of modalities, a column for each kind of feature."""
+    kinds = list(next(iter(found["results"].values())))
+    rows = [[name, *(row[kind]["test"] for kind in kinds)] for name, row in found["results"].items()]
+    rows.append(["chance", *[found["chance"]] * len(kinds)])
+    items = ", ".join(f"{name} {count:,}" for name, count in found["items"].items())
+    return f"{found['source']}: {len(found['labels'])} labels; {items}\n\n" + table(rows, [found["metric"], *kinds])
+
+
+def write(found: Mapping[str, Any], output: Path) -> list[Path]:
+    """linear_probe.json and linear_probe.png; returns the files."""
+    files = [output / "linear_probe.json", output / "linear_probe.png"]
+    write_json(files[0], found)
+    kinds = list(next(iter(found["results"].values())))
+    series = [Series(kind, [row[kind]["test"] for row in found["results"].values()]) for kind in kinds]
+    title = f"Linear probe of frozen features: {len(found['labels'])} labels, {sum(found['items'].values()):,} items"
+    dot_plot(files[1], title, list(found["results"]), series, found["metric"], found["chance"])
+    return files

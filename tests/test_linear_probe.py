@@ -1,0 +1,366 @@
+"""Linear probes: the regression against PyTorch, average precision against counting, labels, splits, the command."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mindspore import Tensor
+from scipy.sparse import csr_matrix
+
+from src.config import Config
+from src.data.errors import DataError
+from src.data.labels import read_label_names, read_labels
+from src.data.record import Record
+from src.data.schema import AUDIO, IMAGE, TEXT
+from src.data.writer import DatasetWriter
+from src.demo.facts import FactMetric
+from src.evaluation.probe_data import ProbeData, of_dataset, of_files
+from src.inference import load, logistic
+from src.inference.library import Model
+from src.inference.representations import EMBEDDING, FUSED, RAW, Representations, name_of, subsets
+from src.metrics.classes import average_precision
+from tests.commands import Run, command, make_home
+from tests.conftest import edit_info, png
+from tests.oracles import run_mode
+from tools import linear_probe as tool
+
+LABELS = ["a", "b", "c"]
+
+
+# metrics and regression
+
+
+def test_average_precision_by_counting() -> None:
+    """At every threshold the precision times the gain of recall, counted anew for each; many scores are equal."""
+    rng = np.random.default_rng(0)
+    scores, truth = rng.integers(0, 6, (40, 5)).astype(float), rng.random((40, 5)) < 0.3
+    truth[:, 4] = False
+    expected = []
+    for column, own in zip(scores.T[:4], truth.T[:4], strict=True):
+        gained, before = 0.0, 0.0
+        for threshold in sorted(set(column), reverse=True):
+            chosen = column >= threshold
+            recall = (chosen & own).sum() / own.sum()
+            gained, before = gained + (recall - before) * (chosen & own).sum() / chosen.sum(), recall
+        expected.append(gained)
+    found = average_precision(scores, truth)
+    np.testing.assert_allclose(found[:4], expected)
+    assert np.isnan(found[4])
+    np.testing.assert_allclose(average_precision(np.zeros((40, 5)), truth)[:4], truth.mean(0)[:4])
+    assert average_precision(np.array([[3.0], [2.0], [1.0]]), np.array([[1], [0], [1]]))[0] == pytest.approx(5 / 6)
+
+
+def minimised(features: np.ndarray, labels: np.ndarray, multiple: bool, strength: float) -> tuple[float, np.ndarray]:
+    """The loss of the module's docstring by PyTorch in float64: its minimum and the scores there."""
+    inputs = torch.tensor((features - features.mean(0)) / features.std(0).clip(1e-9))
+    truth = torch.tensor(labels, dtype=torch.float64)
+    weights = torch.zeros(features.shape[1], labels.shape[1], dtype=torch.float64, requires_grad=True)
+    bias = torch.zeros(labels.shape[1], dtype=torch.float64, requires_grad=True)
+    solver = torch.optim.LBFGS([weights, bias], max_iter=2000, tolerance_grad=1e-10, line_search_fn="strong_wolfe")
+
+    def loss() -> torch.Tensor:
+        scores = inputs @ weights + bias
+        if multiple:
+            fit = torch.nn.functional.binary_cross_entropy_with_logits(scores, truth, reduction="sum")
+        else:
+            fit = torch.nn.functional.cross_entropy(scores, truth.argmax(1), reduction="sum")
+        return fit / len(inputs) + strength / 2 * (weights**2).sum()
+
+    def step() -> torch.Tensor:
+        solver.zero_grad()
+        found = loss()
+        found.backward()
+        return found
+
+    solver.step(step)
+    return float(loss().detach()), (inputs @ weights + bias).detach().numpy()
+
+
+@pytest.mark.parametrize("multiple", [True, False])
+def test_the_regression_is_at_the_minimum(multiple: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Columns of very different spread that hang together, one of them constant, and blocks that do not fill."""
+    monkeypatch.setattr(logistic, "ROWS", 64)
+    rng = np.random.default_rng(1)
+    features = rng.normal(size=(300, 12)) @ rng.normal(size=(12, 12)) * np.logspace(-2, 2, 12) + 5
+    features[:, 3] = 7.0
+    features = features.astype(np.float32)
+    scores = features @ rng.normal(size=(12, 4)) / 50 + rng.normal(size=(300, 4))
+    labels = (scores > 1 + scores.mean(0)) if multiple else np.eye(4)[scores.argmax(1)]
+    strengths = (0.3, 0.01)
+    found = logistic.fit_path(features, csr_matrix(labels.astype(np.float32)), multiple, strengths)
+    for one in found:
+        loss, expected = minimised(features.astype(np.float64), labels, multiple, one.strength)
+        found_scores = one.scores(features)
+        if not multiple:  # what is added to all labels of an item changes nothing
+            expected, found_scores = (scores - scores.mean(1, keepdims=True) for scores in (expected, found_scores))
+        np.testing.assert_allclose(found_scores, expected, atol=0.02)
+        assert one.scale[3] == 0, "a constant column says nothing"
+    assert loss < minimised(features.astype(np.float64), labels, multiple, 0.3)[0]
+
+
+def test_whole_numbers_are_as_good_as_floats() -> None:
+    rng = np.random.default_rng(2)
+    pixels, labels = rng.integers(0, 256, (50, 6), np.uint8), csr_matrix(np.eye(3, dtype=np.float32)[np.arange(50) % 3])
+    (whole,) = logistic.fit_path(pixels, labels, False, (0.1,))
+    (floats,) = logistic.fit_path(pixels.astype(np.float32), labels, False, (0.1,))
+    np.testing.assert_allclose(whole.scores(pixels), floats.scores(pixels.astype(np.float32)), atol=1e-5)
+
+
+def test_the_strength_is_the_best_of_dev() -> None:
+    """Three columns of forty hold something of the answer, and thirty items would fit anything."""
+    rng = np.random.default_rng(3)
+    truth = np.eye(2, dtype=np.float32)[np.arange(60) % 2]
+    noise = rng.normal(size=(60, 40)).astype(np.float32)
+    noise[:, :3] += 0.8 * truth[:, :1]
+    train, dev = (noise[:30], csr_matrix(truth[:30])), (noise[30:], csr_matrix(truth[30:]))
+    strengths = (10.0, 1.0, 0.1, 1e-6)
+    found, metric = logistic.fit(train, dev, False, strengths)
+    each = [logistic.measure(one.scores(dev[0]), dev[1], False) for one in logistic.fit_path(*train, False, strengths)]
+    assert metric == max(each) > min(each) and found.strength == strengths[int(np.argmax(each))]
+
+
+def test_measures() -> None:
+    scores = np.array([[3.0, 1, 0], [0, 2, 1], [1, 0, 2], [5, 1, 1]])
+    labels = csr_matrix(np.eye(3)[[0, 1, 0, 0]])
+    assert logistic.measure(scores, labels, False) == 0.75
+    assert logistic.measure(scores, labels, True) == pytest.approx(np.mean([1.0, 1.0]))  # of c no item is
+
+
+# labels
+
+
+def test_open_images_labels(tmp_path: Path) -> None:
+    """A label that people deny, or a machine hardly sees, is none; an image of which only that is known has none."""
+    table, names = tmp_path / "human.csv", tmp_path / "names.csv"
+    table.write_text(
+        "ImageID,Source,LabelName,Confidence\n"
+        "1,verification,/m/cat,1\n1,verification,/m/dog,0\n2,crowdsource-verification,/m/dog,0\n"
+        "3,machine,/m/cat,0.4\n3,machine,/m/fish,0.7\n3,machine,/m/bus,0.9\n9,verification,/m/cat,1\n1,verification,/m/cat,0\n"
+    )
+    found = read_labels(table, {"1", "2", "3"})
+    assert found.of == {"1": ("/m/cat",), "2": (), "3": ("/m/fish", "/m/bus")}
+    assert found.find("1/annotator") == ("/m/cat",) and found.find("4") is None and found.find("2") == ()
+    for header in ("LabelName,DisplayName\n", ""):
+        names.write_text(f'{header}/m/cat,Cat\n/m/fish,"Fish, small"\n/m/kit,Cat\n')
+        assert read_labels(table, {"1", "2", "3"}, names).of == {"1": ("Cat (/m/cat)",), "2": (), "3": ("Fish, small",)}
+    own = tmp_path / "own.csv"
+    own.write_text("\ufeffid,label\na, 猫\na,狗\n\nb,猫\n", encoding="utf-8")
+    assert read_labels(own, {"a", "b"}).of == {"a": ("猫", "狗"), "b": ("猫",)}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("image,label\na,b\n", "its first line names neither id,label nor ImageID,LabelName,Confidence"),
+        ("id,label\na\n", "line 2: 1 columns, the first line has 2"),
+        ("id,label\na,b\n,c\n", "line 3: no id"),
+        ("ImageID,LabelName,Confidence\n1,,1\n", "line 2: no LabelName"),
+        ("ImageID,LabelName,Confidence\n1,/m/a,yes\n", "line 2: Confidence 'yes': expected a number from 0 to 1"),
+        ("ImageID,LabelName,Confidence\n1,/m/a,nan\n", "line 2: Confidence 'nan'"),
+    ],
+)
+def test_rows_that_are_wrong(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "labels.csv"
+    path.write_text(text)
+    with pytest.raises(DataError, match=f"labels.csv(: |, ){message}"):
+        read_labels(path, {"a", "1"})
+    path.write_bytes(b"id,label\n\xff,b\n")
+    with pytest.raises(DataError, match="labels.csv: not a readable CSV"):
+        read_labels(path, {"a"})
+    path.write_text("/m/a\n")
+    with pytest.raises(DataError, match="line 1: expected LabelName,DisplayName"):
+        read_label_names(path)
+
+
+def test_objects_of_a_scene() -> None:
+    world = FactMetric("demo")
+    assert world.objects(["红底，左边一只猫，右边两个苹果", "背景是红色，一只猫在左边，两个苹果在右边"]) == (
+        "猫",
+        "苹果",
+    )
+    assert world.objects(["今天下雨"]) == ()
+
+
+# features
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run, and files/: images of three classes with their audio, in train/, val/ and one folder more."""
+    folder, rng = make_home(tmp_path_factory.mktemp("probe")), np.random.default_rng(5)
+    for split, count in (("train", 12), ("val", 2)):
+        for at, label in enumerate(LABELS):
+            place = folder / "files" / split / label
+            place.mkdir(parents=True)
+            for number in range(count):
+                colour = np.full((9, 8, 3), 80 * at, np.uint8) + rng.integers(0, 60, (9, 8, 3), np.uint8)
+                (place / f"{number}.png").write_bytes(png(colour))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(home: Path) -> Iterator[Model]:
+    with run_mode("pynative"):
+        yield load(home / "run", ["runtime.mode=pynative"])
+
+
+def test_the_fused_features_are_those_of_the_network(model: Model, home: Path) -> None:
+    """At the modalities' own length, by the network's parts; and what is absent does not matter."""
+    texts, images = ["红色背景", "一只小狗", "鱼"], sorted((home / "gallery").glob("*.png"))
+    clips = sorted((home / "gallery").glob("*.WAV"))
+    given = {TEXT: texts, IMAGE: images, AUDIO: clips}
+    network, names = model.engine.model, ("text", "image", "audio")
+    for chosen in subsets(given):
+        items = {}
+        for modality in chosen:
+            (batch,) = model.embed_each(names[modality], given[modality])
+            items[modality] = model.engine.encode(batch.media)
+        tokens, masks = ([Tensor(getattr(items[m], part)) for m in chosen] for part in ("tokens", "mask"))
+        fused, _ = network.cross_encoder.fuse_given(tuple(tokens), tuple(masks), chosen)
+        found = model.represent(**{names[modality]: given[modality] for modality in chosen})
+        assert found.dtype == np.float32
+        np.testing.assert_allclose(found, fused.asnumpy()[:, 0], atol=1e-5)
+    assert [name_of(chosen) for chosen in subsets(given)][2:5] == ["audio", "text+image", "text+audio"]
+    with pytest.raises(DataError, match="represent: give one, two or three"):
+        model.represent()
+
+
+def test_features_stand_beside_each_other_and_bad_items_are_left_out(model: Model, home: Path) -> None:
+    images = sorted((home / "gallery").glob("*.png"))
+    (batch,) = model.embed_each("image", images)
+    heard = list(model.embed_each("audio", sorted((home / "gallery").glob("*.WAV"))))[0].media
+
+    def item(number: int) -> dict:
+        if number == 1:
+            raise DataError("broken")
+        return {IMAGE: batch.media[number % 3], AUDIO: heard[number % 3]}
+
+    failed: dict[int, DataError] = {}
+    found = Representations({"": model.engine}, (AUDIO, IMAGE), raw=True).read(70, item, failed.__setitem__, "")
+    assert list(failed) == [1] and found.numbers.tolist() == [0, *range(2, 70)]
+    both = found.of(EMBEDDING, (IMAGE, AUDIO))
+    expected = np.concatenate([model.embed_image(images), model.embed_audio(heard)], 1)
+    np.testing.assert_allclose(both[[0, 69 - 1]], expected[[0, 0]], atol=1e-6)
+    np.testing.assert_allclose(found.of(FUSED, (IMAGE,))[1:3], model.represent(image=images)[[2, 0]], atol=1e-5)
+    assert found.of(RAW, (IMAGE, AUDIO)).dtype == np.uint8 and (found.of(RAW, (IMAGE,)).std(0) > 0).any()
+
+
+# what is probed
+
+
+def demo_like(folder: Path, config: Config) -> Config:
+    """Scenes of two objects; the first image of each split has two captions, of which one is spoken."""
+    rng = np.random.default_rng(6)
+    about = {"source": "demo", "world": "demo"}
+    with DatasetWriter(folder, config.model.audio, about) as writer:
+        for split, count in (("train", 6), ("dev", 3), ("test", 4)):
+            for number in range(count):
+                names = ("猫", "狗") if number % 2 else ("猫", "房子") if split == "train" else ("火箭", "猫")
+                captions = (f"红底，左边一只{names[0]}，右边一只{names[1]}",) * (1 + (number == 0))
+                clip = rng.integers(1, 255, (9, config.model.audio.mels), np.uint8)
+                clips = (None, clip) if number == 0 else (clip,) if number < count - 1 else (None,)
+                image = png(rng.integers(0, 256, (8, 8, 3), np.uint8))
+                writer.add(split, Record(f"{split}/{number}", image, captions, clips))
+    return config
+
+
+def at(config: Config, folder: Path) -> Config:
+    data = replace(config.data, path=str(folder))
+    return replace(config, data=data, eval=replace(config.eval, split="test"))
+
+
+def table_of(data: ProbeData, split: str) -> list[list[str]]:
+    labels = getattr(data, split).labels.toarray()
+    return [[data.labels[place] for place in np.flatnonzero(row)] for row in labels]
+
+
+def test_a_dataset_with_labels_of_its_own_and_of_a_table(tmp_path: Path, model: Model) -> None:
+    config = at(demo_like(tmp_path / "data", model.config), tmp_path / "data")
+    data = of_dataset(config)
+    assert data.modalities == (TEXT, IMAGE, AUDIO) and data.multiple
+    assert data.labels == ["狗", "猫"] and data.left_out == 2, "训练 lacks one and the test the other"
+    assert table_of(data, "train") == [["猫"], ["狗", "猫"]] * 2 + [["猫"]], "the last scene is not spoken"
+    first = data.train.read(0)
+    assert first[TEXT].content == "红底，左边一只猫，右边一只房子" and len(first[AUDIO].content) == 9
+    assert len(of_dataset(config, (TEXT, IMAGE)).train) == 6 and len(of_dataset(config, most=3).train) == 2
+    labels = tmp_path / "labels.csv"
+    rows = [f"{split}/{number},{'ab'[number % 2]}\n" for split in ("train", "dev", "test") for number in (0, 1, 2)]
+    labels.write_text("id,label\n" + "".join(rows))
+    named = of_dataset(config, (IMAGE,), labels)
+    assert named.labels == ["a", "b"] and [len(split) for split in named.splits] == [3, 3, 3]
+    with pytest.raises(DataError, match=r"no labels that 3 training items have and some of the test \(--min-items\)"):
+        of_dataset(config, (IMAGE,), labels, fewest=3)
+
+
+def test_folders_of_classes(home: Path, tmp_path: Path, model: Model) -> None:
+    """val is the test where there is none, and dev comes out of train; a folder without splits is divided."""
+    split = of_files(model.config, home / "files")
+    assert not split.multiple and split.labels == LABELS
+    assert len(split.train) + len(split.dev) == 36 and 0 < len(split.dev) < 10 and len(split.test) == 6
+    whole = of_files(model.config, home / "files" / "train", most=4)
+    assert len(whole.train) == 4 and min(map(len, whole.splits)) > 0
+    assert table_of(split, "test") == [["a"]] * 2 + [["b"]] * 2 + [["c"]] * 2
+    pictures = sorted((home / "files").rglob("*.png"))
+    lines = [f"{path},{path.parent.name}\n" for path in pictures] + [f"{path},any\n" for path in pictures]
+    (tmp_path / "table.csv").write_text("path,label\n" + "".join(lines))
+    both = of_files(model.config, tmp_path / "table.csv")
+    assert both.multiple and both.labels == ["a", "any", "b", "c"]
+    assert all("any" in row and len(row) == 2 for part in ("train", "dev", "test") for row in table_of(both, part))
+
+
+# the command
+
+
+@pytest.fixture
+def run(home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Iterator[Run]:
+    with command(tool.main, home, monkeypatch, capsys) as call:
+        yield lambda *words: call("--checkpoint", "run", "runtime.mode=pynative", *words)
+
+
+def test_the_command_measures_files(run: Run, home: Path, model: Model) -> None:
+    """The classes differ in brightness, which pixels tell; the embedding's figure is that of the library's vectors."""
+    (home / "files" / "val" / "a" / "broken.png").write_bytes(b"none")
+    code, out, err = run("--input", "files", "--output", "probed")
+    (home / "files" / "val" / "a" / "broken.png").unlink()
+    assert code == 0 and "skipped: files/val/a/broken.png" in err, err
+    assert "accuracy" in out and "untrained fused" in out and "chance" in out
+    found = json.loads((home / "probed" / "linear_probe.json").read_text(encoding="utf-8"))
+    assert list(found["results"]) == ["image"] and found["metric"] == "accuracy"
+    assert found["results"]["image"]["raw"]["test"] == 1.0 and found["chance"] == pytest.approx(1 / 3, abs=1e-5)
+    assert (home / "probed" / "linear_probe.png").stat().st_size > 5000
+    data = of_files(model.config, home / "files")
+    columns = []
+    for split in data.splits:
+        media = [split.read(number)[IMAGE] for number in range(len(split))]
+        columns.append((model.embed_image(media), split.labels))
+    fitted, on_dev = logistic.fit(*columns[:2], False)
+    expected = {"dev": on_dev, "test": logistic.measure(fitted.scores(columns[2][0]), columns[2][1], False)}
+    assert {key: found["results"]["image"]["embedding"][key] for key in expected} == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_command_measures_a_dataset(run: Run, home: Path, model: Model) -> None:
+    demo_like(home / "scenes", model.config)
+    settings = ("data.path=scenes", "eval.split=test", "--against", "none", "--given", "text+image")
+    code, out, err = run(*settings, "--output", "seven")
+    assert code == 0, err
+    found = json.loads((home / "seven" / "linear_probe.json").read_text(encoding="utf-8"))
+    assert list(found["results"]) == ["text", "image", "text+image"] and found["labels"] == ["狗", "猫"]
+    assert found["results"]["text+image"]["embedding"]["numbers"] == 2 * model.dim
+    assert set(found["results"]["text"]["fused"]["by_label"]) == {"狗", "猫"} and found["items"]["train"] == 6
+    assert found["chance"] == pytest.approx((0.5 + 1.0) / 2, abs=1e-5), "the labels' shares of the test"
+    for words, message in (
+        (("--given", "image+sound"), "--given image+sound: 'sound' is none of text, image, audio"),
+        (("--input", "files", "--given", "text"), "'text' is none of image, audio"),
+        (("--input", "files", "--labels", "x.csv"), "--labels and --names go with a dataset"),
+        (("--input", "none"), "--input=none: no such folder or CSV"),
+        (("data.path=scenes", "eval.split=dev"), "three different splits"),
+    ):
+        code, _, err = run(*words)
+        assert code == 2 and message in err.strip().splitlines()[-1], err
+    edit_info(home / "scenes", {"about": {"source": "manifest"}})
+    code, _, err = run(*settings)
+    assert code == 2 and "the corpus knows no labels of its images: name a CSV of them by --labels" in err
