@@ -262,6 +262,81 @@ def manifest(folder: Path) -> Layout:
     return Layout(["--input", write_lines(folder / "m.jsonl", lines)], records, ["has been used before"], spoken=2)
 
 
+def speech(folder: Path) -> Layout:
+    speak(folder / "heard" / "a" / "1.wav", 8000, 2)
+    speak(folder / "heard" / "2.mp3", 22050)
+    speak(folder / "heard" / "三.flac", 44100)
+    speak(folder / "heard" / "4.wav", 16000)
+    speak(folder / "heard" / "5.ogg", 24000)
+    lines = [
+        "a/1.wav\t一只猫 在左边",
+        " 2.mp3 \t 两只猫 ",
+        "a/1.wav\t又一只猫",
+        "2.mp3",
+        "2.mp3\t",
+        "gone.wav\t没有",
+        "4.wav\t红",
+        "5.ogg\t蓝",
+    ]
+    arguments: list[object] = []
+    for split, told in (("train", lines), ("test", ["三.flac\t一条鱼"])):
+        file = write_lines(folder / f"{split}.tsv", list(told))
+        arguments += ["--transcripts", file, "--audio", folder / "heard", "--split", split]
+    train = {"a/1.wav": ("一只猫 在左边",), "2.mp3": ("两只猫",), "4.wav": ("红",), "5.ogg": ("蓝",)}
+    records = {"train": train, "test": {"三.flac": ("一条鱼",)}}
+    reasons = ["has been used before", "not a path, a tab and a text", "the transcript is empty", "no such audio file"]
+    return Layout(arguments, records, reasons, spoken=4)
+
+
+def librispeech(folder: Path) -> Layout:
+    arguments: list[object] = []
+    read_aloud = ["CHAPTER ONE MISSUS RACHEL", "THAT HAD ITS SOURCE", "AWAY BACK", "IN THE WOODS"]
+    texts = {"103-1240": read_aloud, "84-121123": ["GO DO YOU HEAR", ""]}
+    parts = ("train-clean-100", "train"), ("dev-clean", "dev")
+    for (chapter, lines), (part, split) in zip(texts.items(), parts, strict=True):
+        place = folder / "LibriSpeech" / part / chapter.replace("-", "/")
+        names = [f"{chapter}-{number:04}" for number in range(len(lines))]
+        for number, name in enumerate(names):
+            speak(place / f"{name}.flac", 16000 + number)
+        told = [f"{name} {text}" for name, text in zip(names, lines, strict=True)]
+        write_lines(place / f"{chapter}.trans.txt", told + [f"{chapter}-0009 NOT THERE"] * (split == "train"))
+        arguments += ["--input", folder / "LibriSpeech" / part, "--split", split]
+    train = {f"103-1240-{number:04}": (text,) for number, text in enumerate(read_aloud)}
+    records = {"train": train, "dev": {"84-121123-0000": ("GO DO YOU HEAR",)}}
+    return Layout(arguments, records, ["no such audio file", "the transcript is empty"], spoken=4)
+
+
+def aishell(folder: Path) -> Layout:
+    root = folder / "data_aishell"
+    places = {"train/S0002/BAC009S0002W0122": 16000, "train/S0002/BAC009S0002W0123": 16001}
+    places |= {f"train/S0003/BAC009S0003W012{number}": 16010 + number for number in (1, 2)}
+    places |= {"dev/S0724/BAC009S0724W0121": 16002, "test/S0764/BAC009S0764W0121": 16003}
+    places |= {"train/S0002/BAC009S0002W0999": 16004, "other/S0001/BAC009S0001W0001": 16005}
+    for name, rate in places.items():
+        speak(root / "wav" / f"{name}.wav", rate)
+    lines = ["BAC009S0002W0122 而 对 楼市 成交", "BAC009S0002W0123  也 成为 地方", "BAC009S0724W0121 广州市 房地产"]
+    lines += [
+        "BAC009S0003W0121 红色",
+        "BAC009S0003W0122 蓝色 背景",
+        "BAC009S0764W0121 甚至 出现",
+        "BAC009S0002W0777 没有 录音",
+        "BAC009S0001W0001 别的 地方",
+    ]
+    write_lines(root / "transcript" / "aishell_transcript_v0.8.txt", list(lines))
+    records = {
+        "train": {
+            "BAC009S0002W0122": ("而对楼市成交",),
+            "BAC009S0002W0123": ("也成为地方",),
+            "BAC009S0003W0121": ("红色",),
+            "BAC009S0003W0122": ("蓝色背景",),
+        },
+        "dev": {"BAC009S0724W0121": ("广州市房地产",)},
+        "test": {"BAC009S0764W0121": ("甚至出现",)},
+    }
+    reasons = ["no such recording (BAC009S0002W0777.wav)", "the split 'other' is none of", "no line among"]
+    return Layout(["--input", root], records, reasons, spoken=4)
+
+
 LAYOUTS: dict[str, Callable[[Path], Layout]] = {
     "coco": coco,
     "karpathy": karpathy,
@@ -271,6 +346,9 @@ LAYOUTS: dict[str, Callable[[Path], Layout]] = {
     "cc3m": cc3m,
     "localized-narratives": localized_narratives,
     "manifest": manifest,
+    "speech": speech,
+    "librispeech": librispeech,
+    "aishell": aishell,
 }
 
 

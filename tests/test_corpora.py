@@ -286,6 +286,13 @@ def test_digest_table_is_a_dict() -> None:
         (("karpathy", "--input", "README.md", "--images", "."), "README.md is not JSON"),
         (("coco-cn", "--annotations", ".", "--images", "."), "coco-cn_train.txt: no such file"),
         (("manifest", "--input", "README.md", "--shard-records", "0"), "--shard-records must be at least 1"),
+        (("speech", "--transcripts", "README.md", "--audio", "x"), "--audio x: no such folder"),
+        (
+            ("speech", "--transcripts", "a", "--audio", ".", "--transcripts", "b", "--audio", ".", "--split", "train"),
+            "2 inputs but 1 --split: give one for each",
+        ),
+        (("librispeech", "--input", "docs"), "--input docs: no SPEAKER/CHAPTER/SPEAKER-CHAPTER.trans.txt in it"),
+        (("aishell", "--input", "."), "--input wav: no such folder"),
     ],
 )
 def test_errors(arguments: tuple[str, ...], message: str, tmp_path: Path) -> None:

@@ -30,6 +30,9 @@ CORPORA = {  # name on the command line → its module and what it is
         "src.data.prepare.localized_narratives",
         "Localized Narratives: spoken captions, with recordings",
     ),
+    "speech": ("src.data.prepare.speech", "your own recordings with their transcripts, without images"),
+    "librispeech": ("src.data.prepare.librispeech", "LibriSpeech: read English"),
+    "aishell": ("src.data.prepare.aishell", "AISHELL-1: read Mandarin"),
 }
 
 

@@ -1,0 +1,48 @@
+"""Your own recorded speech, without images: files of transcripts, each with a folder of recordings.
+
+    speech --transcripts train.tsv --audio recordings --split train --transcripts test.tsv --audio recordings \\
+           --split test --output data/speech
+
+A line is a recording's path in --audio, a tab and what is said: a/1.wav<TAB>今天下雨. WAV, FLAC, Ogg and MP3 are read.
+"""
+
+from collections.abc import Iterator
+from itertools import chain
+from pathlib import Path
+
+from src.cli import Arguments, CommandParser, user_path
+from src.data.errors import DataError
+from src.data.prepare.common import add_common_arguments, write_dataset
+from src.data.prepare.rows import Corpus, Row, check_folder, count_lines, describe_inputs, read_lines
+from src.data.prepare.transcripts import add_split, splits_of, spoken_row
+
+
+def add_arguments(parser: CommandParser) -> None:
+    listed = {"action": "append", "type": user_path, "required": True}
+    parser.add_argument("--transcripts", **listed, metavar="FILE", help="path, tab, text; repeatable")
+    parser.add_argument("--audio", **listed, metavar="DIR", help="folder that its paths start from")
+    add_split(parser)
+    add_common_arguments(parser)
+
+
+def run(args: Arguments) -> None:
+    splits = splits_of(args.split, args.transcripts)
+    if len(args.audio) != len(args.transcripts):
+        raise DataError("give one --audio for each --transcripts")
+    about = describe_inputs("speech", args.transcripts, "--transcripts")
+    folders = [check_folder(folder, "--audio") for folder in args.audio]
+    rows = [_rows(*group) for group in zip(args.transcripts, folders, splits, strict=True)]
+    write_dataset(Corpus(chain(*rows), count_lines(args.transcripts), about), args)
+
+
+def _rows(file: Path, folder: Path, split: str | None) -> Iterator[Row]:
+    for number, line in read_lines(file):
+        if isinstance(line, Row):
+            yield line
+            continue
+        name, tab, text = line.partition("\t")
+        name = name.strip()
+        if tab and name:
+            yield spoken_row(file, number, name, text, folder / name, split)
+        else:
+            yield Row(file.name, number, name, reason="the line is not a path, a tab and a text")
