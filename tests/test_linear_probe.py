@@ -19,7 +19,7 @@ from src.data.schema import AUDIO, IMAGE, TEXT
 from src.data.writer import DatasetWriter
 from src.demo.facts import FactMetric
 from src.evaluation.probe_data import ProbeData, of_dataset, of_files
-from src.inference import load, logistic
+from src.inference import engine, load, logistic, representations
 from src.inference.library import Model
 from src.inference.representations import EMBEDDING, FUSED, RAW, Representations, name_of, subsets
 from src.metrics.classes import average_precision
@@ -205,31 +205,37 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def model(home: Path) -> Iterator[Model]:
     with run_mode("pynative"):
-        yield load(home / "run", ["runtime.mode=pynative"])
+        yield load(home / "run", ["runtime.mode=pynative"], batch_size=4)
 
 
 def test_the_fused_features_are_those_of_the_network(model: Model, home: Path) -> None:
-    """At the modalities' own length, by the network's parts; and what is absent does not matter."""
+    """Those of the whole encoder, of which the rows lack what is not given, whatever stands in its place."""
     texts, images = ["红色背景", "一只小狗", "鱼"], sorted((home / "gallery").glob("*.png"))
     clips = sorted((home / "gallery").glob("*.WAV"))
     given = {TEXT: texts, IMAGE: images, AUDIO: clips}
     network, names = model.engine.model, ("text", "image", "audio")
+    items = {}
+    for modality, own in given.items():
+        (batch,) = model.embed_each(names[modality], own)
+        items[modality] = model.engine.encode(batch.media)
+    tokens, masks = ([Tensor(getattr(one, part)) for one in items.values()] for part in ("tokens", "mask"))
     for chosen in subsets(given):
-        items = {}
-        for modality in chosen:
-            (batch,) = model.embed_each(names[modality], given[modality])
-            items[modality] = model.engine.encode(batch.media)
-        tokens, masks = ([Tensor(getattr(items[m], part)) for m in chosen] for part in ("tokens", "mask"))
-        fused, _ = network.cross_encoder.fuse_given(tuple(tokens), tuple(masks), chosen)
-        found = model.represent(**{names[modality]: given[modality] for modality in chosen})
-        assert found.dtype == np.float32
+        presence = Tensor(np.array([[int(modality in chosen) for modality in given]] * 3, np.int32))
+        fused, _ = network.cross_encoder(*tokens, *masks, presence)
+        found = model.engine.fusion.cls({modality: items[modality] for modality in chosen})
         np.testing.assert_allclose(found, fused.asnumpy()[:, 0], atol=1e-5)
+    by_library = model.represent(text=texts, image=images, audio=clips)
+    np.testing.assert_allclose(by_library, found, atol=1e-5)
+    assert by_library.dtype == np.float32
     assert [name_of(chosen) for chosen in subsets(given)][2:5] == ["audio", "text+image", "text+audio"]
     with pytest.raises(DataError, match="represent: give one, two or three"):
         model.represent()
 
 
-def test_features_stand_beside_each_other_and_bad_items_are_left_out(model: Model, home: Path) -> None:
+def test_features_stand_beside_each_other_and_bad_items_are_left_out(
+    model: Model, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(representations, "ROWS", 4)
     images = sorted((home / "gallery").glob("*.png"))
     (batch,) = model.embed_each("image", images)
     heard = list(model.embed_each("audio", sorted((home / "gallery").glob("*.WAV"))))[0].media
@@ -240,11 +246,11 @@ def test_features_stand_beside_each_other_and_bad_items_are_left_out(model: Mode
         return {IMAGE: batch.media[number % 3], AUDIO: heard[number % 3]}
 
     failed: dict[int, DataError] = {}
-    found = Representations({"": model.engine}, (AUDIO, IMAGE), raw=True).read(70, item, failed.__setitem__, "")
-    assert list(failed) == [1] and found.numbers.tolist() == [0, *range(2, 70)]
+    found = Representations({"": model.engine}, (AUDIO, IMAGE), raw=True).read(10, item, failed.__setitem__, "")
+    assert list(failed) == [1] and found.numbers.tolist() == [0, *range(2, 10)]
     both = found.of(EMBEDDING, (IMAGE, AUDIO))
     expected = np.concatenate([model.embed_image(images), model.embed_audio(heard)], 1)
-    np.testing.assert_allclose(both[[0, 69 - 1]], expected[[0, 0]], atol=1e-6)
+    np.testing.assert_allclose(both[[0, 8]], expected[[0, 0]], atol=1e-6)
     np.testing.assert_allclose(found.of(FUSED, (IMAGE,))[1:3], model.represent(image=images)[[2, 0]], atol=1e-5)
     assert found.of(RAW, (IMAGE, AUDIO)).dtype == np.uint8 and (found.of(RAW, (IMAGE,)).std(0) > 0).any()
 
@@ -317,6 +323,8 @@ def test_folders_of_classes(home: Path, tmp_path: Path, model: Model) -> None:
 
 @pytest.fixture
 def run(home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Iterator[Run]:
+    for room in (representations, engine):
+        monkeypatch.setattr(room, "ROWS", 8)  # batches that are hardly filled would take their time
     with command(tool.main, home, monkeypatch, capsys) as call:
         yield lambda *words: call("--checkpoint", "run", "runtime.mode=pynative", *words)
 

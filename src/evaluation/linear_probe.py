@@ -6,6 +6,7 @@ Table 2 of the paper (Liu et al. 2021) has the mean average precision of all sev
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from src.inference import logistic
 from src.inference.engine import Engine
 from src.inference.representations import EMBEDDING, FUSED, RAW, Features, Representations, name_of
 from src.metrics.classes import average_precision
+from src.models.batches import progress
 from src.models.build import build_model
 from src.report.plots import Series, dot_plot
 from src.report.tables import table
@@ -54,12 +56,11 @@ class LinearProbe:
         read = [self._read(split) for split in data.splits]
         labels = [split.labels[features.numbers] for split, features in zip(data.splits, read, strict=True)]
         results: dict[str, dict[str, Any]] = {}
-        for given in self.representations.given:
-            for kind in KINDS:
-                if kind in self.representations.kinds:
-                    columns = [features.of(kind, given) for features in read]
-                    found = self._fit(*zip(columns, labels, strict=True))
-                    results.setdefault(name_of(given), {})[kind] = found
+        kinds = [kind for kind in KINDS if kind in self.representations.kinds]
+        for given, kind in progress(list(product(self.representations.given, kinds)), "fitting"):
+            columns = [features.of(kind, given) for features in read]
+            found = self._fit(*zip(columns, labels, strict=True))
+            results.setdefault(name_of(given), {})[kind] = found
         about = {"source": data.source, "labels": data.labels, "left_out": data.left_out}
         about |= {"metric": "mean average precision" if data.multiple else "accuracy"}
         about |= {"items": {split.name: len(split) for split in data.splits}}
