@@ -2,6 +2,7 @@
 
 import doctest
 import gc
+import json
 import re
 import subprocess
 import sys
@@ -413,14 +414,19 @@ def test_the_pages_examples(
 ) -> None:
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(src.inference, "load", lambda path: model)
+    rng = np.random.default_rng(0)
     assert blocks("README.md") == blocks("README_CN.md") != []
     (tmp_path / "bad.png").write_bytes(b"no image")
-    known = {"paths": [IMAGES[0], tmp_path / "bad.png"]}
+    np.save(tmp_path / "vectors.npy", np.repeat(np.eye(3, dtype=np.float32), 6, 0) + rng.normal(0, 0.1, (18, 3)))
+    lines = [json.dumps({"kind": "image", "name": f"{'abc'[n // 6]}/{n}.png"}) for n in range(18)]
+    (tmp_path / "vectors.jsonl").write_text("\n".join(lines))
+    known = {"paths": [IMAGES[0], tmp_path / "bad.png"], "folder": tmp_path}
     for text in [*blocks("README.md"), *blocks("docs/library.md")]:
         exec(text, known)
     assert known["kept"] == IMAGES[:1] and list(known["failed"]) == [1]
-    cosine, *_, caption = capsys.readouterr().out.splitlines()
-    assert float(cosine.strip("[]")) > 0.3 and "红色背景上" in caption
+    first, *_, caption, accuracy = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(r"(0\.9\d|1\.00) 01\.png 红色背景上，左边有一只猫，右边有两个苹果", first)
+    assert "红色背景上" in caption and float(accuracy) == 1.0
 
 
 def test_the_documented_examples(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -141,15 +141,19 @@ def test_open_images_labels(tmp_path: Path) -> None:
         "1,verification,/m/cat,1\n1,verification,/m/dog,0\n2,crowdsource-verification,/m/dog,0\n"
         "3,machine,/m/cat,0.4\n3,machine,/m/fish,0.7\n3,machine,/m/bus,0.9\n9,verification,/m/cat,1\n1,verification,/m/cat,0\n"
     )
-    found = read_labels(table, {"1", "2", "3"})
+    found = read_labels([table], {"1", "2", "3"})
     assert found.of == {"1": ("/m/cat",), "2": (), "3": ("/m/fish", "/m/bus")}
     assert found.find("1/annotator") == ("/m/cat",) and found.find("4") is None and found.find("2") == ()
     for header in ("LabelName,DisplayName\n", ""):
         names.write_text(f'{header}/m/cat,Cat\n/m/fish,"Fish, small"\n/m/kit,Cat\n')
-        assert read_labels(table, {"1", "2", "3"}, names).of == {"1": ("Cat (/m/cat)",), "2": (), "3": ("Fish, small",)}
+        assert read_labels([table], {"1", "2", "3"}, names).of == {
+            "1": ("Cat (/m/cat)",),
+            "2": (),
+            "3": ("Fish, small",),
+        }
     own = tmp_path / "own.csv"
     own.write_text("\ufeffid,label\na, 猫\na,狗\n\nb,猫\n", encoding="utf-8")
-    assert read_labels(own, {"a", "b"}).of == {"a": ("猫", "狗"), "b": ("猫",)}
+    assert read_labels([own, table], {"a", "b"}).of == {"a": ("猫", "狗"), "b": ("猫",)}
 
 
 @pytest.mark.parametrize(
@@ -167,10 +171,10 @@ def test_rows_that_are_wrong(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "labels.csv"
     path.write_text(text)
     with pytest.raises(DataError, match=f"labels.csv(: |, ){message}"):
-        read_labels(path, {"a", "1"})
+        read_labels([path], {"a", "1"})
     path.write_bytes(b"id,label\n\xff,b\n")
     with pytest.raises(DataError, match="labels.csv: not a readable CSV"):
-        read_labels(path, {"a"})
+        read_labels([path], {"a"})
     path.write_text("/m/a\n")
     with pytest.raises(DataError, match="line 1: expected LabelName,DisplayName"):
         read_label_names(path)
@@ -296,10 +300,10 @@ def test_a_dataset_with_labels_of_its_own_and_of_a_table(tmp_path: Path, model: 
     labels = tmp_path / "labels.csv"
     rows = [f"{split}/{number},{'ab'[number % 2]}\n" for split in ("train", "dev", "test") for number in (0, 1, 2)]
     labels.write_text("id,label\n" + "".join(rows))
-    named = of_dataset(config, (IMAGE,), labels)
+    named = of_dataset(config, (IMAGE,), [labels])
     assert named.labels == ["a", "b"] and [len(split) for split in named.splits] == [3, 3, 3]
     with pytest.raises(DataError, match=r"no labels that 3 training items have and some of the test \(--min-items\)"):
-        of_dataset(config, (IMAGE,), labels, fewest=3)
+        of_dataset(config, (IMAGE,), [labels], fewest=3)
 
 
 def test_folders_of_classes(home: Path, tmp_path: Path, model: Model) -> None:

@@ -25,9 +25,8 @@ def parse() -> cli.Arguments:
     path, number = {"type": cli.user_path}, {"type": int, "metavar": "N"}
     parser.add_argument("--checkpoint", default="opt_demo", **path, metavar="DIR", help="default: the bundled one")
     parser.add_argument("--config", **path, metavar="FILE", help="configuration to use instead of the checkpoint's own")
-    parser.add_argument(
-        "--labels", **path, metavar="CSV", help="id,label of records, or Open Images' image-level labels"
-    )
+    labels = {"action": "append", "default": [], "metavar": "CSV"}
+    parser.add_argument("--labels", **path, **labels, help="id,label of records, or Open Images' labels; repeatable")
     parser.add_argument("--names", **path, metavar="CSV", help="label,name: only these labels count")
     parser.add_argument("--input", **path, metavar="PATH", help="labelled files in place of a dataset")
     parser.add_argument("--given", metavar="KINDS", help="text+image+audio, or some (default: all; of --input image)")
@@ -44,7 +43,7 @@ def main() -> None:
     args = parse()
     # not before: they import MindSpore, for which --help need not wait
     from src.checkpoints.checkpoint import load_checkpoint_config
-    from src.checkpoints.files import locate, results_folder
+    from src.checkpoints.places import locate, results_folder
     from src.evaluation import linear_probe
     from src.evaluation.probe_data import read_data
     from src.inference.engine import Engine

@@ -6,8 +6,9 @@ LabelName,DisplayName                       their names, with this first line or
 """
 
 import csv
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from src.data.decoding import check_file, decoding
@@ -31,11 +32,11 @@ class Labels:
         return self.of.get(key, self.of.get(key.split("/", 1)[0]))
 
 
-def read_labels(path: Path, wanted: Collection[str], named: Path | None = None) -> Labels:
+def read_labels(paths: Sequence[Path], wanted: Collection[str], named: Path | None = None) -> Labels:
     """The labels of some images.
 
     Args:
-        path: CSV of ids and labels.
+        paths: CSVs of ids and labels.
         wanted: ids; of the others nothing is kept.
         named: CSV of labels and their names; only the labels that it lists count.
 
@@ -44,7 +45,7 @@ def read_labels(path: Path, wanted: Collection[str], named: Path | None = None) 
     """
     names = None if named is None else read_label_names(named)
     found: dict[str, dict[str, bool]] = {}  # of each image its labels, in their order
-    for key, label, has in _rows(path):
+    for key, label, has in chain.from_iterable(map(_rows, paths)):
         if key in wanted:
             own = found.setdefault(key, {})
             name = label if names is None else names.get(label)

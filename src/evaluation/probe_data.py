@@ -81,7 +81,7 @@ def read_data(
     config: Config,
     path: Path | None = None,
     given: str | None = None,
-    labels: Path | None = None,
+    labels: Sequence[Path] = (),
     names: Path | None = None,
     most: int = 0,
     fewest: int = 1,
@@ -110,7 +110,7 @@ def read_data(
 def of_dataset(
     config: Config,
     modalities: Collection[int] = (),
-    labels: Path | None = None,
+    labels: Sequence[Path] = (),
     names: Path | None = None,
     most: int = 0,
     fewest: int = 1,
@@ -120,7 +120,7 @@ def of_dataset(
     Args:
         config: data says where, and which splits are trained on, chosen on and reported.
         modalities: that every item must have; none: all that the training split has.
-        labels: CSV of ids and labels; None: what the corpus itself knows, as the demo's does its objects.
+        labels: CSVs of ids and labels; none: what the corpus itself knows, as the demo's does its objects.
         names: CSV of the labels that count, and their names.
         most: images of the training split, evenly apart; 0: all.
         fewest: training items of a label, of which one with fewer is left out.
@@ -138,12 +138,12 @@ def of_dataset(
     train = loaders["train"].dataset
     given = tuple(sorted(modalities or (modality for modality in (TEXT, IMAGE, AUDIO) if train.count(modality))))
     facts = FactMetric.of(train.info["about"])
-    if labels is None and facts is None:
+    if not labels and facts is None:
         raise DataError(f"{train.folder}: the corpus knows no labels of its images: name a CSV of them by --labels")
     chosen = {
         name: _choose(loader.dataset, given, config, most if name == "train" else 0) for name, loader in loaders.items()
     }
-    if labels is None:
+    if not labels:
         known = {name: [facts.objects(one.captions) for one in found] for name, found in chosen.items()}
     else:
         ids = {part for found in chosen.values() for one in found for part in (one.key, one.key.split("/", 1)[0])}
@@ -155,7 +155,7 @@ def of_dataset(
         samples = np.array([one.sample for one, _ in kept], np.int64)
         reader = _SampleReader(loader.dataset, samples, given, config)
         parts.append(_Found(wanted[name], [own for _, own in kept], reader))
-    source = f"{train.folder}" if labels is None else f"{train.folder}, {labels.name}"
+    source = ", ".join([str(train.folder), *(path.name for path in labels)])
     return _assemble(source, parts, given, fewest, multiple=True)
 
 
