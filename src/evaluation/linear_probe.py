@@ -61,6 +61,11 @@ class LinearProbe:
             columns = [features.of(kind, given) for features in read]
             found = self._fit(*zip(columns, labels, strict=True))
             results.setdefault(name_of(given), {})[kind] = found
+            if found["strength"] == logistic.STRENGTHS[-1]:
+                print(
+                    f"note: {name_of(given)}, {kind}: a weaker penalty than any that was tried may be better",
+                    file=sys.stderr,
+                )
         about = {"source": data.source, "labels": data.labels, "left_out": data.left_out}
         about |= {"metric": "mean average precision" if data.multiple else "accuracy"}
         about |= {"items": {split.name: len(split) for split in data.splits}}

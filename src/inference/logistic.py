@@ -5,7 +5,7 @@
     z = ((x − μ) / σ) W + b
 
 with mean μ and standard deviation σ of the training features. L is convex; L-BFGS finds its minimum from any start. It
-is scipy's, which the project needs anyway: scikit-learn would solve the same problem with another 100 MB installed.
+is scipy's, which the project needs anyway.
 Features are read in blocks; beside them stand a copy along their principal axes and some copies of W.
 
 Letters: ``N`` items, ``D`` numbers of a feature, ``C`` labels.
@@ -25,7 +25,7 @@ from src.metrics.nearest import blocks
 ROWS = 4096  # items whose scores are in memory at once
 ITERATIONS, TOLERANCE, MEMORY = 200, 1e-4, 10  # of L-BFGS: steps at most; largest entry of the gradient; steps kept
 LEAST_SPREAD = 1e-7  # axes of less than this share of the largest variance are rounding
-STRENGTHS = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001, 0.0003, 0.0001)  # λ that are tried
+STRENGTHS = (1.0, 0.3, 0.1, 0.03, 0.01, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5, 3e-6, 1e-6)  # λ that are tried
 
 
 @dataclass(frozen=True)
