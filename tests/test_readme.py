@@ -72,7 +72,7 @@ VARIANTS = {
     "python tools/build_vocab.py": Variant(),
     "python tools/make_image_codes.py": Variant(),
     "python tools/tune_reranking.py": Variant(EVAL),
-    "python tools/linear_probe.py": Variant((*PYNATIVE, "--items", "16")),
+    "python tools/linear_probe.py": Variant((*PYNATIVE, "--items", "16", "--against", "raw")),
     "python train.py": Variant(TRAIN),
     "python train.py --config config/pretrain/demo.yaml": Variant((*TRAIN, *GENERATE)),
     "python train.py --config config/pretrain/demo.yaml --resume": Variant((*TRAIN, *GENERATE, "train.steps=3")),
