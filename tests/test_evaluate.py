@@ -42,7 +42,8 @@ from src.inference import scorers
 from src.inference.encode import Items, encode_split, first_images, number_images
 from src.inference.engine import Engine
 from src.inference.scorers import Matching, TextLikelihood
-from src.metrics.errors import edit_distance
+from src.metrics import captions
+from src.metrics.errors import edit_distance, error_rates, spoken_words
 from src.models.build import build_model
 from src.models.opt import OPT
 from src.report.coco import save_captions
@@ -227,6 +228,19 @@ def test_every_item_is_encoded_once(config: Config, model: OPT, evaluation: Eval
     again = encode_split(evaluation.engine.encoder, loader, 3, keep_tokens=[TEXT])
     assert again[TEXT].tokens.size and not again[IMAGE].tokens.size and again[IMAGE].embeddings.size
     assert {m: group.samples.tolist() for m, group in few.items()} == {m: g.samples.tolist() for m, g in again.items()}
+
+
+def test_english_words_stand_between_spaces() -> None:
+    """As in LibriSpeech's references; a Chinese sentence is cut by jieba."""
+    assert spoken_words("DON\u2019T go -- \u201cwell-known\u201d, O'NEIL's ' café.") == [
+        *("don't", "go", "wellknown", "o'neil's", "café")
+    ]
+    assert (
+        spoken_words("红色背景上，左边有一只猫") == captions.words("红色背景上，左边有一只猫")
+        and spoken_words(" ") == []
+    )
+    found = error_rates(["I DONT KNOW", "yes"], ["i don't know", "yes yes"])
+    assert found["word_error_rate"] == 2 / 5 and found["character_error_rate"] == 3 / 15
 
 
 def test_edit_distance() -> None:
