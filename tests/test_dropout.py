@@ -48,6 +48,9 @@ def test_rows_and_columns_are_independent(layer: Dropout) -> None:
         correlation = np.corrcoef(matrix)
         np.fill_diagonal(correlation, 0)
         assert np.abs(correlation).max() < 6 / np.sqrt(matrix.shape[1])
+    square, above = found[:WIDTH], np.triu_indices(WIDTH, 1)
+    mirrored = np.corrcoef(square[above], square.T[above])[0, 1]
+    assert abs(mirrored) < 6 / np.sqrt(len(above[0])), "place (i, j) and place (j, i)"
 
 
 def test_masks_follow_from_the_key_and_the_layer(layer: Dropout) -> None:

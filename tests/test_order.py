@@ -60,6 +60,13 @@ def test_an_epoch_holds_each_source_by_weight(mixed: Order) -> None:
         assert len(np.unique(samples)) < samples.size, "the small source is used up and begins anew"
 
 
+def test_sources_of_one_size_have_orders_of_their_own() -> None:
+    """Otherwise the k-th sample of one would stand beside the k-th of the other in every epoch."""
+    samples, _ = Order(1, [np.arange(60), np.arange(60, 120)], (1.0, 1.0)).epoch(0)
+    first, second = samples[samples < 60], samples[samples >= 60] - 60
+    assert len(first) == len(second) == 60 and (first == second).mean() < 0.2, "one in sixty by chance"
+
+
 def test_none_comes_again_before_all_of_its_source_came(mixed: Order) -> None:
     samples, passes = np.concatenate([mixed.epoch(epoch) for epoch in range(6)], 1)
     for ids in SOURCES:
