@@ -179,9 +179,10 @@ def test_every_command_is_a_script_of_its_own() -> None:
 def test_gains_biases_and_positions_decay() -> None:
     decays = pytest.importorskip("src.training.optimizer").decays
     decayed = {p.name for p in OPT(tiny_model(), VOCAB).trainable_params() if decays(p)}
-    left = ("gain", "shift", "bias", "positions", "log_scale", "cls")
+    left = ("gain", "shift", "bias", "positions", "log_scale", "cls", "modality", "absent", "vector")
     everything = {p.name for p in OPT(tiny_model(), VOCAB).trainable_params()}
     assert not {name for name in decayed if name.endswith(left)}
+    assert all(any(name.endswith(end) for name in everything) for end in left)
     assert {name for name in everything if name.endswith(("weight", "tokens"))} <= decayed
 
 

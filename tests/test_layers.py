@@ -221,6 +221,28 @@ def test_dropout_acts_in_training_only(mode: str) -> None:
         assert not np.array_equal(output(True, 1), output(False, 1))
 
 
+class Dropped(nn.Cell):
+    """In a dropout's place: drops everything."""
+
+    def construct(self, x):
+        return x * 0.0
+
+
+@pytest.mark.parametrize("norm", ["pre", "post"])
+def test_the_output_of_every_part_of_a_layer_is_dropped(norm: str) -> None:
+    """Where all of it is, self-attention, cross-attention and the feed-forward part leave their residual alone."""
+    block = Block(D, H, FFN, norm, 0.5, memory_width=DM)
+    for part in ("attention", "cross", "ffn"):
+        setattr(block, f"{part}_dropout", Dropped())
+    x = Tensor(random(B, L, D))
+    expected = x
+    if norm == "post":
+        for part in ("attention", "cross", "ffn"):
+            expected = getattr(block, f"{part}_norm")(expected)
+    found = block(x, None, Tensor(random(B, M, DM)), None)
+    np.testing.assert_allclose(found.asnumpy(), expected.asnumpy(), atol=1e-6)
+
+
 def test_a_row_of_padding_stays_finite() -> None:
     """A sample without text: every position is masked."""
     block = PaddedSelf(Block(D, H, FFN, "pre", 0.0))

@@ -25,6 +25,7 @@ from src.files import ROOT
 from src.inference.loading import load_model
 from src.models.build import build_model
 from src.models.image_tokenizer import ImageTokenizer
+from src.models.layers import MEMORY_POSITION_STD, POSITION_STD
 from src.models.opt import OPT
 from src.training.continuation import start_from
 from src.training.new_lengths import convert_positions, position_tables
@@ -161,6 +162,10 @@ def test_texts_and_audio_keep_their_places(saved: tuple[Config, Path, nn.Cell], 
         table = found[f"{name}.positions"]
         np.testing.assert_array_equal(table[:, :old], before[f"{name}.positions"])
         assert 0.1 < table[:, old:].std() < 0.6, "as new tables are"
+    new = [found[f"{name}_encoder.positions"][0, old, 0] for name, old in (("text", 7), ("audio", 6))]
+    new += [found[name][0, 8, 0] for name in MEMORY]
+    deviations = np.array([POSITION_STD, POSITION_STD, MEMORY_POSITION_STD, MEMORY_POSITION_STD])
+    assert np.diff(np.sort(new / deviations)).min() > 1e-3, "each table has numbers of its own"
     memory = found[MEMORY[0]][0]
     np.testing.assert_array_equal(memory[:8], before[MEMORY[0]][0, :8])
     np.testing.assert_array_equal(memory[10:20], before[MEMORY[0]][0, 8:])
