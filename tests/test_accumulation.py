@@ -199,7 +199,10 @@ class Still(nn.Cell):
 
 def settings(parts: int, size: int = 8, **objectives: object) -> Config:
     return Config(
-        data=DataConfig(batch_size=size), train=TrainConfig(accumulate=parts), objectives=ObjectivesConfig(**objectives)
+        model=tiny_model(),
+        data=DataConfig(batch_size=size, codes="an image tokenizer"),
+        train=TrainConfig(accumulate=parts),
+        objectives=ObjectivesConfig(**objectives),
     )
 
 
@@ -209,6 +212,9 @@ def test_parts_must_be_alike() -> None:
         part_size(settings(3))
     masked = {"weights": WeightsConfig(mlm=1.0), "masking": MaskingConfig(batch_share=0.75)}
     assert part_size(settings(2, **masked)) == 4
+    images = {"weights": WeightsConfig(denoise_image=1.0), "denoise_image": DenoiseImageConfig(batch_share=0.375)}
+    with pytest.raises(ConfigError, match=r"denoise_image\.batch_share=0\.375 of data\.batch_size=8 is 3 rows"):
+        part_size(settings(2, **images))
     with pytest.raises(ConfigError, match=r"objectives\.masking\.batch_share=0\.75 of data\.batch_size=8 is 6 rows"):
         part_size(settings(4, **masked))
     assert part_size(settings(4, masking=MaskingConfig(batch_share=0.75))) == 2, "nothing is masked"

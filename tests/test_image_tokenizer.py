@@ -159,6 +159,22 @@ def test_dead_codes_begin_anew_and_living_ones_do_not(graph):
     assert int(update(Tensor(True), found).asnumpy()) == 0, "a code that has just begun has time to be found"
 
 
+def test_metrics_say_how_many_codes_are_used_and_how_evenly(pynative):
+    """Perplexity is the exponential of the entropy of the codes' shares; half of the codebook lies far away."""
+    model = filled()
+    vectors = model.codebook.vectors.asnumpy().copy()
+    vectors[6:] += 100.0
+    model.codebook.vectors.set_data(Tensor(vectors))
+    batch = Tensor(images())
+    found, _ = TokenizerObjectives(model, settings())({"image": batch})
+    total, reconstruction, commitment, perplexity, usage = map(float, found)
+    shares = np.bincount(model(batch)[4].asnumpy(), minlength=12) / (B * TINY.side**2)
+    used = shares[shares > 0]
+    assert 1 < len(used) <= 6 and usage == pytest.approx(len(used) / 12)
+    assert perplexity == pytest.approx(np.exp(-(used * np.log(used)).sum()), rel=1e-5)
+    assert total == pytest.approx(reconstruction + TINY.commitment * commitment, rel=1e-5)
+
+
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_ranks_offer_whole_rows_in_turn(pynative, ranks):
     rng = np.random.default_rng(0)

@@ -291,6 +291,16 @@ def test_a_lone_modality_is_fused_at_its_own_length_for_the_same_loss(opt: OPT, 
     assert short == pytest.approx(float(objectives(tensors(batch))[0]), rel=1e-5)
 
 
+def test_two_that_are_given_together_are_both_read(opt: OPT) -> None:
+    """An image with its audio clip, and no other choice: what is alike in all rows is not one modality."""
+    batch, config = tiny_batch(MODEL, B), text_from(only("denoise_text"), "image+audio")
+    batch["denoise_text_presence"][:] = (0, 1, 1)
+    before = losses(opt, config, batch)["denoise_text"]
+    for name in ("image", "audio"):
+        other = {**batch, name: batch[name][::-1].copy()}
+        assert losses(opt, config, other)["denoise_text"] != before, name
+
+
 @pytest.mark.parametrize(("given", "column"), [("image", IMAGE), ("audio", AUDIO)])
 def test_a_row_without_the_only_given_modality_costs_nothing(opt: OPT, given: str, column: int) -> None:
     """Neither by the shortcut, which would read a blank one, nor by the general path, which would read another."""

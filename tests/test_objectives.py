@@ -150,6 +150,7 @@ def test_names_and_fields_follow_the_weights() -> None:
     assert "mlm_ids" in needed_fields(only("mlm")) and "match_noise" not in needed_fields(only("mlm"))
     assert set(needed_fields(ALL)) == set(tiny_batch(MODEL, 2)) - {"sample_id"}
     assert [level_rows(128, x) for x in (1.0, 0.5, 0.25, 0.001)] == [128, 64, 32, 1]
+    assert [level_rows(10, x) for x in (0.29, 0.31, 0.37)] == [3, 3, 4], "rounded, not cut"
 
 
 def test_graph_equals_pynative(

@@ -10,7 +10,7 @@ import pytest
 from mindspore import Parameter, Tensor, nn, ops
 
 from src.config import OptimizerConfig
-from src.objectives.peers import GatherRows
+from src.objectives.peers import Counts, GatherRows, Peers
 from src.training import graphs
 from src.training.graphs import square_sum
 from src.training.muon import build_optimizer
@@ -439,3 +439,14 @@ def test_gathered_rows_get_their_own_gradient(monkeypatch: pytest.MonkeyPatch) -
     assert gather(rows).shape == (6, 4)
     found = ms.grad(lambda x: (gather(x) * Tensor(weights)).sum())(rows)
     np.testing.assert_allclose(found.asnumpy(), 3 * weights[2:4], rtol=1e-6)
+
+
+@pytest.mark.parametrize(("items", "expected"), [((0.0, 0.0), 0.5), ((1.0, 0.0), 0.5), ((2.0, 3.0), 2.5)])
+def test_a_rank_divides_by_its_share_of_the_items_of_all(
+    items: tuple[float, float], expected: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The ranks' mean is then Σ / items; the one item that two ranks have is not taken for one of each."""
+    monkeypatch.setattr(ops, "AllReduce", lambda: lambda counts: counts + Tensor([items[1], 4.0], ms.float32))
+    with run_mode("pynative"):
+        counts = Counts(Peers(0, 2))((Tensor([items[0], 0.0]), Tensor([[1.0, 1.0], [2.0, 0.0]])))
+    assert [float(count) for count in counts] == [expected, (4 + 4) / 2]
