@@ -378,6 +378,16 @@ def test_ties_go_to_the_first_token(model: OPT, searches: dict, given: dict) -> 
         bias.set_data(bias_before)
 
 
+@pytest.mark.parametrize("blocked", [0, 2])
+def test_a_text_may_end_where_it_is_as_long_as_it_must_be(model: OPT, tokenizer: Tokenizer, blocked: int) -> None:
+    """Its [SEP] included: the third token may be the first end of a text of at least three."""
+    found = BeamSearch(model, tokenizer, 1, BeamSettings(min_length=3, no_repeat_ngram=blocked))
+    texts = hypotheses(tokenizer, found.settings, 6)
+    texts.ids[:, :, 1:6] = [A, B, C, A, C]
+    ends = [found._allowed(texts, position).asnumpy().reshape(-1)[SEP] == 0 for position in range(5)]
+    assert ends == [False, False, True, True, True]
+
+
 def test_tokens_that_would_repeat_an_ngram() -> None:
     rows = np.array([[5, 6, 5, 6, 5], [5, 6, 7, 8, 6], [5, 5, 5, 5, 5]], np.int32)
     found = [np.flatnonzero(row).tolist() for row in repeated(rows, 3, 9)]

@@ -51,20 +51,25 @@ def test_inputs_are_the_mean_of_the_tokens_that_are_there(rng: np.random.Generat
     np.testing.assert_allclose(found.means[1], tokens[1, :2].mean(0), atol=1e-6)
 
 
-def test_the_distance_is_that_of_mahalanobis(rng: np.random.Generator) -> None:
-    """Of inputs of one length, with a covariance that is shrunk as the formula of Ledoit and Wolf says."""
-    found = replace(inputs_of(rng, 40), counts=np.full(40, 7))
-    centred = found.means.astype(np.float64) - found.means.mean(0, dtype=np.float64)
+@pytest.mark.parametrize("alike", [True, False])
+def test_the_distance_is_that_of_mahalanobis(alike: bool, rng: np.random.Generator) -> None:
+    """With a covariance that is shrunk as the formula of Ledoit and Wolf says; an input weighs by its tokens."""
+    found = inputs_of(rng, 40)
+    if alike:
+        found = replace(found, counts=np.full(40, 7))
+    weights = (found.counts / found.counts.mean())[:, None]
+    mean = (found.means.astype(np.float64) * weights).mean(0)
+    centred = (found.means - mean) * np.sqrt(weights)
     sample = sum(np.outer(row, row) for row in centred) / 40
     target = np.trace(sample) / WIDTH * np.eye(WIDTH)
     error = sum(np.linalg.norm(np.outer(row, row) - sample) ** 2 for row in centred) / 40**2
     share = error / np.linalg.norm(sample - target) ** 2
     assert 0.001 < share < 0.5
     inverse = np.linalg.inv(share * target + (1 - share) * sample)
-    expected = [mahalanobis(row, found.means.mean(0), inverse) for row in found.means]
+    expected = [mahalanobis(row, np.zeros(WIDTH), inverse) for row in centred]
     usual = fit(found)
     np.testing.assert_allclose(usual.distances(found), expected, rtol=1e-4)
-    longer = replace(found, counts=np.full(40, 28))
+    longer = replace(found, counts=4 * found.counts)
     np.testing.assert_allclose(usual.distances(longer), 2 * np.array(expected), rtol=1e-4)
 
 

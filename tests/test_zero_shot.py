@@ -76,6 +76,7 @@ def test_confusion_and_chance() -> None:
     found = classes.confusion(np.array([0, 2, 2, 1]), np.array([0, 0, 2, 2]), 3)
     np.testing.assert_array_equal(found, [[1, 0, 1], [0, 0, 0], [0, 1, 1]])
     assert classes.top_k(np.array([1, 5, 6, 2]), 8, 5) == {"top_5": 0.75, "chance_top_5": 0.625}
+    assert classes.top_k(np.array([1, 3]), 3, 5) == {"top_5": 1.0, "chance_top_5": 1.0}, "of three classes five are all"
 
 
 # labelled files
