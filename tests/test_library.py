@@ -185,6 +185,23 @@ def test_a_ranking_is_re_ranked_by_the_second_score(model: Model) -> None:
     odds = np.exp(scores - scores.max())
     np.testing.assert_allclose([hit.share for hit in hits], np.sort(odds / odds.sum())[::-1], atol=1e-4)
     assert [hit.index for hit in model.rank(text, IMAGES, 12, model.embed_image(IMAGES))] == [h.index for h in hits]
+    # one alone is the best of all candidates by the second score, not the nearest by vectors that say the opposite
+    scores = engine.reranker.scores(Proposal(items, pairs, -cosines))
+    (hit,) = model.rank(text, IMAGES, 1, -model.embed_image(IMAGES))
+    assert hit.index == scores.argmax() != cosines.argmin()
+
+
+def test_a_candidate_that_is_gone_takes_no_other_ones_cosine(model: Model, tmp_path: Path) -> None:
+    """Where vectors were made before, the nearest file may have been deleted since."""
+    others, gone = IMAGES[:5], IMAGES[5]
+    gallery = [*others[:2], tmp_path / "gone.png", *others[2:]]
+    vectors = model.embed_image([*others[:2], gone, *others[2:]])
+    cosines = model.similarity(model.embed_image([gone]), vectors)[0]
+    failed: dict[int, DataError] = {}
+    hits = model.rank(gone, gallery, 9, vectors, on_error=failed.__setitem__)
+    assert list(failed) == [2] and cosines.argmax() == 2
+    assert [hit.index for hit in hits] == [at for at in np.argsort(-cosines, kind="stable") if at != 2]
+    np.testing.assert_allclose([hit.cosine for hit in hits], np.sort(np.delete(cosines, 2))[::-1], atol=1e-6)
 
 
 def test_a_match_is_what_the_matching_head_says(model: Model, pixels: np.ndarray) -> None:
