@@ -161,6 +161,17 @@ def test_references_take_little_memory() -> None:
     assert own > 1 > other
 
 
+def test_an_image_in_several_records_has_the_captions_of_all() -> None:
+    """Those of another corpus, which has other words for the same picture."""
+    captions = (("一只猫",), ("两条狗", "黑狗"), ("白猫", "，"))
+    records = [Record(str(at), b"", group, ()) for at, group in enumerate(captions)]
+    dataset = SimpleNamespace(records=3, read=lambda numbers: (records[number] for number in numbers))
+    samples = np.array([(0, 0, 0), (1, 0, 1), (1, 1, 1), (2, 0, 0), (2, 1, 0)])
+    found = References.read(SimpleNamespace(samples=samples, datasets=[dataset], first_records=[0]))
+    expected = {0: ["一只猫", "白猫"], 1: ["两条狗", "黑狗"]}  # what has no words is no reference
+    assert found.by_image == {image: [tuple(words(text)) for text in texts] for image, texts in expected.items()}
+
+
 def test_samples_end_and_are_compared_with_the_others(
     built: SelfCriticalObjectives, batch: dict[str, np.ndarray], sampled: dict[str, np.ndarray]
 ) -> None:
@@ -177,6 +188,8 @@ def test_samples_end_and_are_compared_with_the_others(
     np.testing.assert_array_equal(again["sampled_ids"], ids)
     other = built.before_step({**batch, "match_noise": batch["match_noise"] + 1})
     assert (other["sampled_ids"] != ids).any()
+    blank = built.before_step({**batch, "presence": batch["presence"] * np.int32([1, 0, 1])})
+    assert not blank["rewarded"].any() and not blank["reward"].any(), "a sample without its image is not judged"
 
 
 def test_samples_follow_the_distribution(built: SelfCriticalObjectives, batch: dict[str, np.ndarray]) -> None:
