@@ -6,6 +6,7 @@ import pytest
 import torch
 from mindspore import Tensor
 
+from src.models.layers import MASKED, padding_bias
 from src.models.text_decoder import TextDecoder
 from tests.oracles import (
     VOCAB,
@@ -95,6 +96,16 @@ def test_memory_behind_the_mask_changes_nothing(decoder: TextDecoder) -> None:
     other = MEMORY.copy()
     other[:, 0] += 1
     assert not np.array_equal(logits(decoder, IDS, MEMORY), logits(decoder, IDS, other))
+
+
+@pytest.mark.parametrize("forbids", [False, True])
+def test_log_probabilities_are_those_of_the_next_tokens_among_the_allowed(decoder: TextDecoder, forbids: bool) -> None:
+    forbidden = np.where((np.arange(VOCAB) % 3 == 1) & forbids, np.float32(MASKED), np.float32(0))
+    read, bias = decoder.read(Tensor(MEMORY), Tensor(np.arange(L, dtype=np.int32))), padding_bias(Tensor(MASK))
+    found = decoder.log_probabilities(Tensor(IDS), read, bias, Tensor(forbidden) if forbids else None)
+    logs = logits(decoder, IDS[:, :-1], MEMORY).astype(np.float64) + forbidden
+    logs -= np.logaddexp.reduce(logs, axis=2, keepdims=True)
+    np.testing.assert_allclose(found.asnumpy(), np.take_along_axis(logs, IDS[:, 1:, None], 2)[..., 0], rtol=1e-4)
 
 
 def test_places_of_the_memory_are_known(decoder: TextDecoder) -> None:
