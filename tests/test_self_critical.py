@@ -165,11 +165,11 @@ def test_references_take_little_memory() -> None:
 
 
 def test_an_image_in_several_records_has_the_captions_of_all() -> None:
-    """Those of another corpus, which has other words for the same picture."""
-    captions = (("一只猫",), ("两条狗", "黑狗"), ("白猫", "，"))
-    records = [Record(str(at), b"", group, ()) for at, group in enumerate(captions)]
-    dataset = SimpleNamespace(records=3, read=lambda numbers: (records[number] for number in numbers))
-    samples = np.array([(0, 0, 0), (1, 0, 1), (1, 1, 1), (2, 0, 0), (2, 1, 0)])
+    """Those of another corpus, which has other words for the same picture; a record that cannot be read has none."""
+    captions = (("一只猫",), ("两条狗", "黑狗"), None, ("白猫", "，"))
+    records = [group and Record(str(at), b"", group, ()) for at, group in enumerate(captions)]
+    dataset = SimpleNamespace(records=4, read_good=lambda numbers: (records[number] for number in numbers))
+    samples = np.array([(0, 0, 0), (1, 0, 1), (1, 1, 1), (2, 0, 2), (3, 0, 0), (3, 1, 0)])
     found = References.read(SimpleNamespace(samples=samples, datasets=[dataset], first_records=[0]))
     expected = {0: ["一只猫", "白猫"], 1: ["两条狗", "黑狗"]}  # what has no words is no reference
     assert found.by_image == {image: [tuple(words(text)) for text in texts] for image, texts in expected.items()}
