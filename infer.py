@@ -1,10 +1,10 @@
-"""Asks a trained model about your own files: ranks a gallery, captions images, transcribes audio, generates images.
+"""Asks a trained model about your own files: ranks, captions, transcribes, classifies, answers, generates images.
 
 python infer.py --query 红底，左边一只猫 --gallery photos --save-index photos.index
 python infer.py --query question.wav --index photos.index           encodes nothing of the folder
 python infer.py --input photos                                      captions of images, transcripts of audio clips
 python infer.py --classify 猫 狗 苹果 --input photos                  which of these each file shows, untrained
-python infer.py --checkpoint runs/demo/speech_to_text --input said.wav --with-image image.png
+python infer.py --checkpoint runs/demo/vqa --input photos --ask 左边有几只猫？
 python infer.py --checkpoint runs/demo/text_to_image --generate 红底，中间一只猫 --samples 8
 """
 
@@ -25,6 +25,7 @@ def parse() -> cli.Arguments:
     verbs.add_argument("--input", metavar="FILE|DIR", type=cli.user_path, help="caption images, transcribe audio")
     verbs.add_argument("--generate", metavar="TEXT|AUDIO", help="generate images from it")
     parser.add_argument("--classify", nargs="+", metavar="LABEL", help="which label is nearest to each file of --input")
+    parser.add_argument("--ask", metavar="TEXT|AUDIO", help="a question about each image of --input")
     parser.add_argument("--gallery", metavar="DIR", type=cli.user_path, help="of images, audio, .txt, in folders too")
     parser.add_argument("--index", metavar="FILE", type=cli.user_path, help="the gallery as --save-index kept it")
     parser.add_argument("--top", type=int, default=5, metavar="N", help="hits that --query shows (default: 5)")
@@ -52,12 +53,12 @@ def main() -> None:
     config = load_checkpoint_config(folder, settings, args.config)
     check_network(config)
     # before the model is built, so that mistakes are told at once
-    search = None
-    if args.gallery is not None or args.index is not None:
-        search = answers.read_search(args.query, args.gallery, args.index, folder, config, args.ema)
+    searches = args.gallery is not None or args.index is not None
+    search = answers.read_search(args.query, args.gallery, args.index, folder, config, args.ema) if searches else None
     files = answers.find_input(args.input, config) if args.input is not None else []
     image = answers.read_companion(args.with_image, files, config) if args.with_image is not None else None
     subject = answers.read_subject(args.generate, config) if args.generate is not None else None
+    question = answers.read_question(args.ask, files, config) if args.ask is not None else None
     if args.output:
         args.output.mkdir(parents=True, exist_ok=True)
     if search and search.few:
@@ -67,6 +68,8 @@ def main() -> None:
         search.run(model, args.top, args.output or results_folder(folder) / "query", args.save_index)
     elif args.classify:
         answers.classify(model, files, args.classify, args.output or results_folder(folder) / "classes")
+    elif question:
+        answers.ask(model, files, question, args.output or results_folder(folder) / "answers")
     elif files:
         answers.describe(model, files, args.output, image)
     else:

@@ -17,10 +17,11 @@ TRAINERS = {
     "run_standalone_ascend.sh": "pretrain",
     "run_standalone_ascend_train_retrieval.sh": "retrieval",
     "train_caption.sh": "caption",
+    "train_vqa.sh": "vqa",
 }
 EVALUATORS = {"run_standalone_ascend_inf_retrieval.sh": "retrieval", "test_caption.sh": "caption"}
 DISTRIBUTED = "run_distributed_ascend.sh"
-LAUNCHERS = [*TRAINERS, *EVALUATORS, DISTRIBUTED]
+LAUNCHERS = [*TRAINERS, *EVALUATORS, "test_vqa.sh", DISTRIBUTED]
 
 # Small questions (-c) and the supervisor of ranks go to a real Python; everything else is recorded, and ends with the
 # code in EXIT.
@@ -59,7 +60,7 @@ class House:
             shutil.copytree(ROOT / "src" / name, self.root / "src" / name)
         (self.root / "tools").mkdir()
         shutil.copy(ROOT / "tools" / "launch_ranks.py", self.root / "tools")
-        for task in ("pretrain", "retrieval", "caption"):
+        for task in ("pretrain", "retrieval", "caption", "vqa"):
             config = self.root / "config" / task / "demo.yaml"
             config.parent.mkdir(parents=True)
             config.write_text(f"train: {{output: runs/demo/{task}}}\n")
@@ -171,6 +172,15 @@ def test_a_configuration_that_is_not_trained_is_not_measured(house: House):
     (house.elsewhere / "runs" / "mine" / "checkpoints").mkdir(parents=True)
     assert house.run("test_caption.sh", "mine.yaml").returncode == 0
     assert house.calls()[0]["arguments"][2:5] == ["mine.yaml", "--checkpoint", "runs/mine"]
+
+
+def test_the_bundled_checkpoint_answers_no_questions(house: House):
+    refused(house.run("test_vqa.sh"), house, "is not trained", "'runs/demo/vqa'")
+    (house.elsewhere / "runs" / "demo" / "vqa" / "checkpoints").mkdir(parents=True)
+    assert house.run("test_vqa.sh", "eval.batch_size=5").returncode == 0
+    assert house.calls()[0]["arguments"][1:] == [
+        *("--config", house.config("vqa"), "--checkpoint", "runs/demo/vqa", "runtime.device=CPU", "eval.batch_size=5")
+    ]
 
 
 @pytest.mark.parametrize("output", [["--output", "out"], ["--output=out"]])

@@ -33,6 +33,10 @@ LATER = {
     "eval.zero_shot.given": "image",
     "eval.zero_shot.templates": "",
     "eval.zero_shot.names": "",
+    "model.answers": "",
+    "objectives.answer.head": "classify",
+    "objectives.answer.given": ["text+image", "image+audio"],
+    "eval.vqa.max_items": 0,
 }
 BUNDLED = ROOT / "pretrained" / "opt_demo"
 

@@ -26,6 +26,8 @@ CORPORA = {  # name on the command line → its module and what it is
     "flickr30k-cn": ("src.data.prepare.flickr30k_cn", "Flickr30k-CN: Chinese captions of Flickr30k"),
     "aic": ("src.data.prepare.aic", "AI Challenger's Chinese captions"),
     "cc3m": ("src.data.prepare.cc3m", "Conceptual Captions: a TSV and downloaded images"),
+    "questions": ("src.data.prepare.questions", "your own questions about images, with answers, of a questions.jsonl"),
+    "vqa2": ("src.data.prepare.vqa2", "VQA v2: questions about MS COCO images, ten answers each"),
     "localized-narratives": (
         "src.data.prepare.localized_narratives",
         "Localized Narratives: spoken captions, with recordings",

@@ -3,6 +3,7 @@
     step-00001000/
         config.yaml           the resolved configuration
         vocab.txt             the vocabulary it was trained with
+        answers.txt           the answers that it classifies questions into (only with model.answers)
         model.safetensors     weights by name
         ema.safetensors       the same, with the moving average of what is trained (only with train.ema_decay)
         tokenizer/            the image tokenizer whose codes it was trained with, if it has one
@@ -28,6 +29,7 @@ import yaml
 from mindspore import Parameter, nn
 
 from src.checkpoints.files import (
+    ANSWERS,
     CONFIG,
     EMA,
     EVALUATION,
@@ -221,13 +223,15 @@ def _write_state(path: Path, state: Mapping[str, Any]) -> None:
 
 
 def write_model(folder: Path, config: Config, model: nn.Cell, half: bool = False) -> str:
-    """Configuration, vocabulary and weights (with ``half`` as float16): what evaluation and export need.
+    """Configuration, vocabulary, answers and weights (``half``: as float16): what evaluation and export need.
 
     Returns:
         The sha256 of the weights' file.
     """
     write_text(folder / CONFIG, to_yaml(config))
     _copy(Path(config.model.text.vocab), folder / VOCAB)
+    if config.model.answers:
+        _copy(Path(config.model.answers), folder / ANSWERS)
     return write_tensors(folder / MODEL, dict(model.parameters_and_names()), half)
 
 

@@ -15,9 +15,10 @@ from src.config.paths import path_setting
 from src.errors import UserError
 from src.files import is_lfs_pointer
 
-CONFIG, VOCAB, MODEL, EMA, OPTIMIZER, STATE, EVALUATION, MANIFEST, RERANKING, OUTLIERS, TOKENIZER = (
+CONFIG, VOCAB, ANSWERS, MODEL, EMA, OPTIMIZER, STATE, EVALUATION, MANIFEST, RERANKING, OUTLIERS, TOKENIZER = (
     "config.yaml",
     "vocab.txt",
+    "answers.txt",
     "model.safetensors",
     "ema.safetensors",
     "optimizer.safetensors",
@@ -52,8 +53,10 @@ def weights_file(ema: bool) -> str:
 
 
 def own_files(folder: Path) -> list[str]:
-    """Settings that point at what a checkpoint carries: its vocabulary and, if it has one, its image tokenizer."""
+    """Settings that point at what a checkpoint carries: vocabulary and, if it has them, answers, image tokenizer."""
     settings = [path_setting("model.text.vocab", folder / VOCAB)]
+    if (folder / ANSWERS).is_file():
+        settings.append(path_setting("model.answers", folder / ANSWERS))
     if (folder / TOKENIZER / MODEL).is_file():
         settings.append(path_setting("data.codes", folder / TOKENIZER))
     return settings

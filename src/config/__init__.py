@@ -12,6 +12,7 @@ from src.config.evaluation import (
     RerankConfig,
     RetrievalConfig,
     TranscriptConfig,
+    VqaConfig,
     ZeroShotConfig,
 )
 from src.config.load import load_config, to_yaml
@@ -27,7 +28,9 @@ from src.config.model import (
     TextEncoderConfig,
 )
 from src.config.objectives import (
+    ANSWERED_FROM,
     OBJECTIVES,
+    AnswerConfig,
     DenoiseImageConfig,
     DenoiseTextConfig,
     MaskingConfig,
@@ -42,12 +45,14 @@ from src.config.run import OptimizerConfig, RuntimeConfig, TrainConfig
 from src.config.tasks import IMAGE_TOKENIZER, OPT, TASKS
 
 __all__ = [
+    "ANSWERED_FROM",
     "COLOURS",
     "IMAGE_TOKENIZER",
     "OBJECTIVES",
     "OPT",
     "REPOSITORY",
     "TASKS",
+    "AnswerConfig",
     "AudioEncoderConfig",
     "AugmentConfig",
     "CaptionConfig",
@@ -81,6 +86,7 @@ __all__ = [
     "TextEncoderConfig",
     "TrainConfig",
     "TranscriptConfig",
+    "VqaConfig",
     "WeightsConfig",
     "ZeroShotConfig",
     "load_config",

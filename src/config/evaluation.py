@@ -48,8 +48,16 @@ class TranscriptConfig:
 
 
 @dataclass(frozen=True)
+class VqaConfig:
+    max_items: int = 0  # questions to answer, the first of the split; 0: all
+
+    def __post_init__(self) -> None:
+        _not_negative(self, "max_items")
+
+
+@dataclass(frozen=True)
 class DecodingConfig:
-    """Beam search, for captions and transcripts. Lengths count tokens, the end of the text included."""
+    """Beam search, for captions, transcripts and answers. Lengths count tokens, the end of the text included."""
 
     beam_size: int = 1  # hypotheses kept; 1: greedy
     length_penalty: float = 0.0  # α: texts compare by log p / ((5 + tokens) / 6)^α; 0: shorter texts tend to win
@@ -117,6 +125,7 @@ class EvalConfig:
     reconstruction: ReconstructionConfig = field(default_factory=ReconstructionConfig)
     image_generation: ImageGenerationConfig = field(default_factory=ImageGenerationConfig)
     zero_shot: ZeroShotConfig = field(default_factory=ZeroShotConfig)
+    vqa: VqaConfig = field(default_factory=VqaConfig)
 
     def __post_init__(self) -> None:
         require(self.batch_size > 0, "batch_size", "must be positive")

@@ -169,6 +169,7 @@ class ModelConfig:
     embed_dim: int = 128  # E: width of the shared contrastive space
     masked_features: bool = False  # heads that predict masked patches and audio tokens, for mvm_* and mam_*
     image_codes: bool = False  # image decoder and a head for masked patches' codes, for denoise_image and mvm_code
+    answers: PathText = ""  # file of answers, one a line, that questions are classified into; empty: no such head
     text: TextEncoderConfig = field(default_factory=TextEncoderConfig)
     image: ImageEncoderConfig = field(default_factory=ImageEncoderConfig)
     audio: AudioEncoderConfig = field(default_factory=AudioEncoderConfig)

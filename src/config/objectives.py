@@ -1,6 +1,7 @@
 """What pre-training and fine-tuning minimise: the weights of the losses, and the settings of each."""
 
 from dataclasses import dataclass, field, fields
+from typing import Literal
 
 from src.config.checks import require
 
@@ -86,6 +87,22 @@ class SelfCriticalConfig:
         require(self.samples > 1, "samples", "must be 2 or more: each is compared with the others")
 
 
+ANSWERED_FROM = ("text+image", "image+audio", "text", "audio")  # what a question can be answered from
+
+
+@dataclass(frozen=True)
+class AnswerConfig:
+    """Of task=vqa alone, which reads no weights."""
+
+    head: Literal["classify", "generate"] = "classify"  # chooses out of model.answers, or the text decoder writes it
+    # what a question is answered from, sampled per row: its text or its speech, with the image or (blind) without
+    given: tuple[str, ...] = ("text+image", "image+audio")
+
+    def __post_init__(self) -> None:
+        known = bool(self.given) and set(self.given) <= set(ANSWERED_FROM)
+        require(known, "given", f"must be a list out of {', '.join(ANSWERED_FROM)}")
+
+
 @dataclass(frozen=True)
 class ObjectivesConfig:
     weights: WeightsConfig = field(default_factory=WeightsConfig)
@@ -94,6 +111,7 @@ class ObjectivesConfig:
     denoise_text: DenoiseTextConfig = field(default_factory=DenoiseTextConfig)
     denoise_image: DenoiseImageConfig = field(default_factory=DenoiseImageConfig)
     self_critical: SelfCriticalConfig = field(default_factory=SelfCriticalConfig)
+    answer: AnswerConfig = field(default_factory=AnswerConfig)
 
 
 def _check_share(share: float) -> None:

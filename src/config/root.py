@@ -54,6 +54,8 @@ class Config:
         require(exact, "runtime.precision", f"task={row.name} needs fp32")
         alike = row.layer_decay or self.optimizer.layer_decay == 1
         require(alike, "optimizer.layer_decay", f"task={row.name} needs 1: its layers share one learning rate")
+        listed = not row.answers or self.objectives.answer.head == "generate" or bool(self.model.answers)
+        require(listed, "model.answers", f"task={row.name}, objectives.answer.head=classify needs a file of answers")
         whole = row.accumulates or self.train.accumulate == 1
         require(whole, "train.accumulate", f"task={row.name} takes its batch whole: lower data.batch_size instead")
 

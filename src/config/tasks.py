@@ -19,6 +19,7 @@ class TaskRow:
     trained: bool = True  # False: it is measured alone
     layer_decay: bool = True  # whether optimizer.layer_decay may differ from 1
     accumulates: bool = True  # whether train.accumulate may differ from 1
+    answers: bool = False  # whether it trains to answer questions about images
 
 
 _ROWS = (
@@ -35,6 +36,7 @@ _ROWS = (
     ),
     TaskRow("speech_to_text", objective="denoise_text", given=("audio", "image+audio")),
     TaskRow("text_to_image", objective="denoise_image"),
+    TaskRow("vqa", accumulates=False, answers=True),
     TaskRow("zero_shot", trained=False),
     TaskRow("image_tokenizer", IMAGE_TOKENIZER, layer_decay=False, accumulates=False),
 )

@@ -11,7 +11,7 @@ import numpy as np
 from src.data.schema import MATCH_CASES, MODALITIES
 from src.data.tokenizer import Tokenizer
 
-ORDER, SAMPLE, IMAGE, AUDIO = range(4)  # purposes: each has a random stream of its own
+ORDER, SAMPLE, IMAGE, AUDIO, ANSWER = range(5)  # purposes: each has a random stream of its own
 
 
 def order_rng(seed: int, epoch: int, source: int = 0) -> np.random.Generator:
@@ -20,7 +20,8 @@ def order_rng(seed: int, epoch: int, source: int = 0) -> np.random.Generator:
 
 
 def sample_rng(seed: int, epoch: int, sample: int, purpose: int = SAMPLE) -> np.random.Generator:
-    """The generator of a sample in an epoch: for its masks and choices (SAMPLE), or to augment its IMAGE or AUDIO."""
+    """The generator of a sample in an epoch: for its masks and choices (SAMPLE), to augment its IMAGE or AUDIO, or for
+    what task=vqa asks of it (ANSWER)."""
     return np.random.default_rng((seed, epoch, purpose, sample))
 
 

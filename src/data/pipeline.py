@@ -25,7 +25,7 @@ from src.data.order import Order, Step
 from src.data.prefetch import prefetch
 from src.data.record import Record
 from src.data.regions import fill_regions
-from src.data.schema import AUDIO, IMAGE, TEXT, audio_tokens, batch_fields
+from src.data.schema import AUDIO, IMAGE, TEXT, Field, audio_tokens, batch_fields
 from src.data.sources import Sources
 from src.data.store import Dataset
 from src.data.tokenizer import Tokenizer, text_id
@@ -194,6 +194,10 @@ class Loader:
                 batch, names = self._make(padded, np.zeros_like(padded), workers)
                 yield batch, len(rows), names[: len(rows)]
 
+    def fields(self, size: int) -> dict[str, Field]:
+        """The fields of a batch of so many samples."""
+        return batch_fields(self.config.model, size, self.config.objectives.masking.ratio)
+
     def _workers(self) -> ThreadPoolExecutor:
         return ThreadPoolExecutor(self.config.data.workers, thread_name_prefix="decode")
 
@@ -208,7 +212,7 @@ class Loader:
     ) -> tuple[Batch, list[tuple[str, str]]]:
         """The batch of some samples, each in an epoch of its own, and their keys and captions."""
         size = len(ids)
-        fields = batch_fields(self.config.model, size, self.config.objectives.masking.ratio)
+        fields = self.fields(size)
         batch = {name: np.zeros((size, *spec.shape), spec.dtype) for name, spec in fields.items()}
         records, _, images = self.sources.samples[ids].T
         batch["sample_id"][:], batch["image_id"][:] = ids, images

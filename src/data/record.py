@@ -1,4 +1,4 @@
-"""A record: an image, its captions and their audio clips, and how MindRecord keeps it as one row."""
+"""A record: an image, its captions (or questions about it) and their audio, and how MindRecord keeps it as one row."""
 
 import hashlib
 import json
@@ -25,6 +25,14 @@ ROOM = PAGE_BYTES - 4096  # bytes of a record's content
 
 
 @dataclass(frozen=True)
+class Question:
+    """What makes a caption of a record a question."""
+
+    kind: str  # by which accuracies are grouped
+    answers: tuple[str, ...]  # one of each person who was asked, at least one
+
+
+@dataclass(frozen=True)
 class Record:
     """An image, its captions and their audio clips; a part that is absent is None or empty."""
 
@@ -34,6 +42,7 @@ class Record:
     # a caption's audio, as schema.audio_layout says for its kind: uint8 [frames, mels]; without captions at most one
     audio: tuple[np.ndarray | None, ...]
     regions: Regions | None = None  # what a detector found in the image
+    questions: tuple[Question, ...] = ()  # one for each caption, where these are questions about the image
 
     def presence(self, caption: int, image_input: str = "patch") -> list[int]:
         """1 where the sample of this caption (−1: without one) has text, image (or regions), audio."""
@@ -58,6 +67,8 @@ def pack(record: Record, audio: AudioEncoderConfig) -> dict[str, Any]:
         raise DataError(
             f"record {record.key!r} has {len(record.captions)} captions but {len(record.audio)} audio clips"
         )
+    if len(record.questions) not in (0, len(record.captions)):
+        raise DataError(f"record {record.key!r} has {len(record.captions)} questions, {len(record.questions)} answered")
     dtype, frame = audio_layout(audio.input, audio.mels, audio.feature_dim)
     for clip in record.audio:
         if clip is not None and (clip.dtype != dtype or clip.shape[1:] != frame or not len(clip)):
@@ -73,7 +84,7 @@ def pack(record: Record, audio: AudioEncoderConfig) -> dict[str, Any]:
         "key": record.key,
         "image": record.image or b"",
         "regions": b"" if record.regions is None else _pack_regions(record.regions),
-        "captions": json.dumps(record.captions),
+        "captions": _pack_texts(record),
         "sounds": clips,
         "sizes": json.dumps(sizes),
     }
@@ -91,7 +102,23 @@ def image_room(record: Record) -> int:
     """Bytes that an image may take beside the rest of a record."""
     clips = sum(clip.nbytes for clip in record.audio if clip is not None)
     regions = 0 if record.regions is None else len(_pack_regions(record.regions))
-    return ROOM - clips - regions - len(json.dumps(record.captions))
+    return ROOM - clips - regions - len(_pack_texts(record))
+
+
+def _pack_texts(record: Record) -> str:
+    """JSON: a caption is a text, a question an object of it, its type and its answers."""
+    if not record.questions:
+        return json.dumps(record.captions)
+    pairs = zip(record.captions, record.questions, strict=True)
+    return json.dumps([{"question": text, "type": asked.kind, "answers": asked.answers} for text, asked in pairs])
+
+
+def _unpack_texts(packed: str) -> tuple[tuple[str, ...], tuple[Question, ...]]:
+    entries = json.loads(packed)
+    if not entries or isinstance(entries[0], str):
+        return tuple(map(whole_text, entries)), ()
+    texts = tuple(whole_text(entry["question"]) for entry in entries)
+    return texts, tuple(Question(entry["type"], tuple(map(whole_text, entry["answers"]))) for entry in entries)
 
 
 def _region_sizes(regions: Regions | None) -> list[int] | None:
@@ -116,7 +143,7 @@ def _unpack_regions(data: bytes, count: int, dim: int, width: int, height: int) 
 def unpack(row: Mapping[str, Any], dtype: type, frame: tuple[int, ...]) -> Record:
     """The record of a row; type and frame shape of its audio clips are those of ``schema.audio_layout``."""
     size = json.loads(row["sizes"])
-    texts = tuple(map(whole_text, json.loads(row["captions"])))
+    texts, questions = _unpack_texts(row["captions"])
     data, start, waves = row["sounds"], 0, []
     for frames in size["frames"]:
         shape = (frames or 0, *frame)
@@ -125,7 +152,7 @@ def unpack(row: Mapping[str, Any], dtype: type, frame: tuple[int, ...]) -> Recor
         start += 0 if values is None else values.nbytes
     encoded = None if size["image"] is None else row["image"]
     found = None if size["regions"] is None else _unpack_regions(row["regions"], *size["regions"])
-    return Record(row["key"], encoded, texts, tuple(waves) or (None,) * len(texts), found)
+    return Record(row["key"], encoded, texts, tuple(waves) or (None,) * len(texts), found, questions)
 
 
 def checksum(row: Mapping[str, Any]) -> int:

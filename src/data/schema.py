@@ -110,6 +110,21 @@ def batch_fields(model: ModelConfig, batch_size: int, mask_ratio: float) -> dict
     }
 
 
+ANSWER_SLOTS = 10  # different answers to a question that a batch holds: ten people are asked
+
+
+def answer_fields(model: ModelConfig) -> dict[str, Field]:
+    """What a batch of questions with answers has beside :func:`batch_fields`."""
+    length = model.text.max_len
+    return {
+        "answer_given": Field(np.int32, (3,), "what a question is answered from: its text or audio, the image"),
+        "answer_classes": Field(np.int32, (ANSWER_SLOTS,), "lines of model.answers; 0 in unused slots"),
+        "answer_values": Field(np.float32, (ANSWER_SLOTS,), "what each of them is worth; 0 in unused slots"),
+        "answer_ids": Field(np.int32, (length,), "one of the answers, as text_ids"),
+        "answer_mask": Field(np.int32, (length,), "1 on tokens, 0 on padding; 0 everywhere without an answer"),
+    }
+
+
 # The five classes of the matching loss: which modalities of a sample belong together.
 MATCH_CASES = ("all", "image+audio", "text+audio", "text+image", "none")
 

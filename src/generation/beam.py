@@ -1,4 +1,4 @@
-"""Text from an image, an audio clip or both: beam search over a key/value cache; greedy decoding is a beam of one.
+"""Text from images, audio clips and texts: beam search over a key/value cache; greedy decoding is a beam of one.
 
 Letters: ``B`` inputs, ``K`` beams of each, ``N`` = B·K rows, ``T`` positions, ``V`` vocabulary, ``L`` tokens of one.
 """
@@ -11,7 +11,7 @@ import numpy as np
 from mindspore import Tensor, nn, ops
 
 from src.config import DecodingConfig
-from src.data.schema import AUDIO, IMAGE
+from src.data.schema import AUDIO, IMAGE, TEXT
 from src.data.tokenizer import Tokenizer
 from src.generation.cache import CachedDecoder, Read, called_often, past_bias
 from src.generation.text_sampling import never_generated
@@ -189,13 +189,14 @@ class BeamSearch:
         """A text for every row.
 
         Args:
-            given: encoded images, audio clips or both, by modality, n rows of each; the others are absent.
+            given: encoded texts, images, audio clips or several of them, by modality, n rows of each; the others are
+                absent.
             label: of the progress bar.
 
         Returns:
             int32 [n, T]: [CLS] tokens [SEP] [PAD] …; a text that found no end has no [SEP].
         """
-        present = tuple(which for which in (IMAGE, AUDIO) if which in given)
+        present = tuple(which for which in (TEXT, IMAGE, AUDIO) if which in given)
         arrays = [array for which in present for array in given[which]]
         count = len(arrays[0])
         graphs = self._graphs.setdefault((*present, self.settings.no_repeat_ngram > 0), {})

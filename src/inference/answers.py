@@ -1,4 +1,4 @@
-"""Answers about the user's own files: rank a gallery for a query, caption images, transcribe audio, generate images."""
+"""Answers about the user's own files: rank, caption, transcribe, classify, answer questions, generate images."""
 
 import sys
 from dataclasses import dataclass
@@ -20,6 +20,7 @@ from src.inference.inputs import collect
 from src.inference.labelled import read_templates
 from src.inference.library import Model
 from src.inference.media import MODALITY, Medium
+from src.inference.questions import check_answers, check_reads
 from src.inference.results import Hit
 from src.report.coco import save_captions
 from src.report.sheets import Query, album_sheet, retrieval_sheet
@@ -112,6 +113,27 @@ def read_subject(subject: str, config: Config) -> Medium:
     return medium
 
 
+def read_question(question: str, files: list[Path], config: Config) -> Medium:
+    """The question, text or an audio clip, that is asked about the images among the files.
+
+    Raises:
+        ConfigError: the model answers no such questions.
+        DataError: the question is empty, cannot be read, or is an image, or there is no image to ask about.
+    """
+    check_answers(config)
+    medium = media.read_query(question, config.model, "--ask")
+    if medium.modality == IMAGE:
+        raise DataError(f"--ask {question} is an image: expected a question, as text or an audio clip")
+    check_reads(config, medium.modality)
+    if not images_among(files):
+        raise DataError("--ask: --input holds no image that the question could be about")
+    return medium
+
+
+def images_among(files: list[Path]) -> list[Path]:
+    return [file for file in files if MODALITY[file.suffix.lower()] == IMAGE]
+
+
 SCORES = (
     "share: of the probability among the candidates, 1 in all: which file fits best, not whether any fits\n"
     "cosine: of the two embeddings, −1 to 1: how alike query and file are by themselves"
@@ -199,6 +221,20 @@ def classify(model: Model, files: list[Path], labels: list[str], output: Path) -
     print("share: of the probability among these labels, 1 in all: which fits best, not whether any fits")
     write_json(output / "classes.json", results)
     return best
+
+
+def ask(model: Model, files: list[Path], question: Medium, output: Path) -> dict[str, str]:
+    """Prints the answer to a question about each image, and writes answers.json."""
+    for loss in model.notes(question):
+        print(f"note: {loss}", file=sys.stderr)
+    own, failed = images_among(files), {}
+    answers = model.answer(own, [question] * len(own), on_error=failed.__setitem__)
+    media.report(list(map(str, failed.values())), len(own), bool(answers))
+    kept = [str(file) for number, file in enumerate(own) if number not in failed]
+    found = dict(zip(kept, answers, strict=True))
+    print(table(list(found.items()), ["file", question.name]))
+    write_json(output / "answers.json", {"question": question.name, "answers": found})
+    return found
 
 
 def generate(model: Model, subject: Medium, output: Path) -> list[float]:

@@ -1,4 +1,7 @@
-"""What a trained model can do: embed, rank, caption, transcribe, generate images. Evaluators and commands call it."""
+"""What a trained model can do: embed, rank, caption, transcribe, answer, generate images.
+
+Evaluators and commands call it.
+"""
 
 import functools
 from collections.abc import Sequence
@@ -16,6 +19,7 @@ from src.inference.fusion import Fusion
 from src.inference.images import ImageGenerator, load_image_tokenizer
 from src.inference.media import Medium
 from src.inference.outliers import Outliers
+from src.inference.questions import Answerer
 from src.inference.rerank import Reranker
 from src.models.image_tokenizer import ImageTokenizer
 
@@ -61,6 +65,10 @@ class Engine:
     @functools.cached_property
     def fusion(self) -> Fusion:
         return Fusion(self.model, self.rows or ROWS)
+
+    @functools.cached_property
+    def answerer(self) -> Answerer:
+        return Answerer(self.model, self.config, self.text_generator)
 
     @functools.cached_property
     def image_tokenizer(self) -> ImageTokenizer:

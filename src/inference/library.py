@@ -38,6 +38,7 @@ from src.inference.inputs import (
 )
 from src.inference.loading import check_network, load_model
 from src.inference.media import Medium, losses, meaningless
+from src.inference.questions import check_answers, check_reads
 from src.inference.rerank import Proposal, softmax
 from src.inference.results import Batch, Classes, Generated, Hit
 from src.metrics.nearest import blocks, grid_tables, top_k
@@ -288,6 +289,41 @@ class Model:
                 ids = engine.transcribe_with_images(heard, self._filled(media[IMAGE]))
             found += engine.text_generator.decode(ids[: len(media[AUDIO])])
         return found
+
+    def answer(
+        self,
+        images: Iterable[ImageLike],
+        questions: Iterable[TextLike | AudioLike],
+        on_error: OnError = "raise",
+    ) -> list[str]:
+        """An answer to the question about each image, of a model that was trained for it (``config/vqa/``)::
+
+            model = load("runs/demo/vqa")
+            model.answer(["assets/gallery/01.png"] * 2, ["左边有几只猫？", Path("question.wav")])
+
+        Args:
+            images: of each question.
+            questions: a ``str`` is a text, a ``Path`` a file of text or audio; or (samples, rate).
+
+        Raises:
+            ConfigError: the model was not trained to answer questions, or not such ones.
+            DataError: they differ in number, an item cannot be read, or a question is an image.
+        """
+        check_answers(self.config)
+        found: dict[int, str] = {}
+        for numbers, media in self._read({IMAGE: images, PROMPT: questions}, on_error):
+            for modality in (TEXT, AUDIO):
+                own = [at for at, medium in enumerate(media[PROMPT]) if medium.modality == modality]
+                if not own:
+                    continue
+                check_reads(self.config, modality)
+                given = {
+                    IMAGE: self._filled([media[IMAGE][at] for at in own]),
+                    modality: self._filled([media[PROMPT][at] for at in own]),
+                }
+                answers = self.engine.answerer.answer(given)
+                found |= {numbers[at]: answer for at, answer in zip(own, answers, strict=False)}
+        return [found[number] for number in sorted(found)]
 
     def generate_image(
         self,

@@ -15,6 +15,10 @@ def check_request(args: Any, refuse: Callable[[str], None]) -> None:
         refuse("--classify: write key=value words before it: a label holds no =")
     if args.classify is not None and args.with_image is not None:
         refuse("--classify goes without --with-image")
+    if args.ask is not None and args.input is None:
+        refuse("--ask goes with --input")
+    if args.ask is not None and (args.classify is not None or args.with_image is not None):
+        refuse("--ask goes without --classify and --with-image")
     if args.with_image is not None and args.input is None:
         refuse("--with-image goes with --input")
     if args.samples is not None and (args.generate is None or args.samples < 1):

@@ -5,6 +5,7 @@ from pathlib import Path
 from mindspore import nn
 
 from src.config import Config, ConfigError
+from src.data.answers import AnswerList
 from src.data.tokenizer import Tokenizer
 from src.models import precision
 from src.models.image_tokenizer import ImageTokenizer
@@ -12,7 +13,8 @@ from src.models.opt import OPT
 
 
 def build_opt(config: Config) -> OPT:
-    return OPT(config.model, Tokenizer(config.model.text.vocab).size)
+    answers = len(AnswerList(config.model.answers)) if config.model.answers else 0
+    return OPT(config.model, Tokenizer(config.model.text.vocab).size, answers)
 
 
 def build_image_tokenizer(config: Config) -> ImageTokenizer:

@@ -1,13 +1,14 @@
-"""Heads on the encoders: embeddings, masked predictions, matching."""
+"""Heads on the encoders: embeddings, masked predictions, matching, answers."""
 
 import math
 
 import mindspore as ms
+import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import Normal, initializer
 
 from src.models import precision
-from src.models.layers import POSITION_STD, Gelu, LayerNorm, Linear, cast
+from src.models.layers import POSITION_STD, Attention, Gelu, LayerNorm, Linear, cast, padding_bias
 
 INITIAL_SCALE = math.log(1 / 0.07)  # of the contrastive logits, as in CLIP
 MAX_SCALE = math.log(100.0)
@@ -167,3 +168,37 @@ class MatchingHead(nn.Cell):
         pairs = ops.concat((text * image, text * audio, image * audio), 1) * scale  # (B, 3·E)
         features = ops.concat((cls, ops.stop_gradient(pairs).astype(cls.dtype)), 1)
         return self.classify(self.gelu(self.join(features)))
+
+
+class AnswerHead(nn.Cell):
+    """Scores of the answers that a question about an image may have.
+
+    The fused [CLS] attends once more to everything fused. Where the cross-modal encoder has a single layer, as the
+    demo's has, its [CLS] has met question and image at once, and not yet looked where the question points.
+
+    Args:
+        width: D.
+        heads: of the attention.
+        answers: A.
+
+    Inputs:
+        fused (B, L, D) float32, the [CLS] first; mask (B, L) int32.
+
+    Outputs:
+        logits (B, A) float32.
+    """
+
+    def __init__(self, width: int, heads: int, answers: int) -> None:
+        super().__init__()
+        self.attention = Attention(width, heads)
+        self.transform = Linear(width, width)
+        self.gelu = Gelu()
+        self.norm = LayerNorm(width)
+        self.classify = Linear(width, answers)
+        # every answer is as likely as any other, and not half as likely as not: the first steps need not unlearn that
+        self.classify.bias.set_data(Tensor(np.full(answers, -math.log(answers), np.float32)))
+
+    def construct(self, fused, mask):
+        cls = fused[:, :1]
+        x = cls + self.attention(cls, fused, padding_bias(mask))  # (B, 1, D)
+        return self.classify(self.norm(self.gelu(self.transform(x[:, 0]))))

@@ -12,7 +12,15 @@ from src.data.schema import IMAGE_FIELDS, MATCH_CASES, audio_tokens
 from src.models.audio_encoder import AUDIO_ENCODERS
 from src.models.cross_encoder import CrossEncoder
 from src.models.dropout import salt_dropouts
-from src.models.heads import EmbeddingHead, LogitScale, MaskedCodeHead, MaskedFeatureHead, MaskedTextHead, MatchingHead
+from src.models.heads import (
+    AnswerHead,
+    EmbeddingHead,
+    LogitScale,
+    MaskedCodeHead,
+    MaskedFeatureHead,
+    MaskedTextHead,
+    MatchingHead,
+)
 from src.models.image_decoder import ImageDecoder
 from src.models.image_encoder import IMAGE_ENCODERS
 from src.models.layers import gather_positions
@@ -26,9 +34,10 @@ class OPT(nn.Cell):
     Args:
         config: sizes of the parts.
         vocab_size: V, entries of the vocabulary file.
+        answers: A, entries of the file of answers; 0: nothing classifies questions.
     """
 
-    def __init__(self, config: ModelConfig, vocab_size: int) -> None:
+    def __init__(self, config: ModelConfig, vocab_size: int, answers: int = 0) -> None:
         super().__init__()
         width, image, audio = config.cross.width, config.image, config.audio
         self.text_len, self.vocab_size = config.text.max_len, vocab_size
@@ -63,6 +72,8 @@ class OPT(nn.Cell):
                 self.masked_code_head = MaskedCodeHead(width, codes)
             self.image_decoder = ImageDecoder(config.image_decoder, codes, side, self.cross_encoder.length, width)
         self.matching_head = MatchingHead(width, config.embed_dim, len(MATCH_CASES))
+        if answers:
+            self.answer_head = AnswerHead(width, config.cross.heads, answers)
         self.text_decoder = TextDecoder(
             config.text_decoder, vocab_size, self.text_len, self.cross_encoder.length, width
         )

@@ -137,10 +137,25 @@ def classes_table(found: Mapping[str, Any]) -> str:
     return table(rows, [title, "model", "chance"]) + "\n\n" + table(classes, ["class", "recall", "items"])
 
 
+def vqa_table(found: Mapping[str, Any], given: str) -> str:
+    """Accuracy of answers by type of question, beside the best constant answer of each type.
+
+    Args:
+        found: ``accuracy``, ``majority``, ``questions`` and by type the same with ``answer``.
+        given: what the questions were answered from.
+    """
+    rows = [
+        [kind, one["accuracy"], one["majority"], one["answer"], one["questions"]]
+        for kind, one in found["types"].items()
+    ]
+    rows.append(["all", found["accuracy"], found["majority"], None, found["questions"]])
+    return table(rows, [f"questions, answered from {given}", "VQA accuracy", "majority", "always", "questions"])
+
+
 def summary(metrics: Mapping[str, Any]) -> str:
     """What an evaluation found, as text: ``retrieval`` with ``gallery``, ``reranked`` and ``folds``,
     ``reconstruction``, ``caption``, ``transcription``, ``transcription_with_image``, ``image_generation``, ``masked``,
-    ``zero_shot``, ``parameters``.
+    ``zero_shot``, ``vqa``, ``parameters``.
 
     What is absent is left out.
     """
@@ -176,6 +191,8 @@ def summary(metrics: Mapping[str, Any]) -> str:
             parts.append(confusion_table(metrics["masked"]["confusion"]))
     if metrics.get("zero_shot"):
         parts.append(classes_table(metrics["zero_shot"]))
+    for given, found in metrics.get("vqa", {}).items():
+        parts.append(vqa_table(found, given))
     if metrics.get("parameters"):
         parts.append(table(list(metrics["parameters"].items()), ["parameters", ""]))
     return "\n\n".join(parts)

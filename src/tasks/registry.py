@@ -8,17 +8,20 @@ from dataclasses import dataclass
 
 from mindspore import nn
 
-from src.config import TASKS, Config
+from src.config import ANSWERED_FROM, TASKS, Config
 from src.data.images import ImageLoader
 from src.data.pipeline import Loader
+from src.data.questions import QuestionLoader
 from src.evaluation.evaluator import Evaluator
 from src.evaluation.image_generation import ImageGenerationEvaluator
 from src.evaluation.masked import MaskedEvaluator
 from src.evaluation.reconstruction import ReconstructionEvaluator
 from src.evaluation.retrieval import RetrievalEvaluator
 from src.evaluation.text_generation import CaptionEvaluator, ImageTranscriptEvaluator, TranscriptEvaluator
+from src.evaluation.vqa import VqaEvaluator, logged_name
 from src.evaluation.zero_shot import ZeroShotEvaluator
 from src.models.opt import OPT
+from src.objectives.answers import AnswerObjectives
 from src.objectives.image_tokenizer import TokenizerObjectives
 from src.objectives.objectives import Objectives
 from src.objectives.peers import Peers
@@ -78,6 +81,7 @@ REGISTRY = {
         ("transcription_characters_right", "transcription_with_image_characters_right"),
     ),
     "text_to_image": Task((ReconstructionEvaluator, ImageGenerationEvaluator), ("generated_mean_R@1",)),
+    "vqa": Task((VqaEvaluator,), tuple(map(logged_name, ANSWERED_FROM)), AnswerObjectives, QuestionLoader),
     "zero_shot": Task((ZeroShotEvaluator,), ()),
     "image_tokenizer": Task((ReconstructionEvaluator,), ("psnr",), TokenizerObjectives, ImageLoader),
 }

@@ -13,9 +13,10 @@ from typing import Any
 from mindspore import nn
 
 from src.checkpoints.checkpoint import load_checkpoint_config, load_parts, parts_of, read_config
-from src.checkpoints.files import VOCAB, CheckpointError, Tensors
+from src.checkpoints.files import ANSWERS, VOCAB, CheckpointError, Tensors
 from src.checkpoints.places import locate
 from src.config import OPT, Config, ConfigError
+from src.data.answers import AnswerList
 from src.data.image_codes import tokenizer_fingerprint
 from src.data.pipeline import Loader
 from src.data.tokenizer import Tokenizer
@@ -24,7 +25,7 @@ from src.training.new_lengths import Shape, convert_positions
 from src.training.new_vocabulary import TOKEN_ROWS, NewVocabulary
 
 # of model: paths (their content is compared), and what a run may change on its way
-FREE = ("vocab", "init_from", "dropout", "ema_decay", "commitment", "revive_below")
+FREE = ("vocab", "answers", "init_from", "dropout", "ema_decay", "commitment", "revive_below")
 KEPT = ("task", "seed", "optimizer.name", "optimizer.freeze", "optimizer.layer_decay")  # beside the network
 SECTIONS = {  # of model, by the part that it describes
     "text_encoder": "text",
@@ -55,6 +56,11 @@ def check_resume(config: Config, folder: Path) -> None:
                 "new run from these weights (train.init_from, another train.output)"
             )
     _check_vocabulary(config, folder)
+    if not _same_answers(config, stored):
+        raise ConfigError(
+            f"--resume: model.answers={config.model.answers} is not the list of the run in {folder}: set model.answers="
+            f"{folder / ANSWERS}"
+        )
     if _codes_differ(config, stored):
         raise ConfigError(
             f"--resume: data.codes={config.data.codes} is another image tokenizer than that of the run in {folder}, "
@@ -158,7 +164,7 @@ def check_init(config: Config, folder: Path, shared: Collection[str]) -> list[st
         What is to be told.
 
     Raises:
-        ConfigError: other heads, another order of norms, another kind of input, or audio in other units.
+        ConfigError: other heads, another order of norms, another kind of input, audio in other units, other answers.
     """
     name, stored = f"train.init_from={config.train.init_from}", load_checkpoint_config(folder)
     found = SECTIONS if config.network == OPT else dict.fromkeys(shared, "image_tokenizer")
@@ -169,6 +175,8 @@ def check_init(config: Config, folder: Path, shared: Collection[str]) -> list[st
             theirs, ours = _value(stored, key), _value(config, key)
             if theirs != ours:
                 raise ConfigError(f"{name}: its {part} has {key}={theirs}, here it is {ours}: set {key}={theirs}")
+    if "answer_head" in shared and not _same_answers(config, stored):
+        raise ConfigError(f"{name}: its answer_head knows other answers: set model.answers={folder / ANSWERS}")
     told = []
     theirs, ours = stored.model.image.resize, config.model.image.resize
     if theirs != ours and _reads_pixels(config, shared):
@@ -259,6 +267,12 @@ def _check_vocabulary(config: Config, folder: Path) -> None:
         f"--resume: model.text.vocab={path} is not the vocabulary of {folder} ({which}), so that tokens would get "
         f"other tokens' weights: set model.text.vocab={folder / VOCAB}"
     )
+
+
+def _same_answers(config: Config, stored: Config) -> bool:
+    """Whether both classify into the same answers in the same order, or both into none."""
+    ours, theirs = (which.model.answers and AnswerList(which.model.answers).answers for which in (config, stored))
+    return ours == theirs
 
 
 def _codes_differ(config: Config, stored: Config) -> bool:

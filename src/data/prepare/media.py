@@ -48,7 +48,7 @@ def read_row(row: Row, model: ModelConfig, max_side: int) -> Record:
     image = None if row.image is None else pack_image(row.image, max_side)
     regions = None if row.regions is None else load_regions(row.regions, model.image.region_dim)
     clips = tuple(None if clip is None else _audio(clip, model.audio) for clip in row.audio)
-    record = Record(row.key, image, row.captions, clips, regions)
+    record = Record(row.key, image, row.captions, clips, regions, row.questions)
     if image is not None and len(image) > (room := image_room(record)):
         record = replace(record, image=pack_image(row.image, max_side, room))
     return record

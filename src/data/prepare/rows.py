@@ -8,6 +8,7 @@ from typing import Any
 
 from src.data.decoding import brief, parse_json, whole_text
 from src.data.errors import DataError
+from src.data.record import Question
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Row:
     translated: int = 0  # captions that come from a translation file
     reason: str = ""
     regions: Path | None = None  # what a detector found in the image
+    questions: tuple[Question, ...] = ()  # one for each caption, where these are questions
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,18 @@ def check_caption(caption: Any) -> str:
     if not caption.strip():
         raise DataError("a caption is empty")
     return whole_text(caption.strip())
+
+
+def check_question(kind: Any, answers: Any) -> Question:
+    """Type and answers of a question; raises DataError where there is no answer, or it is not a text."""
+    if not isinstance(kind, str) or not kind.strip():
+        raise DataError("the type of the question is not a text")
+    listed = [answers] if isinstance(answers, str) else answers
+    if not isinstance(listed, list) or not listed or not all(isinstance(answer, str) for answer in listed):
+        raise DataError("the answers are neither a text nor a list of texts")
+    if not all(answer.strip() for answer in listed):
+        raise DataError("an answer is empty")
+    return Question(whole_text(kind.strip()), tuple(whole_text(answer.strip()) for answer in listed))
 
 
 def check_name(name: Any) -> str:

@@ -1,0 +1,396 @@
+"""Questions about images, from their records to answers: both heads, in text and in speech, trained and asked."""
+
+import json
+import sys
+import wave
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+
+import mindspore as ms
+import numpy as np
+import pytest
+import torch
+from conftest import kill_after, png
+from mindspore import Tensor
+
+import eval as eval_command
+import infer as infer_command
+from src import cli
+from src.checkpoints.checkpoint import save_checkpoint
+from src.checkpoints.files import ANSWERS, MODEL, locate, read_tensors
+from src.config import AnswerConfig, Config, ConfigError, ObjectivesConfig, OptimizerConfig, RuntimeConfig, TrainConfig
+from src.data.errors import DataError
+from src.data.questions import QuestionLoader
+from src.data.record import Question, Record, pack, unpack
+from src.data.schema import IMAGE, TEXT, audio_layout, batch_fields, check_batch
+from src.data.tokenizer import SPECIALS
+from src.data.writer import DatasetWriter
+from src.inference import load
+from src.losses.classification import soft_binary_cross_entropy
+from src.models.build import build_model
+from src.objectives.answers import AnswerObjectives
+from src.runtime import setup
+from src.training.muon import build_optimizer
+from src.training.schedule import learning_rates
+from src.training.step import TrainStep
+from src.training.trainer import Trainer, trained_parameters
+from tests.oracles import differentiate, randomise, run_mode, take, tensors, tiny_model
+
+COLOURS = {"红": (220, 30, 30), "绿": (30, 200, 30), "蓝": (30, 30, 220)}
+BOTH, TYPED, SPOKEN = ("text+image", "image+audio"), ("text+image",), ("image+audio",)
+B = 8
+
+
+def answer(head: str, given: tuple[str, ...]) -> ObjectivesConfig:
+    return ObjectivesConfig(answer=AnswerConfig(head=head, given=given))
+
+
+def record(number: int, config: Config) -> Record:
+    """An image of two colours, one above the other, and the questions which is which; three people answer."""
+    rng = np.random.default_rng(number)
+    names = rng.permutation(list(COLOURS))[:2].tolist()
+    size = config.model.image.size
+    rows = np.repeat([COLOURS[name] for name in names], size // 2, 0)
+    image = png(np.repeat(rows[:, None], size, 1).astype(np.uint8))
+    frames = config.model.audio.max_frames // 2
+    # the spoken question: low bands for what is above, high ones for what is below
+    clips = [np.repeat(rng.integers(100, 200, (frames, 1)), config.model.audio.mels, 1) for _ in names]
+    clips[0][:, config.model.audio.mels // 2 :] = clips[1][:, : config.model.audio.mels // 2] = 0
+    asked = [Question(kind, (name, name, "黄")) for kind, name in zip(("up", "down"), names, strict=True)]
+    spoken = tuple(clip.astype(np.uint8) for clip in clips)
+    return Record(f"r{number}", image, ("上", "下"), spoken, questions=tuple(asked))
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
+    """A run on a tiny dataset of questions, with a vocabulary and a list of answers of its own."""
+    setup(RuntimeConfig(), 1)  # as the command will: the device is named before the first graph runs
+    folder = tmp_path_factory.mktemp("vqa")
+    (folder / "vocab.txt").write_text("\n".join([*SPECIALS, *"红绿蓝黄上下"]) + "\n", encoding="utf-8")
+    (folder / "answers.txt").write_text("红\n绿\n蓝\n", encoding="utf-8")
+    model = tiny_model()
+    text = replace(model.text, vocab=str(folder / "vocab.txt"))
+    base = Config(
+        task="vqa",
+        model=replace(model, text=text, answers=str(folder / "answers.txt"), masked_features=False, image_codes=False),
+        objectives=answer("classify", BOTH),
+        optimizer=OptimizerConfig(lr=1e-2, warmup_steps=2),
+    )
+    with DatasetWriter(folder / "data", base.model.audio, {"name": "tiny"}) as writer:
+        for split, count in (("train", 8), ("dev", 3)):
+            for number in range(count):
+                writer.add(split, record(number + 100 * (split == "dev"), base))
+    data = replace(base.data, path=str(folder / "data"), batch_size=B, prefetch=2)
+    return replace(base, data=data, eval=replace(base.eval, split="dev", batch_size=4))
+
+
+@pytest.fixture(scope="module")
+def home(config: Config) -> Path:
+    return Path(config.data.path).parent
+
+
+@pytest.fixture(autouse=True)
+def mode_is_kept() -> Iterator[None]:
+    before = ms.get_context("mode")
+    yield
+    ms.set_context(mode=before)
+
+
+def first_batch(config: Config) -> dict[str, np.ndarray]:
+    return next(QuestionLoader(config, "train").evaluation(B))[0]
+
+
+def objectives_of(config: Config, seed: int = 0) -> AnswerObjectives:
+    model = build_model(config)
+    randomise(model, seed=seed, spread=0.2)
+    return AnswerObjectives(model, config)
+
+
+def test_a_record_of_questions_comes_back(config: Config) -> None:
+    made = record(0, config)
+    row = pack(made, config.model.audio)
+    layout = audio_layout("fbank", config.model.audio.mels, 0)
+    columns = [np.array(row[name]) if isinstance(row[name], str) else np.frombuffer(row[name] or b"\0", np.uint8)
+               for name in ("key", "image", "regions", "captions", "sounds", "sizes")]  # fmt: skip
+    found = unpack(columns, *layout)
+    assert (found.captions, found.questions, found.image) == (made.captions, made.questions, made.image)
+    assert all(np.array_equal(one, other) for one, other in zip(found.audio, made.audio, strict=True))
+    plain = pack(replace(made, questions=()), config.model.audio)
+    assert json.loads(plain["captions"]) == list(made.captions), "captions are stored as they always were"
+    with pytest.raises(DataError, match="has 2 questions, 1 answered"):
+        pack(replace(made, questions=made.questions[:1]), config.model.audio)
+
+
+def test_a_batch_holds_targets_of_either_head(config: Config) -> None:
+    loader = QuestionLoader(config, "train")
+    batch, n, names = next(loader.evaluation(B))
+    fields = loader.fields(B)
+    check_batch(batch, fields)
+    assert n == B and fields.keys() > batch_fields(config.model, B, 0.15).keys()
+    for row, (key, question) in enumerate(names):
+        truth = next(one for one in map(lambda i: record(i, config), range(8)) if one.key == key)
+        colour = truth.questions[truth.captions.index(question)].answers[0]
+        assert batch["answer_classes"][row, 0] == "红绿蓝".index(colour) and batch["answer_values"][row, 0] == 1
+        assert not batch["answer_values"][row, 1:].any(), "黄 is not in the list"
+        said = loader.tokenizer.decode(batch["answer_ids"][row])
+        assert said in (colour, "黄") and batch["answer_mask"][row].sum() == 3
+    shown = {tuple(row) for row in batch["answer_given"].tolist()}
+    assert shown == {(1, 1, 0), (0, 1, 1)}
+    again = first_batch(config)
+    assert all(np.array_equal(batch[name], again[name]) for name in batch)
+
+
+def test_over_epochs_every_answer_is_generated(config: Config) -> None:
+    batches = QuestionLoader(config, "train").batches()
+    said = {tuple(row) for _ in range(8) for row in next(batches)["answer_ids"][:, 1:2].tolist()}
+    batches.close()
+    assert len(said) == 4  # 红绿蓝, and 黄 of one person in three
+
+
+def test_captions_are_no_questions(config: Config, tmp_path: Path) -> None:
+    with DatasetWriter(tmp_path / "data", config.model.audio, {}) as writer:
+        writer.add("train", replace(record(0, config), questions=()))
+    data = replace(config.data, path=str(tmp_path / "data"))
+    with pytest.raises(DataError, match="'train' holds no questions with answers, which task=vqa reads"):
+        QuestionLoader(replace(config, data=data), "train")
+
+
+def test_the_soft_loss_equals_torchs() -> None:
+    rng = np.random.default_rng(0)
+    logits = (8 * rng.standard_normal((5, 7))).astype(np.float32)
+    classes = np.stack([rng.permutation(7)[:3] for _ in range(5)]).astype(np.int32)
+    values, weights = rng.random((5, 3)).astype(np.float32), np.float32([1, 0, 1, 1, 0])
+    values[0, 2], classes[0, 2] = 0, 0  # an unused slot
+
+    def ours(x):
+        return soft_binary_cross_entropy(x, Tensor(classes), Tensor(values), Tensor(weights)).reshape(1)
+
+    output, (gradient,), _ = differentiate(_Function(ours), [logits], (1,))
+    targets = np.zeros((5, 7), np.float32)
+    for row in range(5):
+        for slot in range(3):
+            targets[row, classes[row, slot]] += values[row, slot]
+    theirs = torch.from_numpy(logits).requires_grad_()
+    kind = torch.nn.BCEWithLogitsLoss(reduction="none")
+    loss = (kind(theirs, torch.from_numpy(targets)).sum(1) * torch.from_numpy(weights)).sum() / 3
+    factor = float(np.random.default_rng((0, 1)).standard_normal(1).astype(np.float32)[0])
+    (factor * loss).backward()
+    np.testing.assert_allclose(output[0], loss.item(), rtol=1e-5)
+    np.testing.assert_allclose(gradient, theirs.grad.numpy(), atol=1e-6)
+
+
+class _Function(ms.nn.Cell):
+    def __init__(self, function) -> None:
+        super().__init__()
+        self.function = function
+
+    def construct(self, x):
+        return self.function(x)
+
+
+@pytest.mark.parametrize("head", ["classify", "generate"])
+@pytest.mark.parametrize("given", [TYPED, SPOKEN, ("text",)])
+def test_what_is_alike_is_fused_at_its_own_length_with_the_same_loss(
+    config: Config, head: str, given: tuple[str, ...]
+) -> None:
+    config = replace(config, objectives=answer(head, given))
+    batch, short = tensors(first_batch(config)), objectives_of(config)
+    loss = float(short(batch)[0])
+    short.alike = False
+    assert float(short(batch)[0]) == pytest.approx(loss, rel=2e-5) and loss > 0.5
+
+
+@pytest.mark.parametrize("head", ["classify", "generate"])
+def test_a_blind_model_sees_no_image(config: Config, head: str) -> None:
+    batch = first_batch(config)
+    other = {**batch, "image": 255 - batch["image"]}
+    for given, sees in ((("text", "audio"), False), (BOTH, True)):
+        made = replace(config, objectives=answer(head, given))
+        objectives, own = objectives_of(made), first_batch(made)["answer_given"]
+        one, two = (float(objectives(tensors({**each, "answer_given": own}))[0]) for each in (batch, other))
+        assert (one != two) == sees
+        assert ("image_encoder" in objectives.trained_parts()) == sees
+        assert ("image" in objectives.fields) == sees
+
+
+def test_rows_without_an_answer_count_for_nothing(config: Config) -> None:
+    for head in ("classify", "generate"):
+        made = replace(config, objectives=answer(head, BOTH))
+        objectives, batch = objectives_of(made), first_batch(made)
+        kept = {name: np.concatenate([value[:4], value[:4]]) for name, value in batch.items()}
+        half = {name: value.copy() for name, value in batch.items()}
+        half["answer_values"][4:], half["answer_mask"][4:] = 0, 0
+        assert float(objectives(tensors(half))[0]) == pytest.approx(float(objectives(tensors(kept))[0]), rel=1e-5)
+        nothing = {**batch, "answer_given": np.zeros_like(batch["answer_given"])}
+        assert float(objectives(tensors(nothing))[0]) == 0
+
+
+@pytest.mark.parametrize(("head", "given"), [("classify", BOTH), ("generate", BOTH)])
+def test_a_head_learns_one_batch(config: Config, head: str, given: tuple[str, ...]) -> None:
+    """In text and in speech, to the answers themselves."""
+    config = replace(config, objectives=answer(head, given))
+    with run_mode("graph"):
+        ms.set_seed(1)
+        objectives = AnswerObjectives(build_model(config), config)
+        optimizer = OptimizerConfig(name="muon", lr=2e-2, muon_lr=0.03, warmup_steps=2)
+        update = build_optimizer(
+            trained_parameters(objectives.model, objectives), optimizer, learning_rates(optimizer, 60)
+        )
+        step, batch = TrainStep(objectives, update, 1.0), first_batch(config)
+        first = take(step, batch).losses["answer"]
+        for _ in range(59):
+            last = take(step, batch)
+        # three answers whose values of 1 can be reached; one of two answers was sampled, and is the target
+        assert last.losses["answer"] < 0.1 * first and last.losses["total"] == last.losses["answer"]
+
+
+@pytest.fixture(scope="module")
+def trained(config: Config, home: Path) -> dict[str, Path]:
+    """A run of each head, the first of them resumed as a kill left it."""
+    runs = {}
+    with run_mode("pynative"):
+        for head in ("classify", "generate"):
+            runs[head] = home / head
+            train = TrainConfig(output=str(runs[head]), steps=4, save_every=2, eval_every=4, log_every=1)
+            ms.set_seed(1)
+            Trainer(replace(config, objectives=answer(head, BOTH), train=train)).run()
+    return runs
+
+
+def losses(run: Path) -> list[tuple[int, float]]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    return [(line["step"], line["loss/answer"]) for line in lines if "loss/answer" in line]
+
+
+def test_a_run_is_logged_evaluated_and_resumed(config: Config, trained: dict[str, Path], tmp_path: Path) -> None:
+    run = trained["classify"]
+    logged = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert {"eval/vqa_text_image", "eval/vqa_image_audio"} <= logged[-1].keys()
+    assert (run / "checkpoints" / "best").exists()
+    assert (locate(run) / ANSWERS).read_bytes() == Path(config.model.answers).read_bytes()
+    kill_after(run, 2, tmp_path / "cut")
+    train = TrainConfig(output=str(tmp_path / "cut"), steps=4, save_every=2, eval_every=4, log_every=1)
+    with run_mode("pynative"):
+        Trainer(replace(config, train=train), resume=True).run()
+    assert losses(tmp_path / "cut") == losses(run)
+    whole, cut = (read_tensors(locate(place) / MODEL) for place in (run, tmp_path / "cut"))
+    assert all(np.array_equal(whole[name], cut[name]) for name in whole)
+
+
+def test_other_answers_are_refused(config: Config, trained: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "answers.txt").write_text("红\n蓝\n绿\n", encoding="utf-8")
+    other = replace(config, model=replace(config.model, answers=str(tmp_path / "answers.txt")))
+    train = TrainConfig(output=str(trained["classify"]), steps=9)
+    with pytest.raises(ConfigError, match=r"--resume: model.answers=.*is not the list of the run"):
+        Trainer(replace(other, train=train), resume=True)
+    train = TrainConfig(output=str(tmp_path / "new"), init_from=str(trained["classify"]))
+    with pytest.raises(ConfigError, match="its answer_head knows other answers: set model.answers="):
+        Trainer(replace(other, train=train))
+
+
+@pytest.fixture
+def files(home: Path, config: Config) -> dict[str, Path]:
+    """An image and a spoken question of a user's."""
+    found = {"image": home / "user" / "image.png", "said": home / "user" / "said.wav"}
+    found["image"].parent.mkdir(exist_ok=True)
+    found["image"].write_bytes(record(0, config).image)
+    with wave.open(str(found["said"]), "wb") as file:
+        file.setparams((1, 2, 8000, 0, "NONE", ""))
+        file.writeframes(np.random.default_rng(0).integers(-9000, 9000, 1600, np.int16).tobytes())
+    return found
+
+
+def call(monkeypatch: pytest.MonkeyPatch, command: ModuleType, *arguments: object) -> int:
+    """eval.py or infer.py, without compiling: it is asked only few things."""
+    monkeypatch.setattr(sys, "argv", [f"{command.__name__}.py", *map(str, arguments), "runtime.mode=pynative"])
+    try:
+        cli.run(command.main)
+    except SystemExit as error:
+        return error.code
+    return 0
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("head", ["classify", "generate"])
+def test_a_split_is_measured_and_a_user_answered(
+    head: str,
+    trained: dict[str, Path],
+    files: dict[str, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    run = trained[head]
+    assert call(monkeypatch, eval_command, "--checkpoint", run) == 0
+    assert "questions, answered from image+audio" in capsys.readouterr().out
+    metrics = json.loads((run / "eval-dev" / "metrics.json").read_text(encoding="utf-8"))["vqa"]
+    assert metrics.keys() == set(BOTH)
+    for found in metrics.values():
+        assert found["types"].keys() == {"up", "down"} and found["questions"] == 6
+        assert 0 <= found["accuracy"] <= 1 and 1 / 3 <= found["majority"] <= 1
+        assert {example["key"] for example in found["examples"]} == {"r100", "r101", "r102"}
+    for question in ("上", files["said"]):
+        output = run / "answers"
+        options = ("--input", files["image"].parent, "--ask", question, "--output", output)
+        assert call(monkeypatch, infer_command, "--checkpoint", run, *options) == 0
+        made = json.loads((output / "answers.json").read_text(encoding="utf-8"))
+        assert made["question"] == str(question) and list(made["answers"]) == [str(files["image"])]
+        if head == "classify":
+            assert made["answers"][str(files["image"])] in "红绿蓝"
+
+
+@pytest.mark.e2e
+def test_the_library_answers_in_order(trained: dict[str, Path], files: dict[str, Path], config: Config) -> None:
+    """Text and speech in one call, whatever stands beside a question, as the evaluation answers the same."""
+    model = load(trained["classify"], ["runtime.mode=pynative"], batch_size=4)
+    image = files["image"]
+    questions = ["上", files["said"], "下", "上", files["said"]]
+    together = model.answer([image] * 5, questions)
+    alone = [model.answer([image], [question])[0] for question in questions]
+    assert together == alone and set(together) <= set("红绿蓝")
+    failed: dict[int, DataError] = {}
+    kept = model.answer([image, "nowhere.png", image], ["上", "上", "下"], on_error=failed.__setitem__)
+    assert kept == [together[0], together[2]] and list(failed) == [1]
+    with pytest.raises(DataError, match="differ in number"):
+        model.answer([image], ["上", "下"])
+    with pytest.raises(DataError, match=r"an image: expected a text or an audio clip"):
+        model.answer([image], [np.zeros((4, 4, 3), np.uint8)])
+
+
+def test_mistakes_are_one_line(
+    config: Config,
+    home: Path,
+    trained: dict[str, Path],
+    files: dict[str, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    plain = replace(config, task="retrieval", model=replace(config.model, answers=""))
+    save_checkpoint(home / "plain" / "checkpoints", 1, plain, build_model(plain))
+    run, image, said = trained["classify"], files["image"], files["said"]
+    asked = ("--input", image, "--ask", "上")
+    for checkpoint, arguments, message in (
+        (home / "plain", asked, "task=retrieval: this model was not trained to answer questions about images"),
+        (run, ("--ask", "上"), "--ask goes with --input"),
+        (run, ("--classify", "猫", *asked), "--ask goes without --classify"),
+        (run, ("--input", image, "--ask", " "), "--ask is empty"),
+        (run, ("--input", image, "--ask", image), "is an image: expected a question, as text or an audio clip"),
+        (run, ("--input", said, "--ask", "上"), "--input holds no image that the question could be about"),
+        (run, (*asked[:3], said, "objectives.answer.given=[text+image]"), "answers from text+image, not from audio"),
+    ):
+        assert call(monkeypatch, infer_command, "--checkpoint", checkpoint, *arguments) == 2
+        assert message in capsys.readouterr().err.strip().splitlines()[-1]
+    with pytest.raises(ConfigError, match="task=retrieval: this model was not trained to answer questions"):
+        load(home / "plain", ["runtime.mode=pynative"]).answer([image], ["上"])
+
+
+def test_configuration_is_checked(config: Config) -> None:
+    with pytest.raises(ConfigError, match=r"model.answers: task=vqa, .*classify needs a file of answers"):
+        replace(config, model=replace(config.model, answers=""))
+    replace(config, objectives=answer("generate", BOTH), model=replace(config.model, answers=""))
+    with pytest.raises(ConfigError, match="must be a list out of text.image, image.audio, text, audio"):
+        AnswerConfig(given=("image",))
+    with pytest.raises(ConfigError, match="takes its batch whole"):
+        replace(config, train=replace(config.train, accumulate=2))
+    assert IMAGE and not TEXT  # the order of answer_given
