@@ -337,6 +337,86 @@ def aishell(folder: Path) -> Layout:
     return Layout(["--input", root], records, reasons, spoken=4)
 
 
+def questions(folder: Path) -> Layout:
+    for name in ("a.png", "b.png", "d.png"):
+        draw(folder / name)
+    speak(folder / "a.wav", 8000, 2)
+    first = {"id": 7, "image": "a.png", "question": "几只猫？", "answers": ["两只", "2"], "type": "count"}
+    lines: list[object] = [
+        {**first, "split": "train"},
+        {"image": "a.png", "question": " 什么颜色？", "answers": "红色", "audio": "a.wav", "split": "train"},
+        {"image": "a.png", "question": "", "answers": "红色", "split": "train"},
+        {"image": "b.png", "question": "有狗吗？", "answers": [], "split": "train"},
+        {"image": "b.png", "question": "有狗吗？", "answers": ["有", " "], "split": "train"},
+        {"image": "b.png", "question": "有狗吗？", "answers": "没有", "type": 3, "split": "train"},
+        {"image": "b.png", "question": "有狗吗？", "answer": "没有", "split": "train"},
+        '{"image": "b.png",',
+        {"image": "b.png", "question": "有鸟吗？", "answers": "有", "split": "val"},
+        {"image": "b.png", "question": "有狗吗？", "answers": "没有", "audio": 3, "split": "val"},
+        {"image": "c.png", "question": "有狗吗？", "answers": "没有", "split": "val"},
+        *({"image": "d.png", "question": f"有{name}吗？", "answers": "有", "split": "train"} for name in "猫狗"),
+    ]
+    train = {"7": ("几只猫？", "什么颜色？"), "d.png:12": ("有猫吗？", "有狗吗？")}
+    records = {"train": train, "dev": {"b.png:9": ("有鸟吗？",)}}
+    reasons = [
+        "the question is empty or not a text",
+        "the answers are neither a text nor a list of texts",
+        "an answer is empty",
+        "the type of the question is not a text",
+        "unknown key 'answer': the keys are id, image, question",
+        "malformed JSON",
+        "the audio is not a path",
+        "no such image",
+    ]
+    return Layout(["--input", write_lines(folder / "q.jsonl", lines)], records, reasons, spoken=1)
+
+
+def vqa2(folder: Path) -> Layout:
+    for number in (9, 25):
+        draw(folder / "train2014" / f"COCO_train2014_{number:012}.jpg")
+    asked = [(9, 9000, "How many cats?"), (25, 25001, "Is it red?"), (9, 9001, "What is it?"), (30, 30000, "Where?")]
+    asked += [
+        (9, 9002, " "),
+        (9, 9003, "Is it day?"),
+        (9, 9004, "What?"),
+        (9, 9000, "How many dogs?"),
+        (25, 25000, "Why?"),
+    ]
+    entries: list[object] = [{"image_id": image, "question_id": key, "question": text} for image, key, text in asked]
+    header = {"info": {"year": 2014}, "license": {}, "data_type": "mscoco", "data_subtype": "train2014"}
+    files = [write_json(folder / "questions.json", {**header, "task_type": "Open-Ended", "questions": [*entries, 3]})]
+
+    def annotate(image: int, key: int, kind: str, *people: object) -> dict[str, object]:
+        given = [{"answer": said, "answer_confidence": "yes", "answer_id": i} for i, said in enumerate(people, 1)]
+        begins = {"question_type": "how many", "multiple_choice_answer": "2", "answer_type": kind}
+        return {**begins, "image_id": image, "question_id": key, "answers": given}
+
+    answers = [
+        annotate(9, 9000, "number", *["2"] * 7, "3", "two", "2"),
+        annotate(9, 9001, "other", *["cat"] * 10),
+        annotate(25, 25001, "yes/no", *["yes"] * 10),
+        annotate(25, 25000, "other", *["it is"] * 10),
+        annotate(30, 30000, "other", *["there"] * 10),
+        annotate(9, 9003, "yes/no", *["yes"] * 9, None),
+        annotate(9, 77, "other", "lost"),
+        {"question_id": 9004, "answers": "yes"},
+    ]
+    files.append(write_json(folder / "annotations.json", {**header, "annotations": answers}))
+    arguments = ["--questions", files[0], "--annotations", files[1], "--images", folder / "train2014"]
+    records = {"COCO_train2014_000000000009": ("How many cats?", "What is it?")}
+    records["COCO_train2014_000000000025"] = ("Is it red?", "Why?")
+    reasons = [
+        "the question is empty or not a text",
+        "question 9000 is listed before",
+        "the entry has no question_id",
+        "the answers are neither a text nor a list of texts",
+        "question 77 is not in questions.json, or was annotated before",
+        "the answers are not a list of objects",
+        "no such image",
+    ]
+    return Layout([*arguments, "--split", "train"], {"train": records}, reasons)
+
+
 LAYOUTS: dict[str, Callable[[Path], Layout]] = {
     "coco": coco,
     "karpathy": karpathy,
@@ -349,6 +429,8 @@ LAYOUTS: dict[str, Callable[[Path], Layout]] = {
     "speech": speech,
     "librispeech": librispeech,
     "aishell": aishell,
+    "questions": questions,
+    "vqa2": vqa2,
 }
 
 

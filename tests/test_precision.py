@@ -23,7 +23,7 @@ from src.config import (
     WeightsConfig,
 )
 from src.config.tasks import TASKS as TASK_ROWS
-from src.data.schema import IMAGE
+from src.data.schema import IMAGE, answer_fields
 from src.export import export
 from src.export.graphs import build_graphs
 from src.generation.cache import CachedDecoder, Read, past_bias
@@ -64,6 +64,7 @@ TASKS = {
     "caption": text_from(only("denoise_text"), "image"),
     "speech_to_text": text_from(only("denoise_text"), "audio"),
     "text_to_image": only("denoise_image"),
+    "vqa": ObjectivesConfig(),
     "image_tokenizer": ObjectivesConfig(),
 }
 # Float32 products that a task may have, gradients included. Eight directions of the contrastive loss with two gradients
@@ -82,6 +83,7 @@ MORE_IN_HALF = {"pretrain": 200, "retrieval": 80, "caption": 30, "speech_to_text
 def vocab(tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("vocab") / "vocab.txt"
     path.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(chr(0x4E00 + i) for i in range(26))]))
+    path.with_name("answers.txt").write_text("1\n2\n红色\n")
     return str(path)
 
 
@@ -92,7 +94,11 @@ def configure(task: str, kind: str, vocab: str) -> Config:
     return Config(
         task=task,
         runtime=RuntimeConfig(precision=kind),
-        model=replace(model, text=replace(model.text, vocab=vocab)),
+        model=replace(
+            model,
+            text=replace(model.text, vocab=vocab),
+            answers=str(Path(vocab).with_name("answers.txt")) if TASK_ROWS[task].answers else "",
+        ),
         data=replace(base.data, batch_size=B, codes="nowhere"),
         objectives=TASKS[task],
         optimizer=OptimizerConfig(warmup_steps=0),
@@ -123,6 +129,7 @@ def read_graph(cell: nn.Cell, *inputs: Tensor) -> list[tuple[str, str]]:
 
 def step_graph(config: Config) -> list[tuple[str, str]]:
     step, batch = make_step(config), tiny_batch(config.model, B)
+    batch |= {name: np.zeros((B, *spec.shape), spec.dtype) for name, spec in answer_fields(config.model).items()}
     with run_mode("graph"):
         return read_graph(
             step.gradients, step.update.loss_scale.value(), *(Tensor(batch[name]) for name in step.fields)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from mindspore import nn, ops
+from mindspore import Tensor, nn, ops
 
 from src.config import TASKS, Config, ConfigError
 from src.data.answers import AnswerList
@@ -19,10 +19,11 @@ class _Classify(nn.Cell):
     def __init__(self, model: OPT, given: tuple[int, ...]) -> None:
         super().__init__(auto_prefix=False)
         self.model, self.given = model, given
+        self.places = Tensor(model.cross_encoder.single_modality_positions(*given))
 
     def construct(self, *encoded):
         fused, mask = self.model.cross_encoder.fuse_given(encoded[0::2], encoded[1::2], self.given)
-        return ops.argmax(self.model.answer_head(fused, mask), -1)
+        return ops.argmax(self.model.answer_head(fused, mask, self.places), -1)
 
 
 class Answerer:

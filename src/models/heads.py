@@ -8,7 +8,7 @@ from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import Normal, initializer
 
 from src.models import precision
-from src.models.layers import POSITION_STD, Attention, Gelu, LayerNorm, Linear, cast, padding_bias
+from src.models.layers import MEMORY_POSITION_STD, POSITION_STD, Attention, Gelu, LayerNorm, Linear, cast, padding_bias
 
 INITIAL_SCALE = math.log(1 / 0.07)  # of the contrastive logits, as in CLIP
 MAX_SCALE = math.log(100.0)
@@ -174,22 +174,27 @@ class AnswerHead(nn.Cell):
     """Scores of the answers that a question about an image may have.
 
     The fused [CLS] attends once more to everything fused. Where the cross-modal encoder has a single layer, as the
-    demo's has, its [CLS] has met question and image at once, and not yet looked where the question points.
+    demo's has, its [CLS] has met question and image at once, and not yet looked where the question points. As in the
+    decoders the memory gets a learned position per place.
 
     Args:
         width: D.
         heads: of the attention.
+        length: of everything fused.
         answers: A.
 
     Inputs:
-        fused (B, L, D) float32, the [CLS] first; mask (B, L) int32.
+        fused (B, L, D) float32, the [CLS] first; mask (B, L) int32; places (L,) int32 of these tokens among all that
+        are fused, or None where they are all of them.
 
     Outputs:
         logits (B, A) float32.
     """
 
-    def __init__(self, width: int, heads: int, answers: int) -> None:
+    def __init__(self, width: int, heads: int, length: int, answers: int) -> None:
         super().__init__()
+        positions = initializer(Normal(MEMORY_POSITION_STD), (1, length, width))
+        self.memory_positions = Parameter(positions, name="memory_positions")
         self.attention = Attention(width, heads)
         self.transform = Linear(width, width)
         self.gelu = Gelu()
@@ -198,7 +203,8 @@ class AnswerHead(nn.Cell):
         # every answer is as likely as any other, and not half as likely as not: the first steps need not unlearn that
         self.classify.bias.set_data(Tensor(np.full(answers, -math.log(answers), np.float32)))
 
-    def construct(self, fused, mask):
+    def construct(self, fused, mask, places=None):
+        positions = self.memory_positions if places is None else ops.gather(self.memory_positions, places, 1)
         cls = fused[:, :1]
-        x = cls + self.attention(cls, fused, padding_bias(mask))  # (B, 1, D)
+        x = cls + self.attention(cls, fused + positions, padding_bias(mask))  # (B, 1, D)
         return self.classify(self.norm(self.gelu(self.transform(x[:, 0]))))

@@ -73,7 +73,7 @@ class OPT(nn.Cell):
             self.image_decoder = ImageDecoder(config.image_decoder, codes, side, self.cross_encoder.length, width)
         self.matching_head = MatchingHead(width, config.embed_dim, len(MATCH_CASES))
         if answers:
-            self.answer_head = AnswerHead(width, config.cross.heads, answers)
+            self.answer_head = AnswerHead(width, config.cross.heads, self.cross_encoder.length, answers)
         self.text_decoder = TextDecoder(
             config.text_decoder, vocab_size, self.text_len, self.cross_encoder.length, width
         )

@@ -99,7 +99,7 @@ class AnswerObjectives(nn.Cell):
         values = batch["answer_values"]
         weights = shown * (values.sum(1) > 0).astype(ms.float32)
         counts = self.counts((weights,))
-        logits = self.model.answer_head(fused, mask)
+        logits = self.model.answer_head(fused, mask, self.places if self.alike else None)
         return soft_binary_cross_entropy(logits, batch["answer_classes"], values, weights, counts[0])
 
     def generate(self, batch, fused, mask, shown):

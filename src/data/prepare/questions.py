@@ -3,8 +3,8 @@
     {"image": "42.jpg", "question": "左边有几只猫？", "answers": ["两只", "2"], "type": "count", "split": "train"}
     {"image": "42.jpg", "question": "背景是什么颜色？", "answers": "红色", "audio": "42b.wav"}
 
-Lines of one image and split that follow each other share a record. Its id is that of the first, or else the image's path
-and the number of the line. ``type`` groups the questions of an evaluation; ``audio`` is the spoken question.
+Lines of one image and split that follow each other share a record. Its id is that of the first, or the image's path and
+the number of the line. ``type`` groups the questions of an evaluation; ``audio`` is the spoken question.
 """
 
 from collections.abc import Iterator
