@@ -173,14 +173,14 @@ class MatchingHead(nn.Cell):
 class AnswerHead(nn.Cell):
     """Scores of the answers that a question about an image may have.
 
-    The fused [CLS] attends once more to everything fused. Where the cross-modal encoder has a single layer, as the
-    demo's has, its [CLS] has met question and image at once, and not yet looked where the question points. As in the
-    decoders the memory gets a learned position per place.
+    The question looks once more: the mean of its fused tokens, with the [CLS], attends to everything fused. Where the
+    cross-modal encoder has a single layer, as the demo's has, its [CLS] has met question and image at once, and not yet
+    looked where the question points. As in the decoders the memory gets a learned position per place.
 
     Args:
         width: D.
         heads: of the attention.
-        length: of everything fused.
+        question: [L] bool, the fused places of a question, as text or speech.
         answers: A.
 
     Inputs:
@@ -191,9 +191,10 @@ class AnswerHead(nn.Cell):
         logits (B, A) float32.
     """
 
-    def __init__(self, width: int, heads: int, length: int, answers: int) -> None:
+    def __init__(self, width: int, heads: int, question: np.ndarray, answers: int) -> None:
         super().__init__()
-        positions = initializer(Normal(MEMORY_POSITION_STD), (1, length, width))
+        self.question = Tensor(question.astype(np.int32).reshape(1, -1))
+        positions = initializer(Normal(MEMORY_POSITION_STD), (1, len(question), width))
         self.memory_positions = Parameter(positions, name="memory_positions")
         self.attention = Attention(width, heads)
         self.transform = Linear(width, width)
@@ -204,7 +205,9 @@ class AnswerHead(nn.Cell):
         self.classify.bias.set_data(Tensor(np.full(answers, -math.log(answers), np.float32)))
 
     def construct(self, fused, mask, places=None):
-        positions = self.memory_positions if places is None else ops.gather(self.memory_positions, places, 1)
-        cls = fused[:, :1]
-        x = cls + self.attention(cls, fused + positions, padding_bias(mask))  # (B, 1, D)
+        positions, question = self.memory_positions, self.question
+        if places is not None:
+            positions, question = ops.gather(positions, places, 1), ops.gather(question, places, 1)
+        asked = (fused[:, 0] + masked_mean(fused, mask * question)).expand_dims(1)  # (B, 1, D)
+        x = asked + self.attention(asked, fused + positions, padding_bias(mask))
         return self.classify(self.norm(self.gelu(self.transform(x[:, 0]))))

@@ -5,6 +5,7 @@ Letters: ``B`` batch, ``T`` text tokens, ``P`` patches or regions, ``F`` audio t
 """
 
 import mindspore as ms
+import numpy as np
 from mindspore import nn, ops
 
 from src.config import ModelConfig
@@ -73,7 +74,9 @@ class OPT(nn.Cell):
             self.image_decoder = ImageDecoder(config.image_decoder, codes, side, self.cross_encoder.length, width)
         self.matching_head = MatchingHead(width, config.embed_dim, len(MATCH_CASES))
         if answers:
-            self.answer_head = AnswerHead(width, config.cross.heads, self.cross_encoder.length, answers)
+            places = np.arange(self.cross_encoder.length)
+            asked = (places >= self.first_text) & (places < self.first_image) | (places >= self.first_audio)
+            self.answer_head = AnswerHead(width, config.cross.heads, asked, answers)
         self.text_decoder = TextDecoder(
             config.text_decoder, vocab_size, self.text_len, self.cross_encoder.length, width
         )
