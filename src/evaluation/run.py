@@ -162,4 +162,5 @@ def glance(settings: EvalConfig) -> EvalConfig:
         transcript=replace(settings.transcript, max_items=GLANCE),
         image_generation=replace(generation, max_items=min(GLANCE_GENERATED, generation.max_items)),
         reconstruction=replace(settings.reconstruction, max_items=GLANCE),
+        vqa=replace(settings.vqa, max_items=GLANCE),
     )

@@ -173,9 +173,10 @@ class MatchingHead(nn.Cell):
 class AnswerHead(nn.Cell):
     """Scores of the answers that a question about an image may have.
 
-    The question looks once more: the mean of its fused tokens, with the [CLS], attends to everything fused. Where the
-    cross-modal encoder has a single layer, as the demo's has, its [CLS] has met question and image at once, and not yet
-    looked where the question points. As in the decoders the memory gets a learned position per place.
+    The question looks once more: each of its fused tokens, and the [CLS], attends to everything fused, and what they
+    find is averaged. Where the cross-modal encoder has a single layer, as the demo's has, its [CLS] has met question
+    and image at once, and not yet looked where the question points. As in the decoders the memory gets a learned
+    position per place.
 
     Args:
         width: D.
@@ -193,7 +194,8 @@ class AnswerHead(nn.Cell):
 
     def __init__(self, width: int, heads: int, question: np.ndarray, answers: int) -> None:
         super().__init__()
-        self.question = Tensor(question.astype(np.int32).reshape(1, -1))
+        asks = question | (np.arange(len(question)) == 0)
+        self.asks = Tensor(asks.astype(np.int32).reshape(1, -1))
         positions = initializer(Normal(MEMORY_POSITION_STD), (1, len(question), width))
         self.memory_positions = Parameter(positions, name="memory_positions")
         self.attention = Attention(width, heads)
@@ -205,9 +207,9 @@ class AnswerHead(nn.Cell):
         self.classify.bias.set_data(Tensor(np.full(answers, -math.log(answers), np.float32)))
 
     def construct(self, fused, mask, places=None):
-        positions, question = self.memory_positions, self.question
+        positions, asks = self.memory_positions, self.asks
         if places is not None:
-            positions, question = ops.gather(positions, places, 1), ops.gather(question, places, 1)
-        asked = (fused[:, 0] + masked_mean(fused, mask * question)).expand_dims(1)  # (B, 1, D)
-        x = asked + self.attention(asked, fused + positions, padding_bias(mask))
-        return self.classify(self.norm(self.gelu(self.transform(x[:, 0]))))
+            positions, asks = ops.gather(positions, places, 1), ops.gather(asks, places, 1)
+        x = fused + self.attention(fused, fused + positions, padding_bias(mask))  # (B, L, D)
+        found = masked_mean(self.gelu(self.transform(x)), mask * asks)  # (B, D)
+        return self.classify(self.norm(found))
