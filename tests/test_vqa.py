@@ -20,14 +20,26 @@ import infer as infer_command
 from src import cli
 from src.checkpoints.checkpoint import save_checkpoint
 from src.checkpoints.files import ANSWERS, MODEL, locate, read_tensors
-from src.config import AnswerConfig, Config, ConfigError, ObjectivesConfig, OptimizerConfig, RuntimeConfig, TrainConfig
+from src.config import (
+    AnswerConfig,
+    Config,
+    ConfigError,
+    ObjectivesConfig,
+    OptimizerConfig,
+    RuntimeConfig,
+    TrainConfig,
+    load_config,
+)
+from src.data.answers import write_answers
 from src.data.errors import DataError
 from src.data.questions import QuestionLoader
 from src.data.record import Question, Record, pack, unpack
 from src.data.schema import IMAGE, TEXT, audio_layout, batch_fields, check_batch
-from src.data.tokenizer import SPECIALS
+from src.data.tokenizer import SPECIALS, write_vocab
 from src.data.writer import DatasetWriter
+from src.export.export import export_weights
 from src.inference import load
+from src.inference.loading import load_model
 from src.losses.classification import soft_binary_cross_entropy
 from src.models.build import build_model
 from src.objectives.answers import AnswerObjectives
@@ -356,6 +368,30 @@ def test_the_library_answers_in_order(trained: dict[str, Path], files: dict[str,
         model.answer([image], ["上", "下"])
     with pytest.raises(DataError, match=r"an image: expected a text or an audio clip"):
         model.answer([image], [np.zeros((4, 4, 3), np.uint8)])
+
+
+def test_exported_weights_bring_their_answers(trained: dict[str, Path], files: dict[str, Path], tmp_path: Path) -> None:
+    config, model = load_model(trained["classify"])
+    output = export_weights(config, model, tmp_path / "exported")
+    assert (output / ANSWERS).read_text(encoding="utf-8") == "红\n绿\n蓝\n"
+    assert load_config(output / "config.yaml").model.answers == ANSWERS, "no path of this machine"
+    settings = ["runtime.mode=pynative"]
+    asked = [files["image"]] * 2, ["上", "下"]
+    assert load(output, settings).answer(*asked) == load(trained["classify"], settings).answer(*asked)
+
+
+def test_a_vocabulary_of_questions_spells_their_answers(config: Config, tmp_path: Path) -> None:
+    write_vocab(tmp_path / "vocab.txt", [Path(config.data.path)], 99)
+    found = (tmp_path / "vocab.txt").read_text(encoding="utf-8").split()
+    assert set(found) == {*SPECIALS, *"上下红绿蓝黄"}
+
+
+def test_the_most_frequent_answers_of_a_dataset(
+    config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_answers(tmp_path / "answers.txt", [Path(config.data.path)], 3)
+    found = (tmp_path / "answers.txt").read_text(encoding="utf-8").splitlines()
+    assert len(found) == 3 and set(found) < set("红绿蓝黄") and "3 answers" in capsys.readouterr().out
 
 
 def test_mistakes_are_one_line(

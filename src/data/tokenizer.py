@@ -252,7 +252,7 @@ def build_vocab(texts: Iterable[str], size: int = 21128) -> list[str]:
 
 
 def _texts(paths: Iterable[Path]) -> Iterator[str]:
-    """Lines of text files, and the training captions of dataset folders."""
+    """Lines of text files, and the training captions of dataset folders, or questions with their answers."""
     for path in paths:
         if path.is_dir():
             from src.data.store import Dataset
@@ -260,6 +260,7 @@ def _texts(paths: Iterable[Path]) -> Iterator[str]:
             dataset = Dataset(path, "train")
             for record in dataset.read(np.unique(dataset.samples[:, 0])):
                 yield from record.captions
+                yield from (answer for question in record.questions for answer in question.answers)
             continue
         try:
             with path.open(encoding="utf-8") as file:

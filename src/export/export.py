@@ -12,7 +12,7 @@ import numpy as np
 from mindspore import Tensor, nn
 
 from src.checkpoints.checkpoint import write_model
-from src.checkpoints.files import CONFIG, EMA, MANIFEST, MODEL, REPORT, STATE, TOKENIZER, VOCAB
+from src.checkpoints.files import ANSWERS, CONFIG, EMA, MANIFEST, MODEL, REPORT, STATE, TOKENIZER, VOCAB
 from src.checkpoints.manifest import write_manifest
 from src.config import AudioEncoderConfig, Config, ImageEncoderConfig, ModelConfig, to_yaml
 from src.data.audio import DECADES
@@ -155,16 +155,19 @@ def _write_all(
         "mindspore": ms.__version__,
     }
     shutil.copyfile(config.model.text.vocab, folder / VOCAB)
+    if config.model.answers:
+        shutil.copyfile(config.model.answers, folder / ANSWERS)
     _write_config(folder, config, weights)
     write_json(folder / REPORT, report)
     return report
 
 
 def _write_config(folder: Path, config: Config, weights: str) -> None:
-    """The configuration, with the vocabulary that lies beside it; a comment says which weights were exported."""
-    own_vocab = replace(config, model=replace(config.model, text=replace(config.model.text, vocab=VOCAB)))
+    """The configuration, with the files that lie beside it; a comment says which weights were exported."""
+    text, answers = replace(config.model.text, vocab=VOCAB), ANSWERS if config.model.answers else ""
+    own_files = replace(config, model=replace(config.model, text=text, answers=answers))
     kind = "moving averages" if weights == EMA else "as trained"
-    (folder / CONFIG).write_text(f"# exported from {weights}: {kind}\n{to_yaml(own_vocab)}", encoding="utf-8")
+    (folder / CONFIG).write_text(f"# exported from {weights}: {kind}\n{to_yaml(own_files)}", encoding="utf-8")
 
 
 def _write_graph(graph: Graph, folder: Path, name: str, file_format: str, rows: int | str) -> dict[str, Any]:
