@@ -19,7 +19,8 @@ import eval as eval_command
 import infer as infer_command
 from src import cli
 from src.checkpoints.checkpoint import save_checkpoint
-from src.checkpoints.files import ANSWERS, MODEL, locate, read_tensors
+from src.checkpoints.files import ANSWERS, MODEL, read_tensors
+from src.checkpoints.places import locate
 from src.config import (
     AnswerConfig,
     Config,
@@ -124,9 +125,7 @@ def test_a_record_of_questions_comes_back(config: Config) -> None:
     made = record(0, config)
     row = pack(made, config.model.audio)
     layout = audio_layout("fbank", config.model.audio.mels, 0)
-    columns = [np.array(row[name]) if isinstance(row[name], str) else np.frombuffer(row[name] or b"\0", np.uint8)
-               for name in ("key", "image", "regions", "captions", "sounds", "sizes")]  # fmt: skip
-    found = unpack(columns, *layout)
+    found = unpack(row, *layout)
     assert (found.captions, found.questions, found.image) == (made.captions, made.questions, made.image)
     assert all(np.array_equal(one, other) for one, other in zip(found.audio, made.audio, strict=True))
     plain = pack(replace(made, questions=()), config.model.audio)
