@@ -15,6 +15,8 @@ from src.config import AudioEncoderConfig, Config
 from src.data.record import Record
 from src.data.tokenizer import SPECIALS
 from src.data.writer import DatasetWriter
+from src.training.log import RunLog
+from src.training.trainer import Trainer
 
 CHARACTERS = "红绿蓝黄色背景上左右边有一二三只个大小猫狗鱼苹果，。"
 
@@ -112,3 +114,8 @@ def unlisted(folder: Path) -> Path:
     """A checkpoint as earlier versions wrote it, whose files nobody compares with a manifest."""
     (folder / "manifest.json").unlink(missing_ok=True)
     return folder
+
+
+def save(trainer: Trainer) -> None:
+    """As at the end of a run."""
+    trainer._save(RunLog(trainer.folder, 0, 1, False), evaluation_due=False, needed=True)

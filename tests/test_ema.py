@@ -9,7 +9,7 @@ from pathlib import Path
 import mindspore as ms
 import numpy as np
 import pytest
-from conftest import kill_after, tiny_dataset, unlisted
+from conftest import kill_after, save, tiny_dataset, unlisted
 from mindspore import Parameter, Tensor, nn
 from test_training import MODEL_CONFIG
 
@@ -25,7 +25,6 @@ from src.inference import features, library
 from src.inference.loading import load_model
 from src.models.build import build_model
 from src.training.average import WeightAverage
-from src.training.log import RunLog
 from src.training.muon import build_optimizer
 from src.training.schedule import learning_rates
 from src.training.step import TrainStep
@@ -196,7 +195,7 @@ def test_a_resumed_run_may_leave_the_average_and_begin_another(
     assert told == f"train.ema_decay=0: the average of the weights in {dropped} is not continued"
     assert without.step.average is None
     without.state["step"] = 3
-    without._save(RunLog(tmp_path, 0, 4, False), evaluation_due=False, needed=True)
+    save(without)
     assert not (place(tmp_path / "run", 3) / EMA).exists()
     again = Trainer(with_run(config, tmp_path / "run", ema_decay=0.99), resume=True)
     (told,) = [line for line in capsys.readouterr().out.splitlines() if "average" in line]

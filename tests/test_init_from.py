@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from conftest import tiny_dataset
+from conftest import save, tiny_dataset
 from mindspore import Tensor
 from safetensors.numpy import load_file, save_file
 
@@ -274,7 +274,7 @@ def test_only_a_new_run_reads_the_files(tmp_path: Path, capsys: pytest.CaptureFi
     np.testing.assert_array_equal(tokens(first), expected)
     assert f"model.text.init_from={tmp_path / 'bert'}" in capsys.readouterr().out
     first.model.text_encoder.tokens.set_data(Tensor(expected + 1))
-    first._save()
+    save(first)
 
     train = replace(config.train, output=str(tmp_path / "second"), init_from=str(first.folder))
     second = Trainer(replace(config, train=train))

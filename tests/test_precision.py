@@ -8,6 +8,7 @@ from pathlib import Path
 import mindspore as ms
 import numpy as np
 import pytest
+from conftest import save
 from mindspore import Tensor, nn, ops
 from mindspore.graph.api import _cell_graph_executor
 from mindspore.train.anf_ir_pb2 import DataType, ModelProto
@@ -274,20 +275,20 @@ def test_only_fp16_has_a_loss_scale(tiny: Config, tmp_path: Path, kind: str, sca
 
 
 def test_what_a_skipped_step_logs_is_finite() -> None:
-    scalars = _scalars(StepResult({"total": 2.0}, {}, float("inf"), 0.0, True, 8.0, 0), 3.0)
+    scalars = _scalars(StepResult({"total": 2.0}, {}, float("inf"), 0.0, True, 8.0, 0), 3.0, 0)
     assert scalars == {"loss": 2.0, "lr": 0.0, "loss_scale": 8.0, "samples_per_second": 3.0}
 
 
 def test_a_run_that_goes_on_in_fp16_begins_with_its_scale(tiny: Config, tmp_path: Path) -> None:
     config = replace(tiny, optimizer=OptimizerConfig(warmup_steps=0))
     config = replace(config, train=TrainConfig(output=str(tmp_path / "run"), steps=1))
-    Trainer(config)._save()
+    save(Trainer(config))
     half = replace(config, runtime=RuntimeConfig(precision="fp16"))
     resumed = Trainer(half, resume=True)
     assert float(resumed.step.update.loss_scale.asnumpy()) == INITIAL_LOSS_SCALE
     resumed.step.update.loss_scale.set_data(Tensor(8.0, ms.float32))
     resumed.state["step"] = 1
-    resumed._save()
+    save(resumed)
     assert float(Trainer(half, resume=True).step.update.loss_scale.asnumpy()) == 8.0
 
 

@@ -33,10 +33,9 @@ from src.inference.images import resize_images
 from src.models.build import build_model
 from src.tasks import registry
 from src.training.held_out import HeldOut
-from src.training.log import RunLog
 from src.training.trainer import Trainer
 from src.training.unfed import unfed_objectives
-from tests.conftest import CHARACTERS, png, tiny_dataset
+from tests.conftest import CHARACTERS, png, save, tiny_dataset
 from tests.oracles import OBJECTIVES, tiny_model
 
 CONTRASTIVE = ObjectivesConfig(weights=WeightsConfig(contrastive=1.0))
@@ -229,7 +228,7 @@ def test_a_run_of_before_keeps_its_objectives(tmp_path: Path, monkeypatch: pytes
     with monkeypatch.context() as before:
         before.setattr("src.training.trainer.unfed_objectives", lambda *_: {})
         before.setattr("src.training.trainer.absent_modalities", lambda *_: [])
-        Trainer(config)._save(RunLog(tmp_path, 0, 1, False), evaluation_due=False, needed=True)
+        save(Trainer(config))
     state = locate(tmp_path / "run") / STATE
     (state.parent / MANIFEST).unlink()
     content = json.loads(state.read_text())
