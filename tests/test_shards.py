@@ -217,9 +217,9 @@ def test_sharded_is_as_unsharded(ranks: int, tmp_path: Path) -> None:
 
 
 def assert_less_is_kept(kept: list[dict[str, int]]) -> None:
-    """Bytes: all ranks together have the unsharded state, and the vectors' moments and three numbers on each."""
+    """Bytes: all ranks together have the unsharded state, and the vectors' moments and five numbers on each."""
     ranks, whole = len(kept), kept[0]["plain"]
-    numbers = 3  # adam_step, loss_scale, clean_steps
+    numbers = 5  # adam_step, loss_scale, clean_steps, bad_row, bad_steps
     shared = 4 * (2 * sum(shape[0] for shape in SHAPES.values() if len(shape) == 1) + numbers)
     largest = 4 * 2 * int(np.prod(SHAPES["tokens"]))
     assert sum(each["sharded"] for each in kept) == whole + (ranks - 1) * shared
