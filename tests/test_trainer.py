@@ -15,8 +15,9 @@ from conftest import kill_after, tiny_dataset
 from mindspore import nn
 
 from src.checkpoints.checkpoint import read_state
+from src.checkpoints.files import CheckpointError
 from src.checkpoints.places import locate
-from src.config import Config, ObjectivesConfig, OptimizerConfig, TrainConfig, WeightsConfig
+from src.config import Config, ConfigError, ObjectivesConfig, OptimizerConfig, TrainConfig, WeightsConfig
 from src.data.errors import DataError
 from src.data.pipeline import Loader
 from src.evaluation.run import Evaluation
@@ -188,6 +189,90 @@ def test_samples_per_second_are_those_of_training_alone(
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     rates = [line["samples_per_second"] for line in lines if "loss" in line]
     assert rates == [2 * B] * 4
+
+
+def test_patience_ends_a_run_that_gets_no_better(config: Config, stand_in: Callable, tmp_path: Path) -> None:
+    """Counted in evaluations, also across an interruption; a resumed run that had ended stays so."""
+    seen = stand_in({2: 0.5, 4: 0.3, 6: 0.6, 8: 0.6, 10: 0.1, 12: 0.9})
+    run = with_run(config, tmp_path / "run", steps=12, patience=2)
+    Trainer(run).run()
+    assert len(seen["steps"]) == 10 and bests(tmp_path / "run")["best"] == "step-00000006"
+    seen["first"][0] = 10
+    seen["steps"].clear()
+    Trainer(run, resume=True).run()
+    assert not seen["steps"]
+    kill_after(tmp_path / "run", 8, tmp_path / "cut")
+    (tmp_path / "cut" / "checkpoints" / "best").write_text("step-00000006\n")
+    seen["first"][0] = 8
+    Trainer(replace(run, train=replace(run.train, output=str(tmp_path / "cut"))), resume=True).run()
+    assert len(seen["steps"]) == 2
+
+
+def test_the_best_metric_is_the_users_choice(
+    config: Config, stand_in: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = stand_in({})
+    loss = {2: 0.1, 4: 0.9, 6: 0.5}
+    monkeypatch.setattr(Evaluation, "logged", lambda _, at: {"mean_R@1": 1 - loss[at["step"]], "mrr": loss[at["step"]]})
+    Trainer(with_run(config, tmp_path / "other", best_metric="mrr")).run()
+    assert bests(tmp_path / "other")["best"] == "step-00000004"
+    seen["steps"].clear()
+    Trainer(with_run(config, tmp_path / "own")).run()
+    assert bests(tmp_path / "own")["best"] == "step-00000002"
+    seen["steps"].clear()
+    with pytest.raises(ConfigError, match="train.best_metric=none is not measured: choose of mean_R@1, mrr"):
+        Trainer(with_run(config, tmp_path / "wrong", best_metric="none")).run()
+
+
+@pytest.mark.parametrize("what", ["checkpoint", "evaluation"])
+def test_a_full_disk_costs_the_run_nothing_but_what_it_does_not_take(
+    config: Config, stand_in: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, what: str
+) -> None:
+    """The earlier checkpoint is whole; the next one is written when there is room again."""
+    stand_in({2: 0.5, 4: 0.7, 6: 0.6})
+    name = "save_checkpoint" if what == "checkpoint" else "note_evaluation"
+    real, calls = getattr(loop.checkpoint, name), []
+
+    def full(*args: Any) -> Any:
+        calls.append(args)
+        if len(calls) == 2:
+            raise CheckpointError("cannot write it: No space left on device")
+        return real(*args)
+
+    monkeypatch.setattr(loop.checkpoint, name, full)
+    Trainer(with_run(config, tmp_path, save_every=100)).run()
+    said = capsys.readouterr().out
+    assert said.count("training goes on: cannot write it: No space left on device") == 1
+    found = bests(tmp_path)
+    there = {"step-00000002", "step-00000006"} | ({"step-00000004"} if what == "evaluation" else set())
+    assert found.keys() - {"best"} == there and found["best"] == "step-00000002"
+    assert found["step-00000006"] == 0.7, "what was found is known, whether or not it could be noted"
+
+
+def test_a_disk_that_stays_full_is_an_error_at_the_end(
+    config: Config, stand_in: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise CheckpointError("cannot write it: No space left on device")
+
+    seen = stand_in({})
+    monkeypatch.setattr(loop.checkpoint, "save_checkpoint", full)
+    with pytest.raises(CheckpointError, match="No space left"):
+        Trainer(with_run(config, tmp_path, eval_every=0)).run()
+    assert len(seen["steps"]) == 6, "not before there is nothing left to train"
+
+
+def test_auto_begins_and_goes_on(config: Config, stand_in: Callable, tmp_path: Path) -> None:
+    seen = stand_in({})
+    run = with_run(config, tmp_path / "run", steps=3, eval_every=0)
+    Trainer(run, resume="auto").run()
+    assert len(seen["steps"]) == 3
+    Trainer(replace(run, train=replace(run.train, steps=5)), resume="auto").run()
+    assert len(seen["steps"]) == 5
+    for place in (tmp_path / "run" / "checkpoints").glob("step-*"):
+        (place / "vocab.txt").write_text("another\n")
+    with pytest.raises(CheckpointError, match="is damaged"):  # which is no reason to begin anew
+        Trainer(run, resume="auto")
 
 
 @pytest.mark.parametrize("save_every", [100, 4, 3])

@@ -364,7 +364,7 @@ class Trainer:
         try:
             logged = held_out.measure()
         except Exception as error:
-            if train.stop_on_eval_error:
+            if train.stop_on_eval_error or isinstance(error, ConfigError):  # the next one would fail, too
                 raise
             logged = {}
             log.say(f"step {step}: not evaluated: {brief(error)}")
@@ -379,13 +379,19 @@ class Trainer:
         found["since_best"] = 0 if improved else self.state["since_best"] + (value is not None)
         self.state |= found
         if self.rank == 0 and self.place is not None:  # otherwise it could not be saved
-            checkpoint.note_evaluation(self.place, found, improved, train.keep_checkpoints)
+            try:
+                checkpoint.note_evaluation(self.place, found, improved, train.keep_checkpoints)
+            except CheckpointError as error:
+                log.say(f"step {step}: the evaluation is not noted, training goes on: {error}")
 
     def _save_what_is_done(self, log: RunLog) -> None:
         """Before a run ends by an error that leaves weights and optimiser whole; of several ranks none saves alone."""
         unsaved = self.place is None or checkpoint.read_state(self.place)["step"] < self.step_number
         if self.ranks == 1 and unsaved and self.step_number:
-            self._save(log, self.state["evaluation_due"], needed=False)
+            try:
+                self._save(log, self.state["evaluation_due"], needed=True)
+            except CheckpointError as error:  # the run's own error is told after it
+                log.say(f"step {self.step_number}: {error}")
 
     def _save(self, log: RunLog, evaluation_due: bool, needed: bool) -> None:
         """Saves; a disk that does not take it costs the checkpoint, not the run.
