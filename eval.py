@@ -26,7 +26,7 @@ def parse() -> cli.Arguments:
         required=True,
         metavar="DIR",
         type=cli.user_path,
-        help="run or checkpoint folder, or pretrained/opt_demo",
+        help="run (also RUN@best, RUN@step-…), checkpoint folder, or pretrained/opt_demo",
     )
     parser.add_argument(
         "--config", metavar="FILE", type=cli.user_path, help="instead of the checkpoint's own configuration"

@@ -11,7 +11,7 @@ python infer.py --checkpoint runs/demo/text_to_image --generate 红底，中间�
 from src import cli
 from src.inference.requests import check_request
 
-CHECKPOINT_HELP = "run or checkpoint folder (default: the bundled checkpoint, pretrained/opt_demo)"
+CHECKPOINT_HELP = "run (also RUN@best, RUN@step-…) or checkpoint folder (default: the bundled pretrained/opt_demo)"
 
 
 def parse() -> cli.Arguments:

@@ -65,11 +65,12 @@ parse_arguments() {
   done
 }
 
-# existing_path NAME: dies unless the path in the variable NAME exists or is empty; expands a ~ that the shell left.
+# existing_path NAME: dies unless the path in the variable NAME exists (of RUN@best the run) or is empty; expands a ~ that
+# the shell left.
 existing_path() {
   local path="${!1}"
   [[ $path == \~/* ]] && path="$HOME/${path:2}"
-  [[ -z $path || -e $path ]] || die "$1 '$path' does not exist; --help shows the usage"
+  [[ -z $path || -e $path || ($path == *@* && -e ${path%@*}) ]] || die "$1 '$path' does not exist; --help shows the usage"
   printf -v "$1" %s "$path"
 }
 

@@ -139,6 +139,19 @@ def test_training_with_all_arguments(house: House):
     ]
 
 
+def test_the_best_checkpoint_of_a_run_is_a_place(house: House):
+    (house.elsewhere / "run").mkdir()
+    house.run("train_caption.sh", "-", "run@best")
+    assert "train.init_from=run@best" in house.calls()[0]["arguments"]
+    refused(house.run("train_caption.sh", "-", "none@best"), house, "'none@best' does not exist")
+
+
+def test_a_run_that_stopped_says_how_it_goes_on(house: House):
+    house.python.write_text("#!/bin/sh\nexit 75\n")
+    result = house.run("train_caption.sh")
+    assert result.returncode == 75 and "--resume goes on" in result.stderr and "failed" not in result.stderr
+
+
 def test_ascend_is_the_default_device(house: House):
     house.run("train_caption.sh", DEVICE_TARGET="")
     assert "runtime.device=Ascend" in house.calls()[0]["arguments"]
