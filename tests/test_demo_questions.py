@@ -40,7 +40,7 @@ def test_every_question_of_a_scene_has_its_answer() -> None:
 
 @pytest.mark.parametrize("world", ["demo", "demo_full"])
 def test_questions_and_answers_can_be_read_and_given(world: str) -> None:
-    answers = AnswerList(ROOT / "config" / "vocab" / "demo_answers.txt")
+    answers = AnswerList(ROOT / "config" / "vqa" / "demo_answers.txt")
     tokenizer = Tokenizer(ROOT / "config" / "vocab" / "demo_vqa.txt")
     kinds: Counter[str] = Counter()
     for scene in sample_scenes(world, "test", 300, 1):

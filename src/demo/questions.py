@@ -53,5 +53,5 @@ def vocabulary() -> list[str]:
 
 
 def answers() -> list[str]:
-    """The lines of ``config/vocab/demo_answers.txt``: every answer of the world of 86 objects."""
+    """The lines of ``config/vqa/demo_answers.txt``: every answer of the world of 86 objects."""
     return [*map(str, NUMERALS), *(f"{colour}色" for colour in COLOURS), *PLACES.values(), *all_things()]

@@ -3,7 +3,7 @@
     vqa2 --questions v2_OpenEnded_mscoco_train2014_questions.json \\
          --annotations v2_mscoco_train2014_annotations.json --images train2014 --split train \\
          --questions v2_OpenEnded_mscoco_val2014_questions.json \\
-         --annotations v2_mscoco_val2014_annotations.json --images val2014 --split dev --output data/vqa2
+         --annotations v2_mscoco_val2014_annotations.json --images val2014 --split test --output data/vqa2
 
 All questions of an image are one record. Of the files' content what is stored is held in memory: about 1 GB for train.
 """
