@@ -10,6 +10,7 @@ uniform over the time that a start takes. A loss that differs in its last bit is
 """
 
 import argparse
+import functools
 import io
 import json
 import os
@@ -101,8 +102,10 @@ class Victim:
             environment |= {"DEVICE_TARGET": "CPU", "PYTHON": sys.executable}
         output = open(self.folder / "output.txt", "ab")  # noqa: SIM115 - closed with the process
         options = {"stdout": output, "stderr": output, "cwd": self.folder, "env": environment}
+        # who runs in a shell's background is deaf to SIGINT, and its children with it
+        hear = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
         with output:
-            return subprocess.Popen(command, start_new_session=True, **options)
+            return subprocess.Popen(command, start_new_session=True, preexec_fn=hear, **options)
 
     def losses(self) -> list[dict[str, object]]:
         """Every logged line, but what depends on the clock."""

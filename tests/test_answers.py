@@ -154,6 +154,7 @@ def test_the_shipped_lists_are_those_of_the_demos_world() -> None:
     found = AnswerList(ROOT / "config" / "vqa" / "demo_answers.txt")
     assert found.answers == demo_answers()
     assert all(normalise(one) != normalise(other) for one, other in itertools.combinations(found.answers, 2))
-    tokens = (ROOT / "config" / "vocab" / "demo_vqa.txt").read_text(encoding="utf-8").splitlines()
+    folder = ROOT / "config" / "vocab"
+    tokens = (folder / "demo_vqa.txt").read_text(encoding="utf-8").splitlines()
     captions = (folder / "demo.txt").read_text(encoding="utf-8").splitlines()
     assert tokens == demo_vocabulary() and tokens[: len(captions)] == captions

@@ -114,7 +114,7 @@ def place_of(pid: str) -> str:
 
 
 def test_what_may_be_given_up_is_given_up_at_a_signal() -> None:
-    stop = StopRequest()
+    before, stop = [signal.signal(kind, signal.default_int_handler) for kind in KINDS], StopRequest()
     stop.listen()
     try:
         with pytest.raises(Interruption), stop:
@@ -124,9 +124,12 @@ def test_what_may_be_given_up_is_given_up_at_a_signal() -> None:
         assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL, "the second one ends the process"
         with pytest.raises(Interruption), stop:
             raise AssertionError("it does not even begin")
+        stop.close()
+        assert all(signal.getsignal(kind) == signal.default_int_handler for kind in KINDS)
     finally:
         stop.close()
-    assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
+        for kind, handler in zip(KINDS, before, strict=True):
+            signal.signal(kind, handler)
 
 
 def test_what_is_ignored_stays_ignored() -> None:
