@@ -12,7 +12,8 @@ import pytest
 
 from benchmarks.kill import KillError, Victim, kill_runs, kill_tree, make_corpus
 from src.cli import STOPPED
-from src.training.stopping import Interruption, StopRequest
+from src.sharing import Interruption
+from src.training.stopping import KINDS, StopRequest
 
 PATIENCE = 240  # seconds after which a test gives up
 STEPS = 24  # of a whole run
