@@ -45,6 +45,19 @@ def test_a_resumed_run_drops_what_lies_behind_its_checkpoint(tmp_path: Path) -> 
     assert starts == [3]
 
 
+def test_damaged_lines_are_left_out_and_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whatever bytes they hold; a last line that a kill has cut short is no damage."""
+    lines = [json.dumps({"step": step}).encode() for step in range(1, 6)]
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b"\n".join([lines[0], lines[1][:-3] + b"\xd3}", b"[1]", lines[3], lines[4][:5]]))
+    RunLog(tmp_path, 4, 9, True).close()
+    assert steps_of(tmp_path) == [1, 4]
+    assert f"note: {path}: 2 damaged lines are left out" in capsys.readouterr().err
+    path.write_bytes(b"\n".join([lines[0], lines[1][:5]]))
+    RunLog(tmp_path, 4, 9, True).close()
+    assert steps_of(tmp_path) == [1] and "note" not in capsys.readouterr().err
+
+
 def test_other_ranks_write_nothing(tmp_path: Path) -> None:
     log = RunLog(tmp_path, 0, 4, False)
     log.write(1, {"loss": 1.0})

@@ -14,7 +14,9 @@ from tensorboardX.summary import scalar
 from tqdm import tqdm
 
 from src.data.decoding import brief
-from src.files import json_line, write_text
+from src.files import json_line, write_bytes
+
+UNREADABLE = float("inf")  # the step of a line that is none
 
 
 class RunLog:
@@ -47,11 +49,15 @@ class RunLog:
         self.compiling = True
 
     def _keep_until(self, step: int) -> None:
-        """Drops what a killed run logged behind the checkpoint from which it goes on."""
+        """Drops what a killed run logged behind the checkpoint from which it goes on; what cannot be read is told."""
         if not self.path.exists():
             return
-        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True) if step else []
-        write_text(self.path, "".join(line for line in lines if _step(line) <= step))
+        lines = self.path.read_bytes().splitlines(keepends=True) if step else []
+        steps = list(map(_step, lines))
+        write_bytes(self.path, b"".join(line for line, at in zip(lines, steps, strict=True) if at <= step))
+        damaged = steps[:-1].count(UNREADABLE)  # the kill may have cut the last one short
+        if damaged:
+            print(f"note: {self.path}: {damaged} damaged lines are left out", file=sys.stderr, flush=True)
 
     def advance(self) -> None:
         if self.active:
@@ -147,8 +153,8 @@ class Careless:
             self._stream.flush()
 
 
-def _step(line: str) -> float:
+def _step(line: bytes) -> float:
     try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError, TypeError):
-        return float("inf")  # a line that the kill cut short
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return UNREADABLE
