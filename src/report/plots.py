@@ -111,11 +111,13 @@ def _read_losses(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     if not path.is_file():
         raise ValueError(f"{path}: no such metrics file")
     values: dict[str, dict[int, float]] = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_bytes().splitlines():
         try:
             entry = json.loads(line)
-        except json.JSONDecodeError:
-            continue  # the line that was being written when a run was killed
+        except ValueError:  # it was being written when a run was killed, or is damaged
+            continue
+        if not isinstance(entry, dict):
+            continue
         for key, value in entry.items():
             if (key == "loss" or key.startswith("loss/")) and "step" in entry:
                 values.setdefault(key, {})[entry["step"]] = value
