@@ -240,8 +240,9 @@ def judge(target: Target, name: str, place: Path, said: Said | None, expected: d
     for path in place.glob("*/rejected.jsonl"):
         told += path.read_text(encoding="utf-8", errors="replace")
     stem = name.removesuffix(".db")
-    if said.code:
-        return "named" if len(errors) == 1 and (name in errors[0] or stem in errors[0]) else "silent"
+    if said.code:  # of a configuration that ends too early the key is named that it lacks
+        named = len(errors) == 1 and (target.own or name in errors[0] or stem in errors[0])
+        return "named" if named else "silent"
     if results(place, target) == expected:
         return "harmless"
     if stem in told:
