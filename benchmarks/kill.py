@@ -46,6 +46,7 @@ from src.data.record import Record
 from src.data.tokenizer import SPECIALS
 from src.data.writer import DatasetWriter
 from src.files import ROOT
+from src.launch.processes import descendants, is_alive, send
 from src.report.tables import table
 
 RECORDS, FRAMES, MELS, SIDE = 26, 24, 8, 16
@@ -178,40 +179,12 @@ class Victim:
 
 def kill_tree(process: subprocess.Popen) -> None:
     """SIGKILL to a process and all below it, whatever sessions they have made for themselves."""
-    os.kill(process.pid, signal.SIGSTOP)  # so that it starts nothing more
-    pids = [process.pid, *below(process.pid)]
-    for pid in pids:
-        send_kill(pid)
+    process.send_signal(signal.SIGSTOP)  # so that it starts nothing more
+    pids = {process.pid, *descendants(process.pid)}
+    send(pids, signal.SIGKILL)
     process.wait()
-    while any(Path(f"/proc/{pid}").exists() and not is_zombie(pid) for pid in pids):
+    while any(map(is_alive, pids)):
         time.sleep(0.02)
-
-
-def send_kill(pid: int) -> None:
-    try:
-        os.kill(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        return
-
-
-def is_zombie(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
-    except OSError:
-        return True
-
-
-def below(pid: int) -> list[int]:
-    """The processes that a process has started, and those that they have."""
-    found = []
-    for task in Path(f"/proc/{pid}/task").glob("*/children"):
-        try:
-            children = [int(child) for child in task.read_text().split()]
-        except OSError:
-            continue
-        for child in children:
-            found += [child, *below(child)]
-    return found
 
 
 def small_model(vocab: str) -> ModelConfig:
