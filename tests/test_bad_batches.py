@@ -20,6 +20,7 @@ from src.models.opt import OPT
 from src.objectives.objectives import Objectives
 from src.training import bad_batches
 from src.training.bad_batches import BatchError, note, read
+from src.training.optimizer import trained_parameters
 from src.training.rerun import Rerun, checkpoint_before
 from src.training.step import NonFiniteError, StepResult, TrainingError, TrainStep
 from src.training.trainer import Trainer
@@ -134,7 +135,8 @@ def test_the_sample_is_found() -> None:
     model = feature_model()
     network = OPT(model, VOCAB)
     randomise(network, spread=0.1)
-    rerun = Rerun(Objectives(network, ObjectivesConfig(weights=WeightsConfig(contrastive=1.0)), B), (1, 0, 0))
+    objectives = Objectives(network, ObjectivesConfig(weights=WeightsConfig(contrastive=1.0)), B)
+    rerun = Rerun(objectives, trained_parameters(network, objectives), (1, 0, 0))
     batch = tiny_batch(model, B) | {"sample_id": np.arange(B, dtype=np.int32)}
     batch["presence"][:] = 1
     clean = rerun(batch)

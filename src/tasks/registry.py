@@ -55,6 +55,15 @@ class Task:
         """Whether objectives.weights says what is trained."""
         return self.objectives is build_objectives
 
+    def build(self, network: nn.Cell, config: Config, peers: Peers, absent: Collection[int] = ()) -> nn.Cell:
+        """The objectives of a run.
+
+        Args:
+            absent: the modalities that its data lack, where weights say what is trained.
+        """
+        options = {"absent": absent} if self.weighs else {}
+        return self.objectives(network, config, peers, **options)
+
     def best_metric(self, logged: Mapping[str, float]) -> float | None:
         """By what a checkpoint is compared with the others; None if the split has nothing of it to measure."""
         found = [logged[name] for name in self.best_by if name in logged]

@@ -3,13 +3,14 @@
 A step that meets one updates nothing (:mod:`src.training.graphs`); what made it so is in the batch or in the weights.
 """
 
+import io
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
 from src.errors import UserError
-from src.files import json_line
+from src.files import json_line, write_bytes
 
 BOOK, FOLDER = "bad_batches.jsonl", "bad_batches"  # of a run folder
 MOST_KEPT = 20  # batches of a rank, so that a run which meets nothing else does not fill the disk
@@ -30,15 +31,13 @@ def note(run: Path, step: int, rank: int, batch: Mapping[str, np.ndarray]) -> Pa
         OSError: it cannot be written.
     """
     folder = run / FOLDER
-    folder.mkdir(parents=True, exist_ok=True)
     place: Path | None = folder / f"step-{step:08d}-rank-{rank}.npz"
     if not place.exists() and len(list(folder.glob(f"*-rank-{rank}.npz"))) >= MOST_KEPT:
         place = None
     else:
-        beside = place.with_name(f".writing-{place.name}")
-        with open(beside, "wb") as file:
-            np.savez(file, step=step, rank=rank, **batch)
-        beside.replace(place)
+        content = io.BytesIO()
+        np.savez(content, step=step, rank=rank, **batch)
+        write_bytes(place, content.getvalue())
     line = {"step": step, "rank": rank, "samples": batch["sample_id"].tolist(), "batch": place and place.name}
     with open(run / BOOK, "ab") as file:  # ranks share it: a line is one write
         file.write(json_line(line) + b"\n")

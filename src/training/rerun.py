@@ -1,12 +1,13 @@
 """A kept batch, computed again: which loss is not finite, which gradients, which samples."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import mindspore as ms
 import numpy as np
-from mindspore import ParameterTuple, Tensor, nn, ops
+from mindspore import Parameter, ParameterTuple, Tensor, nn
 from tqdm import tqdm
 
 from src.checkpoints.checkpoint import load_checkpoint_config, read_state
@@ -17,12 +18,14 @@ from src.data.errors import DataError
 from src.inference.loading import load_model
 from src.models.dropout import set_key
 from src.objectives.peers import ALONE
-from src.objectives.views import name_tensors
 from src.report.tables import table
 from src.runtime import setup
 from src.tasks import registry
 from src.training import bad_batches
 from src.training.bad_batches import BatchError
+from src.training.graphs import Gradients
+from src.training.layer_rates import unfrozen
+from src.training.optimizer import trained_parameters
 from src.training.unfed import without
 
 Arrays = dict[str, np.ndarray]
@@ -48,25 +51,29 @@ class Found:
         return not self.gradients and all(map(np.isfinite, self.losses.values()))
 
 
+class _Trained(NamedTuple):
+    """In place of an optimiser: what is trained. Gradients stay one a parameter."""
+
+    parameters_: ParameterTuple
+
+    @staticmethod
+    def pack(gradients: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return gradients
+
+
 class Rerun:
     """Computes losses and gradients of batches, outside of the compiled graph.
 
     Args:
         objectives: of the run, for one rank.
+        parameters: that it trains.
         mask_seed: of dropout: the run's seed, the rank, and how many steps were taken before.
     """
 
-    def __init__(self, objectives: nn.Cell, mask_seed: tuple[int, ...]) -> None:
-        self.objectives, self.mask_seed = objectives, mask_seed
-        objectives.set_train()
-        self.parameters = [parameter for parameter in objectives.trainable_params() if parameter.requires_grad]
-        self.has_statistics = getattr(objectives, "after_update", None) is not None
-        self.gradient = ops.value_and_grad(self._forward, None, ParameterTuple(self.parameters), has_aux=True)
-
-    def _forward(self, *tensors: Tensor) -> tuple[Tensor, Tensor]:
-        found = self.objectives(name_tensors(self.objectives.fields, tensors))
-        losses = ops.stack(found[0] if self.has_statistics else found)
-        return losses[0], losses
+    def __init__(self, objectives: nn.Cell, parameters: Sequence[Parameter], mask_seed: tuple[int, ...]) -> None:
+        self.objectives, self.parameters, self.mask_seed = objectives, parameters, mask_seed
+        self.gradients = Gradients(objectives, _Trained(ParameterTuple(parameters)))
+        self.gradients.set_train()
 
     def __call__(self, batch: Mapping[str, np.ndarray]) -> Found:
         ms.set_context(mode=ms.PYNATIVE_MODE)
@@ -76,7 +83,8 @@ class Rerun:
         missing = [name for name in self.objectives.fields if name not in batch]
         if missing:
             raise BatchError(f"the batch has no {', '.join(missing)}: a run of another task or configuration kept it")
-        (_, losses), gradients = self.gradient(*[Tensor(batch[name]) for name in self.objectives.fields])
+        tensors = [Tensor(batch[name]) for name in self.objectives.fields]
+        losses, gradients, _ = self.gradients(Tensor(1.0, ms.float32), *tensors)
         names = ("total", *self.objectives.names, *getattr(self.objectives, "metrics", ()))
         pairs = zip(self.parameters, gradients, strict=True)
         bad = [parameter.name for parameter, found in pairs if not np.isfinite(found.asnumpy()).all()]
@@ -102,7 +110,7 @@ def rerun(path: Path, checkpoint: Path | None = None) -> None:
     folder = locate(checkpoint or checkpoint_before(path.absolute().parents[1], step))
     config = load_checkpoint_config(folder)
     setup(replace(config.runtime, mode="pynative", distributed=False), config.seed)
-    again = Rerun(_objectives(config, folder), (config.seed, rank, step - 1))
+    again = _load(config, folder, (config.seed, rank, step - 1))
     print(f"step {step}, rank {rank}, with the weights of {folder}\n")
     print(table([(name, *_shown(array)) for name, array in batch.items()], ["batch", "shape", "from", "to", "finite"]))
     found = again(batch)
@@ -112,12 +120,14 @@ def rerun(path: Path, checkpoint: Path | None = None) -> None:
     print(_verdict(again, found, batch, config))
 
 
-def _objectives(config: Config, folder: Path) -> nn.Cell:
-    """Those of the run, with the weights of its checkpoint."""
+def _load(config: Config, folder: Path, mask_seed: tuple[int, ...]) -> Rerun:
+    """What the run of a checkpoint trains, with its weights."""
     _, model = load_model(folder)
-    task, state = registry.get(config.task), read_state(folder) if (folder / STATE).exists() else {}
-    absent = {"absent": state.get("absent", ())} if task.weighs else {}
-    return task.objectives(model, without(config, state.get("left_out", ())), ALONE, **absent)
+    state = read_state(folder) if (folder / STATE).exists() else {}
+    trained = without(config, state.get("left_out", ()))
+    objectives = registry.get(config.task).build(model, trained, ALONE, state.get("absent", ()))
+    parameters = unfrozen(trained_parameters(model, objectives), config.optimizer.freeze)
+    return Rerun(objectives, parameters, mask_seed)
 
 
 def _verdict(again: Rerun, found: Found, batch: Arrays, config: Config) -> str:
@@ -132,10 +142,11 @@ def _verdict(again: Rerun, found: Found, batch: Arrays, config: Config) -> str:
 
 def checkpoint_before(run: Path, step: int) -> Path:
     """The latest checkpoint of a run before a step."""
-    places = [place for place in saved(run) if read_state(place)["step"] < step]
+    steps = {place: read_state(place)["step"] for place in saved(run)}
+    places = [place for place, at in steps.items() if at < step]
     if not places:
         raise CheckpointError(f"{run} has no checkpoint before step {step}: name one by --checkpoint")
-    return max(places, key=lambda place: read_state(place)["step"])
+    return max(places, key=steps.__getitem__)
 
 
 def _shown(array: np.ndarray) -> tuple[str, ...]:

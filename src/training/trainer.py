@@ -17,6 +17,7 @@ from src.checkpoints import checkpoint, files
 from src.checkpoints.files import CheckpointError
 from src.checkpoints.places import CHECKPOINTS, has_checkpoint, locate
 from src.checkpoints.pretrained import init_encoders
+from src.cli import CarelessStream
 from src.config import TASKS, Config, ConfigError, to_yaml
 from src.data.decoding import brief
 from src.data.errors import DataError
@@ -35,7 +36,7 @@ from src.training.average import WeightAverage
 from src.training.continuation import check_resume, data_identity, describe_changes, resume_place, start_from
 from src.training.held_out import HeldOut
 from src.training.layer_rates import unfrozen
-from src.training.log import Careless, RunLog
+from src.training.log import RunLog
 from src.training.muon import Muon, build_optimizer
 from src.training.optimizer import AdamW, trained_parameters
 from src.training.ranks import MeanOverRanks, any_rank
@@ -104,18 +105,18 @@ class Trainer:
 
     def _say(self, text: object) -> None:
         if self.rank == 0:
-            print(text, flush=True, file=Careless(sys.stdout))
+            print(text, flush=True, file=CarelessStream(sys.stdout))
 
     def _build_step(self, ranks: int) -> TrainStep:
         config = self.config
         # as what is left out: a run has no optimizer's state of what it did not encode from the first
-        absent = {"absent": self.state.get("absent", ())} if self.task.weighs else {}
-        objectives = self.task.objectives(self.model, self.trained, Peers(self.rank, ranks), **absent)
+        absent = self.state.get("absent", ())
+        objectives = self.task.build(self.model, self.trained, Peers(self.rank, ranks), absent)
         part = None
         if config.train.accumulate > 1:
             size = part_size(config)
             smaller = replace(self.trained, data=replace(config.data, batch_size=size))
-            part = self.task.objectives(self.model, smaller, ALONE, **absent)
+            part = self.task.build(self.model, smaller, ALONE, absent)
         steps, warmup = config.train.steps, warmup_steps(config.optimizer, config.train.steps)
         if warmup < config.optimizer.warmup_steps:
             wanted = config.optimizer.warmup_steps
@@ -281,7 +282,7 @@ class Trainer:
             if self.rank == 0:
                 log.say(f"step {self.step_number}: {line}")
             else:
-                print(f"rank {self.rank}, step {self.step_number}: {line}", flush=True, file=Careless(sys.stdout))
+                print(f"rank {self.rank}, step {self.step_number}: {line}", flush=True, file=CarelessStream(sys.stdout))
 
     def _agree_to_stop(self, result: StepResult) -> bool:
         """Whether the run ends here; ranks say the same, or they would wait for each other for ever.
