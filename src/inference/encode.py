@@ -181,7 +181,8 @@ def encode_split(
         keep_tokens: the modalities whose tokens are kept beside the embeddings: they take a hundred times the memory.
         samples: these samples of the split, int64 [n], instead of all of the first images.
     """
-    order = by_key(loader.dataset, _first_samples(loader, images) if samples is None else samples)
+    numbers, count = number_images(loader.dataset.samples[:, 2], images)
+    order = by_key(loader.dataset, np.arange(count) if samples is None else samples)
     encoders = {TEXT: encoder.text if TEXT in wanted else _only_ids, IMAGE: encoder.image, AUDIO: encoder.audio}
     streams = {modality: _Stream(modality) for modality in encoders if modality in wanted or modality == TEXT}
 
@@ -198,19 +199,19 @@ def encode_split(
         return rows.modality, items
 
     found: dict[int, list[Items]] = {modality: [] for modality in streams}
-    for modality, items in divide(_read_split(loader, order, streams), encode):
+    for modality, items in divide(_read_split(loader, order, numbers, streams), encode):
         found[modality].append(items)
     return {modality: Items.join(parts) for modality, parts in found.items() if parts}
 
 
-def _first_samples(loader: Loader, images: int) -> np.ndarray:
-    """The samples of a split's first images (0: all)."""
-    return np.arange(number_images(loader.dataset.samples[:, 2], images)[1])
+def _read_split(
+    loader: Loader, order: np.ndarray, numbers: np.ndarray, streams: Mapping[int, _Stream]
+) -> Iterator[_Rows]:
+    """Samples in an order as what the encoders read at once; an image comes once, however many captions it has.
 
-
-def _read_split(loader: Loader, order: np.ndarray, streams: Mapping[int, _Stream]) -> Iterator[_Rows]:
-    """Samples in an order as what the encoders read at once; an image comes once, however many captions it has."""
-    numbers, _ = number_images(loader.dataset.samples[:, 2], 0)
+    Args:
+        numbers: the image of every sample of the split, int64 [n].
+    """
     seen = np.zeros(numbers.max(initial=-1) + 1, bool)
     size = loader.config.eval.batch_size
     for batch, n, _ in progress(loader.evaluation(size, order=order), "encoding", -(-len(order) // size)):
