@@ -7,13 +7,14 @@ import numpy as np
 
 from src.config import EvalConfig
 from src.data.order import evenly_apart
-from src.data.pipeline import Batch
+from src.data.pipeline import Batch, Evaluated
 from src.data.record import Question
 from src.data.schema import AUDIO, MODALITIES, TEXT
 from src.evaluation.evaluator import Evaluator, Needs, Split
 from src.inference.encode import Items
 from src.metrics.vqa import VqaAccuracy
 from src.models.batches import progress
+from src.sharing import divide
 
 EXAMPLES = 12  # answers that metrics.json shows, from all over the split
 
@@ -37,20 +38,26 @@ class VqaEvaluator(Evaluator):
         }
         scores = {choice: VqaAccuracy() for choice in choices}
         examples: dict[str, list[dict[str, Any]]] = {choice: [] for choice in choices}
-        batches = loader.evaluation(settings.batch_size, count)
-        for batch, n, names in progress(batches, "questions", -(-count // settings.batch_size)):
-            numbers = batch["sample_id"][:n]
-            asked = _questions(split, numbers)
-            items: dict[int, Items] = {}
+
+        def ask(evaluated: Evaluated) -> list[tuple[str, Question, str, int, tuple[str, str]]]:
+            """How a question was given, the question, the answer, the sample's number, its key and text."""
+            batch, n, names = evaluated
+            numbers, items = batch["sample_id"][:n], {}
+            asked, answers = _questions(split, numbers), []
+            answered = np.array([question is not None for question in asked])
             for choice, given in choices.items():
-                answered = np.array([question is not None for question in asked])
                 rows = np.flatnonzero(answered & batch["presence"][:n, sorted(given)].all(1))
                 for row, answer in zip(rows.tolist(), self._answer(batch, rows, given, items), strict=True):
-                    question = asked[row]
-                    worth = scores[choice].add(question.kind, answer, question.answers)
-                    if int(numbers[row]) in shown:
-                        said = {"question": names[row][1], "answer": answer, "answers": question.answers}
-                        examples[choice].append({"key": names[row][0], **said, "worth": worth})
+                    answers.append((choice, asked[row], answer, int(numbers[row]), names[row]))
+            return answers
+
+        batches = progress(loader.evaluation(settings.batch_size, count), "questions", -(-count // settings.batch_size))
+        for answers in divide(batches, ask):
+            for choice, question, answer, number, (key, text) in answers:
+                worth = scores[choice].add(question.kind, answer, question.answers)
+                if number in shown:
+                    said = {"question": text, "answer": answer, "answers": question.answers}
+                    examples[choice].append({"key": key, **said, "worth": worth})
         found = {choice: score.result() for choice, score in scores.items()}
         return {"vqa": {choice: {**result, "examples": examples[choice]} for choice, result in found.items() if result}}
 
