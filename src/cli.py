@@ -78,37 +78,61 @@ def run(main: Callable[[], object]) -> None:
             sys.exit(INTERRUPTED)
 
 
-class LastingStream:
+class _Stream:
+    """A stream whose failures are met by ``_attempt``."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        with self._attempt():
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with self._attempt():
+            self._stream.flush()
+
+    def _attempt(self) -> contextlib.AbstractContextManager:
+        raise NotImplementedError
+
+
+class LastingStream(_Stream):
     """A stream to which any text can be written, also when nobody reads it any more: hours of work do not depend on it.
 
     Characters that the terminal does not have are written as escapes.
     """
 
     def __init__(self, stream: Any) -> None:
-        self._stream = stream
+        super().__init__(stream)
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
-    def write(self, text: str) -> int:
-        with self._open_end():
-            self._stream.write(text)
-        return len(text)
-
-    def flush(self) -> None:
-        with self._open_end():
-            self._stream.flush()
-
     @contextlib.contextmanager
-    def _open_end(self) -> Iterator[None]:
+    def _attempt(self) -> Iterator[None]:
         try:
             yield
         except BrokenPipeError:
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self._stream.fileno())  # also for what the stream still holds and writes at the end
             os.close(nowhere)
+
+
+class CarelessStream(_Stream):
+    """A stream that loses what it cannot write: what is told beside a run's work, on a full disk or a lost terminal."""
+
+    def __eq__(self, other: object) -> bool:
+        """tqdm asks whether text goes where its bar is."""
+        return other is self._stream or (isinstance(other, CarelessStream) and other._stream is self._stream)
+
+    def __hash__(self) -> int:
+        return hash(self._stream)
+
+    def _attempt(self) -> contextlib.AbstractContextManager:
+        return contextlib.suppress(OSError)
 
 
 @contextlib.contextmanager

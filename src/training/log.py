@@ -6,13 +6,14 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
 from tqdm import tqdm
 
+from src.cli import CarelessStream
 from src.data.decoding import brief
 from src.files import json_line, write_bytes
 
@@ -43,7 +44,7 @@ class RunLog:
             start = SessionLog(status=SessionLog.START)
             self.events.write_event(Event(step=first_step + 1, wall_time=time.time(), session_log=start))
         # the first step compiles its graphs, about a minute: the bar says so, and counts the rate from then on
-        shown = {"unit": "step", "dynamic_ncols": True, "mininterval": 1.0, "file": Careless(sys.stderr)}
+        shown = {"unit": "step", "dynamic_ncols": True, "mininterval": 1.0, "file": CarelessStream(sys.stderr)}
         self.bar = tqdm(total=steps, initial=first_step, **shown)
         self.bar.set_description("compiling")
         self.compiling = True
@@ -119,38 +120,12 @@ class RunLog:
 
     def say(self, text: str) -> None:
         if self.active:
-            self.bar.write(text, file=Careless(sys.stdout))
+            self.bar.write(text, file=CarelessStream(sys.stdout))
 
     def close(self) -> None:
         if self.active:
             self.bar.close()
             self._close_events()
-
-
-class Careless:
-    """A stream that loses what it cannot write: a log on a full disk, a terminal that is gone."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
-    def __eq__(self, other: object) -> bool:
-        """tqdm asks whether text goes where its bar is."""
-        return other is self._stream or (isinstance(other, Careless) and other._stream is self._stream)
-
-    def __hash__(self) -> int:
-        return hash(self._stream)
-
-    def write(self, text: str) -> int:
-        with contextlib.suppress(OSError):
-            self._stream.write(text)
-        return len(text)
-
-    def flush(self) -> None:
-        with contextlib.suppress(OSError):
-            self._stream.flush()
 
 
 def _step(line: bytes) -> float:
