@@ -145,6 +145,23 @@ def test_matching_head_sees_agreement_of_each_pair() -> None:
         assert np.abs(matching_logits(head, inputs, np.array([shown], np.int32)) - agree).max() > 1e-3
 
 
+def test_a_new_matching_head_reads_cosines() -> None:
+    """Rotated together, embeddings keep their cosines, and it says the same; a random head does not."""
+    head = MatchingHead(D, E, 5)
+    cls, presence = random(B, D), np.ones((B, 3), np.int32)
+    vectors = [random(B, E, seed=i) for i in range(3)]
+    rotation = np.linalg.qr(np.random.default_rng(0).standard_normal((E, E)))[0].astype(np.float32)
+
+    def difference(other: list[np.ndarray]) -> float:
+        logits = (matching_logits(head, [cls, *given], presence) for given in (vectors, other))
+        return float(np.abs(np.subtract(*logits)).max())
+
+    rotated = [vector @ rotation for vector in vectors]
+    assert difference(rotated) < 1e-5 < 1e-3 < difference([rotated[0], *vectors[1:]])
+    randomise(head)
+    assert difference(rotated) > 1e-3
+
+
 @pytest.fixture(scope="module")
 def opt() -> OPT:
     return OPT(tiny_model(), VOCAB)

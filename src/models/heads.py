@@ -145,7 +145,9 @@ class MatchingHead(nn.Cell):
     """Which of text, image and audio belong together, as a five-way classification (``schema.MATCH_CASES``).
 
     It reads the fused [CLS] and the elementwise products of the three pairs of embeddings: from the [CLS] alone it
-    takes far longer to learn, since attention has to find the agreement that the products already hold.
+    takes far longer to learn, since attention has to find the agreement that the products already hold. Each hidden
+    unit begins with weights that are equal over a pair's products, as a mixture of the three cosines: that is what
+    tells the cases apart, and otherwise the head has to learn first to add up the products.
 
     Inputs:
         cls (B, D) float; text, image, audio (B, E) float32: embeddings, taken as given (no gradient);
@@ -160,6 +162,10 @@ class MatchingHead(nn.Cell):
         self.join = Linear(width + 3 * embed_dim, width)
         self.gelu = Gelu()
         self.classify = Linear(width, cases)
+        mixtures = initializer(Normal(embed_dim**-0.5), (width, 3)).init_data().asnumpy()  # √E of it: a cosine's weight
+        weight = self.join.weight.asnumpy().copy()
+        weight[:, width:] = np.repeat(mixtures, embed_dim, 1)  # (D, 3·E)
+        self.join.weight.set_data(Tensor(weight))
 
     def construct(self, cls, text, image, audio, presence):
         here = presence.astype(ms.float32)
