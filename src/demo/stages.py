@@ -28,11 +28,11 @@ from src.report.plots import loss_curves
 from src.report.tables import summary as text_of
 from src.report.tables import table
 
-TRAININGS = ("image_tokenizer", "pretrain", "retrieval", "caption")
-EVALUATED = ("pretrain", "retrieval", "caption")
-# Of pre-training, only what later stages do not measure: generated images, image tokenizer, masked prediction.
+TRAININGS = ("image_tokenizer", "pretrain", "retrieval", "caption", "text_to_image")
+EVALUATED = ("pretrain", "retrieval", "caption", "text_to_image")
+# Of pre-training, only what later stages do not measure: masked prediction.
 PRETRAIN_EVAL = ("eval.retrieval.gallery_size=200", "eval.rerank.top_k=0", "eval.masked.max_items=200")
-PRETRAIN_EVAL += ("eval.caption.max_items=0", "eval.transcript.max_items=0")
+PRETRAIN_EVAL += ("eval.caption.max_items=0", "eval.transcript.max_items=0", "eval.image_generation.max_items=0")
 
 # A smoke run: every stage runs, nothing is learned.
 FAST_DATA = ("--scenes", "300", "--dev", "40", "--test", "40")
@@ -40,7 +40,8 @@ FAST_TRAIN = ("data.batch_size=32", "train.steps=10", "train.log_every=1", "trai
 FAST_TRAIN += ("optimizer.warmup_steps=2",)
 FAST_EVAL = ("eval.batch_size=20", "eval.retrieval.gallery_size=40", "eval.rerank.top_k=4")
 FAST_EVAL += ("eval.caption.max_items=20", "eval.transcript.max_items=20")
-FAST_PRETRAIN_EVAL = ("eval.image_generation.max_items=8", "eval.masked.max_items=20")
+FAST_EVAL += ("eval.masked.max_items=20",)
+FAST_IMAGE_EVAL = ("eval.image_generation.max_items=8",)
 
 AT_ONCE = 2  # commands side by side: an evaluation spends much of its time compiling, which keeps one core busy
 POLL_SECONDS = 0.5
@@ -106,15 +107,22 @@ def build_stages(folder: Path, world: str, fast: bool) -> list[Stage]:
     exported = ("--checkpoint", str(folder / "retrieval"), "--output", str(export))
     to_mindir = (*command("export.py", "retrieval"), *exported, "--format", "MINDIR")
     codes_setting = path_setting("data.codes", codes)
-    pretrain_settings = (codes_setting, *PRETRAIN_EVAL, *(FAST_PRETRAIN_EVAL if fast else ()))
+    make_images = train("text_to_image", codes_setting, start("pretrain"))
     # the longest first, so that the two cores end together
-    last = (evaluate("retrieval"), evaluate("pretrain", *pretrain_settings), evaluate("caption"), to_mindir)
+    last = (
+        evaluate("retrieval"),
+        evaluate("text_to_image", codes_setting, *(FAST_IMAGE_EVAL if fast else ())),
+        evaluate("pretrain", codes_setting, *PRETRAIN_EVAL),
+        evaluate("caption"),
+        to_mindir,
+    )
     return [
         Stage("data", (make_data,), (data,)),
         Stage("image_tokenizer", (train("image_tokenizer"), make_codes), (codes,), ("data",)),
         Stage("pretrain", (train("pretrain", codes_setting),), (folder / "pretrain",), ("image_tokenizer",)),
         Stage("retrieval", (train("retrieval", start("pretrain")),), (folder / "retrieval",), ("pretrain",)),
         Stage("caption", (train("caption", start("retrieval")),), (folder / "caption",), ("retrieval",)),
+        Stage("text_to_image", (make_images,), (folder / "text_to_image",), ("image_tokenizer", "pretrain")),
         Stage("evaluate_and_export", last, (evaluation, export), EVALUATED, side_by_side=True),
     ]
 
@@ -184,15 +192,15 @@ def run_stages(stages: Sequence[Stage], folder: Path, run: Run = run_commands) -
 
 def summarise(folder: Path, world: str, minutes: Mapping[str, float]) -> dict[str, Any]:
     """Collects the results of the stages: the content of ``summary.json``."""
-    pretrain, retrieval, caption = (_read(folder / "evaluation" / task / "metrics.json") for task in EVALUATED)
+    pretrain, retrieval, caption, images = (_read(folder / "evaluation" / task / "metrics.json") for task in EVALUATED)
     return {
         "world": world,
         "gallery": retrieval["gallery"],
         "retrieval": retrieval["retrieval"],
         "reranked": retrieval.get("reranked", {}),
-        "reconstruction": pretrain["reconstruction"],
+        "reconstruction": images["reconstruction"],
         "caption": caption["caption"],
-        "image_generation": pretrain["image_generation"],
+        "image_generation": images["image_generation"],
         "masked": pretrain["masked"],
         "export": {"max_abs_diff": _read(folder / "export" / "export.json")["max_abs_diff"]},
         "minutes": {**minutes, "total": sum(minutes.values())},
