@@ -17,6 +17,7 @@ from src.config.evaluation import (
 )
 from src.config.load import load_config, to_yaml
 from src.config.model import (
+    LOGIT_SCALES,
     AudioEncoderConfig,
     CrossEncoderConfig,
     ImageDecoderConfig,
@@ -48,6 +49,7 @@ __all__ = [
     "ANSWERED_FROM",
     "COLOURS",
     "IMAGE_TOKENIZER",
+    "LOGIT_SCALES",
     "OBJECTIVES",
     "OPT",
     "REPOSITORY",

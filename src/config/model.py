@@ -9,6 +9,9 @@ from src.config.paths import REPOSITORY, PathText
 Resize = Literal["crop", "pad", "squash"]  # how an image becomes a square
 
 
+LOGIT_SCALES = 1.0, 100.0  # limits of the learned inverse temperature of the contrastive logits
+
+
 @dataclass(frozen=True)
 class TextEncoderConfig:
     vocab: PathText = str(REPOSITORY / "config/vocab/demo.txt")  # WordPiece vocabulary, one token a line

@@ -46,6 +46,10 @@ class OptimizerConfig:
         require(self.weight_decay >= 0, "weight_decay", "must not be negative")
         require(0 < self.layer_decay <= 1, "layer_decay", "must be in (0, 1]")
 
+    def warmup(self, steps: int) -> int:
+        """Steps of the warm-up of a run: as configured, but half of a run that ends before."""
+        return self.warmup_steps if self.warmup_steps < steps else steps // 2
+
 
 @dataclass(frozen=True)
 class TrainConfig:

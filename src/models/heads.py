@@ -7,11 +7,11 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import Normal, initializer
 
+from src.config import LOGIT_SCALES
 from src.models import precision
 from src.models.layers import MEMORY_POSITION_STD, POSITION_STD, Attention, Gelu, LayerNorm, Linear, cast, padding_bias
 
 INITIAL_SCALE = math.log(1 / 0.07)  # of the contrastive logits, as in CLIP
-MAX_SCALE = math.log(100.0)
 
 
 def masked_mean(tokens: Tensor, mask: Tensor) -> Tensor:
@@ -59,12 +59,12 @@ class _Clamp(nn.Cell):
 
 
 class LogitScale(nn.Cell):
-    """The learned inverse temperature of the contrastive logits, kept within [1, 100]. Output: () float32."""
+    """The learned inverse temperature of the contrastive logits, kept within its limits. Output: () float32."""
 
     def __init__(self) -> None:
         super().__init__()
         self.log_scale = Parameter(Tensor(INITIAL_SCALE, ms.float32), name="log_scale")
-        self.clamp = _Clamp(0.0, MAX_SCALE)
+        self.clamp = _Clamp(*map(math.log, LOGIT_SCALES))
 
     def construct(self):
         return ops.exp(self.clamp(self.log_scale))

@@ -5,15 +5,10 @@ import numpy as np
 from src.config import OptimizerConfig
 
 
-def warmup_steps(config: OptimizerConfig, steps: int) -> int:
-    """The steps of the warm-up: as configured, but half of a run that ends before."""
-    return config.warmup_steps if config.warmup_steps < steps else steps // 2
-
-
 def learning_rates(config: OptimizerConfig, steps: int) -> np.ndarray:
     """The rate of every step.
 
-    With the warmup of :func:`warmup_steps`: lr(s) = lr·(s + 1) / warmup up to the peak at s = warmup − 1, which is
+    With ``warmup`` = config.warmup(steps): lr(s) = lr·(s + 1) / warmup up to the peak at s = warmup − 1, which is
     used once, then min_lr + (lr − min_lr)·(1 + cos π·x) / 2 with x going from 0 there to 1 in the last step.
 
     Args:
@@ -24,7 +19,7 @@ def learning_rates(config: OptimizerConfig, steps: int) -> np.ndarray:
         (steps,) float32.
     """
     step = np.arange(steps, dtype=np.float64)
-    length = warmup_steps(config, steps)
+    length = config.warmup(steps)
     warmup = config.lr * (step + 1) / max(1, length)
     peak = max(0, length - 1)
     progress = (step - peak) / max(1, steps - 1 - peak)

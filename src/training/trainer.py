@@ -40,7 +40,7 @@ from src.training.log import RunLog
 from src.training.muon import Muon, build_optimizer
 from src.training.optimizer import AdamW, trained_parameters
 from src.training.ranks import MeanOverRanks, any_rank
-from src.training.schedule import learning_rates, warmup_steps
+from src.training.schedule import learning_rates
 from src.training.shards import ShardedOptimizer
 from src.training.step import INITIAL_LOSS_SCALE, NonFiniteError, StepResult, TrainingError, TrainStep
 from src.training.stopping import StopRequest
@@ -117,7 +117,7 @@ class Trainer:
             size = part_size(config)
             smaller = replace(self.trained, data=replace(config.data, batch_size=size))
             part = self.task.build(self.model, smaller, ALONE, absent)
-        steps, warmup = config.train.steps, warmup_steps(config.optimizer, config.train.steps)
+        steps, warmup = config.train.steps, config.optimizer.warmup(config.train.steps)
         if warmup < config.optimizer.warmup_steps:
             wanted = config.optimizer.warmup_steps
             self._say(
