@@ -224,7 +224,7 @@ def results(place: Path, target: Target) -> dict[str, object]:
     found: dict[str, object] = {}
     for pattern in target.results:
         for path in sorted(place.glob(pattern)):
-            data = re.sub(rb', "samples_per_second": [0-9.]+', b"", path.read_bytes())
+            data = re.sub(rb', "(samples_per_second|data_wait)": [0-9.]+', b"", path.read_bytes())
             found[str(path.relative_to(place))] = data.replace(str(place).encode(), b"")
     return found
 

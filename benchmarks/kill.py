@@ -48,6 +48,7 @@ from src.data.writer import DatasetWriter
 from src.files import ROOT
 from src.launch.processes import descendants, is_alive, send
 from src.report.tables import table
+from src.training.pace import TIMINGS
 
 RECORDS, FRAMES, MELS, SIDE = 26, 24, 8, 16
 CHARACTERS = "红蓝猫狗左右一二"
@@ -119,7 +120,7 @@ class Victim:
                 found.append(json.loads(line))
             except ValueError:  # the kill cut it short
                 continue
-        return [{name: value for name, value in line.items() if name != "samples_per_second"} for line in found]
+        return [{name: value for name, value in line.items() if name not in TIMINGS} for line in found]
 
     def finish(self) -> list[dict[str, object]]:
         """Runs to the end without a kill; its losses.

@@ -23,6 +23,7 @@ from src.data.pipeline import Batch, Loader
 from src.data.record import Record
 from src.data.store import Dataset
 from src.data.writer import DatasetWriter
+from src.training.pace import TIMINGS
 from src.training.step import StepResult, TrainStep
 from src.training.trainer import Trainer
 
@@ -243,7 +244,7 @@ def run(config: Config, folder: Path) -> Config:
 
 def logged(folder: Path) -> list[dict[str, Any]]:
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name != "samples_per_second"} for line in lines]
+    return [{name: value for name, value in line.items() if name not in TIMINGS} for line in lines]
 
 
 def test_a_training_lives_with_them_and_resumes_exactly(

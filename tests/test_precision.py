@@ -38,10 +38,11 @@ from src.models.layers import Linear
 from src.models.opt import OPT
 from src.objectives.peers import ALONE
 from src.tasks import registry
+from src.training.lines import step_line
 from src.training.muon import build_optimizer
 from src.training.schedule import learning_rates
 from src.training.step import INITIAL_LOSS_SCALE, NonFiniteError, StepResult, TrainStep
-from src.training.trainer import Trainer, _scalars, trained_parameters
+from src.training.trainer import Trainer, trained_parameters
 from tests.networks import AUDIO
 from tests.objectives import ALL, B, only, text_from
 from tests.oracles import (
@@ -275,8 +276,9 @@ def test_only_fp16_has_a_loss_scale(tiny: Config, tmp_path: Path, kind: str, sca
 
 
 def test_what_a_skipped_step_logs_is_finite() -> None:
-    scalars = _scalars(StepResult({"total": 2.0}, {}, float("inf"), 0.0, True, 8.0, 0), 3.0, 0)
-    assert scalars == {"loss": 2.0, "lr": 0.0, "loss_scale": 8.0, "samples_per_second": 3.0}
+    timings = {"samples_per_second": 3.0, "data_wait": 0.1}
+    line = step_line(StepResult({"total": 2.0}, {}, float("inf"), 0.0, True, 8.0, 0), None, timings, 0)
+    assert line == {"loss": 2.0, "lr": 0.0, "loss_scale": 8.0, **timings}
 
 
 def test_a_run_that_goes_on_in_fp16_begins_with_its_scale(tiny: Config, tmp_path: Path) -> None:

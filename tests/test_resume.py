@@ -21,6 +21,7 @@ from src.config import (
     TrainConfig,
     WeightsConfig,
 )
+from src.training.pace import TIMINGS
 from src.training.trainer import Trainer
 from tests.oracles import tiny_model
 
@@ -81,4 +82,4 @@ def test_it_is_the_uninterrupted_one(config: Config, kind: str, tmp_path: Path) 
 
 def logged(folder: Path) -> list[dict[str, float]]:
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name != "samples_per_second"} for line in lines]
+    return [{name: value for name, value in line.items() if name not in TIMINGS} for line in lines]

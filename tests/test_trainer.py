@@ -72,6 +72,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[int, float]], Se
         monkeypatch.setattr(TrainStep, "result", result)
         monkeypatch.setattr(Evaluation, "run", measure)
         monkeypatch.setattr(Evaluation, "logged", lambda _, found: {"mean_R@1": metrics[found["step"]]})
+        monkeypatch.setattr(Evaluation, "beside", lambda *_: {})
         seen["first"] = [0]
         return seen
 
@@ -184,7 +185,7 @@ def test_samples_per_second_are_those_of_training_alone(
     taking(TrainStep, "__call__", 0.5)
     taking(Evaluation, "run", 100.0)
     taking(loop.checkpoint, "save_checkpoint", 10.0)
-    monkeypatch.setattr(loop.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr("time.perf_counter", lambda: clock[0])
     Trainer(with_run(config, tmp_path, steps=7, save_every=3, eval_every=4, log_every=2)).run()
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     rates = [line["samples_per_second"] for line in lines if "loss" in line]

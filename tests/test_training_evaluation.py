@@ -32,7 +32,7 @@ from src.inference.engine import Engine
 from src.inference.images import resize_images
 from src.models.build import build_model
 from src.tasks import registry
-from src.training.held_out import HeldOut
+from src.training.held_out import HeldOut, Measured
 from src.training.trainer import Trainer
 from src.training.unfed import unfed_objectives
 from tests.conftest import CHARACTERS, png, save, tiny_dataset
@@ -74,8 +74,8 @@ def logged(folder: Path) -> list[dict[str, float]]:
 def measures(monkeypatch: pytest.MonkeyPatch, measure: Callable[[int], dict[str, float]]) -> None:
     """Instead of an evaluation: what is found of a step, whose checkpoint is saved before."""
 
-    def found(held_out: HeldOut) -> dict[str, float]:
-        return measure(read_state(locate(held_out.config.train.output))["step"])
+    def found(held_out: HeldOut) -> Measured:
+        return Measured(measure(read_state(locate(held_out.config.train.output))["step"]))
 
     monkeypatch.setattr(HeldOut, "measure", found)
 

@@ -57,3 +57,8 @@ class Evaluator(ABC):
     def logged(self, metrics: Mapping[str, Any]) -> dict[str, float]:
         """The metrics that training logs, out of what :meth:`run` returned; higher is better."""
         return {}
+
+    def beside(self, metrics: Mapping[str, Any]) -> dict[str, float]:
+        """What training logs beside them: ``chance/NAME``, what looking at nothing reaches of the metric NAME, and
+        ``embeddings/NAME``, how embeddings lie."""
+        return {}

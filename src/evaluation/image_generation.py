@@ -69,3 +69,9 @@ class ImageGenerationEvaluator(Evaluator):
             return {}
         recalls = {f"generated_{source}_R@{k}": of[f"R@{k}"] for source, of in found.items() for k in (1, 10)}
         return recalls | {"generated_mean_R@1": sum(of["R@1"] for of in found.values()) / len(found)}
+
+    def beside(self, metrics: Mapping[str, Any]) -> dict[str, float]:
+        """R@1 by chance, by source and in the mean."""
+        chances = {name: of["chance_R@1"] for name, of in metrics.get("image_generation", {}).items()}
+        found = {f"chance/generated_{name}_R@1": chance for name, chance in chances.items()}
+        return found | ({"chance/generated_mean_R@1": sum(chances.values()) / len(chances)} if chances else {})

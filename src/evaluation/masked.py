@@ -112,6 +112,10 @@ class MaskedEvaluator(Evaluator):
         found = metrics.get("masked", {})
         return {name: value for name, value in found.items() if name.endswith(("accuracy", "cosine"))}
 
+    def beside(self, metrics: Mapping[str, Any]) -> dict[str, float]:
+        found = metrics.get("masked", {})
+        return {f"chance/{name}": found[f"{name.rpartition('_')[0]}_chance"] for name in self.logged(metrics)}
+
     def measure(self, loader: Loader, samples: int = 0) -> dict[str, Any]:
         """Metrics of the first samples (0: all)."""
         books: dict[str, list[np.ndarray]] = {}

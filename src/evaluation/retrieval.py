@@ -18,6 +18,7 @@ from src.evaluation.sheets import HITS
 from src.inference.encode import NAMES, Items, first_images
 from src.inference.rerank import Proposal, Ranking, distinct_pairs, softmax
 from src.metrics import recall
+from src.metrics.geometry import effective_rank, mean_cosine
 from src.metrics.nearest import top_k
 from src.metrics.relevance import Relevance, reachable
 
@@ -103,7 +104,8 @@ class RetrievalEvaluator(Evaluator):
         return Needs(settings.retrieval.gallery_size, frozenset({TEXT, IMAGE, AUDIO}), frozenset(tokens))
 
     def run(self, split: Split) -> dict[str, Any]:
-        """``gallery``, ``retrieval``, ``reranked``, ``rerank``, ``fused_passes``, ``folds``: what eval asks for."""
+        """``gallery``, ``retrieval``, ``reranked``, ``rerank``, ``fused_passes``, ``embeddings``, ``folds``: what eval
+        asks for."""
         if len(split.items) < 2:
             return {}
         settings, fused = split.settings, self.engine.reranker.fused
@@ -115,6 +117,7 @@ class RetrievalEvaluator(Evaluator):
             return {}
         found: dict[str, Any] = {"gallery": len(compared.get(IMAGE, compared.get(TEXT, ())))}
         found |= {"retrieval": first, "reranked": second, "fused_passes": self.engine.reranker.fused - fused}
+        found["embeddings"] = {NAMES[which]: spread(group) for which, group in compared.items() if len(group) > 1}
         if second:
             found["rerank"] = {"top_k": settings.rerank.top_k, "weights": self.engine.reranker.weights}
             found["rerank"]["tuned_on"] = settings.rerank.tuned_on
@@ -128,6 +131,16 @@ class RetrievalEvaluator(Evaluator):
         """Recall at 1 of every direction, and the mean."""
         recalls = {f"{direction}_R@1": found["R@1"] for direction, found in metrics.get("retrieval", {}).items()}
         return recalls | {"mean_R@1": sum(recalls.values()) / len(recalls)} if recalls else {}
+
+    def beside(self, metrics: Mapping[str, Any]) -> dict[str, float]:
+        """R@1 by chance, and how the embeddings of each modality lie."""
+        chances = {f"{name}_R@1": found["chance_R@1"] for name, found in metrics.get("retrieval", {}).items()}
+        if chances:
+            chances["mean_R@1"] = sum(chances.values()) / len(chances)
+        found = {f"chance/{name}": chance for name, chance in chances.items()}
+        for name, how in metrics.get("embeddings", {}).items():
+            found |= {f"embeddings/{name}_{measure}": how[measure] for measure in ("mean_cosine", "effective_rank")}
+        return found
 
     def with_transcripts(self, items: dict[int, Items]) -> dict[int, Items]:
         """The items, where images are compared with audio clips by likelihood with the clips' transcripts."""
@@ -202,6 +215,13 @@ class RetrievalEvaluator(Evaluator):
             for couple, (_, places), found in zip(couples, made, terms, strict=True)
             for direction, chosen in zip(couple.directions, places, strict=True)
         ]
+
+
+def spread(items: Items) -> dict[str, float]:
+    """How the embeddings of two items or more lie, and of how many dimensions they are."""
+    vectors = items.embeddings
+    found = {"mean_cosine": mean_cosine(vectors), "effective_rank": effective_rank(vectors)}
+    return found | {"dimensions": vectors.shape[1], "items": len(vectors)}
 
 
 def _rank_all(items: dict[int, Items], query: int, gallery: int, depth: int) -> Direction:

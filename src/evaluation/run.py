@@ -70,11 +70,15 @@ class Evaluation:
 
     def logged(self, metrics: Mapping[str, Any]) -> dict[str, float]:
         """The metrics that training logs, out of what :meth:`run` returned."""
-        found: dict[str, float] = {}
-        for evaluator in self.evaluators:
-            if evaluator.name in metrics["seconds"]:
-                found |= evaluator.logged(metrics)
-        return found
+        return {name: value for one in self._measured(metrics) for name, value in one.logged(metrics).items()}
+
+    def beside(self, metrics: Mapping[str, Any]) -> dict[str, float]:
+        """What training logs beside them: ``chance/NAME`` and ``embeddings/NAME``."""
+        return {name: value for one in self._measured(metrics) for name, value in one.beside(metrics).items()}
+
+    def _measured(self, metrics: Mapping[str, Any]) -> list[Evaluator]:
+        """The evaluators that took part in it."""
+        return [evaluator for evaluator in self.evaluators if evaluator.name in metrics["seconds"]]
 
     def open(self, split: str) -> None:
         """Opens a split before it is measured.

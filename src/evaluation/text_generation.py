@@ -53,6 +53,10 @@ class CaptionEvaluator(Evaluator):
         found = metrics.get("caption", {})
         return {name: found[name] for name in ("facts_right", "cider_d") if name in found}
 
+    def beside(self, metrics: Mapping[str, Any]) -> dict[str, float]:
+        chances = self.logged({"caption": metrics.get("caption", {}).get("chance", {})})
+        return {f"chance/{name}": chance for name, chance in chances.items()}
+
 
 class TranscriptEvaluator(Evaluator):
     """Transcripts generated from audio only, if the model is trained for it: error rates by character and word."""
@@ -86,6 +90,10 @@ class TranscriptEvaluator(Evaluator):
         found = metrics.get(self.name)
         units = ("character", "word") if found else ()
         return {f"{self.name}_{unit}s_right": 1 - found[f"{unit}_error_rate"] for unit in units}
+
+    def beside(self, metrics: Mapping[str, Any]) -> dict[str, float]:
+        chances = self.logged({self.name: metrics.get(self.name, {}).get("chance")})
+        return {f"chance/{name}": chance for name, chance in chances.items()}
 
 
 class ImageTranscriptEvaluator(TranscriptEvaluator):

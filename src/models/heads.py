@@ -69,6 +69,10 @@ class LogitScale(nn.Cell):
     def construct(self):
         return ops.exp(self.clamp(self.log_scale))
 
+    def value(self) -> float:
+        """Of this moment; the host waits for the device."""
+        return float(np.clip(np.exp(self.log_scale.asnumpy()), *LOGIT_SCALES))
+
 
 class MaskedTextHead(nn.Cell):
     """BERT's masked-language head; the output table is the text encoder's token table.

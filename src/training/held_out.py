@@ -1,6 +1,7 @@
 """The held-out split, as training looks at it between its steps."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from mindspore import nn
 
@@ -9,6 +10,19 @@ from src.evaluation.run import Evaluation, glance
 from src.inference.engine import Engine
 from src.sharing import Crew, working_together
 from src.tasks.registry import Task
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What an evaluation found.
+
+    Attributes:
+        metrics: by name, higher is better.
+        beside: ``chance/NAME`` and ``embeddings/NAME`` (:meth:`src.evaluation.run.Evaluation.beside`).
+    """
+
+    metrics: dict[str, float] = field(default_factory=dict)
+    beside: dict[str, float] = field(default_factory=dict)
 
 
 class HeldOut:
@@ -31,8 +45,8 @@ class HeldOut:
         self.evaluation = Evaluation(Engine(config, model), task.evaluators)
         self.evaluation.open(config.data.eval_split)
 
-    def measure(self) -> dict[str, float]:
-        """The metrics to be logged, by name.
+    def measure(self) -> Measured:
+        """What is logged.
 
         Raises:
             ConfigError: there is no train.best_metric among them.
@@ -44,7 +58,7 @@ class HeldOut:
         metric = self.config.train.best_metric
         if metric and logged and metric not in logged:
             raise ConfigError(f"train.best_metric={metric} is not measured: choose of {', '.join(sorted(logged))}")
-        return logged
+        return Measured(logged, self.evaluation.beside(metrics))
 
     def value(self, logged: Mapping[str, float]) -> float | None:
         """By what a checkpoint is compared with the others; None if the split has nothing of it to measure."""

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from src.cli import CarelessStream
 from src.data.decoding import brief
 from src.files import json_line, write_bytes
+from src.report.diagnosis import Finding, Watch
 
 UNREADABLE = float("inf")  # the step of a line that is none
 
@@ -27,10 +28,11 @@ class RunLog:
         folder: run folder.
         first_step, steps: where the run begins and ends; later records of an interrupted run are dropped.
         active: False on every rank but the first.
+        watch: finds what goes wrong in what is logged, which is said; it also reads what the run logged before.
     """
 
-    def __init__(self, folder: Path, first_step: int, steps: int, active: bool) -> None:
-        self.active = active
+    def __init__(self, folder: Path, first_step: int, steps: int, active: bool, watch: Watch | None = None) -> None:
+        self.active, self.watch = active, watch
         if not active:
             return
         self.path = folder / "metrics.jsonl"
@@ -55,7 +57,10 @@ class RunLog:
             return
         lines = self.path.read_bytes().splitlines(keepends=True) if step else []
         steps = list(map(_step, lines))
-        write_bytes(self.path, b"".join(line for line, at in zip(lines, steps, strict=True) if at <= step))
+        kept = [line for line, at in zip(lines, steps, strict=True) if at <= step]
+        write_bytes(self.path, b"".join(kept))
+        for line in kept:
+            self._find(json.loads(line))  # it was said when it was logged
         damaged = steps[:-1].count(UNREADABLE)  # the kill may have cut the last one short
         if damaged:
             print(f"note: {self.path}: {damaged} damaged lines are left out", file=sys.stderr, flush=True)
@@ -75,7 +80,24 @@ class RunLog:
             return
         if "loss" in metrics:
             self.bar.set_postfix(loss=f"{metrics['loss']:.3f}", refresh=False)
-        self.waiting.append(json_line({"step": step, **metrics}) + b"\n")
+        line = {"step": step, **metrics}
+        self.waiting.append(json_line(line) + b"\n")
+        self._write_out(step, metrics)
+        for found in self._find(line):
+            self.say(f"step {found.step}: warning: {found.name}: {found.figure}. {found.advice}")
+
+    def _find(self, line: dict[str, Any]) -> list[Finding]:
+        """What goes wrong by this line; a mistake in looking for it costs a run its warnings alone."""
+        if self.watch is None:
+            return []
+        try:
+            return self.watch.add(line)
+        except Exception as error:
+            print(f"note: no more warnings: {brief(error)}", file=sys.stderr, flush=True)
+            self.watch = None
+            return []
+
+    def _write_out(self, step: int, metrics: dict[str, Any]) -> None:
         try:
             self._write_lines()
             self._write_events(step, metrics)

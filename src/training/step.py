@@ -50,7 +50,7 @@ class StepResult:
 
     Attributes:
         skipped: it updated nothing.
-        loss_scale: the one it had.
+        loss_scale: the one it had, where the precision needs one.
         bad_steps: steps of the run so far that were not finite.
         bad_ago: how many steps ago those of the latest were; 0: this one.
         stopping: share of the ranks that were asked to stop before it.
@@ -61,7 +61,7 @@ class StepResult:
     norm: float
     rate: float
     skipped: bool
-    loss_scale: float
+    loss_scale: float | None
     bad_steps: int
     bad_ago: tuple[int, ...] = ()
     stopping: float = 0.0
@@ -176,7 +176,8 @@ class TrainStep:
             raise NonFiniteError(what, int(since), int(row), bad_ago)
         named = dict(zip(self.names, losses, strict=True))
         metrics = {name: named.pop(name) for name in self.metrics}
-        return StepResult(named, metrics, norm, rate, not updated, scale, int(bad), bad_ago, stopping)
+        used = scale if self.update.scales else None
+        return StepResult(named, metrics, norm, rate, not updated, used, int(bad), bad_ago, stopping)
 
     def ask_to_stop(self) -> None:
         """The results of the steps from now on tell all ranks that this one was asked to stop."""

@@ -3,7 +3,6 @@
 import contextlib
 import signal
 import sys
-import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
@@ -27,6 +26,7 @@ from src.files import write_text
 from src.models.build import build_model
 from src.models.opt import count_parameters
 from src.objectives.peers import ALONE, Peers
+from src.report.diagnosis import Watch
 from src.report.tables import table
 from src.sharing import Crew, Interruption
 from src.tasks import registry
@@ -34,11 +34,13 @@ from src.training import bad_batches
 from src.training.accumulation import part_size
 from src.training.average import WeightAverage
 from src.training.continuation import check_resume, data_identity, describe_changes, resume_place, start_from
-from src.training.held_out import HeldOut
+from src.training.held_out import HeldOut, Measured
 from src.training.layer_rates import unfrozen
+from src.training.lines import held_out_line, step_line
 from src.training.log import RunLog
 from src.training.muon import Muon, build_optimizer
 from src.training.optimizer import AdamW, trained_parameters
+from src.training.pace import Pace
 from src.training.ranks import MeanOverRanks, any_rank
 from src.training.schedule import learning_rates
 from src.training.shards import ShardedOptimizer
@@ -229,7 +231,7 @@ class Trainer:
             write_text(self.folder / "config.yaml", to_yaml(config))
             if self.verbose:
                 print(parameter_table(self.model), flush=True)
-        log = RunLog(self.folder, self.step_number, steps, self.rank == 0)
+        log = RunLog(self.folder, self.step_number, steps, self.rank == 0, Watch(config))
         try:
             self._loop(batches, log)
         finally:
@@ -245,7 +247,7 @@ class Trainer:
         stops = self._evaluate(log) if self.state["evaluation_due"] else self._is_out_of_patience()
         while self.step_number < train.steps and not stops:
             try:
-                self._advance(batches)
+                self._advance(batches, pace)
             except DataError:  # a mount that is gone, too many bad records
                 self._save_what_is_done(log)
                 raise
@@ -258,18 +260,26 @@ class Trainer:
             saves = evaluates or step % train.save_every == 0 or last
             if not (logs or saves or self.stop.asked):
                 continue  # without a look at the device
-            result = self._result(log)
+            with pace.looking():
+                result = self._result(log)
             stops = self._agree_to_stop(result)
             if logs:
-                log.write(step, _scalars(result, pace.rate(step), batches.bad_records))
+                log.write(step, step_line(result, self._logit_scale(), pace.look(step), batches.bad_records))
             if saves or stops:
                 self._save(log, evaluates, needed=last or stops)
                 if evaluates and not stops:  # what evaluation fails on costs no trained step
                     stops = self._evaluate(log)
                 pace.restart(self.step_number)  # the rate is that of training only
 
-    def _advance(self, batches: Batches) -> None:
-        before, batch = batches.place, next(batches)
+    def _logit_scale(self) -> float | None:
+        """Of the contrastive loss; read where the host waits anyway."""
+        contrasts = getattr(self.step.gradients.objectives, "contrasts", False)
+        return self.model.scale.value() if contrasts else None
+
+    def _advance(self, batches: Batches, pace: Pace) -> None:
+        before = batches.place
+        with pace.waiting():
+            batch = next(batches)
         if self.stop.asked:
             self.step.ask_to_stop()
         self.step(batch)
@@ -363,18 +373,18 @@ class Trainer:
         step, train = self.step_number, self.config.train
         self.step.set_train(False)
         try:
-            logged = held_out.measure()
+            measured = held_out.measure()
         except Exception as error:
             if train.stop_on_eval_error or isinstance(error, ConfigError):  # the next one would fail, too
                 raise
-            logged = {}
+            measured = Measured()
             log.say(f"step {step}: not evaluated: {brief(error)}")
         finally:
             self.step.set_train()
-        if logged:
-            log.write(step, {f"eval/{name}": value for name, value in logged.items()})
-            log.say(f"step {step}: " + "  ".join(f"{name} {value:.3f}" for name, value in logged.items()))
-        value, best = held_out.value(logged), self.state["best"]
+        value, best = held_out.value(measured.metrics), self.state["best"]
+        if measured.metrics:
+            log.say(f"step {step}: " + "  ".join(f"{name} {value:.3f}" for name, value in measured.metrics.items()))
+            log.write(step, held_out_line(measured, value))
         improved = value is not None and (best is None or value > best)
         found = {"best": value if improved else best, "evaluation_due": False}
         found["since_best"] = 0 if improved else self.state["since_best"] + (value is not None)
@@ -423,42 +433,7 @@ class Trainer:
             log.say(f"step {self.step_number}: not saved, training goes on: {error}")
 
 
-class Pace:
-    """Samples a second between two looks at the device.
-
-    Args:
-        samples: of a step.
-        step: where it begins.
-    """
-
-    def __init__(self, samples: int, step: int) -> None:
-        self.samples = samples
-        self.restart(step)
-
-    def restart(self, step: int) -> None:
-        self.step, self.began = step, time.perf_counter()
-
-    def rate(self, step: int) -> float:
-        """Since the last call, or since the last restart."""
-        found = (step - self.step) * self.samples / (time.perf_counter() - self.began)
-        self.restart(step)
-        return found
-
-
 def parameter_table(model: nn.Cell) -> str:
     """Parameters of every part, to be printed."""
     rows = [(name, f"{count:,}") for name, count in count_parameters(model).items()]
     return table(rows, ("part", "parameters"))
-
-
-def _scalars(result: StepResult, rate: float, bad_records: int) -> dict[str, Any]:
-    losses = {"loss" if name == "total" else f"loss/{name}": value for name, value in result.losses.items()}
-    metrics = {f"batch/{name}": value for name, value in result.metrics.items()}
-    more: dict[str, float] = {} if result.skipped else {"grad_norm": result.norm}  # infinite where a step overflowed
-    if result.loss_scale != 1:
-        more["loss_scale"] = result.loss_scale
-    if result.bad_steps:
-        more["bad_steps"] = result.bad_steps
-    if bad_records:
-        more["bad_records"] = bad_records
-    return losses | metrics | {"lr": result.rate, **more, "samples_per_second": round(rate, 2)}
