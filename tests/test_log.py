@@ -15,7 +15,7 @@ from src.training.log import RunLog
 def events(folder: Path) -> list[Event]:
     """The records of all event files: length, checksum, event, checksum."""
     found = []
-    for path in sorted((folder / "tensorboard").iterdir()):
+    for path in sorted((folder / "tensorboard").glob("*.tfevents.*")):
         data = path.read_bytes()
         while data:
             size = int.from_bytes(data[:8], "little")

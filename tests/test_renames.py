@@ -20,6 +20,8 @@ LATER = {
     "train.accumulate": 1,
     "train.ema_decay": 0.0,
     "train.max_bad_steps": 1,
+    "train.log_samples": True,
+    "train.wandb": "",
     "train.best_metric": "",
     "train.patience": 0,
     "train.stop_on_eval_error": False,

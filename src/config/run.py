@@ -65,6 +65,8 @@ class TrainConfig:
     keep_checkpoints: int = 2
     accumulate: int = 1  # a step takes its batch in so many parts, with the losses and gradients of the whole
     ema_decay: float = 0.0  # of a moving average of the weights, kept beside them for --ema, such as 0.999; 0: none
+    log_samples: bool = True  # TensorBoard shows the first batch, and images, texts and embeddings of evaluations
+    wandb: str = ""  # project of Weights & Biases that the run is logged to as well; empty: none
     max_bad_steps: int = 1  # the run stops at so many steps in a row whose losses or gradients are not finite
 
     def __post_init__(self) -> None:

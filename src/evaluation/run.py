@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,13 @@ class Evaluation:
         self.evaluators = [kind(engine) for kind in evaluators]
         self._loaders: dict[str, Loader] = {}
 
-    def run(self, split: str = "", output: Path | None = None, settings: EvalConfig | None = None) -> dict[str, Any]:
+    def run(
+        self,
+        split: str = "",
+        output: Path | None = None,
+        settings: EvalConfig | None = None,
+        sheets: Callable[[Loader | None], Sheets] | None = None,
+    ) -> dict[str, Any]:
         """Evaluates a split.
 
         Args:
@@ -44,6 +50,7 @@ class Evaluation:
             output: folder for metrics.json, captions.json, transcripts.json and figures; None: nothing is written.
             settings: how much is measured, instead of the configuration's eval; how texts are decoded, candidates
                 weighed and images sampled is the engine's.
+            sheets: of the split's loader, what shows samples where there is no ``output``.
 
         Returns:
             task, split, the file that the weights are of, what each evaluator found, seconds, parameters and versions.
@@ -64,7 +71,7 @@ class Evaluation:
         trained = model.training
         model.set_train(False)
         try:
-            return self._run(needs, split or settings.split, settings, output)
+            return self._run(needs, Split(split or settings.split, settings), output, sheets)
         finally:
             model.set_train(trained)
 
@@ -109,16 +116,21 @@ class Evaluation:
         return not self.engine.is_image_tokenizer and any(evaluator.reads_split for evaluator in self.evaluators)
 
     def _run(
-        self, needs: Mapping[Evaluator, Needs], name: str, settings: EvalConfig, output: Path | None
+        self,
+        needs: Mapping[Evaluator, Needs],
+        split: Split,
+        output: Path | None,
+        sheets: Callable[[Loader | None], Sheets] | None,
     ) -> dict[str, Any]:
         weights = weights_file(self.engine.ema)
-        metrics: dict[str, Any] = {"task": self.config.task, "split": name, "weights": weights}
+        metrics: dict[str, Any] = {"task": self.config.task, "split": split.name, "weights": weights}
         seconds: dict[str, float] = {}
-        split = Split(name, settings)
         if self._reads_split:
-            split.loader = self.loader(name)
+            split.loader = self.loader(split.name)
         if output:
             split.sheets = Sheets(split.loader, output / "figures")
+        elif sheets:
+            split.sheets = sheets(split.loader)
         with _timed(seconds, "encode"):
             split.items = self._encode(split, needs.values())
         found: dict[str, Any] = {}
@@ -127,7 +139,7 @@ class Evaluation:
                 found |= evaluator.run(split)
         if not any(found.values()):
             names = ", ".join(evaluator.name for evaluator in needs)
-            raise DataError(f"{self.config.data.path}: split {name!r} has nothing of {names} to measure")
+            raise DataError(f"{self.config.data.path}: split {split.name!r} has nothing of {names} to measure")
         metrics |= found | {
             "seconds": seconds,
             "parameters": count_parameters(self.engine.model),

@@ -168,7 +168,7 @@ class LossFlat(Check):
             yield "", ""
         elif line["step"] > self.warmup and rate is not None and rate >= self.RATE * self.peak:
             self.lines += 1
-            if self.lines >= self.patience:
+            if self.lines >= self.patience and now < LossDiverging.PASSES * self.lowest:
                 fall = max(0.0, 1 - now / self.lowest) if self.lowest > 0 else 0.0
                 yield "", f"the loss is {short(now)}: it has fallen by {100 * fall:.1f} % since step {self.since}"
 
@@ -181,8 +181,13 @@ class ObjectiveAtChance(Check):
         "Check that what belongs together is paired in the data (tools/check_data.py), raise the objective's "
         "weight or its batch_share, and give it more steps."
     )
-    LEARNED = 0.01  # of the way from chance to 1
-    BEGUN = 0.1  # of the run: before, chance is where every metric starts
+    FIRES, PASSES = 0.01, 0.03  # of the way from chance to 1
+    BEGUN = 0.1  # of the run: before, chance is where every metric is
+    ROW = 2  # evaluations
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self.rows: dict[str, int] = {}
 
     def look(self, line: Line) -> Iterator[Sign]:
         if line["step"] < self.BEGUN * self.config.train.steps:
@@ -192,8 +197,12 @@ class ObjectiveAtChance(Check):
             value, chance = number(line, f"eval/{name}"), number(line, key)
             if name == key or value is None or chance is None:
                 continue
-            learned = value - chance > self.LEARNED * max(1 - chance, 0.0)
-            yield name, "" if learned else f"{name} is {short(value)} where chance is {short(chance)}"
+            learned = (value - chance) / max(1 - chance, 1e-9)
+            self.rows[name] = self.rows.get(name, 0) + 1 if learned <= self.FIRES else 0
+            if self.rows[name] >= self.ROW:
+                yield name, f"{name} is {short(value)} where chance is {short(chance)}"
+            elif learned > self.PASSES:
+                yield name, ""
 
 
 class EmbeddingsCollapsed(Check):

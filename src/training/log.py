@@ -1,24 +1,30 @@
-"""What a run leaves behind while it goes: metrics.jsonl, TensorBoard events, a progress bar. None of them ends it."""
+"""What a run leaves behind while it goes: metrics.jsonl, TensorBoard's events, a progress bar. None of them ends it."""
 
 import contextlib
 import json
 import os
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
 from tensorboardX.summary import scalar
 from tqdm import tqdm
 
 from src.cli import CarelessStream
+from src.config import Config
 from src.data.decoding import brief
 from src.files import json_line, write_bytes
 from src.report.diagnosis import Finding, Watch
+from src.training.board import Shown, write_points
+from src.training.wandb_log import WandbLog
 
 UNREADABLE = float("inf")  # the step of a line that is none
+MOST_EVENTS = 256 << 20  # bytes of a run's events at which no more images are added to them
 
 
 class RunLog:
@@ -28,17 +34,19 @@ class RunLog:
         folder: run folder.
         first_step, steps: where the run begins and ends; later records of an interrupted run are dropped.
         active: False on every rank but the first.
-        watch: finds what goes wrong in what is logged, which is said; it also reads what the run logged before.
+        config: of the run; with it, what goes wrong in what is logged is said (:mod:`src.report.diagnosis`), and
+            Weights & Biases has it all if train.wandb is set.
     """
 
-    def __init__(self, folder: Path, first_step: int, steps: int, active: bool, watch: Watch | None = None) -> None:
-        self.active, self.watch = active, watch
+    def __init__(self, folder: Path, first_step: int, steps: int, active: bool, config: Config | None = None) -> None:
+        self.active = active
         if not active:
             return
+        self.watch = Watch(config) if config else None
         self.path = folder / "metrics.jsonl"
         self._keep_until(first_step)
         self.waiting: list[bytes] = []  # lines that are not written yet
-        self.failing = False
+        self.failing = self.full = False
         (folder / "tensorboard").mkdir(exist_ok=True)
         # Not SummaryWriter: its thread dies of a full disk, and the run then waits for it for ever.
         self.events: EventsWriter | None = EventsWriter(str(folder / "tensorboard" / "events"))
@@ -50,6 +58,7 @@ class RunLog:
         self.bar = tqdm(total=steps, initial=first_step, **shown)
         self.bar.set_description("compiling")
         self.compiling = True
+        self.wandb = WandbLog(config, self.say) if config and config.train.wandb else None
 
     def _keep_until(self, step: int) -> None:
         """Drops what a killed run logged behind the checkpoint from which it goes on; what cannot be read is told."""
@@ -83,8 +92,12 @@ class RunLog:
         line = {"step": step, **metrics}
         self.waiting.append(json_line(line) + b"\n")
         self._write_out(step, metrics)
+        if self.wandb:
+            self.wandb.log(step, metrics)
         for found in self._find(line):
             self.say(f"step {found.step}: warning: {found.name}: {found.figure}. {found.advice}")
+            if self.wandb:
+                self.wandb.warn(found)
 
     def _find(self, line: dict[str, Any]) -> list[Finding]:
         """What goes wrong by this line; a mistake in looking for it costs a run its warnings alone."""
@@ -124,15 +137,39 @@ class RunLog:
         self.waiting.clear()
 
     def _write_events(self, step: int, metrics: dict[str, Any]) -> None:
+        self._write_summaries(step, (scalar(name, value) for name, value in metrics.items()))
+
+    def _write_summaries(self, step: int, summaries: Iterable[Summary]) -> None:
         try:
             if self.events is None:
                 self.events: EventsWriter | None = EventsWriter(str(self.path.parent / "tensorboard" / "events"))
-            for name, value in metrics.items():
-                self.events.write_event(Event(step=step, wall_time=time.time(), summary=scalar(name, value)))
+            for summary in summaries:
+                self.events.write_event(Event(step=step, wall_time=time.time(), summary=summary))
             self.events.flush()
         except OSError:
             self._close_events()  # the file may end within a record: the next one is another
             raise
+
+    def show(self, step: int, shown: Shown) -> None:
+        """Images, texts and embeddings in TensorBoard; a run that has filled its part of the disk adds no more images.
+
+        What cannot be written is told, and lost.
+        """
+        if not self.active:
+            return
+        if self.wandb:
+            self.wandb.show(step, shown)
+        folder = self.path.parent / "tensorboard"
+        try:
+            if sum(path.stat().st_size for path in folder.glob("*.tfevents.*")) < MOST_EVENTS:
+                self._write_summaries(step, shown.summaries())
+            elif not self.full:
+                self.full = True
+                self.say(f"step {step}: {folder} holds {MOST_EVENTS >> 20} MiB: no more images and texts in it")
+            if shown.points is not None:
+                write_points(folder, shown.points)
+        except OSError as error:
+            self.say(f"step {step}: not shown in {folder}: {brief(error)}")
 
     def _close_events(self) -> None:
         with contextlib.suppress(OSError):
@@ -146,6 +183,8 @@ class RunLog:
 
     def close(self) -> None:
         if self.active:
+            if self.wandb:
+                self.wandb.close()
             self.bar.close()
             self._close_events()
 

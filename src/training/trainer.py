@@ -20,19 +20,19 @@ from src.cli import CarelessStream
 from src.config import TASKS, Config, ConfigError, to_yaml
 from src.data.decoding import brief
 from src.data.errors import DataError
-from src.data.pipeline import Batches, Place
+from src.data.pipeline import Batch, Batches, Place
 from src.data.store import read_info
 from src.files import write_text
 from src.models.build import build_model
 from src.models.opt import count_parameters
 from src.objectives.peers import ALONE, Peers
-from src.report.diagnosis import Watch
 from src.report.tables import table
 from src.sharing import Crew, Interruption
 from src.tasks import registry
 from src.training import bad_batches
 from src.training.accumulation import part_size
 from src.training.average import WeightAverage
+from src.training.board import of_batch
 from src.training.continuation import check_resume, data_identity, describe_changes, resume_place, start_from
 from src.training.held_out import HeldOut, Measured
 from src.training.layer_rates import unfrozen
@@ -47,6 +47,7 @@ from src.training.shards import ShardedOptimizer
 from src.training.step import INITIAL_LOSS_SCALE, NonFiniteError, StepResult, TrainingError, TrainStep
 from src.training.stopping import StopRequest
 from src.training.unfed import absent_modalities, describe, unfed_objectives, without
+from src.training.wandb_log import require_wandb
 
 Resume = bool | Literal["auto"]
 
@@ -65,6 +66,7 @@ class Trainer:
     def __init__(
         self, config: Config, rank: int = 0, ranks: int = 1, resume: Resume = False, verbose: bool = False
     ) -> None:
+        require_wandb(config)
         self.config, self.rank, self.ranks, self.verbose = config, rank, ranks, verbose
         # the samples of the steps since the last look at the device, and the place in their order before each
         self.recent: deque[tuple[np.ndarray, Place]] = deque(maxlen=config.train.log_every)
@@ -99,7 +101,8 @@ class Trainer:
         self.stop = StopRequest()
         self.evaluates = config.train.eval_every > 0 and self._has_eval_split()  # on all ranks, as they save together
         crew = Crew(rank, ranks, lambda: self.stop.asked)
-        self.held_out = HeldOut(self.trained, self.model, self.task, crew) if self.evaluates else None
+        shows = rank == 0 and config.train.log_samples
+        self.held_out = HeldOut(self.trained, self.model, self.task, crew, shows) if self.evaluates else None
 
     @property
     def step_number(self) -> int:
@@ -231,7 +234,7 @@ class Trainer:
             write_text(self.folder / "config.yaml", to_yaml(config))
             if self.verbose:
                 print(parameter_table(self.model), flush=True)
-        log = RunLog(self.folder, self.step_number, steps, self.rank == 0, Watch(config))
+        log = RunLog(self.folder, self.step_number, steps, self.rank == 0, config)
         try:
             self._loop(batches, log)
         finally:
@@ -247,12 +250,14 @@ class Trainer:
         stops = self._evaluate(log) if self.state["evaluation_due"] else self._is_out_of_patience()
         while self.step_number < train.steps and not stops:
             try:
-                self._advance(batches, pace)
+                batch = self._advance(batches, pace)
             except DataError:  # a mount that is gone, too many bad records
                 self._save_what_is_done(log)
                 raise
             self.stop.listen()  # before, there is nothing to lose, and a graph to be compiled that hears no signal
             log.advance()
+            if self.step_number == 1 and train.log_samples:
+                self._show(batch, log)
             self._tell_bad_records(batches.told, log)
             step, last = self.step_number, self.step_number == train.steps
             logs = step % train.log_every == 0 or last
@@ -276,7 +281,14 @@ class Trainer:
         contrasts = getattr(self.step.gradients.objectives, "contrasts", False)
         return self.model.scale.value() if contrasts else None
 
-    def _advance(self, batches: Batches, pace: Pace) -> None:
+    def _show(self, batch: Batch, log: RunLog) -> None:
+        """Rows of the first batch as the network reads them; where that fails nothing else does."""
+        try:
+            log.show(self.step_number, of_batch(batch, self.loader))
+        except Exception as error:
+            log.say(f"step {self.step_number}: the batch is not shown: {brief(error)}")
+
+    def _advance(self, batches: Batches, pace: Pace) -> Batch:
         before = batches.place
         with pace.waiting():
             batch = next(batches)
@@ -285,6 +297,7 @@ class Trainer:
         self.step(batch)
         self.recent.append((batch["sample_id"], before))
         self.state |= {"step": self.step_number + 1, **batches.place}
+        return batch
 
     def _tell_bad_records(self, told: Sequence[str], log: RunLog) -> None:
         """On the rank that met them: each reads its own part of a step."""
@@ -385,6 +398,9 @@ class Trainer:
         if measured.metrics:
             log.say(f"step {step}: " + "  ".join(f"{name} {value:.3f}" for name, value in measured.metrics.items()))
             log.write(step, held_out_line(measured, value))
+            for line in measured.not_shown:
+                log.say(f"step {step}: not shown: {line}")
+            log.show(step, measured.shown)
         improved = value is not None and (best is None or value > best)
         found = {"best": value if improved else best, "evaluation_due": False}
         found["since_best"] = 0 if improved else self.state["since_best"] + (value is not None)
