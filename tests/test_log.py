@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
+from src.config import Config
+from src.report.diagnosis import Watch
 from src.training.log import RunLog
 
 
@@ -134,3 +136,36 @@ def test_output_that_cannot_be_written_is_lost(tmp_path: Path, monkeypatch: pyte
         with pytest.raises(OSError, match="No space"):
             stream.close()
     assert steps_of(tmp_path) == [1, 2]
+
+
+def test_warnings_are_said_once_also_by_a_resumed_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Which reads what was logged before."""
+    waits = {"loss": 1.0, "data_wait": 0.5}
+    log = RunLog(tmp_path, 0, 9, True, Config())
+    for step in (1, 2, 3, 4):
+        log.write(step, waits)
+    log.close()
+    said = capsys.readouterr().out
+    assert said.count("warning") == 1 and "step 3: warning: waiting_for_data: 50 % of the time" in said
+    assert "Raise data.workers" in said
+    log = RunLog(tmp_path, 2, 9, True, Config())
+    assert "warning" not in capsys.readouterr().out
+    log.write(3, waits)  # the third in a row
+    log.close()
+    assert "step 3: warning: waiting_for_data" in capsys.readouterr().out
+    RunLog(tmp_path, 3, 9, True, Config()).write(4, waits)
+    assert "warning" not in capsys.readouterr().out
+
+
+def test_a_mistake_in_the_warnings_costs_them_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*_: object) -> None:
+        raise KeyError("step")
+
+    monkeypatch.setattr(Watch, "add", broken)
+    log = RunLog(tmp_path, 0, 9, True, Config())
+    for step in (1, 2):
+        log.write(step, {"loss": 1.0})
+    log.close()
+    assert steps_of(tmp_path) == [1, 2] and capsys.readouterr().err.count("note: no more warnings") == 1

@@ -1,13 +1,16 @@
 """Training on what a corpus has: objectives it cannot feed, evaluation after saving, and the best checkpoint."""
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import mindspore as ms
 import numpy as np
 import pytest
+from mindspore import Tensor
 
 from src.checkpoints.checkpoint import load_checkpoint_config, read_state, save_checkpoint
 from src.checkpoints.files import MANIFEST, MODEL, OPTIMIZER, STATE, read_tensors
@@ -267,3 +270,18 @@ def test_generated_images_are_resized_as_images_are() -> None:
     assert found.shape == (2, 6, 6, 3) and found.dtype == np.uint8
     expected = np.asarray(Image.fromarray(images[1]).resize((6, 6), Image.Resampling.BICUBIC))
     np.testing.assert_array_equal(found[1], expected)
+
+
+def test_a_frozen_temperature_at_its_clamp_is_told(
+    tiny: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = replace(tiny, optimizer=OptimizerConfig(warmup_steps=0, freeze=("scale",)))
+    for folder, scale in (("healthy", 14.0), ("sick", 500.0)):
+        trainer = Trainer(with_run(config, tmp_path / folder, eval_every=0))
+        trainer.model.scale.log_scale.set_data(Tensor(math.log(scale), ms.float32))
+        trainer.run()
+    assert capsys.readouterr().out.count("warning: logit_scale_at_limit: the logit scale is 100.0") == 1
+    logged_scales = {line["logit_scale"] for line in logged(tmp_path / "sick")}
+    assert logged_scales == {100.0}
+    assert trainer.model.scale.value() == pytest.approx(float(trainer.model.scale().asnumpy()))
+    assert logged(tmp_path / "healthy")[0]["logit_scale"] == pytest.approx(14.0)

@@ -14,7 +14,8 @@ def mean_cosine(vectors: np.ndarray) -> float:
 
 
 def effective_rank(vectors: np.ndarray) -> float:
-    """How many dimensions the rows take (Roy and Vetterli 2007, "The effective rank", definition 2, of centred rows).
+    """How many dimensions the rows take: Roy and Vetterli, "The effective rank: a measure of effective
+    dimensionality", EUSIPCO 2007, of the centred rows.
 
     exp(−Σ p·log p) with p the singular values of the centred rows divided by their sum: E where all directions have
     equal spread, 1 where one has all of it. Rows that are all alike take no dimension: 0.

@@ -2,7 +2,7 @@
 
 A warning has a name, the figure that shows it and what to try. It is given once, and again only after it has passed.
 Every threshold was measured on healthy runs, in which it gives no warning, and on runs that were made sick on purpose
-(docs/pretraining.md#warnings).
+(docs/monitoring.md#warnings).
 """
 
 import math
@@ -26,7 +26,7 @@ class Finding:
     """A warning.
 
     Attributes:
-        name: what it is, a row of the table in docs/pretraining.md.
+        name: what it is, a row of the table in docs/monitoring.md.
         step: of the line that shows it.
         figure: a sentence with the number that shows it.
         advice: what to try, one sentence.
@@ -214,7 +214,7 @@ class EmbeddingsCollapsed(Check):
         "look for inputs that are all alike."
     )
     COSINE, COSINE_PASSES = 0.9, 0.8  # mean over pairs
-    RANK, RANK_PASSES = 3.0, 5.0  # effective rank
+    RANK, RANK_PASSES = 4.0, 6.0  # effective rank
 
     def look(self, line: Line) -> Iterator[Sign]:
         for key in line:
@@ -352,17 +352,16 @@ class Gradients(Check):
     def __init__(self, config: Config) -> None:
         super().__init__(config)
         self.recent: deque[float] = deque(maxlen=self.LINES)
-        self.largest = 0.0
 
     def look(self, line: Line) -> Iterator[Sign]:
         norm = number(line, "grad_norm")
-        if norm is None or line["step"] <= self.warmup:
+        if norm is None:
             return
         self.recent.append(norm)
         if len(self.recent) == self.LINES:
-            yield from self.judge(median(self.recent))
+            yield from self.judge(median(self.recent), line["step"] > self.warmup)
 
-    def judge(self, norm: float) -> Iterator[Sign]:
+    def judge(self, norm: float, warm: bool) -> Iterator[Sign]:
         raise NotImplementedError
 
 
@@ -373,9 +372,9 @@ class GradientsClipped(Gradients):
     advice = "Lower optimizer.lr, or raise optimizer.clip_norm if the loss falls steadily."
     FIRES, PASSES = 50.0, 25.0  # times clip_norm
 
-    def judge(self, norm: float) -> Iterator[Sign]:
+    def judge(self, norm: float, warm: bool) -> Iterator[Sign]:
         limit = self.config.optimizer.clip_norm
-        if norm > self.FIRES * limit:
+        if norm > self.FIRES * limit and warm:
             figure = f"the gradients' norm is {short(norm)} (median of {self.LINES} log lines)"
             yield "", f"{figure}, {norm / limit:.0f} times optimizer.clip_norm={limit:g}"
         elif norm < self.PASSES * limit:
@@ -387,15 +386,19 @@ class GradientsVanishing(Gradients):
 
     name = "gradients_vanishing"
     advice = (
-        "Look at optimizer.freeze and at objectives.weights, and whether losses that should fall are flat; "
-        "with fp16 try bf16 or fp32."
+        "Lower optimizer.lr, look at optimizer.freeze and at objectives.weights, and with runtime.precision=fp16 try "
+        "bf16 or fp32."
     )
     FIRES, PASSES = 1e-3, 3e-3  # of the largest median so far
 
-    def judge(self, norm: float) -> Iterator[Sign]:
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self.largest = min(1.0, config.optimizer.clip_norm)  # of a run whose first gradients have vanished already
+
+    def judge(self, norm: float, warm: bool) -> Iterator[Sign]:
         self.largest = max(self.largest, norm)
-        if norm <= self.FIRES * self.largest:
-            yield "", f"the gradients' norm is {norm:.2g} (median of {self.LINES} log lines); it was {self.largest:.2g}"
+        if norm < self.FIRES * self.largest:
+            yield "", f"the gradients' norm is {norm:.2g} (median of {self.LINES} log lines)"
         elif norm > self.PASSES * self.largest:
             yield "", ""
 

@@ -96,4 +96,4 @@ class WandbLog:
             action(*args)
         except Exception as error:  # no connection, no account, a full disk, another version of it
             self.run = None
-            self.say(f"Weights & Biases: {brief(error)}: training goes on without it")
+            self.say(f"not logged to Weights & Biases: {brief(error)}: training goes on")
