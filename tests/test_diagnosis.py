@@ -4,6 +4,7 @@
 and ones with a mistake that their first line names. Series that are made up show the limits.
 """
 
+import json
 import math
 import pickle
 import subprocess
@@ -14,10 +15,11 @@ from pathlib import Path
 
 import pytest
 
-from src.config import Config, OptimizerConfig, TrainConfig
+from src.config import Config, OptimizerConfig, TrainConfig, load_config
 from src.report.diagnosis import CHECKS, Finding, Watch
 
 ROOT = Path(__file__).parent.parent
+LOGS = ROOT / "tests" / "data" / "training_logs"
 CONFIG = Config(optimizer=OptimizerConfig(warmup_steps=10, clip_norm=1.0), train=TrainConfig(steps=1000, log_every=10))
 
 
@@ -45,6 +47,40 @@ def test_mindspore_is_not_loaded() -> None:
     """A report reads the lines where no network is built."""
     code = "import sys, src.report.diagnosis; sys.exit('mindspore' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def logged(name: str) -> list[Finding]:
+    settings, *lines = map(json.loads, (LOGS / f"{name}.jsonl").read_text(encoding="utf-8").splitlines())
+    return found(lines, load_config(None, settings["settings"]))
+
+
+HEALTHY = sorted(path.stem for path in LOGS.glob("healthy_*"))
+
+
+@pytest.mark.parametrize("name", HEALTHY)
+def test_a_healthy_run_has_no_warning(name: str) -> None:
+    assert logged(name) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        (
+            "rate_100_times",
+            {"gradients_vanishing": 20, "embeddings_collapsed": 26, "objective_at_chance": 52, "loss_flat": 60},
+        ),
+        (
+            "adamw_rate_100_times",
+            {"gradients_vanishing": 22, "embeddings_collapsed": 26, "objective_at_chance": 52, "loss_flat": 60},
+        ),
+        ("shuffled_pairs", {"embeddings_collapsed": 26, "objective_at_chance": 52, "loss_flat": 60}),
+        ("image_tokenizer_rate_100_times", {"loss_diverging": 10, "codes_unused": 26}),
+    ],
+)
+def test_a_sick_run_is_told_early_and_once(name: str, expected: dict[str, int]) -> None:
+    """By the step of the first warning of each kind; no kind comes twice."""
+    findings = logged(name)
+    assert dict(names(findings)) == expected and len(findings) == len(expected)
 
 
 def test_a_loss_that_rises_is_told_once_and_again_after_it_fell() -> None:

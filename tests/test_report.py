@@ -76,6 +76,10 @@ def test_text_table_takes_flat_and_nested_metrics():
 def test_summary_shows_what_there_is():
     text = summary({"retrieval": {"audio_to_text": RECALL}, "gallery": 1000, "parameters": {"total": 2345678}})
     assert "gallery of 1,000" in text and "audio → text" in text and "2,345,678" in text and "captions" not in text
+    spread = {"mean_cosine": 0.25, "effective_rank": 17.5, "dimensions": 64, "items": 9}
+    lines = summary({"embeddings": {"text": spread}}).splitlines()
+    assert lines[0].split() == ["embeddings", "mean", "cosine", "effective", "rank", "dimensions"]
+    assert lines[-1].split() == ["text", "0.250", "17.500", "64"]
 
 
 def test_json_is_plain_and_rounded(tmp_path):

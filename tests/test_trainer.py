@@ -63,7 +63,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[int, float]], Se
             seen["results"].append(len(seen["steps"]))
             return StepResult({"total": 1.0, "contrastive": 1.0}, {}, 1.0, 0.1, False, 1.0, 0)
 
-        def measure(self: Evaluation, split: str = "", output: object = None, settings: Any = None) -> dict[str, Any]:
+        def measure(self: Evaluation, split: str, output: object, settings: Any, sheets: object) -> dict[str, Any]:
             seen["evaluations"].append({cell.training for cell in dropouts(self.engine.model)})
             seen["splits"].append((split, settings.rerank.top_k))
             return {"step": seen["first"][0] + len(seen["steps"])}

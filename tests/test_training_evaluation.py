@@ -65,9 +65,10 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Config:
     return corpus(tmp_path_factory.mktemp("whole"), {TEXT, IMAGE, AUDIO}, config)
 
 
-def with_run(config: Config, output: Path, **train: int) -> Config:
-    settings = {"steps": 3, "log_every": 1, "save_every": 100, "eval_every": 1, "keep_checkpoints": 1, **train}
-    return replace(config, train=TrainConfig(output=str(output), **settings))
+def with_run(config: Config, output: Path, **train: object) -> Config:
+    settings = {"steps": 3, "log_every": 1, "save_every": 100, "eval_every": 1, "keep_checkpoints": 1}
+    settings["log_samples"] = False  # drawing takes longer than all else
+    return replace(config, train=TrainConfig(output=str(output), **(settings | train)))
 
 
 def logged(folder: Path) -> list[dict[str, float]]:

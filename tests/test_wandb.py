@@ -68,7 +68,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
 
 
 def wanting(config: Config, folder: Path, **train: Any) -> Config:
-    run = with_run(config, folder, eval_every=0, **train)
+    run = with_run(config, folder, eval_every=0, log_samples=True, **train)
     return replace(run, train=replace(run.train, wandb="opt"))
 
 

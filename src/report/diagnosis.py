@@ -210,8 +210,8 @@ class EmbeddingsCollapsed(Check):
 
     name = "embeddings_collapsed"
     advice = (
-        "Lower optimizer.lr, raise data.batch_size (more negatives) or objectives.weights.contrastive, and "
-        "look for inputs that are all alike."
+        "Lower optimizer.lr, check that what belongs together is paired in the data, raise data.batch_size (more "
+        "negatives) or objectives.weights.contrastive, and look for inputs that are all alike."
     )
     COSINE, COSINE_PASSES = 0.9, 0.8  # mean over pairs
     RANK, RANK_PASSES = 4.0, 6.0  # effective rank

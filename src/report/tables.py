@@ -154,8 +154,8 @@ def vqa_table(found: Mapping[str, Any], given: str) -> str:
 
 def summary(metrics: Mapping[str, Any]) -> str:
     """What an evaluation found, as text: ``retrieval`` with ``gallery``, ``reranked`` and ``folds``,
-    ``reconstruction``, ``caption``, ``transcription``, ``transcription_with_image``, ``image_generation``, ``masked``,
-    ``zero_shot``, ``vqa``, ``parameters``.
+    ``embeddings``, ``reconstruction``, ``caption``, ``transcription``, ``transcription_with_image``,
+    ``image_generation``, ``masked``, ``zero_shot``, ``vqa``, ``parameters``.
 
     What is absent is left out.
     """
@@ -169,6 +169,10 @@ def summary(metrics: Mapping[str, Any]) -> str:
         folds = metrics["folds"]
         parts.append(f"Retrieval, mean of {folds['count']} galleries of {folds['gallery']:,}")
         parts.append(retrieval_table(folds["retrieval"], folds["reranked"]))
+    if metrics.get("embeddings"):
+        measures = ("mean_cosine", "effective_rank", "dimensions")
+        rows = [[name, *(found[key] for key in measures)] for name, found in metrics["embeddings"].items()]
+        parts.append(table(rows, ["embeddings", "mean cosine", "effective rank", "dimensions"]))
     if metrics.get("reconstruction"):
         rows = [[name, metrics["reconstruction"][key]] for key, name in RECONSTRUCTION.items()]
         parts.append(table(rows, ["codes", ""]))

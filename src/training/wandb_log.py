@@ -8,6 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from src.config import Config, ConfigError
 from src.data.decoding import brief
 from src.files import write_text
@@ -35,7 +37,7 @@ def require_wandb(config: Config) -> None:
 
 
 class WandbLog:
-    """A run of Weights & Biases. Whatever fails is said once, and the run goes on without it.
+    """A run of Weights & Biases. Whatever fails is said once, and the training goes on without it.
 
     Args:
         config: the run's; train.wandb is the project.
@@ -48,30 +50,33 @@ class WandbLog:
 
     def log(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Numbers by name. Steps before the last one, which a resumed run takes again, are not taken a second time."""
-        self._attempt(lambda: self.run.log(dict(metrics), step=step))
+        if self.run is not None:
+            self._attempt(self.run.log, dict(metrics), step=step)
 
     def show(self, step: int, shown: Shown) -> None:
-        """Images alone: texts are columns of none of its charts."""
-        self._attempt(self._show, step, shown)
+        """Images alone: texts are in TensorBoard."""
+        if self.run is not None and shown.images:
+            self._attempt(self._show, step, shown.images)
 
     def warn(self, found: Finding) -> None:
-        self._attempt(lambda: self.run.alert(title=found.name, text=f"step {found.step}: {found.figure}"))
+        if self.run is not None:
+            self._attempt(self.run.alert, title=found.name, text=f"step {found.step}: {found.figure}")
 
     def close(self) -> None:
         """Ends the run; without a connection it waits a minute at most, and what was not sent stays on the disk."""
         if self.run is None:
             return
-        ending = threading.Thread(target=self._attempt, args=(self.run.finish,), name="wandb", daemon=True)
+        run = self.run
+        ending = threading.Thread(target=self._attempt, args=(run.finish,), name="wandb", daemon=True)
         ending.start()
         ending.join(PATIENCE)
         if ending.is_alive():
-            self.say(f"not all is sent to Weights & Biases after {PATIENCE} s: wandb sync {self.run.dir}")
+            self.say(f"not all is sent to Weights & Biases after {PATIENCE} s: wandb sync {run.dir}")
 
     def _begin(self, config: Config) -> None:
         import wandb
 
         folder = Path(config.train.output)
-        folder.mkdir(parents=True, exist_ok=True)
         known = folder / NAME
         if not known.exists():
             write_text(known, secrets.token_hex(4))
@@ -85,15 +90,12 @@ class WandbLog:
             config=asdict(config),
         )
 
-    def _show(self, step: int, shown: Shown) -> None:
-        if shown.images:
-            self.run.log({tag: self.image(pixels) for tag, pixels in shown.images.items()}, step=step)
+    def _show(self, step: int, images: Mapping[str, np.ndarray]) -> None:
+        self.run.log({tag: self.image(pixels) for tag, pixels in images.items()}, step=step)
 
-    def _attempt(self, action: Callable[..., object], *args: Any) -> None:
-        if self.run is None and action != self._begin:
-            return
+    def _attempt(self, action: Callable[..., object], *args: Any, **options: Any) -> None:
         try:
-            action(*args)
+            action(*args, **options)
         except Exception as error:  # no connection, no account, a full disk, another version of it
             self.run = None
             self.say(f"not logged to Weights & Biases: {brief(error)}: training goes on")
