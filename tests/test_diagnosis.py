@@ -95,6 +95,7 @@ def test_noise_of_a_loss_that_is_almost_gone_is_no_divergence() -> None:
     assert found(steps([4.0, 1.0, 0.1, *[0.01] * 5, *[0.03] * 5])) == []
     assert found(steps([4.0, 3.0, 3.1, 9.0, 2.9, 3.0, 8.0, 3.1, 3.0])) == [], "single batches"
     assert found(steps([math.nan, 4.0, math.inf, 3.0, 2.9, 2.8])) == []
+    assert found([{}, {"loss": 1.0}, {"step": "x"}, {"step": 1, "loss": "x", "data_wait": None}]) == [], "damaged"
 
 
 def test_a_flat_loss_is_told_where_the_rate_is_high() -> None:
@@ -140,12 +141,15 @@ def test_metrics_at_chance() -> None:
 
 
 def test_collapsed_embeddings() -> None:
-    def line(step: int, cosine: float, rank: float) -> dict[str, float]:
-        return {"step": step, "embeddings/text_mean_cosine": cosine, "embeddings/text_effective_rank": rank}
+    def line(step: int, cosine: float, rank: float, items: int = 500) -> dict[str, float]:
+        found = {"mean_cosine": cosine, "effective_rank": rank, "items": items}
+        return {"step": step, **{f"embeddings/text_{name}": value for name, value in found.items()}}
 
     findings = found([line(10, 0.95, 30.0), line(20, 0.85, 30.0), line(30, 0.5, 30.0), line(40, 0.1, 1.2)])
     assert names(findings) == [("embeddings_collapsed", 10), ("embeddings_collapsed", 40)]
     assert findings[1].figure == "text embeddings have a mean cosine of 0.10 and an effective rank of 1.2 of 128"
+    assert found([line(10, 0.6, 3.5, items=6)]) == [], "the rank of few items"
+    assert "of 1.0 of 20" in found([line(10, 0.6, 1.0, items=21)])[0].figure
 
 
 @pytest.mark.parametrize(("scale", "told"), [(100.0, True), (99.0, True), (1.0, True), (80.0, False), (14.3, False)])

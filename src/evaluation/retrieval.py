@@ -139,7 +139,8 @@ class RetrievalEvaluator(Evaluator):
             chances["mean_R@1"] = sum(chances.values()) / len(chances)
         found = {f"chance/{name}": chance for name, chance in chances.items()}
         for name, how in metrics.get("embeddings", {}).items():
-            found |= {f"embeddings/{name}_{measure}": how[measure] for measure in ("mean_cosine", "effective_rank")}
+            measures = ("mean_cosine", "effective_rank", "items")
+            found |= {f"embeddings/{name}_{measure}": how[measure] for measure in measures}
         return found
 
     def with_transcripts(self, items: dict[int, Items]) -> dict[int, Items]:

@@ -50,8 +50,10 @@ class Watch:
         self.present: set[tuple[str, str]] = set()  # name and subject of what was given and has not passed
 
     def add(self, line: Line) -> list[Finding]:
-        """The warnings that begin with this line."""
-        found = []
+        """The warnings that begin with this line; one without a step, of a damaged log, says nothing."""
+        found: list[Finding] = []
+        if number(line, "step") is None:
+            return found
         for check in self.checks:
             new = []
             for subject, figure in check.look(line):
@@ -215,17 +217,20 @@ class EmbeddingsCollapsed(Check):
     )
     COSINE, COSINE_PASSES = 0.9, 0.8  # mean over pairs
     RANK, RANK_PASSES = 4.0, 6.0  # effective rank
+    ROOM = 0.1  # of the rank that so many items can have: of few it is always small
 
     def look(self, line: Line) -> Iterator[Sign]:
         for key in line:
             subject = key.removeprefix("embeddings/").removesuffix("_mean_cosine")
-            cosine, rank = number(line, key), number(line, f"embeddings/{subject}_effective_rank")
-            if key != f"embeddings/{subject}_mean_cosine" or cosine is None or rank is None:
+            named = (f"embeddings/{subject}_{name}" for name in ("mean_cosine", "effective_rank", "items"))
+            cosine, rank, items = (number(line, name) for name in named)
+            if subject == key or cosine is None or rank is None or items is None:
                 continue
-            if cosine > self.COSINE or rank < self.RANK:
+            room = min(items - 1, self.config.model.embed_dim)
+            if cosine > self.COSINE or rank < min(self.RANK, self.ROOM * room):
                 figure = f"{subject} embeddings have a mean cosine of {cosine:.2f} and an effective rank of {rank:.1f}"
-                yield subject, f"{figure} of {self.config.model.embed_dim}"
-            elif cosine < self.COSINE_PASSES and rank > self.RANK_PASSES:
+                yield subject, f"{figure} of {room:.0f}"
+            elif cosine < self.COSINE_PASSES and rank > min(self.RANK_PASSES, self.ROOM * room):
                 yield subject, ""
 
 
