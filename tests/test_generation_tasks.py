@@ -11,6 +11,7 @@ from types import ModuleType
 import mindspore as ms
 import numpy as np
 import pytest
+from test_board import images
 
 import eval as eval_command
 import infer as infer_command
@@ -149,6 +150,7 @@ def test_images_are_generated_from_text_and_from_speech(
 ) -> None:
     run = trained["text_to_image"]
     assert lines(run)[0].keys() >= {"loss/denoise_image"} and "eval/generated_text_R@1" in lines(run)[-1]
+    assert {"evaluation/generated", "evaluation/generated_album"} <= images(run).keys()
     assert call(monkeypatch, eval_command, "--checkpoint", run, "eval.image_generation.rank_by=matching") == 0
     assert "text found by the image generated from" in capsys.readouterr().out
     metrics = json.loads((run / "eval-dev" / "metrics.json").read_text())

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from conftest import kill_after, tiny_dataset
 from mindspore import Tensor
+from test_board import images as shown_images
 
 from src.checkpoints.checkpoint import OPTIMIZER
 from src.checkpoints.files import MODEL, read_tensors
@@ -318,6 +319,7 @@ def test_resumed_run_equals_the_uninterrupted_one(config, tmp_path, graph):
     lines = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
     assert {"loss/reconstruction", "loss/commitment", "batch/perplexity", "batch/usage"} <= lines[0].keys()
     assert {"eval/psnr", "eval/perplexity", "eval/usage"} <= set().union(*lines)
+    assert {"first_batch/image", "evaluation/reconstruction"} <= shown_images(tmp_path / "whole").keys()
     assert (tmp_path / "whole" / "checkpoints" / "best").is_file()
 
     tuned = Trainer(with_run(config, tmp_path / "tuned", init_from=whole.train.output))
