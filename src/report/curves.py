@@ -1,0 +1,109 @@
+"""The curves of a report: what report.js draws."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from src.report.html import Markup, tag
+from src.report.runs import Run
+
+# prefix of a logged name, or the name itself → heading of its panels, in their order; "" takes the others
+GROUPS = {
+    "loss": "Losses",
+    "eval/": "Held-out metrics",
+    "batch/": "Statistics of batches",
+    "lr": "Optimisation and speed",
+    "": "Other values",
+}
+TITLES = {
+    "loss": "total",
+    "lr": "learning rate",
+    "grad_norm": "gradient norm, before clipping",
+    "samples_per_second": "samples a second",
+}
+TOGETHER = {"lr": "lr", "grad_norm": "lr", "samples_per_second": "lr", "loss_scale": "lr"}
+EXACT = ("lr", "loss_scale")  # set, not measured: smoothing would show what never was
+
+
+def panels(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """One for each logged metric: key, group, title, a series for each run, whether it is a loss, and whether exact."""
+    found: dict[str, dict[str, Any]] = {}
+    for place, run in enumerate(runs):
+        for key, values in run.series().items():
+            panel = found.setdefault(key, {"key": key, "group": _group(key), "title": _title(key), "series": []})
+            panel |= {"loss": _is_loss(key), "exact": key in EXACT}
+            panel["series"].append({"run": place, "x": list(values), "y": list(values.values())})
+    order = list(GROUPS.values())
+    rank = {key: at for at, key in enumerate(found)}
+    known = list(TITLES)
+    return sorted(
+        _without_lone_totals(found).values(),
+        key=lambda panel: (
+            order.index(panel["group"]),
+            known.index(panel["key"]) if panel["key"] in known else len(known),
+            rank[panel["key"]],
+        ),
+    )
+
+
+def curves_section(runs: Sequence[Run]) -> Markup | None:
+    """Controls, a place for each panel, and the values as JSON."""
+    shown = panels(runs)
+    if not shown:
+        return None
+    smooth = tag("input", type="range", id="smooth", min=0, max=0.98, step=0.02, value=0.6)
+    controls = tag(
+        "div",
+        tag("label", "Smoothing ", smooth, tag("output", "0.60", id="smooth-value")),
+        tag("label", tag("input", type="checkbox", id="log"), " losses on a logarithmic scale"),
+        tag("span", [_key(place, run.name) for place, run in enumerate(runs)], class_="legend"),
+        class_="controls",
+    )
+    groups = []
+    for title in dict.fromkeys(panel["group"] for panel in shown):
+        places = [
+            tag("figure", tag("figcaption", panel["title"]), data_panel=at, class_="panel")
+            for at, panel in enumerate(shown)
+            if panel["group"] == title
+        ]
+        groups += [tag("h3", title), tag("div", places, class_="panels")]
+    hint = "Pale: as logged. Bold: exponential mean. A metric that only one run logs has one curve."
+    noscript = tag("noscript", tag("p", "The curves need JavaScript, which this browser does not run."))
+    data = {"runs": [run.name for run in runs], "panels": shown}
+    return Markup(
+        controls + tag("p", hint, class_="note") + noscript + "".join(groups) + json_script("curve-data", data)
+    )
+
+
+def json_script(name: str, value: Mapping[str, Any]) -> Markup:
+    """Data for a script: no text in it can end the element."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
+    return tag("script", Markup(text), type="application/json", id=name)
+
+
+def _key(place: int, name: str) -> Markup:
+    """A run in the legend; a click hides its curves."""
+    swatch = Markup(f'<svg width="26" height="8"><path d="M0 4H26" class="s{place % 6} dash{place // 6 % 3}"/></svg>')
+    return tag("button", swatch, name, type="button", data_run=place, aria_pressed="true")
+
+
+def _group(key: str) -> str:
+    start = TOGETHER.get(key, key)
+    return next(title for prefix, title in GROUPS.items() if start == prefix or start.startswith(prefix))
+
+
+def _is_loss(key: str) -> bool:
+    return key == "loss" or key.startswith("loss/")
+
+
+def _title(key: str) -> str:
+    return TITLES.get(key) or key.partition("/")[2].replace("_", " ") or key.replace("_", " ")
+
+
+def _without_lone_totals(found: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Of runs with one loss each, the total says nothing new."""
+    totals = found.get("loss", {"series": []})["series"]
+    parts = [line["run"] for key, panel in found.items() if key.startswith("loss/") for line in panel["series"]]
+    if totals and all(parts.count(line["run"]) == 1 for line in totals):
+        return {key: panel for key, panel in found.items() if key != "loss"}
+    return found

@@ -1,0 +1,285 @@
+"""Reports of runs: what the page says is what the run folders hold, whatever they hold."""
+
+import json
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from src.config import load_config, to_yaml
+from src.files import ROOT
+from src.report.document import page, write_report
+from src.report.html import Markup, tag
+from src.report.runs import ReportError, names, read_runs
+
+EVIL = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'&"
+RECALL = {"R@5": 0.75, "R@10": 0.875, "median_rank": 1.5, "gallery": 200, "different": 200, "best_R@1": 1.0}
+METRICS = {
+    "task": "pretrain",
+    "split": "test",
+    "weights": "model.safetensors",
+    "gallery": 200,
+    "retrieval": {
+        "text_to_image": {"R@1": 0.5, **RECALL, "chance_R@1": 0.005},
+        "image_to_text": {"R@1": 0.25, **RECALL, "chance_R@1": 0.005},
+    },
+    "reranked": {},
+    "masked": {
+        "mlm_accuracy": 0.625,
+        "mlm_chance": 0.0625,
+        "matching_accuracy": 0.3125,
+        "matching_chance": 0.375,
+        "confusion": [[7, 1, 0, 0, 0], [0, 9, 0, 0, 1], [2, 2, 3, 0, 0], [0, 0, 0, 5, 5], [1, 0, 0, 0, 19]],
+    },
+    "caption": {"bleu4": 0.5, "characters": {"bleu4": 0.75}, "images": 40, "chance": {"bleu4": 0.03125}},
+    "transcription": {"character_error_rate": 0.125, "clips": 40, "chance": {"character_error_rate": 0.9}},
+    "parameters": {"text_encoder": 1_000_000, "total": 3_210_000},
+    "versions": {"python": "3.11.7", "mindspore": "2.10.0", "numpy": "1.26.4"},
+}
+
+
+class Page(HTMLParser):
+    """Elements of a page with their attributes, and the text inside each table row."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[str] = []
+        self.rows: list[list[str]] = []
+        self.open: list[str] = []
+        self.feed(html)
+
+    def handle_starttag(self, name: str, attributes: Any) -> None:
+        self.elements.append((name, dict(attributes)))
+        self.open.append(name)
+        if name == "tr":
+            self.rows.append([])
+        if name in ("td", "th"):
+            self.rows[-1].append("")
+
+    def handle_endtag(self, name: str) -> None:
+        self.open = self.open[: len(self.open) - self.open[::-1].index(name) - 1]
+
+    def handle_data(self, data: str) -> None:
+        if not {"script", "style"} & set(self.open):
+            self.texts.append(data)
+        if {"td", "th"} & set(self.open):
+            self.rows[-1][-1] += data
+
+    @property
+    def text(self) -> str:
+        return "".join(self.texts)
+
+    def row(self, name: str) -> list[str]:
+        """The cells behind the first row of that name."""
+        return next(row[1:] for row in self.rows if row and row[0] == name)
+
+
+def make_run(folder: Path, *settings: str, steps: int = 3, metrics: dict[str, Any] | None = METRICS) -> Path:
+    """A run folder as training and evaluation leave it."""
+    folder.mkdir(parents=True)
+    config = load_config(None, [f"train.output={folder}", "data.path=data", f"train.steps={steps}", *settings])
+    (folder / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+    lines = [
+        {"step": step, "loss": 4 / step, "loss/mlm": 3 / step, "loss/matching": 1 / step, "lr": 0.001 * step}
+        | {"grad_norm": 2.0, "samples_per_second": 64.0}
+        for step in range(1, steps + 1)
+    ]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    if metrics is not None:
+        (folder / "eval-test").mkdir()
+        (folder / "eval-test" / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
+    return folder
+
+
+def curves(html: str) -> dict[str, Any]:
+    """The values that the page's script draws, by metric."""
+    data = json.loads(re.search(r'id="curve-data">(.*?)</script>', html, re.S)[1])
+    return {panel["key"]: panel for panel in data["panels"]}
+
+
+def report(*folders: Path) -> tuple[str, Page]:
+    html = page(read_runs(folders))
+    return html, Page(html)
+
+
+def test_the_page_holds_what_was_logged(tmp_path: Path):
+    html, _ = report(make_run(tmp_path / "mine"))
+    assert curves(html)["loss/mlm"]["series"] == [{"run": 0, "x": [1, 2, 3], "y": [3.0, 1.5, 1.0]}]
+    assert curves(html)["lr"]["series"] == [{"run": 0, "x": [1, 2, 3], "y": [0.001, 0.002, 0.003]}]
+    assert [key for key, panel in curves(html).items() if panel["loss"]] == ["loss", "loss/mlm", "loss/matching"]
+
+
+def test_the_page_holds_the_metrics_beside_chance(tmp_path: Path):
+    _, found = report(make_run(tmp_path / "mine"))
+    assert found.row("text → image") == ["0.500", "0.005", "0.750", "0.875", "1.5"]
+    assert found.row("masked words right") == ["0.625", "0.062"]
+    assert found.row("matching, five cases") == ["0.312 ◦", "0.375"]  # marked: no better than chance
+    assert found.row("characters: BLEU-4") == ["0.750", "–"]
+    assert found.row("character error rate") == ["0.125", "0.900"]  # less is better: no mark
+
+
+def test_the_summary_says_what_was_trained_and_how_well(tmp_path: Path):
+    text = report(make_run(tmp_path / "mine", "data.batch_size=32", "train.init_from=other/run"))[1].text
+    assert "Task pretrain: a network of 3.21 million parameters, trained on 2 losses (matching, mlm)" in text
+    assert "It started from other/run." in text
+    assert "3 steps of 32 samples, about 2 seconds of training at 64 samples a second (CPU, fp32)" in text
+    assert "The loss went from 4 to 1.333." in text
+    assert "5 of 6 metrics are better than chance. Not better: matching, five cases 0.312 (chance 0.375)" in text
+    assert "R@1, mean of 2" in text and "0.375" in text
+
+
+def test_runs_stand_side_by_side_with_their_difference(tmp_path: Path):
+    better = json.loads(json.dumps(METRICS))
+    better["retrieval"]["text_to_image"] |= {"R@1": 0.75, "median_rank": 2.5}
+    better["transcription"]["character_error_rate"] = 0.25
+    first, second = make_run(tmp_path / "one"), make_run(tmp_path / "two", metrics=better)
+    html, found = report(first, second)
+    assert found.row("text → image: R@1") == ["0.500", "0.750+0.250 ▲", "0.005"]
+    assert found.row("text → image: median rank") == ["1.5", "2.5+1.0 ▼", "–"]  # less is better
+    assert found.row("character error rate") == ["0.125", "0.250+0.125 ▼", "0.900"]
+    assert found.row("masked words right") == ["0.625", "0.625±0.000", "0.062"]
+    assert [line["run"] for line in curves(html)["loss"]["series"]] == [0, 1]
+
+
+def test_only_equal_galleries_are_compared(tmp_path: Path):
+    other = METRICS | {"gallery": 1000}
+    _, found = report(make_run(tmp_path / "one"), make_run(tmp_path / "two", metrics=other))
+    assert "Retrieval by embeddings among 200, split test" in found.text
+    assert "Retrieval by embeddings among 1,000, split test" in found.text
+    assert sum(row[:1] == ["text → image"] for row in found.rows) == 2  # a table each
+
+
+def test_settings_that_differ_are_shown(tmp_path: Path):
+    first = make_run(tmp_path / "one", "optimizer.lr=0.001")
+    second = make_run(tmp_path / "two", "optimizer.lr=0.002", "data.batch_size=48")
+    _, found = report(first, second)
+    assert found.row("optimizer.lr") == ["0.001", "0.002"]
+    assert found.row("data.batch_size")[1] == "48"
+    assert not any(row[:1] == ["optimizer.beta1"] for row in found.rows)
+    assert "optimizer.beta1: 0.9" in found.text  # but it stands in the whole configuration
+    _, alone = report(first)
+    assert alone.row("optimizer.lr")[0] == "0.001"
+    assert not any(row[:1] == ["optimizer.beta1"] for row in alone.rows)
+
+
+def test_a_folder_of_runs_is_all_of_them(tmp_path: Path):
+    make_run(tmp_path / "runs" / "one")
+    make_run(tmp_path / "runs" / "two")
+    (tmp_path / "runs" / "data").mkdir()
+    assert {run.name for run in read_runs([tmp_path / "runs"])} == {"one", "two"}
+
+
+def test_runs_of_one_name_are_told_apart():
+    assert names([Path("/a/x/run"), Path("/a/y/run"), Path("/a/y/other")]) == ["x/run", "y/run", "y/other"]
+    assert names([Path("/a/x/run"), Path("/a/x/other")]) == ["run", "other"]
+
+
+@pytest.mark.parametrize("place", ["caption", "file", "setting", "logged"])
+def test_whatever_files_hold_is_escaped(tmp_path: Path, place: str):
+    metrics = json.loads(json.dumps(METRICS))
+    folder = tmp_path / "mine"
+    if place == "file":
+        folder = tmp_path / EVIL.replace("/", "∕")
+    if place == "caption":
+        metrics["caption"][EVIL] = 0.5
+        metrics["split"] = EVIL
+        metrics["versions"]["python"] = EVIL
+    run = make_run(folder, *([f"data.path={json.dumps(EVIL)}"] if place == "setting" else []), metrics=metrics)
+    if place == "logged":
+        with (run / "metrics.jsonl").open("a") as log:
+            log.write(json.dumps({"step": 4, f"eval/{EVIL}</script>": 0.5}) + "\n")
+    html, found = report(run)
+    assert [name for name, _ in found.elements].count("script") == 2  # the data and the page's own
+    assert not [name for name, _ in found.elements if name == "img"]
+    assert not [key for _, attributes in found.elements for key in attributes if key.startswith("on")]
+    assert "alert(1)" in html  # it is there, as text
+
+
+def test_elements_escape_their_content():
+    assert tag("p", "a<b", [Markup("<br>"), 3, None], title='"') == '<p title="&quot;">a&lt;b<br>3</p>'
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        (lambda run: (run / "config.yaml").unlink(), "no config.yaml"),
+        (lambda run: (run / "config.yaml").write_text("a: [b"), "config.yaml cannot be read"),
+        (lambda run: (run / "config.yaml").write_bytes(b"\xff\xfe\x00"), "config.yaml cannot be read"),
+        (lambda run: (run / "config.yaml").write_text("[1, 2]"), "config.yaml holds no settings"),
+        (lambda run: (run / "config.yaml").write_text("task: pretrain\nnew_key: 3\n"), "this version cannot use it"),
+        (lambda run: (run / "metrics.jsonl").unlink(), "nothing was logged yet"),
+        (lambda run: (run / "metrics.jsonl").write_text(""), "holds nothing yet"),
+        (lambda run: (run / "metrics.jsonl").write_text('{"a": 1}\n[]\n{"step": "x"}\n'), "2 damaged lines"),
+        (lambda run: (run / "eval-test" / "metrics.json").unlink(), "not evaluated"),
+        (lambda run: (run / "eval-test" / "metrics.json").write_text('{"gallery": 2'), "metrics.json cannot be read"),
+        (lambda run: (run / "eval-test" / "metrics.json").write_text("[1]"), "metrics.json cannot be read"),
+        (lambda run: (run / "eval-test" / "metrics.json").write_text('{"retrieval": {"a_to_b": 3}}'), "has not what"),
+        (
+            lambda run: (run / "eval-test" / "metrics.json").write_text('{"caption": {"images": 3, "bleu1": "x"}}'),
+            "no number",
+        ),
+    ],
+)
+def test_what_is_missing_or_damaged_is_told_and_the_rest_is_shown(tmp_path: Path, damage: Any, told: str):
+    run = make_run(tmp_path / "mine")
+    damage(run)
+    assert told in report(run)[1].text
+
+
+def test_a_log_that_was_cut_short_is_shown_up_to_there(tmp_path: Path):
+    run = make_run(tmp_path / "mine", "train.steps=9")
+    whole = (run / "metrics.jsonl").read_text()
+    (run / "metrics.jsonl").write_text(whole[:-30])
+    html, found = report(run)
+    assert curves(html)["loss"]["series"][0]["x"] == [1, 2]
+    assert "2 of 9 steps, unfinished" in found.text
+    assert "damaged" not in found.text
+
+
+def test_of_a_repeated_step_the_later_line_counts_and_what_is_not_finite_is_a_gap(tmp_path: Path):
+    run = make_run(tmp_path / "mine")
+    with (run / "metrics.jsonl").open("a") as log:
+        log.write('{"step": 2, "loss": NaN}\n{"step": 3, "loss": 7.0}\n{"step": 3, "eval/bleu4": 0.5}\n')
+    html, _ = report(run)
+    assert curves(html)["loss"]["series"][0] == {"run": 0, "x": [1, 2, 3], "y": [4.0, None, 7.0]}
+    assert curves(html)["eval/bleu4"]["group"] == "Held-out metrics"
+
+
+@pytest.mark.parametrize("made", [False, True])
+def test_a_folder_without_a_run_is_one_line(tmp_path: Path, made: bool):
+    if made:
+        (tmp_path / "empty").mkdir()
+    with pytest.raises(ReportError, match="holds no run" if made else "no such folder"):
+        read_runs([tmp_path / "empty"])
+
+
+def test_the_command_writes_one_file_without_mindspore(tmp_path: Path):
+    run = make_run(tmp_path / "mine")
+    script = (
+        "import runpy, sys; sys.argv = ['report.py', *sys.argv[2:]]\n"
+        f"runpy.run_path({str(ROOT / 'tools' / 'report.py')!r}, run_name='__main__')\n"
+        "assert 'mindspore' not in sys.modules and 'matplotlib' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", script, "-", str(run)], capture_output=True, text=True, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, f"{run / 'report.html'}\n"), done.stderr
+    assert (run / "report.html").read_text(encoding="utf-8").startswith("<!doctype html>")
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "tools" / "report.py"), "no/such"], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.returncode == 2
+    assert re.fullmatch(r"error: no/such: no such folder.*\n", done.stderr)
+
+
+def test_the_page_asks_for_nothing(tmp_path: Path):
+    html = write_report([make_run(tmp_path / "mine")], tmp_path / "out" / "r.html").read_text(encoding="utf-8")
+    found = Page(html)
+    for name, attributes in found.elements:
+        assert name != "link"
+        for key in ("src", "href"):
+            assert (attributes.get(key) or "#").startswith(("#", "data:"))
+    assert "url(" not in html and "@import" not in html
