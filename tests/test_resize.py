@@ -108,7 +108,7 @@ def test_training_evaluation_tokenizer_figures_and_queries_see_the_same_pixels(
     shown = Sheets(loader, tmp_path)
     for sample, (record, _, _) in enumerate(loader.dataset.samples):
         key = list(records)[record]
-        assert np.array_equal(shown.media(sample)[0], wanted[key])
+        assert np.array_equal(shown.media(sample).image, wanted[key])
     for file in files:
         for found in (media.read_file(file, config.model), media.read_query(str(file), config.model)):
             if file.stem == "large":  # it was made smaller before it was brought into the square

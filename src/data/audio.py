@@ -159,7 +159,7 @@ def log_mel(wave: np.ndarray, rate: int, config: AudioEncoderConfig) -> np.ndarr
     wave = wave[: len(padded)]
     padded[: len(wave)] = wave
     frames = np.lib.stride_tricks.sliding_window_view(padded, window)[::hop]  # [M, W]
-    taper, bands = _analysis(config.sample_rate, window, config.mels)
+    taper, bands = analysis(config.sample_rate, window, config.mels)
     spectrum = scipy.fft.rfft(frames * taper, 2 * (bands.shape[0] - 1))  # [M, R]
     power = (spectrum.real**2 + spectrum.imag**2) @ bands  # [M, N]
     peak = power.max()
@@ -216,7 +216,7 @@ def mel_bands(rate: int, bins: int, mels: int) -> np.ndarray:
 
 
 @functools.lru_cache(maxsize=8)
-def _analysis(rate: int, window: int, mels: int) -> tuple[np.ndarray, np.ndarray]:
+def analysis(rate: int, window: int, mels: int) -> tuple[np.ndarray, np.ndarray]:
     """The Hann window [W] and the bands [R, N] of the smallest power-of-two FFT that leaves no band empty."""
     size = 1 << (window - 1).bit_length()
     bands = mel_bands(rate, size // 2 + 1, mels)

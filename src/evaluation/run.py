@@ -47,7 +47,8 @@ class Evaluation:
 
         Args:
             split: by default that of the configuration.
-            output: folder for metrics.json, captions.json, transcripts.json and figures; None: nothing is written.
+            output: folder for metrics.json, examples.json, captions.json, transcripts.json and figures; None: nothing
+                is written.
             settings: how much is measured, instead of the configuration's eval; how texts are decoded, candidates
                 weighed and images sampled is the engine's.
             sheets: of the split's loader, what shows samples where there is no ``output``.
@@ -147,6 +148,7 @@ class Evaluation:
         }
         if output:
             write_json(output / "metrics.json", metrics)
+            split.sheets.save()
         return metrics
 
     def _encode(self, split: Split, needs: Sequence[Needs]) -> dict[int, Any]:

@@ -1,13 +1,17 @@
 """What an evaluation shows: samples from all over a split with what was retrieved, captioned and generated."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from src.config import AudioEncoderConfig
 from src.data.audio import spectrogram
 from src.data.image import decode_image
 from src.data.order import evenly_apart
 from src.data.pipeline import Loader
+from src.data.playback import sound
 from src.data.regions import sketch
 from src.data.schema import AUDIO, IMAGE, MATCH_CASES, MODALITIES, TEXT
 from src.demo.facts import FactMetric
@@ -16,6 +20,7 @@ from src.files import write_json
 from src.inference.encode import Items
 from src.inference.rerank import Ranking
 from src.report.coco import save_captions
+from src.report.examples import RATE, Card, ExampleBook
 from src.report.plots import confusion_matrix
 from src.report.sheets import (
     Hit,
@@ -25,11 +30,13 @@ from src.report.sheets import (
     generation_sheet,
     reconstruction_sheet,
     retrieval_sheet,
+    spectrogram_image,
 )
 
 ROWS = 6  # queries of a sheet
 HITS = 5
 CAPTIONS = 24
+TRANSCRIPTS = 12
 GENERATED, ALBUM = 8, 32
 SHEETS = {  # direction → query, gallery, file and title
     "text_to_image": (TEXT, IMAGE, "retrieval_by_text.png", "Images found by text"),
@@ -39,16 +46,46 @@ SHEETS = {  # direction → query, gallery, file and title
 }
 
 
+@dataclass(frozen=True)
+class Media:
+    """What a sample has to be seen, read and heard."""
+
+    image: np.ndarray | None  # uint8 [S, S, 3]
+    caption: str
+    clip: np.ndarray | None  # as schema.audio_layout stores it
+    audio: AudioEncoderConfig
+
+    @property
+    def spectrogram(self) -> np.ndarray | None:
+        """uint8 [M, N]; None without audio, and of features."""
+        return None if self.clip is None else spectrogram(self.clip, self.audio)
+
+    def card(self, which: int, head: str = "", detail: str = "", right: bool | None = None) -> Card:
+        """The caption with what else of the sample is shown: its image, or its audio."""
+        images: Sequence[np.ndarray] = ()
+        wave = None
+        if which == IMAGE and self.image is not None:
+            images = (self.image,)
+        if which == AUDIO and self.spectrogram is not None:
+            images, wave = (spectrogram_image(self.spectrogram),), sound(self.clip, self.audio, RATE)
+        return Card(self.caption, images, wave, head, detail, right)
+
+
 class Sheets:
     """Writes into a folder; media are read again from the dataset, so that no evaluation keeps them in memory.
 
     Args:
         loader: of the split; None where only images in pairs are shown.
-        folder: of the figure files.
+        folder: of the figure files; the examples are written beside it.
     """
 
     def __init__(self, loader: Loader | None, folder: Path) -> None:
         self.loader, self.folder = loader, folder
+        self.book = ExampleBook()
+
+    def save(self) -> None:
+        """Writes the examples of all sheets as data, for a report."""
+        self.book.save(self.folder.parent / "examples.json")
 
     def retrieval(self, items: dict[int, Items], rankings: dict[str, Ranking]) -> None:
         """A sheet for each direction of SHEETS that was ranked."""
@@ -60,27 +97,22 @@ class Sheets:
             queries, best, shares = (part[shown] for part in (ranking.queries, ranking.indices, ranking.shares))
             best, shares = best[:, :HITS], shares[:, :HITS]
             right = relevance(items, query, gallery).take(queries).at(best)
-            rows = []
+            rows, cards = [], []
             for item, *columns in zip(queries, best, shares, right, strict=True):
+                found = self.media(int(asked[item]))
                 hits = [
-                    self._hit(gallery, int(offered[index]), share, bool(relevant))
+                    (self.media(int(offered[index])), share, bool(relevant))
                     for index, share, relevant in zip(*columns, strict=True)
                 ]
-                rows.append((self._query(query, int(asked[item])), hits))
-            title += f", each with its share among {ranking.indices.shape[1]} candidates"
-            retrieval_sheet(self.folder / file, title, rows)
+                rows.append((_query(found, query), [_hit(gallery, *hit) for hit in hits]))
+                ranked = [hit.card(gallery, "", f"share {share:.2f}", relevant) for hit, share, relevant in hits]
+                cards.append([found.card(query, "query"), *ranked])
+            note = f"each with its share among {ranking.indices.shape[1]} candidates"
+            retrieval_sheet(self.folder / file, f"{title}, {note}", rows)
+            self.book.add(title, cards, f"The best {HITS}, {note}; the right ones are framed.")
 
-    def _query(self, modality: int, sample: int) -> Query:
-        image, caption, clip = self.media(sample)
-        shown = {TEXT: None, IMAGE: image, AUDIO: clip}[modality]
-        return caption if shown is None else (shown, caption)
-
-    def _hit(self, modality: int, sample: int, share: float, relevant: bool) -> Hit:
-        image, caption, _ = self.media(sample)
-        return caption, image if modality == IMAGE else None, share, relevant
-
-    def media(self, sample: int) -> tuple[np.ndarray | None, str, np.ndarray | None]:
-        """A sample's image uint8 [S, S, 3], caption, and log-mel uint8 [M, N]; None where there is nothing to see."""
+    def media(self, sample: int) -> Media:
+        """What a sample has."""
         model, dataset = self.loader.config.model, self.loader.dataset
         record_index, caption, _ = dataset.samples[sample]
         record = next(dataset.read([record_index]))
@@ -90,27 +122,34 @@ class Sheets:
             image = decode_image(record.image, size, model.image.resize, record.key)
         elif record.regions is not None:
             image = sketch(record.regions, size)
-        clip = record.audio[max(caption, 0)] if record.audio else None
-        return image, text, None if clip is None else spectrogram(clip, model.audio)
+        return Media(image, text, record.audio[max(caption, 0)] if record.audio else None, model.audio)
 
     def generated(self, subjects: dict[int, Items], images: dict[int, np.ndarray]) -> None:
         """Originals, each beside what was generated from its text and speech; more, from text only."""
         texts = subjects[TEXT].samples
         samples = texts[evenly_apart(len(texts), GENERATED)].tolist()
         places = {which: {s: row for row, s in enumerate(subjects[which].samples.tolist())} for which in images}
-        rows = []
-        for sample in samples:
-            original, caption, _ = self.media(sample)
-            made = [images[which][row[sample]] if sample in row else None for which, row in places.items()]
-            rows.append((caption, [original, *made]))
         names = ("original", *(f"from {MODALITIES[which]}" for which in images))
-        generation_sheet(self.folder / "generated.png", "Images generated from text and from speech", names, rows)
-        album = [(images[TEXT][row], self.media(int(texts[row]))[1]) for row in evenly_apart(len(texts), ALBUM)]
+        rows, cards = [], []
+        for sample in samples:
+            given = self.media(sample)
+            made = [images[which][row[sample]] if sample in row else None for which, row in places.items()]
+            rows.append((given.caption, [given.image, *made]))
+            shown = zip(names, rows[-1][1], strict=True)
+            pictured = [Card(images=(image,), head=name) for name, image in shown if image is not None]
+            cards.append([given.card(AUDIO if AUDIO in images else TEXT, "query"), *pictured])
+        title = "Images generated from text and from speech"
+        generation_sheet(self.folder / "generated.png", title, names, rows)
+        self.book.add(title, cards)
+        album = [(images[TEXT][row], self.media(int(texts[row])).caption) for row in evenly_apart(len(texts), ALBUM)]
         album_sheet(self.folder / "generated_album.png", "Images generated from text", album)
+        self.book.add("Images generated from text", [[Card(text, (image,)) for image, text in album]])
 
     def reconstructions(self, pairs: list[tuple[np.ndarray, np.ndarray]]) -> None:
         """Images above what the image tokenizer keeps of them."""
-        reconstruction_sheet(self.folder / "reconstruction.png", "Images, and what their codes keep", pairs)
+        title = "Images, and what their codes keep"
+        reconstruction_sheet(self.folder / "reconstruction.png", title, pairs)
+        self.book.add(title, [[Card(images=pair) for pair in pairs]], "Above the image, below what is decoded.")
 
     def confusion(self, counts: list[list[int]]) -> None:
         """What matching answered in each of its five cases."""
@@ -121,13 +160,20 @@ class Sheets:
         """The confusion of classes, [truth][answer]."""
         confusion_matrix(self.folder / "classes.png", "Zero-shot classes: share of each truth", labels, counts)
 
-    def transcripts(self, file: str, clips: Items, texts: list[str]) -> None:
-        """All transcripts, each with the id of its record and which of the record's captions was spoken."""
+    def transcripts(self, file: str, title: str, clips: Items, texts: list[str]) -> None:
+        """All transcripts, each with the id of its record and which of its captions was spoken; some to show."""
         records, captions = self.loader.dataset.samples[clips.samples, :2].T.tolist()
         keys = [record.key for record in self.loader.dataset.read(records)]
         rows = zip(keys, captions, texts, strict=True)
         entries = [{"id": key, "caption": caption, "transcript": text} for key, caption, text in rows]
         write_json(self.folder.parent / file, entries)
+        cards = []
+        for row in evenly_apart(len(texts), TRANSCRIPTS):
+            said = self.media(int(clips.samples[row]))
+            right = texts[row] == said.caption
+            card = said.card(AUDIO, detail="" if right else f"said: {said.caption}", right=right)
+            cards.append(replace(card, text=texts[row] or "–"))
+        self.book.add(title, [cards], "Framed: exactly what was said.")
 
     def captions(
         self, images: Items, generated: list[str], references: list[list[str]], facts: FactMetric | None
@@ -137,8 +183,23 @@ class Sheets:
         for row in evenly_apart(len(images), CAPTIONS):
             text, group = generated[row], references[row]
             right = all(facts.compare(text, group).values()) if facts else text in group
-            shown.append((self.media(int(images.samples[row]))[0], text, group[0], right))
-        caption_sheet(self.folder / "captions.png", "Captions generated from the image only", shown)
+            shown.append((self.media(int(images.samples[row])).image, text, group[0], right))
+        title = "Captions generated from the image only"
+        caption_sheet(self.folder / "captions.png", title, shown)
+        cards = [
+            Card(text or "–", (image,), detail=f"reference: {one}", right=right) for image, text, one, right in shown
+        ]
+        stated = "every fact is right" if facts else "it is one of the references"
+        self.book.add(title, [cards], f"Framed green where {stated}, else red.")
         dataset = self.loader.dataset
         keys = [record.key for record in dataset.read(dataset.samples[images.samples, 0])]
         save_captions(self.folder.parent / "captions.json", keys, generated)
+
+
+def _query(found: Media, which: int) -> Query:
+    shown = {TEXT: None, IMAGE: found.image, AUDIO: found.spectrogram}[which]
+    return found.caption if shown is None else (shown, found.caption)
+
+
+def _hit(which: int, found: Media, share: float, relevant: bool) -> Hit:
+    return found.caption, found.image if which == IMAGE else None, share, relevant

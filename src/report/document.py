@@ -12,6 +12,7 @@ from src.report.html import Markup, tag
 from src.report.measures import headlines
 from src.report.page import printable
 from src.report.runs import Run, read_runs
+from src.report.shown import examples_section, matrices_section
 from src.report.words import sentences, share, title
 
 HERE = Path(__file__).resolve().parent
@@ -19,6 +20,8 @@ SECTIONS: tuple[tuple[str, str, Callable[[Sequence[Run]], Markup | None]], ...] 
     ("summary", "Summary", lambda runs: tag("div", map(_card, range(len(runs)), runs), class_="cards")),
     ("curves", "Curves", curves_section),
     ("metrics", "Metrics", metrics_section),
+    ("examples", "Examples", examples_section),
+    ("matrices", "Confusion", matrices_section),
     ("configuration", "Configuration", settings_section),
     ("environment", "Environment", environment_section),
 )

@@ -130,6 +130,15 @@ def reconstruction_sheet(out_png: str | Path, title: str, pairs: Sequence[tuple[
         save(page.figure, out_png)
 
 
+def spectrogram_image(clip: np.ndarray) -> np.ndarray:
+    """A log-mel uint8 [M, N] as an image [N, M, 3]: time to the right, pitch upwards, padding cut off."""
+    from matplotlib.colors import LinearSegmentedColormap
+
+    spoken = np.flatnonzero(clip.any(axis=1))
+    clip = clip[: spoken[-1] + 1] if len(spoken) else clip
+    return LinearSegmentedColormap.from_list("audio", AUDIO_COLOURS)(clip.T[::-1], bytes=True)[..., :3]
+
+
 def _hit_height(hits: Sequence[Hit]) -> float:
     """Inches of a hit's frame: a square for images, a card for text."""
     return 1.5 if any(hit[1] is not None for hit in hits[:SHOWN_HITS]) else 1.2
@@ -148,7 +157,7 @@ def _draw_query(page: Page, left: float, top: float, width: float, height: float
         page.text(left + 0.2, top + (height - text_height(len(lines), 12)) / 2, "\n".join(lines), 12)
         return
     if media.ndim == 2:
-        page.image(left, top, width, height, _spectrogram(media))
+        page.image(left, top, width, height, spectrogram_image(media))
     else:
         page.panel(left, top, height, height, "white", LINE, 1)
         page.image(left, top, height, height, media)
@@ -164,12 +173,3 @@ def _draw_hit(page: Page, left: float, top: float, width: float, height: float, 
         return
     page.image(left, top, width, height, image)
     page.text(left, top + height + 0.12 + text_height(1, 8), "\n".join(wrap(label, width, 8, 2)), 8, INK)
-
-
-def _spectrogram(clip: np.ndarray) -> np.ndarray:
-    """A log-mel uint8 [M, N] as an image [N, M, 3]: time to the right, pitch upwards, padding cut off."""
-    from matplotlib.colors import LinearSegmentedColormap
-
-    spoken = np.flatnonzero(clip.any(axis=1))
-    clip = clip[: spoken[-1] + 1] if len(spoken) else clip
-    return LinearSegmentedColormap.from_list("audio", AUDIO_COLOURS)(clip.T[::-1], bytes=True)[..., :3]

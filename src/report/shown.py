@@ -1,0 +1,177 @@
+"""Examples and confusion matrices of a report, as its evaluations wrote them."""
+
+import base64
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from src.data.schema import MATCH_CASES
+from src.report.comparison import scroll
+from src.report.html import Content, Markup, tag
+from src.report.runs import Evaluation, Run
+
+MOST_BYTES = 3 << 20  # of images and audio: the page is one file to send around
+OPENED = 6  # sheets; of more only the first of each evaluation is open
+WIDTH = 1100  # pixels of a figure file
+NUMBERED = 16  # classes of a matrix whose shares are written, and not only shown by colour
+IN_FIGURES = {"matching.png", "classes.png"}  # shown as matrices
+
+
+def examples_section(runs: Sequence[Run]) -> Markup | None:
+    """The sheets of each evaluation; of one by an earlier version, which wrote none, its figure files."""
+    room, parts = Room(MOST_BYTES), []
+    shown = [(run, evaluation) for run in runs for evaluation in run.evaluations]
+    many = sum(len(evaluation.examples) for _, evaluation in shown) > OPENED
+    for run, evaluation in shown:
+        sheets = [sheet for sheet in evaluation.examples if isinstance(sheet, dict)]
+        made = [_sheet(sheet, room, opened=not many or not at) for at, sheet in enumerate(sheets)]
+        found = [part for part in made if part is not None] or _figures(evaluation.folder / "figures", room)
+        if found:
+            parts += [tag("h3", run.name, tag("span", f"split {evaluation.label}", class_="of")), *found]
+    if not parts:
+        return None
+    note = (
+        "Examples stand evenly apart over the split: they are not the best. Audio that was stored as log-mels has been "
+    )
+    note += "reconstructed from them and sounds rougher than it did."
+    left = f"Left out beyond {MOST_BYTES >> 20} MB: {room.refused} sheets. Report fewer runs to see them."
+    return Markup(
+        tag("p", note, class_="note") + "".join(parts) + (tag("p", left, class_="problems") if room.refused else "")
+    )
+
+
+class Room:
+    """How much of the page's size is left for media.
+
+    Args:
+        most: bytes.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.left, self.refused = most, 0
+
+    def take(self, size: int) -> bool:
+        """Whether so much still fits; then it is taken."""
+        if size > self.left:
+            self.refused += 1
+            return False
+        self.left -= size
+        return True
+
+
+def matrices_section(runs: Sequence[Run]) -> Markup | None:
+    """What was answered to each truth: matching, and zero-shot classes."""
+    parts = []
+    for run in runs:
+        for evaluation in run.evaluations:
+            for heading, names, counts in _matrices(evaluation):
+                of = tag("span", f"{run.name}, split {evaluation.label}", class_="of")
+                parts += [tag("h3", heading, of), scroll(_matrix(names, counts))]
+    if not parts:
+        return None
+    note = "Rows are the truth, columns the answer; shares of each row, the right answers on the diagonal."
+    return Markup(tag("p", note, class_="note") + "".join(parts))
+
+
+def _sheet(sheet: dict[str, Any], room: Room, opened: bool) -> Markup | None:
+    """A sheet's rows; None if there is no room for it."""
+    rows = [[card for card in row if isinstance(card, dict)] for row in sheet.get("rows", ()) if isinstance(row, list)]
+    if not rows or not room.take(sum(map(len, (uri for row in rows for card in row for uri in _media(card))))):
+        return None
+    note = tag("p", sheet["note"], class_="note") if sheet.get("note") else None
+    lines = [tag("div", map(_card, row), class_="row", tabindex=0) for row in rows]
+    kind = "grid-of" if len(rows) == 1 else "rows-of"
+    return tag("details", tag("summary", sheet.get("title")), note, lines, class_=f"sheet {kind}", open=opened)
+
+
+def _media(card: dict[str, Any]) -> list[str]:
+    """The data URIs of a card: nothing is loaded from anywhere else."""
+    images = card.get("images")
+    return [*_uris(images if isinstance(images, list) else [], "image"), *_uris([card.get("audio")], "audio")]
+
+
+def _uris(values: Sequence[Any], kind: str) -> list[str]:
+    return [value for value in values if isinstance(value, str) and value.startswith(f"data:{kind}/")]
+
+
+def _card(card: dict[str, Any]) -> Markup:
+    head, text, detail, right = (card.get(key) for key in ("head", "text", "detail", "right"))
+    uris = _media(card)
+    images = [tag("img", src=uri, alt=text or head or "", loading="lazy") for uri in _uris(uris, "image")]
+    audio = [tag("audio", src=uri, controls=True, preload="none") for uri in _uris(uris, "audio")]
+    mark = None if right is None else tag("span", "✓ " if right else "✗ ", class_="mark")
+    content: Content = tag("p", mark, text, class_="text" if images else "text said", lang="zh") if text else mark
+    kinds = ["example", "query" if head == "query" else "", {True: "right", False: "wrong"}.get(right, "")]
+    return tag(
+        "div",
+        tag("p", head, class_="head") if head and head != "query" else None,
+        images,
+        audio,
+        content,
+        tag("p", detail, class_="detail", lang="zh") if detail else None,
+        class_=" ".join(filter(None, kinds)),
+    )
+
+
+def _figures(folder: Path, room: Room) -> list[Markup]:
+    """Figure files at a smaller size."""
+    found = []
+    for path in sorted(folder.glob("*.png")):
+        uri = "" if path.name in IN_FIGURES else _reduced(path)
+        if uri and room.take(len(uri)):
+            picture = tag("img", src=uri, alt=path.stem, class_="figure", loading="lazy")
+            found.append(tag("details", tag("summary", path.stem.replace("_", " ")), picture, open=True))
+    return found
+
+
+def _reduced(path: Path) -> str:
+    """A figure as a data URI; empty if it cannot be read."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            reduced = image.convert("RGB")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return ""
+    reduced.thumbnail((WIDTH, 4 * WIDTH))
+    file = io.BytesIO()
+    reduced.save(file, "WEBP", quality=75)
+    return f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def _matrices(evaluation: Evaluation) -> list[tuple[str, list[str], list[list[int]]]]:
+    """Heading, names and counts [truth][answer] of those that are whole."""
+    zero_shot = evaluation.section("zero_shot")
+    labels = sorted(zero_shot.get("recall", {}))
+    found = [
+        ("Which of text, image and audio belong together", list(MATCH_CASES), evaluation.section("masked")),
+        ("Zero-shot classes", labels, zero_shot),
+    ]
+    return [
+        (heading, names, measured["confusion"])
+        for heading, names, measured in found
+        if _is_square(measured.get("confusion"), len(names))
+    ]
+
+
+def _is_square(counts: Any, side: int) -> bool:
+    if not isinstance(counts, list) or not counts or len(counts) != side:
+        return False
+    return all(isinstance(row, list) and len(row) == side and all(isinstance(n, int) for n in row) for row in counts)
+
+
+def _matrix(names: list[str], counts: list[list[int]]) -> Markup:
+    few = len(names) <= NUMBERED
+    head = tag("tr", tag("th", "truth, answer →"), [tag("th", name, scope="col") for name in names])
+    body = []
+    for name, row in zip(names, counts, strict=True):
+        cells = []
+        for answer, count in zip(names, row, strict=True):
+            part = count / max(1, sum(row))
+            told = f"{name} answered as {answer}: {count} of {sum(row)}"
+            style = f"background:rgba(var(--heat),{0.85 * part:.2f})"
+            dark = "full" if part > 0.6 else None
+            cells.append(tag("td", f"{part:.2f}" if few else None, style=style, title=told, class_=dark))
+        body.append(tag("tr", tag("th", f"{name} ({sum(row)})", scope="row"), cells))
+    return tag("table", tag("thead", head), tag("tbody", body), class_="matrix" if few else "matrix many")
