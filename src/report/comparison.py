@@ -173,7 +173,9 @@ def _sign(value: float) -> int:
 
 
 def _text(row: Measure, value: float) -> str:
-    return f"{value:.1f}" if row.name == "median rank" else share(value)
+    if row.name == "median rank":
+        return f"{value:.1f}"
+    return share(value) if abs(value) < 10 else f"{value:.2f}"
 
 
 def _chance(rows: Sequence[Measure]) -> str:
@@ -183,9 +185,14 @@ def _chance(rows: Sequence[Measure]) -> str:
 
 
 def _setting(value: Any) -> str:
+    """A setting as YAML has it."""
+    if isinstance(value, list):
+        return f"[{', '.join(map(_setting, value))}]"
+    if isinstance(value, bool):
+        return str(value).lower()
     if value is ...:
         return "–"
-    return str(value).lower() if isinstance(value, bool) else str(value) if value != "" else "''"
+    return "''" if value == "" else str(value)
 
 
 def _line(key: str, value: Any, defaults: Mapping[str, Any]) -> Markup:

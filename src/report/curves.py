@@ -11,6 +11,7 @@ from src.report.runs import Run
 GROUPS = {
     "loss": "Losses",
     "eval/": "Held-out metrics",
+    "embeddings/": "Held-out metrics",
     "batch/": "Statistics of batches",
     "lr": "Optimisation and speed",
     "": "Other values",
@@ -19,9 +20,14 @@ TITLES = {
     "loss": "total",
     "lr": "learning rate",
     "grad_norm": "gradient norm, before clipping",
+    "logit_scale": "logit scale, of the contrastive loss",
     "samples_per_second": "samples a second",
+    "data_wait": "share of time without a batch",
+    "best_metric": "metric of the best checkpoint",
 }
-TOGETHER = {"lr": "lr", "grad_norm": "lr", "samples_per_second": "lr", "loss_scale": "lr"}
+TOGETHER = {key: "lr" for key in ("grad_norm", "logit_scale", "samples_per_second", "data_wait", "loss_scale")}
+TOGETHER["best_metric"] = "eval/"
+CHANCE, METRIC = "chance/", "eval/"  # of a held-out metric: what looking at nothing reaches, and itself
 EXACT = ("lr", "loss_scale")  # set, not measured: smoothing would show what never was
 
 
@@ -30,9 +36,14 @@ def panels(runs: Sequence[Run]) -> list[dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for place, run in enumerate(runs):
         for key, values in run.series().items():
+            if key.startswith(CHANCE):
+                continue
             panel = found.setdefault(key, {"key": key, "group": _group(key), "title": _title(key), "series": []})
             panel |= {"loss": _is_loss(key), "exact": key in EXACT}
             panel["series"].append({"run": place, "x": list(values), "y": list(values.values())})
+            chance = run.series().get(key.replace(METRIC, CHANCE, 1) if key.startswith(METRIC) else "")
+            if chance:
+                panel["series"][-1]["chance"] = [chance.get(step) for step in values]
     order = list(GROUPS.values())
     rank = {key: at for at, key in enumerate(found)}
     known = list(TITLES)
@@ -67,7 +78,7 @@ def curves_section(runs: Sequence[Run]) -> Markup | None:
             if panel["group"] == title
         ]
         groups += [tag("h3", title), tag("div", places, class_="panels")]
-    hint = "Pale: as logged. Bold: exponential mean. A metric that only one run logs has one curve."
+    hint = "Pale: as logged. Bold: exponential mean. Dotted: by chance. Not every run logs every metric."
     noscript = tag("noscript", tag("p", "The curves need JavaScript, which this browser does not run."))
     data = {"runs": [run.name for run in runs], "panels": shown}
     return Markup(

@@ -8,16 +8,19 @@ from pathlib import Path
 from src.files import write_text
 from src.report.comparison import environment_section, metrics_section, settings_section
 from src.report.curves import curves_section
+from src.report.glyphs import font_face
 from src.report.html import Markup, tag
 from src.report.measures import headlines
 from src.report.page import printable
 from src.report.runs import Run, read_runs
 from src.report.shown import examples_section, matrices_section
+from src.report.warned import findings, warnings_section
 from src.report.words import sentences, share, title
 
 HERE = Path(__file__).resolve().parent
 SECTIONS: tuple[tuple[str, str, Callable[[Sequence[Run]], Markup | None]], ...] = (
     ("summary", "Summary", lambda runs: tag("div", map(_card, range(len(runs)), runs), class_="cards")),
+    ("warnings", "Warnings", warnings_section),
     ("curves", "Curves", curves_section),
     ("metrics", "Metrics", metrics_section),
     ("examples", "Examples", examples_section),
@@ -45,11 +48,12 @@ def page(runs: Sequence[Run]) -> str:
     parts = [part for part in parts if part[2] is not None]
     links = [tag("a", heading, href=f"#{name}") for name, heading, _ in parts]
     body = tag("body", _header(runs), tag("nav", tag("div", links)), tag("main", map(_section, parts)))
-    html = tag("html", _head(title(list(runs)), script), body, tag("script", Markup(script)), lang="en")
+    head = _head(title(list(runs)), script, font_face(body))
+    html = tag("html", head, body, tag("script", Markup(script)), lang="en")
     return printable(f"<!doctype html>\n{html}\n")
 
 
-def _head(heading: str, script: str) -> Markup:
+def _head(heading: str, script: str, fonts: str) -> Markup:
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     # nothing is loaded from anywhere, and no script runs but this page's own
     policy = "default-src 'none'; img-src data:; media-src data:; font-src data:; style-src 'unsafe-inline'"
@@ -60,7 +64,7 @@ def _head(heading: str, script: str) -> Markup:
         tag("meta", http_equiv="Content-Security-Policy", content=policy),
         tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
         tag("title", f"Report: {heading}"),
-        tag("style", Markup((HERE / "report.css").read_text(encoding="utf-8"))),
+        tag("style", Markup(fonts + (HERE / "report.css").read_text(encoding="utf-8"))),
     )
 
 
@@ -80,6 +84,9 @@ def _card(place: int, run: Run) -> Markup:
     bars = [_bar(row, label) for label, row in _main(run)]
     problems = tag("div", [tag("p", problem) for problem in run.problems], class_="problems") if run.problems else None
     text = [tag("p", sentence) for sentence in sentences(run)]
+    count = len(findings(run)) if run.config else 0
+    if count:
+        text.append(tag("p", tag("a", f"{count} warning{'s' if count > 1 else ''}", href="#warnings"), class_="weak"))
     return tag("article", tag("h3", swatch, run.name), text, tag("div", bars, class_="bars"), problems, class_="card")
 
 

@@ -134,6 +134,13 @@ def _image_generation(metrics: Metrics) -> Iterator[Measure]:
         yield Measure(section, f"generated from {source}", "median rank", found["median_rank"], sign=-1)
 
 
+def _embeddings(metrics: Metrics) -> Iterator[Measure]:
+    for name, found in (metrics.get("embeddings") or {}).items():
+        section = f"Embeddings of {found['items']:,} items, {found['dimensions']} dimensions"
+        yield Measure(section, name, "mean cosine of pairs", found["mean_cosine"], sign=0)
+        yield Measure(section, name, "effective rank", found["effective_rank"], sign=0)
+
+
 def _zero_shot(metrics: Metrics) -> Iterator[Measure]:
     found = metrics.get("zero_shot") or {}
     if not found:
@@ -157,7 +164,9 @@ def _vqa(metrics: Metrics) -> Iterator[Measure]:
 
 
 Part = Callable[[Metrics], Iterator[Measure]]
-PARTS: tuple[Part, ...] = (_retrieval, _reconstruction, _texts, _image_generation, _masked, _zero_shot, _vqa)
+PARTS: tuple[Part, ...] = (
+    *(_retrieval, _embeddings, _reconstruction, _texts, _image_generation, _masked, _zero_shot, _vqa),
+)
 WHOLE = {"VQA accuracy", "CIDEr-D"}  # these are judged as a whole, not by group
 HEADLINES = {"R@1", "all facts right", "CIDEr-D", "character error rate", "top-1", "VQA accuracy"}
 HEADLINES |= {*MASKED.values(), RECONSTRUCTION["psnr"]}

@@ -68,7 +68,7 @@
     const width = Math.max(figure.clientWidth - 20, 160);
     const svg = element("svg", { viewBox: `0 0 ${width} ${HEIGHT}`, role: "img", tabindex: 0 }, figure);
     svg.setAttribute("aria-label", `${panel.title}: ${shown.map((line) => `${runs[line.run]} ends at ${format(line.y.at(-1))}`).join(", ")}`);
-    const values = shown.flatMap((line) => line.y).filter((value) => value !== null);
+    const values = shown.flatMap((line) => [...line.y, ...(line.chance ?? [])]).filter((value) => value !== null);
     if (!values.length) return;
     const log = state.log && panel.loss && values.every((value) => value > 0);
     let low = Math.min(...values), high = Math.max(...values);
@@ -89,6 +89,7 @@
       const xs = line.x.map(x), place = (value) => (value === null ? null : y(value));
       element("path", { class: `raw ${look}`, d: path(xs, line.y.map(place)) }, svg);
       element("path", { class: `mean ${look}`, d: path(xs, mean.map(place)) }, svg);
+      if (line.chance) element("path", { class: `chance ${look}`, d: path(xs, line.chance.map(place)) }, svg);
       if (line.x.length === 1) element("circle", { class: `mean ${look}`, cx: xs[0], cy: place(line.y[0]) ?? -9, r: 3 }, svg);
       return { ...line, mean };
     });
@@ -114,6 +115,7 @@
         const row = tip.appendChild(document.createElement("div")), swatch = document.createElement("span"), value = document.createElement("b");
         swatch.className = `swatch b${line.run % 6}`;
         value.textContent = line.mean[index] !== line.y[index] ? `${format(line.y[index])} (mean ${format(line.mean[index])})` : format(line.y[index]);
+        if (line.chance?.[index] != null) value.textContent += `, chance ${format(line.chance[index])}`;
         row.append(swatch, runs[line.run], value);
       }
       figure.append(tip);

@@ -98,8 +98,8 @@ def _uris(values: Sequence[Any], kind: str) -> list[str]:
 def _card(card: dict[str, Any]) -> Markup:
     head, text, detail, right = (card.get(key) for key in ("head", "text", "detail", "right"))
     uris = _media(card)
-    images = [tag("img", src=uri, alt=text or head or "", loading="lazy") for uri in _uris(uris, "image")]
-    audio = [tag("audio", src=uri, controls=True, preload="none") for uri in _uris(uris, "audio")]
+    images = [tag("img", src=uri, alt=text or head or "") for uri in _uris(uris, "image")]
+    audio = [tag("audio", src=uri, controls=True, preload="metadata") for uri in _uris(uris, "audio")]
     mark = None if right is None else tag("span", "✓ " if right else "✗ ", class_="mark")
     content: Content = tag("p", mark, text, class_="text" if images else "text said", lang="zh") if text else mark
     kinds = ["example", "query" if head == "query" else "", {True: "right", False: "wrong"}.get(right, "")]
@@ -120,7 +120,7 @@ def _figures(folder: Path, room: Room) -> list[Markup]:
     for path in sorted(folder.glob("*.png")):
         uri = "" if path.name in IN_FIGURES else _reduced(path)
         if uri and room.take(len(uri)):
-            picture = tag("img", src=uri, alt=path.stem, class_="figure", loading="lazy")
+            picture = tag("img", src=uri, alt=path.stem, class_="figure")
             found.append(tag("details", tag("summary", path.stem.replace("_", " ")), picture, open=True))
     return found
 

@@ -1,0 +1,58 @@
+"""The warnings of a report: what src/report/diagnosis.py finds in a run's log and in its evaluations."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from src.report.diagnosis import Finding, Watch
+from src.report.html import Markup, tag
+from src.report.runs import Evaluation, Run
+
+
+def warnings_section(runs: Sequence[Run]) -> Markup:
+    """What each run's log and evaluations warn of."""
+    parts = []
+    for place, run in enumerate(runs):
+        heading = tag("h3", tag("span", class_=f"swatch b{place % 6}"), run.name)
+        parts += [heading, _listed(findings(run)) if run.config else tag("p", "Not looked for: no configuration.")]
+    return Markup("".join(parts))
+
+
+def findings(run: Run) -> list[Finding]:
+    """In the order in which they began; an evaluation counts as the last line of the log. Needs ``run.config``."""
+    watch = Watch(run.config)
+    lines = [*run.lines, *(as_line(evaluation, run.last_step) for evaluation in run.evaluations)]
+    return [finding for line in lines for finding in watch.add(line)]
+
+
+def as_line(evaluation: Evaluation, step: int) -> dict[str, Any]:
+    """An evaluation as training would have logged it: ``eval/…``, ``chance/…`` and ``embeddings/…``."""
+    line: dict[str, Any] = {"step": step}
+    for row in evaluation.rows:
+        if row.chance is None or not row.sign:
+            continue
+        turned = row.sign < 0  # an error rate: higher is better in a log
+        name = f"{f'{row.group}, ' if row.group else ''}{'1 − ' if turned else ''}{row.name}"
+        name += f" ({row.section}, split {evaluation.label})"
+        line[f"eval/{name}"] = 1 - row.value if turned else row.value
+        line[f"chance/{name}"] = 1 - row.chance if turned else row.chance
+    for name, found in evaluation.section("embeddings").items():
+        for measure in ("mean_cosine", "effective_rank"):
+            if isinstance(found, dict) and measure in found:
+                line[f"embeddings/{name}_{measure}"] = found[measure]
+    return line
+
+
+def _listed(found: Sequence[Finding]) -> Markup:
+    if not found:
+        return tag("p", "No warnings.", class_="note")
+    rows = [
+        tag(
+            "p",
+            tag("b", f"{finding.name.replace('_', ' ')}, step {finding.step:,}: "),
+            finding.figure,
+            ". ",
+            tag("small", finding.advice),
+        )
+        for finding in found
+    ]
+    return tag("div", rows, class_="findings")
