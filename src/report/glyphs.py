@@ -1,4 +1,7 @@
-"""The Chinese characters of a page as a font inside it, for machines that have none."""
+"""The Chinese characters of a page as a font inside it, for machines that have none.
+
+It stands before the machine's own: a browser may keep the boxes that it drew while a font that stands last was loading.
+"""
 
 import base64
 import io
@@ -6,6 +9,7 @@ import io
 from src.report.page import FONT
 
 FIRST = 0x2E80  # of the East Asian scripts; what comes before every machine can show
+RANGE = "U+2E80-FFFF, U+20000-3FFFF"  # without the space, whose font would set the height of all lines
 FAMILY = "Report Han"  # as report.css names it
 
 
@@ -24,4 +28,5 @@ def font_face(text: str) -> str:
     file = io.BytesIO()
     subset.save_font(font, file, options)
     data = base64.b64encode(file.getvalue()).decode()
-    return f'@font-face {{ font-family: "{FAMILY}"; src: url(data:font/woff;base64,{data}) format("woff"); }}\n'
+    source = f'src: url(data:font/woff;base64,{data}) format("woff")'
+    return f'@font-face {{ font-family: "{FAMILY}"; unicode-range: {RANGE}; {source}; }}\n'
