@@ -284,6 +284,11 @@ def test_results_are_brought_together(tmp_path: Path, capsys: pytest.CaptureFixt
     printed = capsys.readouterr().out
     for part in ("text → image", "PSNR", "summary.json"):
         assert part in printed
+    report = tmp_path / "out" / "report.html"
+    assert printed.endswith(f"{report}\n")
+    text = report.read_text(encoding="utf-8")
+    assert all(f'data-run="{number}"' in text and f">{task}<" in text for number, task in enumerate(demo.TRAININGS))
+    assert "Retrieval re-ranked among 1,000" in text
 
 
 def test_a_failure_and_an_interruption_say_how_to_go_on(tmp_path: Path):

@@ -343,6 +343,16 @@ def test_whole_run(config: Config, evaluation: Evaluation, tmp_path: Path) -> No
         "texts_by_speech.png",
         "captions.png",
     }
+    sheets = json.loads((tmp_path / "examples.json").read_text(encoding="utf-8"))["sheets"]
+    shown = {sheet["title"]: sheet["rows"] for sheet in sheets}
+    assert list(shown) == [
+        *("Images found by text", "Images found by speech", "Texts found by image", "Texts found by speech"),
+        *("Captions generated from the image only", "Transcripts of speech"),
+    ]
+    for query, *hits in shown["Images found by speech"]:
+        assert query["audio"].startswith("data:audio/mpeg;base64,") and query["head"] == "query"
+        assert all(hit["images"][0].startswith("data:image/webp;base64,") and "right" in hit for hit in hits)
+    assert all(card["audio"] and card["text"] for card in shown["Transcripts of speech"][0])
     transcripts = json.loads((tmp_path / "transcripts.json").read_text(encoding="utf-8"))
     assert len(transcripts) == metrics["transcription"]["clips"]
     spoken = {(entry["id"], entry["caption"]) for entry in transcripts}

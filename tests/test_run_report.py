@@ -1,5 +1,7 @@
 """Reports of runs: what the page says is what the run folders hold, whatever they hold."""
 
+import base64
+import io
 import json
 import re
 import subprocess
@@ -8,13 +10,18 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import soundfile
+from PIL import Image
 
 from src.config import load_config, to_yaml
 from src.files import ROOT
 from src.report.document import page, write_report
+from src.report.examples import RATE, SIDE, Card, ExampleBook
 from src.report.html import Markup, tag
 from src.report.runs import ReportError, names, read_runs
+from src.report.warned import findings
 
 EVIL = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'&"
 RECALL = {"R@5": 0.75, "R@10": 0.875, "median_rank": 1.5, "gallery": 200, "different": 200, "best_R@1": 1.0}
@@ -283,3 +290,112 @@ def test_the_page_asks_for_nothing(tmp_path: Path):
         for key in ("src", "href"):
             assert (attributes.get(key) or "#").startswith(("#", "data:"))
     assert html.count("url(") == html.count("url(data:font/woff;base64,") and "@import" not in html
+
+
+def shown(run: Path, *rows: list[Card], title: str = "Found") -> Page:
+    book = ExampleBook()
+    book.add(title, rows, "a note")
+    book.save(run / "eval-test" / "examples.json")
+    return report(run)[1]
+
+
+def image(side: int = 64) -> np.ndarray:
+    return np.random.default_rng(side).integers(0, 255, (side, side, 3), np.uint8)
+
+
+def test_examples_are_shown_with_their_media(tmp_path: Path):
+    wave = np.sin(np.arange(RATE) / 10).astype(np.float32)
+    query = Card("一只猫", (image(),), wave, "query")
+    hits = [Card("猫", (image(700),), detail="share 0.75", right=True), Card("狗", detail="share 0.25", right=False)]
+    found = shown(make_run(tmp_path / "mine"), [query, *hits], [query, *hits])
+    kinds = [attributes["class"] for _, attributes in found.elements if "example" in (attributes.get("class") or "")]
+    assert kinds == 2 * ["example query", "example right", "example wrong"]
+    images = [attributes["src"] for name, attributes in found.elements if name == "img"]
+    sizes = [Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))).size for uri in images]
+    assert sizes == 2 * [(64, 64), (SIDE, SIDE)]
+    (audio, _) = [attributes["src"] for name, attributes in found.elements if name == "audio"]
+    heard, rate = soundfile.read(io.BytesIO(base64.b64decode(audio.partition(",")[2])))
+    assert rate == RATE and abs(len(heard) - len(wave)) < 2000
+    for text in ("Found", "a note", "一只猫", "✓ 猫", "✗ 狗", "share 0.75"):
+        assert text in found.text
+
+
+def test_examples_from_elsewhere_load_nothing(tmp_path: Path):
+    run = make_run(tmp_path / "mine")
+    card = {"text": EVIL, "images": ["http://example.org/x.png", EVIL, 3], "audio": "//example.org/x.mp3", "head": EVIL}
+    sheets = [{"title": EVIL, "rows": [[card, 3], 4]}, 5, {"rows": "x"}]
+    (run / "eval-test" / "examples.json").write_text(json.dumps({"sheets": sheets}))
+    found = report(run)[1]
+    assert not [name for name, _ in found.elements if name in ("img", "audio", "iframe")]
+    assert [name for name, _ in found.elements].count("script") == 2
+
+
+def test_an_evaluation_without_examples_shows_its_figures(tmp_path: Path):
+    run = make_run(tmp_path / "mine")
+    figures = run / "eval-test" / "figures"
+    figures.mkdir()
+    Image.fromarray(image(1800)).resize((1800, 900)).save(figures / "captions.png")
+    Image.fromarray(image()).save(figures / "matching.png")  # its numbers are a matrix on the page
+    (figures / "damaged.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    (picture,) = [attributes for name, attributes in report(run)[1].elements if name == "img"]
+    assert picture["alt"] == "captions"
+    assert Image.open(io.BytesIO(base64.b64decode(picture["src"].partition(",")[2]))).size == (1100, 550)
+
+
+def test_the_page_stays_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("src.report.shown.MOST_BYTES", 1 << 20)
+    run = make_run(tmp_path / "mine")
+    book = ExampleBook()
+    book.add("Large", [[Card(images=[image(159)] * 150)]])
+    book.add("Small", [[Card(images=[image()])]])
+    book.save(run / "eval-test" / "examples.json")
+    html, found = report(run)
+    assert len(html) < 1 << 20
+    assert "Left out beyond 1 MB: 1 sheets" in found.text and "Small" in found.text and "Large" not in found.text
+
+
+def test_matrices_show_what_was_answered(tmp_path: Path):
+    metrics = METRICS | {
+        "zero_shot": {"items": 4, "recall": {"cat": 0.5, EVIL: 1.0}, "confusion": [[2, 0], [1, 1]], "top_1": 0.75}
+        | {"chance_top_1": 0.5, "mean_recall": 0.75, "majority": 0.5, "count": {}}
+    }
+    found = report(make_run(tmp_path / "mine", metrics=metrics))[1]
+    assert found.row("text+audio (7)") == ["0.29", "0.29", "0.43", "0.00", "0.00"]
+    assert found.row("cat (2)") == ["0.50", "0.50"]
+    metrics["zero_shot"]["confusion"] = [[2, 0], [1, "x"]]
+    assert not [row for row in report(make_run(tmp_path / "other", metrics=metrics))[1].rows if row[:1] == ["cat (2)"]]
+
+
+def test_warnings_come_from_the_log_and_from_evaluations(tmp_path: Path):
+    run = make_run(tmp_path / "mine", steps=100)
+    text = report(run)[1].text
+    assert (
+        "objective at chance, step 100: matching, five cases (Masked modelling and matching, split test) is 0.312"
+        in text
+    )
+    assert "loss diverging" not in text
+    with (run / "metrics.jsonl").open("a") as log:
+        log.writelines(json.dumps({"step": step, "loss": 9.0}) + "\n" for step in range(101, 107))
+    found = findings(read_runs([run])[0])
+    assert [finding.name for finding in found] == ["loss_diverging", "objective_at_chance"]
+    assert "the loss is 9" in report(run)[1].text and "2 warnings" in report(run)[1].text
+    fine = METRICS | {"masked": {"mlm_accuracy": 0.625, "mlm_chance": 0.0625}}
+    assert "No warnings." in report(make_run(tmp_path / "fine", metrics=fine))[1].text
+
+
+def test_error_rates_are_no_better_than_chance_where_they_are_as_high(tmp_path: Path):
+    metrics = {"transcription": {"character_error_rate": 0.9, "clips": 40, "chance": {"character_error_rate": 0.9}}}
+    run = make_run(tmp_path / "mine", metrics=metrics)
+    assert [finding.figure.partition(" (")[0] for finding in findings(read_runs([run])[0])] == [
+        "1 − character error rate"
+    ]
+    assert report(run)[1].row("character error rate") == ["0.900 ◦", "0.900"]
+
+
+def test_chance_stands_beside_held_out_curves(tmp_path: Path):
+    run = make_run(tmp_path / "mine")
+    with (run / "metrics.jsonl").open("a") as log:
+        log.write('{"step": 2, "eval/mlm": 0.5, "chance/mlm": 0.25}\n{"step": 3, "eval/mlm": 0.75}\n')
+    found = curves(report(run)[0])
+    assert found["eval/mlm"]["series"] == [{"run": 0, "x": [2, 3], "y": [0.5, 0.75], "chance": [0.25, None]}]
+    assert "chance/mlm" not in found

@@ -27,7 +27,9 @@ def sound(clip: np.ndarray, config: AudioEncoderConfig, rate: int) -> np.ndarray
         return None
     wave = invert_log_mel(clip, config) if config.input == "fbank" else clip / np.float32(32767)
     wave = resample(wave, config.sample_rate, rate)
-    return (wave * (PEAK / max(float(np.abs(wave).max()), 1e-6))).astype(np.float32)
+    if not clip.any():  # silence, of which only what rounding left would be heard
+        return np.zeros(len(wave), np.float32)
+    return (wave * (PEAK / float(np.abs(wave).max()))).astype(np.float32)
 
 
 def invert_log_mel(clip: np.ndarray, config: AudioEncoderConfig) -> np.ndarray:

@@ -24,6 +24,7 @@ from src.config import load_config, to_yaml
 from src.config.paths import path_setting
 from src.errors import UserError
 from src.files import ROOT, write_json
+from src.report.document import write_report
 from src.report.plots import loss_curves
 from src.report.tables import summary as text_of
 from src.report.tables import table
@@ -236,7 +237,8 @@ def run_demo(folder: Path, world: str, fast: bool, run: Run = run_commands) -> N
     print(f"\n{text_of(results)}\n")
     print(table([[stage, f"{spent:.1f}"] for stage, spent in results["minutes"].items()], ["minutes", ""]))
     print(f"\nexported graphs differ from the model by at most {results['export']['max_abs_diff']:.1e}")
-    for path in (folder / "summary.json", *gather_figures(folder)):
+    report = write_report([folder / task for task in TRAININGS], folder / "report.html")
+    for path in (folder / "summary.json", *gather_figures(folder), report):
         print(path)
 
 
