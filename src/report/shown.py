@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from src.data.decoding import read_bytes
+from src.data.errors import DataError
+from src.data.image import open_rgb
 from src.data.schema import MATCH_CASES
 from src.report.comparison import scroll
 from src.report.html import Content, Markup, tag
@@ -127,16 +130,13 @@ def _figures(folder: Path, room: Room) -> list[Markup]:
 
 def _reduced(path: Path) -> str:
     """A figure as a data URI; empty if it cannot be read."""
-    from PIL import Image
-
     try:
-        with Image.open(path) as image:
-            reduced = image.convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        image = open_rgb(read_bytes(path, "figure"), str(path))
+    except DataError:
         return ""
-    reduced.thumbnail((WIDTH, 4 * WIDTH))
+    image.thumbnail((WIDTH, 4 * WIDTH))
     file = io.BytesIO()
-    reduced.save(file, "WEBP", quality=75)
+    image.save(file, "WEBP", quality=75)
     return f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
