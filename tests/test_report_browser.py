@@ -30,7 +30,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> str:
     wave = 0.5 * np.sin(2 * np.pi * 440 * np.arange(2 * RATE) / RATE).astype(np.float32)
     book = ExampleBook()
     found = [Card("红底，左边一只猫", (image,), right=True), Card(EVIL, (image,), detail=EVIL, right=False)]
-    book.add(EVIL, [[Card("左边两个月亮", (image,), wave, "query"), *found]], EVIL)
+    book.add(EVIL, [[Card("左边两个月亮", (image,), lambda: wave, "query"), *found]], EVIL)
     book.save(runs[0] / "eval-test" / "examples.json")
     return write_report(runs, folder / "report.html").as_uri()
 

@@ -305,7 +305,7 @@ def image(side: int = 64) -> np.ndarray:
 
 def test_examples_are_shown_with_their_media(tmp_path: Path):
     wave = np.sin(np.arange(RATE) / 10).astype(np.float32)
-    query = Card("一只猫", (image(),), wave, "query")
+    query = Card("一只猫", (image(),), lambda: wave, "query")
     hits = [Card("猫", (image(700),), detail="share 0.75", right=True), Card("狗", detail="share 0.25", right=False)]
     found = shown(make_run(tmp_path / "mine"), [query, *hits], [query, *hits])
     kinds = [attributes["class"] for _, attributes in found.elements if "example" in (attributes.get("class") or "")]
@@ -380,7 +380,7 @@ def test_warnings_come_from_the_log_and_from_evaluations(tmp_path: Path):
     assert [finding.name for finding in found] == ["loss_diverging", "objective_at_chance"]
     assert "the loss is 9" in report(run)[1].text and "2 warnings" in report(run)[1].text
     fine = METRICS | {"masked": {"mlm_accuracy": 0.625, "mlm_chance": 0.0625}}
-    assert "No warnings." in report(make_run(tmp_path / "fine", metrics=fine))[1].text
+    assert "No warnings: fine." in report(make_run(tmp_path / "fine", metrics=fine))[1].text
 
 
 def test_error_rates_are_no_better_than_chance_where_they_are_as_high(tmp_path: Path):

@@ -1,7 +1,7 @@
 """What an evaluation shows: samples from all over a split with what was retrieved, captioned and generated."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +37,10 @@ ROWS = 6  # queries of a sheet
 HITS = 5
 CAPTIONS = 24
 TRANSCRIPTS = 12
+TRANSCRIPT_TITLES = {
+    "transcripts.json": "Transcripts of speech",
+    "transcripts_with_image.json": "Transcripts of speech with its image",
+}
 GENERATED, ALBUM = 8, 32
 SHEETS = {  # direction → query, gallery, file and title
     "text_to_image": (TEXT, IMAGE, "retrieval_by_text.png", "Images found by text"),
@@ -62,13 +66,12 @@ class Media:
 
     def card(self, which: int, head: str = "", detail: str = "", right: bool | None = None) -> Card:
         """The caption with what else of the sample is shown: its image, or its audio."""
-        images: Sequence[np.ndarray] = ()
-        wave = None
         if which == IMAGE and self.image is not None:
-            images = (self.image,)
+            return Card(self.caption, (self.image,), None, head, detail, right)
         if which == AUDIO and self.spectrogram is not None:
-            images, wave = (spectrogram_image(self.spectrogram),), sound(self.clip, self.audio, RATE)
-        return Card(self.caption, images, wave, head, detail, right)
+            picture, play = spectrogram_image(self.spectrogram), partial(sound, self.clip, self.audio, RATE)
+            return Card(self.caption, (picture,), play, head, detail, right)
+        return Card(self.caption, head=head, detail=detail, right=right)
 
 
 class Sheets:
@@ -160,7 +163,7 @@ class Sheets:
         """The confusion of classes, [truth][answer]."""
         confusion_matrix(self.folder / "classes.png", "Zero-shot classes: share of each truth", labels, counts)
 
-    def transcripts(self, file: str, title: str, clips: Items, texts: list[str]) -> None:
+    def transcripts(self, file: str, clips: Items, texts: list[str]) -> None:
         """All transcripts, each with the id of its record and which of its captions was spoken; some to show."""
         records, captions = self.loader.dataset.samples[clips.samples, :2].T.tolist()
         keys = [record.key for record in self.loader.dataset.read(records)]
@@ -173,7 +176,7 @@ class Sheets:
             right = texts[row] == said.caption
             card = said.card(AUDIO, detail="" if right else f"said: {said.caption}", right=right)
             cards.append(replace(card, text=texts[row] or "–"))
-        self.book.add(title, [cards], "Framed: exactly what was said.")
+        self.book.add(TRANSCRIPT_TITLES[file], [cards], "Framed green: exactly what was said.")
 
     def captions(
         self, images: Items, generated: list[str], references: list[list[str]], facts: FactMetric | None

@@ -61,7 +61,7 @@ class CaptionEvaluator(Evaluator):
 class TranscriptEvaluator(Evaluator):
     """Transcripts generated from audio only, if the model is trained for it: error rates by character and word."""
 
-    name, file, title = "transcription", "transcripts.json", "Transcripts of speech"
+    name, file = "transcription", "transcripts.json"
 
     def needs(self, settings: EvalConfig) -> Needs | None:
         trained = "audio" in self.engine.config.objectives.denoise_text.given
@@ -82,7 +82,7 @@ class TranscriptEvaluator(Evaluator):
         spoken_texts = [said[sample] for sample in clips.samples.tolist()]
         transcripts = self.engine.text_generator.decode(clips.ids)
         if split.sheets:
-            split.sheets.transcripts(self.file, self.title, clips, transcripts)
+            split.sheets.transcripts(self.file, clips, transcripts)
         return beside_chance(transcript_metrics, transcripts, spoken_texts, fact_metric(split.loader))
 
     def logged(self, metrics: Mapping[str, Any]) -> dict[str, float]:
@@ -100,7 +100,6 @@ class ImageTranscriptEvaluator(TranscriptEvaluator):
     """Transcripts generated from audio together with its image."""
 
     name, file = "transcription_with_image", "transcripts_with_image.json"
-    title = "Transcripts of speech with its image"
 
     def needs(self, settings: EvalConfig) -> Needs | None:
         trained = "image+audio" in self.engine.config.objectives.denoise_text.given

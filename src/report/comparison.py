@@ -180,8 +180,8 @@ def _text(row: Measure, value: float) -> str:
 
 def _chance(rows: Sequence[Measure]) -> str:
     """By chance, of each run if these differ: captions are compared with the run's own at other places."""
-    known = [share(row.chance) for row in rows if row.chance is not None]
-    return " / ".join(dict.fromkeys(known)) if known else "–"
+    known = ["–" if row.chance is None else share(row.chance) for row in rows]
+    return known[0] if len(set(known)) == 1 else " / ".join(known)
 
 
 def _setting(value: Any) -> str:

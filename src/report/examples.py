@@ -8,7 +8,7 @@ Media are small: images of at most 160 pixels as WebP, audio as MP3, which every
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ class Card:
     Attributes:
         text: what it says: a caption, a transcript.
         images: uint8 [h, w, 3].
-        audio: float32 [n] at RATE.
+        audio: makes float32 [n] at RATE, when it is written.
         head: above it, such as "query".
         detail: below it, such as a reference.
         right: whether it is; None where that is no question.
@@ -37,7 +37,7 @@ class Card:
 
     text: str = ""
     images: Sequence[np.ndarray] = ()
-    audio: np.ndarray | None = None
+    audio: Callable[[], np.ndarray] | None = None
     head: str = ""
     detail: str = ""
     right: bool | None = None
@@ -46,24 +46,35 @@ class Card:
         """As examples.json has it."""
         found: dict[str, Any] = {"head": self.head, "text": self.text, "detail": self.detail}
         found["images"] = list(map(image_uri, self.images))
-        found["audio"] = "" if self.audio is None else audio_uri(self.audio)
+        found["audio"] = "" if self.audio is None else audio_uri(self.audio())
         found = {key: value for key, value in found.items() if value}
         return found if self.right is None else found | {"right": self.right}
 
 
+@dataclass(frozen=True)
+class Sheet:
+    """Rows of cards; one row of many is a grid."""
+
+    title: str
+    note: str
+    rows: Sequence[Sequence[Card]]
+
+
 @dataclass
 class ExampleBook:
-    """Collects the sheets of an evaluation."""
+    """Collects the sheets of an evaluation; their media are made when they are saved, if they are."""
 
-    sheets: list[dict[str, Any]] = field(default_factory=list)
+    sheets: list[Sheet] = field(default_factory=list)
 
     def add(self, title: str, rows: Sequence[Sequence[Card]], note: str = "") -> None:
-        """A sheet of rows; one row of many cards is a grid."""
-        plain = [[card.plain() for card in row] for row in rows]
-        self.sheets.append({"title": title, "note": note, "rows": plain})
+        self.sheets.append(Sheet(title, note, rows))
 
     def save(self, path: Path) -> None:
-        write_json(path, {"sheets": self.sheets})
+        plain = [
+            {"title": sheet.title, "note": sheet.note, "rows": [[card.plain() for card in row] for row in sheet.rows]}
+            for sheet in self.sheets
+        ]
+        write_json(path, {"sheets": plain})
 
 
 def image_uri(pixels: np.ndarray) -> str:

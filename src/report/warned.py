@@ -10,18 +10,29 @@ from src.report.runs import Evaluation, Run
 
 def warnings_section(runs: Sequence[Run]) -> Markup:
     """What each run's log and evaluations warn of."""
-    parts = []
+    parts, well = [], []
     for place, run in enumerate(runs):
+        found = findings(run) if run.config else []
         heading = tag("h3", tag("span", class_=f"swatch b{place % 6}"), run.name)
-        parts += [heading, _listed(findings(run)) if run.config else tag("p", "Not looked for: no configuration.")]
+        if not run.config:
+            parts += [heading, tag("p", "Not looked for: there is no configuration that can be used.", class_="note")]
+        elif found:
+            parts += [heading, _listed(found)]
+        else:
+            well.append(run.name)
+    if well:
+        parts.append(tag("p", f"No warnings: {', '.join(well)}.", class_="note"))
     return Markup("".join(parts))
 
 
 def findings(run: Run) -> list[Finding]:
-    """In the order in which they began; an evaluation counts as the last line of the log. Needs ``run.config``."""
+    """In the order in which they began; evaluations come behind the last line of the log. Needs ``run.config``.
+
+    What eval.py measured counts twice: it is of a whole split, where training takes two looks at a part.
+    """
     watch = Watch(run.config)
-    lines = [*run.lines, *(as_line(evaluation, run.last_step) for evaluation in run.evaluations)]
-    return [finding for line in lines for finding in watch.add(line)]
+    measured = [line for evaluation in run.evaluations for line in 2 * [as_line(evaluation, run.last_step)]]
+    return [finding for line in [*run.lines, *measured] for finding in watch.add(line)]
 
 
 def as_line(evaluation: Evaluation, step: int) -> dict[str, Any]:
@@ -43,8 +54,6 @@ def as_line(evaluation: Evaluation, step: int) -> dict[str, Any]:
 
 
 def _listed(found: Sequence[Finding]) -> Markup:
-    if not found:
-        return tag("p", "No warnings.", class_="note")
     rows = [
         tag(
             "p",

@@ -127,7 +127,7 @@ class EvaluationSheets:
 
     def _keep_transcripts(self, name: str, clips: Items, texts: list[str]) -> None:
         chosen = evenly_apart(len(clips), TEXTS).tolist()
-        rows = [(texts[row], self.sheets.media(int(clips.samples[row]))[1]) for row in chosen]
+        rows = [(texts[row], self.sheets.media(int(clips.samples[row])).caption) for row in chosen]
         self.shown.texts[f"evaluation/{name}"] = markdown(("transcript", "said"), rows)
 
     def _keep_texts(self, metrics: Mapping[str, Any]) -> None:
@@ -148,9 +148,9 @@ class EvaluationSheets:
             chosen = np.flatnonzero(np.isin(group.images, wanted))[:POINTS]
             vectors.append(group.embeddings[chosen])
             for row in chosen.tolist():
-                image, text, _ = self.sheets.media(int(group.samples[row]))
-                rows.append((NAMES[which], _cell(text), str(int(group.images[row]))))
-                thumbnails.append(_thumbnail(image))
+                found = self.sheets.media(int(group.samples[row]))
+                rows.append((NAMES[which], _cell(found.caption), str(int(group.images[row]))))
+                thumbnails.append(_thumbnail(found.image))
         self.shown.points = Points(np.concatenate(vectors), rows, np.stack(thumbnails))
 
 
