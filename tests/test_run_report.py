@@ -383,6 +383,16 @@ def test_warnings_come_from_the_log_and_from_evaluations(tmp_path: Path):
     assert "No warnings: fine." in report(make_run(tmp_path / "fine", metrics=fine))[1].text
 
 
+def test_embeddings_that_an_evaluation_finds_collapsed_are_a_warning(tmp_path: Path):
+    spread = {"effective_rank": 30.5, "dimensions": 128, "items": 200}
+    found = {"text": {"mean_cosine": 0.97, **spread}, "image": {"mean_cosine": 0.1, **spread}}
+    run = make_run(tmp_path / "mine", metrics={"embeddings": found, "parameters": {}})
+    (warning,) = findings(read_runs([run])[0])
+    assert warning.name == "embeddings_collapsed" and "text embeddings have a mean cosine of 0.97" in warning.figure
+    _, shown = report(run)
+    assert shown.row("text") == ["0.970", "30.50"] and shown.row("image") == ["0.100", "30.50"]
+
+
 def test_error_rates_are_no_better_than_chance_where_they_are_as_high(tmp_path: Path):
     metrics = {"transcription": {"character_error_rate": 0.9, "clips": 40, "chance": {"character_error_rate": 0.9}}}
     run = make_run(tmp_path / "mine", metrics=metrics)

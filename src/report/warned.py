@@ -47,9 +47,7 @@ def as_line(evaluation: Evaluation, step: int) -> dict[str, Any]:
         line[f"eval/{name}"] = 1 - row.value if turned else row.value
         line[f"chance/{name}"] = 1 - row.chance if turned else row.chance
     for name, found in evaluation.section("embeddings").items():
-        for measure in ("mean_cosine", "effective_rank"):
-            if isinstance(found, dict) and measure in found:
-                line[f"embeddings/{name}_{measure}"] = found[measure]
+        line |= {f"embeddings/{name}_{measure}": value for measure, value in found.items()}
     return line
 
 
