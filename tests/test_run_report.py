@@ -409,3 +409,14 @@ def test_chance_stands_beside_held_out_curves(tmp_path: Path):
     found = curves(report(run)[0])
     assert found["eval/mlm"]["series"] == [{"run": 0, "x": [2, 3], "y": [0.5, 0.75], "chance": [0.25, None]}]
     assert "chance/mlm" not in found
+
+
+def test_long_curves_keep_their_peaks_and_the_page_its_size(tmp_path: Path):
+    run = make_run(tmp_path / "mine", steps=30_000)
+    with (run / "metrics.jsonl").open("a") as log:
+        log.write('{"step": 17321, "loss/mlm": 99.0}\n{"step": 17322, "loss/mlm": NaN}\n')
+    html, found = report(run)
+    line = curves(html)["loss/mlm"]["series"][0]
+    assert len(line["x"]) <= 2001 and line["x"] == sorted(line["x"]) and line["x"][-1] == 30_000
+    assert line["y"][line["x"].index(17321)] == 99.0
+    assert len(html) < 1 << 20 and "its lowest and its highest value" in found.text

@@ -93,7 +93,8 @@ def environment_section(runs: Sequence[Run]) -> Markup:
 def _environment(run: Run) -> dict[str, str]:
     versions = run.evaluations[0].section("versions") if run.evaluations else {}
     data = run.state.get("data")
-    digests = [str(entry.get("sha256", ""))[:12] for entry in data] if isinstance(data, list) else []
+    entries = [entry for entry in data if isinstance(entry, dict)] if isinstance(data, list) else []
+    digests = [str(entry.get("sha256", ""))[:12] for entry in entries]
     return {
         "folder": str(run.folder),
         "device": str(run.settings.get("runtime.device", "")),

@@ -4,6 +4,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from src.report.html import Markup, tag
 from src.report.runs import Run
 
@@ -28,6 +30,7 @@ TITLES = {
 TOGETHER = {key: "lr" for key in ("grad_norm", "logit_scale", "samples_per_second", "data_wait", "loss_scale")}
 TOGETHER["best_metric"] = "eval/"
 CHANCE, METRIC = "chance/", "eval/"  # of a held-out metric: what looking at nothing reaches, and itself
+POINTS = 2000  # of a curve: more than any screen shows
 EXACT = ("lr", "loss_scale")  # set, not measured: smoothing would show what never was
 
 
@@ -35,15 +38,16 @@ def panels(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """One for each logged metric: key, group, title, a series for each run, whether it is a loss, and whether exact."""
     found: dict[str, dict[str, Any]] = {}
     for place, run in enumerate(runs):
-        for key, values in run.series().items():
+        for key, logged in run.series.items():
             if key.startswith(CHANCE):
                 continue
+            values = thinned(logged)
             panel = found.setdefault(key, {"key": key, "group": _group(key), "title": _title(key), "series": []})
             panel |= {"loss": _is_loss(key), "exact": key in EXACT}
-            panel["series"].append({"run": place, "x": list(values), "y": list(values.values())})
-            chance = run.series().get(key.replace(METRIC, CHANCE, 1) if key.startswith(METRIC) else "")
+            panel["series"].append({"run": place, "x": list(values), "y": list(map(_rounded, values.values()))})
+            chance = run.series.get(key.replace(METRIC, CHANCE, 1) if key.startswith(METRIC) else "")
             if chance:
-                panel["series"][-1]["chance"] = [chance.get(step) for step in values]
+                panel["series"][-1]["chance"] = [_rounded(chance.get(step)) for step in values]
     order = list(GROUPS.values())
     rank = {key: at for at, key in enumerate(found)}
     known = list(TITLES)
@@ -55,6 +59,17 @@ def panels(runs: Sequence[Run]) -> list[dict[str, Any]]:
             rank[panel["key"]],
         ),
     )
+
+
+def thinned(values: Mapping[int, float | None]) -> dict[int, float | None]:
+    """At most POINTS of a curve: of each stretch its lowest and its highest value, so that no peak is lost."""
+    if len(values) <= POINTS:
+        return dict(values)
+    steps, kept = list(values), set()
+    for stretch in np.array_split(np.arange(len(steps)), POINTS // 2):
+        known = [(values[steps[at]], steps[at]) for at in stretch.tolist() if values[steps[at]] is not None]
+        kept |= {min(known)[1], max(known)[1]} if known else {steps[stretch[0]]}
+    return {step: values[step] for step in steps if step in kept or step == steps[-1]}
 
 
 def curves_section(runs: Sequence[Run]) -> Markup | None:
@@ -79,6 +94,8 @@ def curves_section(runs: Sequence[Run]) -> Markup | None:
         ]
         groups += [tag("h3", title), tag("div", places, class_="panels")]
     hint = "Pale: as logged. Bold: exponential mean. Dotted: by chance. Not every run logs every metric."
+    if any(len(values) > POINTS for run in runs for values in run.series.values()):
+        hint += f" Of a curve of more than {POINTS:,} points each stretch shows its lowest and its highest value."
     noscript = tag("noscript", tag("p", "The curves need JavaScript, which this browser does not run."))
     data = {"runs": [run.name for run in runs], "panels": shown}
     return Markup(
@@ -101,6 +118,10 @@ def _key(place: int, name: str) -> Markup:
 def _group(key: str) -> str:
     start = TOGETHER.get(key, key)
     return next(title for prefix, title in GROUPS.items() if start == prefix or start.startswith(prefix))
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.6g}")
 
 
 def _is_loss(key: str) -> bool:

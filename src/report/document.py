@@ -10,7 +10,7 @@ from src.report.comparison import environment_section, metrics_section, settings
 from src.report.curves import curves_section
 from src.report.glyphs import font_face
 from src.report.html import Markup, tag
-from src.report.measures import headlines
+from src.report.measures import Measure, headlines
 from src.report.page import printable
 from src.report.runs import Run, read_runs
 from src.report.shown import examples_section, matrices_section
@@ -90,7 +90,8 @@ def _card(place: int, run: Run) -> Markup:
     return tag("article", tag("h3", swatch, run.name), text, tag("div", bars, class_="bars"), problems, class_="card")
 
 
-def _main(run: Run):
+def _main(run: Run) -> list[tuple[str, Measure]]:
+    """What was measured, and the numbers by which it is judged."""
     several = len(run.evaluations) > 1
     return [
         (f"{row.section}{f', split {evaluation.label}' if several else ''}", row)
@@ -99,7 +100,7 @@ def _main(run: Run):
     ]
 
 
-def _bar(row, section: str) -> Markup:
+def _bar(row: Measure, section: str) -> Markup:
     chance = "" if row.chance is None else f", chance {share(row.chance)}"
     scale = None
     if 0 <= row.value <= 1 and row.chance is not None and 0 <= row.chance <= 1:

@@ -12,6 +12,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,7 @@ class Run:
     manifest: dict[str, Any] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
 
+    @cached_property
     def series(self) -> dict[str, dict[int, float | None]]:
         """By metric, by step: the value, None where it was not finite. Of a repeated step the later line counts."""
         found: dict[str, dict[int, float | None]] = {}

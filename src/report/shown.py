@@ -79,7 +79,9 @@ def matrices_section(runs: Sequence[Run]) -> Markup | None:
 
 def _sheet(sheet: dict[str, Any], room: Room, opened: bool) -> Markup | None:
     """A sheet's rows; None if there is no room for it."""
-    rows = [[card for card in row if isinstance(card, dict)] for row in sheet.get("rows", ()) if isinstance(row, list)]
+    given = sheet.get("rows")
+    rows = [row for row in given if isinstance(row, list)] if isinstance(given, list) else []
+    rows = [[card for card in row if isinstance(card, dict)] for row in rows]
     if not rows or not room.take(sum(map(len, (uri for row in rows for card in row for uri in _media(card))))):
         return None
     note = tag("p", sheet["note"], class_="note") if sheet.get("note") else None
@@ -143,7 +145,8 @@ def _reduced(path: Path) -> str:
 def _matrices(evaluation: Evaluation) -> list[tuple[str, list[str], list[list[int]]]]:
     """Heading, names and counts [truth][answer] of those that are whole."""
     zero_shot = evaluation.section("zero_shot")
-    labels = sorted(zero_shot.get("recall", {}))
+    recall = zero_shot.get("recall")
+    labels = sorted(recall) if isinstance(recall, dict) else []
     found = [
         ("Which of text, image and audio belong together", list(MATCH_CASES), evaluation.section("masked")),
         ("Zero-shot classes", labels, zero_shot),

@@ -31,7 +31,7 @@ def seconds_of_steps(run: Run) -> float:
     size, before, total = run.settings.get("data.batch_size"), 0, 0.0
     if not isinstance(size, int):
         return 0.0
-    for step, rate in run.series().get("samples_per_second", {}).items():
+    for step, rate in run.series.get("samples_per_second", {}).items():
         if rate:
             total += (step - before) * size * ranks(run) / rate
         before = step
@@ -50,7 +50,7 @@ def _network(run: Run) -> str:
     counts = [evaluation.section("parameters").get("total") for evaluation in run.evaluations]
     known = [count for count in counts if isinstance(count, int)]
     size = f" of {known[0] / 1e6:.2f} million parameters" if known else ""
-    losses = sorted(name.removeprefix("loss/") for name in run.series() if name.startswith("loss/"))
+    losses = sorted(name.removeprefix("loss/") for name in run.series if name.startswith("loss/"))
     trained = f", trained on {len(losses)} {'loss' if len(losses) == 1 else 'losses'}" if losses else ""
     listed = f" ({', '.join(losses)})" if losses else ""
     return f"Task {run.settings['task']}: a network{size}{trained}{listed}. It started from {_start(run)}."
@@ -63,8 +63,9 @@ def _start(run: Run) -> str:
 
 
 def _data(run: Run) -> str:
-    if run.settings.get("data.sources"):
-        return f"Data: {len(run.settings['data.sources'])} sources, see data.sources."
+    sources = run.settings.get("data.sources")
+    if sources:
+        return f"Data: {len(sources) if isinstance(sources, list) else 'several'} sources, see data.sources."
     path = run.settings.get("data.path")
     if not path:
         return ""
@@ -87,7 +88,7 @@ def _duration(run: Run) -> str:
     processes = f" in {ranks(run)} processes" if ranks(run) > 1 else ""
     entry = run.data.get("splits", {}).get(run.settings.get("data.train_split"))
     passes = f": {done * size * ranks(run) / entry['samples']:.1f} passes over the data" if entry else ""
-    seconds, rates = seconds_of_steps(run), list(run.series().get("samples_per_second", {}).values())
+    seconds, rates = seconds_of_steps(run), list(run.series.get("samples_per_second", {}).values())
     speed = f", about {_duration_words(seconds)} of training at {number(rates[-1])} samples a second" if seconds else ""
     where = ", ".join(str(run.settings[key]) for key in ("runtime.device", "runtime.precision") if key in run.settings)
     return f"{steps} of {size * ranks(run):,} samples{processes}{passes}{speed}{f' ({where})' if where else ''}."
@@ -100,7 +101,7 @@ def _duration_words(seconds: float) -> str:
 
 
 def _loss(run: Run) -> str:
-    values = list(run.series().get("loss", {}).values())
+    values = list(run.series.get("loss", {}).values())
     if len(values) < 2:
         return ""
     if values[-1] is None or values[0] is None:
