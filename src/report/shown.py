@@ -11,6 +11,7 @@ from src.data.errors import DataError
 from src.data.image import open_rgb
 from src.data.schema import MATCH_CASES
 from src.report.comparison import scroll
+from src.report.glyphs import FIRST
 from src.report.html import Content, Markup, tag
 from src.report.runs import Evaluation, Run
 
@@ -18,7 +19,11 @@ MOST_BYTES = 3 << 20  # of images and audio: the page is one file to send around
 OPENED = 6  # sheets; of more only the first of each evaluation is open
 WIDTH = 1100  # pixels of a figure file
 NUMBERED = 16  # classes of a matrix whose shares are written, and not only shown by colour
-IN_FIGURES = {"matching.png", "classes.png"}  # shown as matrices
+AS_MATRICES = {"matching.png", "classes.png"}  # figure files of what is a table here
+NOTE = (
+    "Examples stand evenly apart over the split: they are not the best. Audio that was stored as log-mels has been "
+    "reconstructed from them and sounds rougher than it did."
+)
 
 
 def examples_section(runs: Sequence[Run]) -> Markup | None:
@@ -28,20 +33,16 @@ def examples_section(runs: Sequence[Run]) -> Markup | None:
     many = sum(len(evaluation.examples) for _, evaluation in shown) > OPENED
     for run, evaluation in shown:
         sheets = [sheet for sheet in evaluation.examples if isinstance(sheet, dict)]
-        made = [_sheet(sheet, room, opened=not many or not at) for at, sheet in enumerate(sheets)]
-        found = [part for part in made if part is not None] or _figures(evaluation.folder / "figures", room)
+        found = [_sheet(sheet, room, opened=not many or not at) for at, sheet in enumerate(sheets)]
+        found = [part for part in found if part is not None] if sheets else _figures(evaluation.folder, room)
         if found:
             parts += [tag("h3", run.name, tag("span", f"split {evaluation.label}", class_="of")), *found]
     if not parts:
         return None
-    note = (
-        "Examples stand evenly apart over the split: they are not the best. Audio that was stored as log-mels has been "
-    )
-    note += "reconstructed from them and sounds rougher than it did."
-    left = f"Left out beyond {MOST_BYTES >> 20} MB: {room.refused} sheets. Report fewer runs to see them."
-    return Markup(
-        tag("p", note, class_="note") + "".join(parts) + (tag("p", left, class_="problems") if room.refused else "")
-    )
+    if room.refused:
+        left = f"Left out beyond {MOST_BYTES >> 20} MB: {room.refused} sheets. Report fewer runs to see them."
+        parts.append(tag("p", left, class_="problems"))
+    return Markup(tag("p", NOTE, class_="note") + "".join(parts))
 
 
 class Room:
@@ -105,25 +106,31 @@ def _card(card: dict[str, Any]) -> Markup:
     uris = _media(card)
     images = [tag("img", src=uri, alt=text or head or "") for uri in _uris(uris, "image")]
     audio = [tag("audio", src=uri, controls=True, preload="metadata") for uri in _uris(uris, "audio")]
-    mark = None if right is None else tag("span", "✓ " if right else "✗ ", class_="mark")
-    content: Content = tag("p", mark, text, class_="text" if images else "text said", lang="zh") if text else mark
-    kinds = ["example", "query" if head == "query" else "", {True: "right", False: "wrong"}.get(right, "")]
+    judged = "right" if right is True else "wrong" if right is False else ""
+    mark = tag("span", "✓ " if right else "✗ ", class_="mark") if judged else None
+    content: Content = tag("p", mark, text, class_="text" if images else "text said", lang=_language(text))
+    kinds = ["example", "query" if head == "query" else "", judged]
     return tag(
         "div",
         tag("p", head, class_="head") if head and head != "query" else None,
         images,
         audio,
-        content,
-        tag("p", detail, class_="detail", lang="zh") if detail else None,
+        content if text else mark,
+        tag("p", detail, class_="detail", lang=_language(detail)) if detail else None,
         class_=" ".join(filter(None, kinds)),
     )
 
 
+def _language(text: Any) -> str | None:
+    """Chinese, where there is any: which of the forms of a Han character is shown depends on it."""
+    return "zh" if any(ord(character) >= FIRST for character in str(text)) else None
+
+
 def _figures(folder: Path, room: Room) -> list[Markup]:
-    """Figure files at a smaller size."""
+    """An evaluation's figure files at a smaller size."""
     found = []
-    for path in sorted(folder.glob("*.png")):
-        uri = "" if path.name in IN_FIGURES else _reduced(path)
+    for path in sorted(folder.glob("figures/*.png")):
+        uri = "" if path.name in AS_MATRICES else _reduced(path)
         if uri and room.take(len(uri)):
             picture = tag("img", src=uri, alt=path.stem, class_="figure")
             found.append(tag("details", tag("summary", path.stem.replace("_", " ")), picture, open=True))
