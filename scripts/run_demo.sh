@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The whole path on generated data: data, training, evaluation, export, report. Ten to fifteen minutes on two cores.
+# The whole path on generated data, from making it to a report. Ten to fifteen minutes on two cores.
 #
 #   bash scripts/run_demo.sh [--fast] [--world demo|demo_full] [--output DIR]
 #
