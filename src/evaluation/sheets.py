@@ -193,7 +193,7 @@ class Sheets:
             Card(text or "–", (image,), detail=f"reference: {one}", right=right) for image, text, one, right in shown
         ]
         stated = "every fact is right" if facts else "it is one of the references"
-        self.book.add(title, [cards], f"Framed green where {stated}, else red.")
+        self.book.add(title, [cards], f"✓, framed green: {stated}.")
         dataset = self.loader.dataset
         keys = [record.key for record in dataset.read(dataset.samples[images.samples, 0])]
         save_captions(self.folder.parent / "captions.json", keys, generated)
