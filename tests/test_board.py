@@ -214,6 +214,8 @@ def test_a_disk_that_takes_no_image_ends_nothing(tmp_path: Path, capsys: pytest.
     (tmp_path / "run").write_text("in the way")
     log.show(1, Shown({}, {}, points))
     assert "step 1: not shown in" in capsys.readouterr().out
+    log.show(2, Shown({"no image": np.zeros((3, 3, 7))}))
+    assert "step 2: not shown in" in capsys.readouterr().out
     log.close()
 
 

@@ -1,5 +1,6 @@
 """runtime.precision: what is multiplied in which type, in every task; losses, loss scale, generation, export."""
 
+import json
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -8,7 +9,7 @@ from pathlib import Path
 import mindspore as ms
 import numpy as np
 import pytest
-from conftest import save
+from conftest import save, tiny_dataset
 from mindspore import Tensor, nn, ops
 from mindspore.graph.api import _cell_graph_executor
 from mindspore.train.anf_ir_pb2 import DataType, ModelProto
@@ -279,6 +280,18 @@ def test_what_a_skipped_step_logs_is_finite() -> None:
     timings = {"samples_per_second": 3.0, "data_wait": 0.1}
     line = step_line(StepResult({"total": 2.0}, {}, float("inf"), 0.0, True, 8.0, 0), None, timings, 0)
     assert line == {"loss": 2.0, "lr": 0.0, "loss_scale": 8.0, **timings}
+
+
+def test_a_loss_scale_that_cannot_be_halved_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    objectives = ObjectivesConfig(weights=WeightsConfig(contrastive=1.0))
+    base = Config(model=tiny_model(), objectives=objectives, runtime=RuntimeConfig(precision="fp16"))
+    config = tiny_dataset(tmp_path, 8, replace(base, optimizer=OptimizerConfig(warmup_steps=0)))
+    trainer = Trainer(replace(config, train=TrainConfig(output=str(tmp_path / "run"), steps=2, log_every=1)))
+    trainer.step.update.loss_scale.set_data(Tensor(1.0, ms.float32))
+    trainer.run()
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["loss_scale"] for line in lines] == [1.0, 1.0]
+    assert capsys.readouterr().out.count("step 1: warning: loss_scale_at_minimum: the loss scale is 1") == 1
 
 
 def test_a_run_that_goes_on_in_fp16_begins_with_its_scale(tiny: Config, tmp_path: Path) -> None:

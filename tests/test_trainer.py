@@ -19,7 +19,7 @@ from src.checkpoints.files import CheckpointError
 from src.checkpoints.places import locate
 from src.config import Config, ConfigError, ObjectivesConfig, OptimizerConfig, TrainConfig, WeightsConfig
 from src.data.errors import DataError
-from src.data.pipeline import Loader
+from src.data.pipeline import Batches, Loader
 from src.evaluation.run import Evaluation
 from src.models.dropout import Dropout
 from src.tasks import registry
@@ -335,3 +335,34 @@ def test_the_best_is_judged_by_the_mean_of_what_a_split_has() -> None:
     plain, seen = task.best_by
     assert task.best_metric({plain: 0.2, seen: 0.6, "other": 9.0}) == pytest.approx(0.4)
     assert task.best_metric({seen: 0.6}) == 0.6 and task.best_metric({"other": 9.0}) is None
+
+
+def test_waiting_for_data_is_told(
+    config: Config,
+    stand_in: Callable,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A step takes a second here; a batch takes as long, or a tenth of it."""
+    stand_in({})
+    clock, seconds = [0.0], [1.0]
+    real = Batches.__next__
+
+    def slow(batches: Batches) -> Any:
+        clock[0] += seconds[0]
+        return real(batches)
+
+    def take(*_: object) -> None:
+        clock[0] += 1.0
+
+    monkeypatch.setattr(Batches, "__next__", slow)
+    monkeypatch.setattr(TrainStep, "__call__", take)
+    monkeypatch.setattr("time.perf_counter", lambda: clock[0])
+    for batch, share, told in ((1.0, 0.5, 1), (0.1, 0.091, 0)):
+        seconds[0] = batch
+        folder = tmp_path / str(batch)
+        Trainer(with_run(config, folder, steps=8, log_every=2, save_every=8, eval_every=0)).run()
+        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        assert [line["data_wait"] for line in lines] == [share] * 4
+        assert capsys.readouterr().out.count("step 6: warning: waiting_for_data: 50 % of the time") == told

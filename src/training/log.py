@@ -106,7 +106,7 @@ class RunLog:
         try:
             return self.watch.add(line)
         except Exception as error:
-            print(f"note: no more warnings: {brief(error)}", file=sys.stderr, flush=True)
+            print(f"note: no more warnings: {brief(error)}", file=CarelessStream(sys.stderr), flush=True)
             self.watch = None
             return []
 
@@ -168,7 +168,7 @@ class RunLog:
                 self.say(f"step {step}: {folder} holds {MOST_EVENTS >> 20} MiB: no more images and texts in it")
             if shown.points is not None:
                 write_points(folder, shown.points)
-        except OSError as error:
+        except Exception as error:  # also an image that cannot be encoded
             self.say(f"step {step}: not shown in {folder}: {brief(error)}")
 
     def _close_events(self) -> None:
