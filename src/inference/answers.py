@@ -26,7 +26,7 @@ from src.report.coco import save_captions
 from src.report.sheets import Query, album_sheet, retrieval_sheet
 from src.report.tables import table
 
-FEW = 64  # for a query in so few files compiling the graphs takes longer than running without
+FEW = 1000  # for a query in so few files compiling the graphs takes longer than running without
 
 
 @dataclass(frozen=True)
