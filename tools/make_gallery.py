@@ -1,6 +1,7 @@
 """Makes the example gallery, assets/gallery: scenes of the demo's world, their captions, and some of them as speech.
 
 python tools/make_gallery.py
+python tools/make_gallery.py --output FOLDER
 """
 
 import sys
