@@ -147,7 +147,9 @@ def test_every_curve_is_told_apart_and_every_axis_named(tmp_path, monkeypatch):
     monkeypatch.setattr(plots, "save", lambda figure, _: shown.append(figure))
     for name, last in {"pretrain": 3.0, "caption": 0.05, "other": 0.04}.items():
         (tmp_path / name).mkdir()
-        lines = [{"step": step, "loss": last + 1 / step, "loss/mlm": 2.0 + last, "loss/x": 1.0} for step in (1, 10, 1000)]
+        lines = [
+            {"step": step, "loss": last + 1 / step, "loss/mlm": 2.0 + last, "loss/x": 1.0} for step in (1, 10, 1000)
+        ]
         (tmp_path / name / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
     loss_curves(sorted(tmp_path.glob("*/metrics.jsonl")), tmp_path / "loss.png")
     (figure,) = shown
