@@ -1,4 +1,4 @@
-"""Runs the whole path on generated data: data, training, evaluation, export, figures. Ten to fifteen minutes on two cores.
+"""Runs the whole path on generated data: data, training, evaluation, export, figures; 10 to 15 minutes on two cores.
 
 python tools/run_demo.py                            results in runs/demo
 python tools/run_demo.py --fast                     every stage with little data and few steps, in runs/demo-fast
