@@ -9,14 +9,6 @@ python eval.py --checkpoint runs/demo/caption eval.decoding.beam_size=4 eval.dec
 from dataclasses import replace
 
 from src import cli
-from src.checkpoints.checkpoint import load_checkpoint_config
-from src.checkpoints.places import locate, results_folder
-from src.evaluation.run import Evaluation
-from src.inference.engine import Engine
-from src.inference.loading import load_model
-from src.report.tables import summary
-from src.runtime import setup
-from src.tasks import registry
 
 
 def parse() -> cli.Arguments:
@@ -42,6 +34,16 @@ def parse() -> cli.Arguments:
 
 def main() -> None:
     args = parse()
+    # not before: they import MindSpore, for which --help and mistakes in the arguments need not wait
+    from src.checkpoints.checkpoint import load_checkpoint_config
+    from src.checkpoints.places import locate, results_folder
+    from src.evaluation.run import Evaluation
+    from src.inference.engine import Engine
+    from src.inference.loading import load_model
+    from src.report.tables import summary
+    from src.runtime import setup
+    from src.tasks import registry
+
     folder = locate(args.checkpoint, args.ema)
     # the network is the checkpoint's, with its vocabulary and codes, whichever configuration is used
     config = load_checkpoint_config(folder, args.settings, args.config)

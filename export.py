@@ -13,13 +13,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from src import cli
-from src.checkpoints.checkpoint import load_checkpoint_config
-from src.checkpoints.files import REPORT, weights_file
-from src.checkpoints.places import locate
-from src.export.export import ExportError, check_request, export_graphs, export_weights
-from src.inference.loading import load_model
-from src.models.opt import count_parameters
-from src.runtime import setup
 
 
 def parse() -> cli.Arguments:
@@ -38,6 +31,15 @@ def parse() -> cli.Arguments:
 
 def main() -> None:
     args = parse()
+    # not before: they import MindSpore, for which --help and mistakes in the arguments need not wait
+    from src.checkpoints.checkpoint import load_checkpoint_config
+    from src.checkpoints.files import REPORT, weights_file
+    from src.checkpoints.places import locate
+    from src.export.export import ExportError, check_request, export_graphs, export_weights
+    from src.inference.loading import load_model
+    from src.models.opt import count_parameters
+    from src.runtime import setup
+
     folder = locate(args.checkpoint, args.ema)
     # the network is the checkpoint's, with its vocabulary and codes, whichever configuration is used
     config = load_checkpoint_config(folder, args.settings, args.config)

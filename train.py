@@ -12,11 +12,7 @@ import sys
 from pathlib import Path
 
 from src import cli
-from src.checkpoints.files import CheckpointError
-from src.checkpoints.places import locate
 from src.config import load_config
-from src.runtime import setup
-from src.training.trainer import Trainer
 
 
 def parse() -> cli.Arguments:
@@ -34,6 +30,10 @@ def parse() -> cli.Arguments:
 def main() -> None:
     args = parse()
     config = load_config(args.config, args.settings)
+    # not before: they import MindSpore, for which --help and mistakes in the configuration need not wait
+    from src.runtime import setup
+    from src.training.trainer import Trainer
+
     rank, ranks = setup(config.runtime, config.seed)
     trainer = Trainer(config, rank, ranks, args.resume, args.verbose)
     try:
@@ -47,6 +47,9 @@ def main() -> None:
 
 def how_to_go_on(folder: Path) -> str:
     """What an interrupted run is told."""
+    from src.checkpoints.files import CheckpointError
+    from src.checkpoints.places import locate
+
     try:
         return f"the same command with --resume goes on from {locate(folder)}"
     except CheckpointError:

@@ -38,8 +38,9 @@ status=0
 ls -S tests/test_*.py | xargs -P "${#CORES[@]}" -n 1 --process-slot-var=SLOT bash -c '
   read -ra cores <<< "$CORE_LIST"
   log="$LOGS/${1##*/}" code=0
-  taskset -c "${cores[SLOT]}" "$VENV_PYTHON" -m pytest -q "$1" > "$log" 2>&1 || code=$?
-  flock "$LOGS" printf "%s\n%s\n" "$1" "$(< "$log")"
+  echo "$1" > "$log"
+  taskset -c "${cores[SLOT]}" "$VENV_PYTHON" -m pytest -q "$1" >> "$log" 2>&1 || code=$?
+  flock "$LOGS" cat "$log"  # whole: a log may be longer than an argument of a command
   ((code == 0)) || { echo "$1" >> "$LOGS/failed"; exit 1; }
 ' run || status=$?
 if ((status)); then

@@ -12,7 +12,7 @@ from typing import Any, get_args, get_type_hints
 import pytest
 import yaml
 
-from src.config import COLOURS, OBJECTIVES, TASKS, Config, ConfigError, SourceConfig, load_config, to_yaml
+from src.config import COLOURS, OBJECTIVES, TASKS, Config, ConfigError, EvalConfig, SourceConfig, load_config, to_yaml
 from src.data.image_codes import GRID
 from src.inference.rerank import TERMS
 
@@ -610,3 +610,19 @@ def test_a_task_says_what_it_needs(tmp_path: Path) -> None:
         (["eval.decoding.max_length=99"], "eval.decoding.max_length=99"),
     ):
         assert message in refused(path, *overrides)
+
+
+def test_the_page_says_what_no_items_mean() -> None:
+    """0 is none of some and all of others: as the comments beside the keys have it, with the defaults of the code."""
+    page = (ROOT / "docs" / "pretraining.md").read_text(encoding="utf-8")
+    told = re.findall(r"^\| `eval\.(\w+)\.(max_items|gallery_size)` \| (\d+) \| (all|none) \|$", page, re.MULTILINE)
+    sections = {name: kind for name, kind in get_type_hints(EvalConfig).items() if dataclasses.is_dataclass(kind)}
+    expected = []
+    for name, kind in sections.items():
+        for key, default, meaning in re.findall(
+            r"^    (max_items|gallery_size): int = (\d+)  # .*; 0: (?:the whole split|(\w+))",
+            inspect.getsource(kind),
+            re.M,
+        ):
+            expected.append((name, key, default, meaning or "all"))
+    assert sorted(told) == sorted(expected) and len(told) == 7

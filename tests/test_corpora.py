@@ -279,6 +279,10 @@ def test_digest_table_is_a_dict() -> None:
             "x: no such",
         ),
         (
+            ("cc3m", *("--annotations", "README.md", "--images", "."), *("--mapping", "README.md") * 2),
+            "1 --annotations but 2 --mapping: give one for each, or none at all",
+        ),
+        (
             ("localized-narratives", "--annotations", "README.md", "--images", ".", "--name", "{x}"),
             "only {image_id} can be replaced",
         ),
@@ -289,8 +293,23 @@ def test_digest_table_is_a_dict() -> None:
         (("speech", "--transcripts", "README.md", "--audio", "x"), "--audio x: no such folder"),
         (
             ("speech", "--transcripts", "a", "--audio", ".", "--transcripts", "b", "--audio", ".", "--split", "train"),
-            "2 inputs but 1 --split: give one for each",
+            "2 --transcripts but 1 --split: give one for each, or none at all",
         ),
+        (
+            ("speech", "--transcripts", "a", "--audio", ".", "--audio", "."),
+            "1 --transcripts but 2 --audio: give one for each",
+        ),
+        (
+            ("aic", "--annotations", "a", "--images", ".", "--annotations", "b", "--images", ".", "--split", "train"),
+            "2 --annotations but 1 --split: give one for each, or none at all",
+        ),
+        (("aic", "--annotations", "a", "--annotations", "b", "--images", "."), "2 --annotations but 1 --images: give"),
+        (
+            ("vqa2", "--annotations", "a", "--images", ".", "--questions", "a", "--questions", "b"),
+            "1 --annotations but 2 --questions: give one for each",
+        ),
+        (("librispeech", "--input", "docs", "--split", "val", "--split", "val"), "1 --input but 2 --split: give one"),
+        (("librispeech", "--input", "docs", "--split", "tets"), "the split 'tets' is none of train, dev, test"),
         (("librispeech", "--input", "docs"), "--input docs: no SPEAKER/CHAPTER/SPEAKER-CHAPTER.trans.txt in it"),
         (("aishell", "--input", "."), "--input wav: no such folder"),
     ],

@@ -16,6 +16,7 @@ from test_training import MODEL_CONFIG
 import eval as evaluation
 import export as exporting
 import infer as inference
+from src import runtime
 from src.checkpoints.checkpoint import save_checkpoint
 from src.checkpoints.files import EMA, MODEL, OPTIMIZER, CheckpointError, read_tensors
 from src.checkpoints.places import locate
@@ -256,8 +257,8 @@ def arrays_of(model: nn.Cell) -> Arrays:
 @pytest.fixture
 def run(home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Iterator[Callable]:
     """Calls one of the commands."""
-    for module in (evaluation, exporting, library):  # MindSpore refuses a device once it has run something
-        monkeypatch.setattr(module, "setup", lambda runtime, _: ms.set_context(mode=MODES[runtime.mode]))
+    for module in (runtime, library):  # MindSpore refuses a device once it has run something
+        monkeypatch.setattr(module, "setup", lambda wanted, _: ms.set_context(mode=MODES[wanted.mode]))
 
     def call(main: Callable[[], None], *arguments: str) -> tuple[int, str, str]:
         with command(main, home, monkeypatch, capsys) as typed:

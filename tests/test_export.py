@@ -11,7 +11,7 @@ import pytest
 from mindspore import Parameter, Tensor, nn
 
 import export as command
-from src import cli
+from src import cli, runtime
 from src.checkpoints.checkpoint import save_checkpoint
 from src.config import Config, load_config
 from src.data.schema import Field
@@ -221,7 +221,7 @@ def test_errors_of_the_command(
 def test_command(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, scaled: Graph
 ) -> None:
-    monkeypatch.setattr(command, "setup", lambda *_: None)  # MindSpore refuses a device once it has run something
+    monkeypatch.setattr(runtime, "setup", lambda *_: None)  # MindSpore refuses a device once it has run something
     arguments = ["--checkpoint", str(trained), "runtime.device=CPU", "--output", str(tmp_path / "out")]
     monkeypatch.setattr(sys, "argv", ["export.py", *arguments])
     cli.run(command.main)

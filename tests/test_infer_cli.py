@@ -10,7 +10,7 @@ import pytest
 import infer
 from src.data.schema import IMAGE, MODALITIES, TEXT
 from src.inference import media
-from src.inference.engine import Engine
+from src.inference.encode import Encoder
 from src.inference.gallery import Gallery, keep
 from tests.commands import Run, command, make_home, write_wave
 from tests.conftest import CHARACTERS
@@ -58,12 +58,10 @@ def test_an_index_answers_as_the_folder_does(run: Run, home: Path, monkeypatch: 
     code, out, _ = run("--checkpoint", "run", "--gallery", "gallery", "--save-index", "kept/gallery.index")
     assert code == 0 and "kept/gallery.index holds 7 files of gallery" in out
     encoded = []
-    encode = Engine.encode
-    monkeypatch.setattr(Engine, "encode", lambda self, files: encoded.append(len(files)) or encode(self, files))
+    encode = Encoder._run
+    monkeypatch.setattr(Encoder, "_run", lambda self, *given: encoded.append(len(given[1][0])) or encode(self, *given))
     code, _, err = run(*ask, "--index", "kept/gallery.index", "--output", "indexed")
-    assert code == 0 and encoded == [1, 1, 3, 1, 3], (
-        "the query for texts, images and audio clips, and of the latter two the best three"
-    )
+    assert code == 0 and encoded == [1, 3, 3], "the query, and of images and audio clips the best three"
     plain, indexed = (json.loads((home / name / "query.json").read_text()) for name in ("plain", "indexed"))
     for result in (plain, indexed):
         for hit in (hit for modality in MODALITIES for hit in result[modality]):

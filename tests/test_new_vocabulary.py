@@ -10,6 +10,7 @@ import pytest
 from mindspore import Tensor
 
 import train
+from src import runtime
 from src.checkpoints.checkpoint import load_checkpoint_config, save_checkpoint
 from src.checkpoints.files import CheckpointError, read_tensors
 from src.checkpoints.places import locate
@@ -186,7 +187,7 @@ def test_the_bundled_checkpoint_is_a_start_for_other_data(
     bundled = ROOT / "pretrained" / "opt_demo"
     sizes = load_checkpoint_config(bundled).model
     config = tiny_dataset(tmp_path, 8, Config(model=sizes))
-    monkeypatch.setattr(train, "setup", lambda *_: (0, 1))  # MindSpore refuses a device once it has run something
+    monkeypatch.setattr(runtime, "setup", lambda *_: (0, 1))  # MindSpore refuses a device once it has run something
     own = ("data.path=data", "data.eval_path=data", "model.text.vocab=vocab.txt", "train.output=run")
     small = ("train.steps=2", "train.log_every=1", "train.eval_every=2", "data.batch_size=4", "runtime.mode=pynative")
     with command(train.main, tmp_path, monkeypatch, capsys) as call:

@@ -1,7 +1,9 @@
 """What is unlike a model's training data is told: the distance, its limit, the file, and what the commands say."""
 
+import re
 import shutil
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,8 +19,9 @@ from src.config import SourceConfig
 from src.data.errors import DataError
 from src.data.pipeline import Loader
 from src.data.schema import AUDIO, IMAGE, TEXT
-from src.inference import outliers
-from src.inference.encode import Items, encode_split
+from src.files import ROOT
+from src.inference import load, outliers
+from src.inference.encode import Encoder, Items, encode_split
 from src.inference.engine import Engine
 from src.inference.loading import load_model
 from src.inference.outliers import Inputs, Outliers, Usual, fit
@@ -27,6 +30,7 @@ from tests.commands import Run, command, make_home
 from tools import measure_outliers
 
 WIDTH = 6
+BUNDLED = ROOT / "pretrained" / "opt_demo"
 
 
 def inputs_of(rng: np.random.Generator, count: int, shift: float = 0.0) -> Inputs:
@@ -232,6 +236,76 @@ def test_infer_tells_of_what_lies_beyond(run: Run, home: Path) -> None:
     (folder / OUTLIERS).write_bytes(b"nothing")
     code, _, err = run(*QUERY)
     assert code == 2 and "outliers.safetensors does not hold what is usual" in err.strip().splitlines()[-1]
+
+
+def test_nothing_is_encoded_twice(run: Run, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is compared with the training data is then answered as it was encoded."""
+    config, rows = load_checkpoint_config(locate(home / "run")), Counter()
+
+    def counting(name: str) -> Callable[..., Items]:
+        encode = getattr(Encoder, name)
+
+        def count(self: Encoder, *inputs: np.ndarray) -> Items:
+            rows[name] += len(inputs[0])
+            return encode(self, *inputs)
+
+        return count
+
+    for name in ("text", "image", "audio"):
+        monkeypatch.setattr(Encoder, name, counting(name))
+    model = config.model
+    widths = {TEXT: model.text.width, IMAGE: model.image.width, AUDIO: model.audio.width}
+    usual = {kind: Usual(np.zeros(width), np.eye(width), 4.0, 1e-6) for kind, width in widths.items()}
+    outliers.keep(locate(home / "run"), locate(home / "run"), Outliers(usual))
+
+    def encoded(*asked: str) -> Counter:
+        rows.clear()
+        code, _, err = run(*asked)
+        assert code == 0 and "note: unlike what this model was trained on" in err
+        return Counter(rows)
+
+    assert encoded(*DESCRIBE) == {"image": 3, "audio": 3}, "gallery/ has three of each"
+    beside = ("--with-image", "gallery/a.png")
+    assert encoded("--checkpoint", "run", "--input", "gallery/a.WAV", *beside) == {"image": 1, "audio": 1}
+    # the query and the gallery's text; images and clips once for all, and again as candidates, whose tokens are read
+    candidates = config.eval.rerank.top_k
+    assert 0 < candidates < 3 and encoded(*QUERY) == {"text": 2, "image": 3 + candidates, "audio": 3 + candidates}
+    asked = ("--classify", "左边", "右边")
+    found = encoded("--checkpoint", "run", *asked, "--input", "gallery")
+    assert found == {"text": 2 * 2, "image": 3, "audio": 3}, "labels once for images and once for clips"
+
+
+def test_an_encoding_is_of_one_model(home: Path) -> None:
+    """Another model, even of the same weights, encodes the medium itself."""
+    one, other = (load(home / "run", ["runtime.mode=pynative"]) for _ in range(2))
+    (batch,) = one.embed_each("text", ["左边有一只猫"])
+    (known,) = one.encoded(batch.media)
+    assert one.engine.encode([known]).tokens is not other.engine.encode([known]).tokens
+    changed = replace(known, encoding=(one.engine, known.encoding[1].take([0]).with_ids(np.zeros((1, 1), np.int32))))
+    assert one.engine.encode([changed]).ids.shape == (1, 1), "as it was encoded"
+    assert other.engine.encode([changed]).ids.shape != (1, 1)
+
+
+def test_the_card_holds_the_bundled_limits() -> None:
+    text = (BUNDLED / "README.md").read_text(encoding="utf-8")
+    told = re.search(
+        r"limits are ([\d.]+) for texts, ([\d.]+) for images and ([\d.]+) for speech", " ".join(text.split())
+    )
+    usual = outliers.load(BUNDLED).usual
+    assert told and [float(limit) for limit in told.groups()] == [round(usual[kind].limit, 2) for kind in range(3)]
+
+
+def test_a_query_of_unknown_characters_is_told_in_one_line() -> None:
+    """With the bundled checkpoint, to which such texts are also unlike its training data."""
+    model = load("opt_demo", ["runtime.mode=pynative"])
+    unknown = {"xyz": "x y z", "𠀀𠀁": "𠀀 𠀁", "🐱": "🐱", "红底，左边一只貔貅": "貅 貔"}
+    (batch,) = model.embed_each("text", unknown)
+    for medium in batch.media:
+        (note,) = model.notes(medium)
+        assert unknown[medium.content] in note and repr(medium.content) in note
+        whole = medium.content[0] != "红"
+        assert note.startswith("no token of ") == whole and note.startswith("not in the vocabulary: ") != whole
+        assert not (whole and model.unlike([medium])), "a second line would say less"
 
 
 def test_the_command_measures(home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:

@@ -188,7 +188,7 @@ def test_coco(tmp_path: Path, media: Path) -> None:
     reasons = [json.loads(line)["reason"] for line in (output / "rejected.jsonl").read_text().splitlines()]
     assert "belongs to image 9" in reasons[0] and "broken.png: not a readable image" in reasons[1]
     uneven = prepare("coco", "--annotations", train, "--images", media, "--images", media, "--output", output)
-    assert uneven.returncode == 2 and uneven.stderr.startswith("error: give one --images")
+    assert uneven.returncode == 2 and uneven.stderr.startswith("error: 1 --annotations but 2 --images")
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,10 @@ from matplotlib.ft2font import FT2Font, LoadFlags
 from PIL import Image
 
 from src.files import ROOT, write_json
+from src.report import plots
 from src.report.page import FONT, Page, style, wrap
 from src.report.plots import loss_curves
-from src.report.sheets import caption_sheet, retrieval_sheet
+from src.report.sheets import RIGHT_MARK, WRONG_MARK, caption_sheet, retrieval_sheet
 from src.report.tables import retrieval_table, summary, table, text_table
 
 DIRECTIONS = (
@@ -144,6 +145,40 @@ def test_loss_curves_of_several_runs(tmp_path):
     check_png(tmp_path / "loss.png")
 
 
+def test_every_curve_is_told_apart_and_every_axis_named(tmp_path, monkeypatch):
+    """By colour and, for who sees none, by dashes; runs whose losses end far apart share a panel on a log axis."""
+    shown = []
+    monkeypatch.setattr(plots, "save", lambda figure, _: shown.append(figure))
+    for name, last in {"pretrain": 3.0, "caption": 0.05, "other": 0.04}.items():
+        (tmp_path / name).mkdir()
+        lines = [
+            {"step": step, "loss": last + 1 / step, "loss/mlm": 2.0 + last, "loss/x": 1.0} for step in (1, 10, 1000)
+        ]
+        (tmp_path / name / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    loss_curves(sorted(tmp_path.glob("*/metrics.jsonl")), tmp_path / "loss.png")
+    (figure,) = shown
+    total, mlm, _ = figure.axes
+    assert total.get_yscale() == "log" and mlm.get_yscale() == "linear" and "log scale" in total.get_title("left")
+    figure.canvas.draw()
+    assert not any("$" in tick.get_text() for tick in total.get_yticklabels()), "numbers as they are"
+    assert total.get_ylabel() == "loss" and {axis.get_xlabel() for axis in figure.axes} == {"step"}
+    looks = [(line.get_color(), line.get_linestyle(), str(line._unscaled_dash_pattern)) for line in total.lines[1::2]]
+    assert len({look[0] for look in looks}) == len({look[1:] for look in looks}) == 3
+
+
+def test_a_large_confusion_matrix_has_a_bar_and_a_small_one_numbers(tmp_path, monkeypatch):
+    shown = []
+    monkeypatch.setattr(plots, "save", lambda figure, _: shown.append(figure))
+    for count in (3, 40):
+        plots.confusion_matrix(
+            tmp_path / "classes.png", "title", list(map(str, range(count))), np.eye(count, dtype=int)
+        )
+    small, large = shown
+    assert len(small.axes) == 1 and len(small.axes[0].texts) == 9
+    assert len(large.axes) == 2 and large.axes[1].get_ylabel() == "share of the truth's items"
+    assert {axis.get_ylabel() for axis in (small.axes[0], large.axes[0])} == {"truth (items)"}
+
+
 def test_loss_curves_name_a_file_without_losses(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1, "lr": 0.1}\n')
@@ -200,6 +235,8 @@ def test_what_the_font_lacks_is_a_box():
     assert (box[len(box) // 2] > 0).mean() < 0.9, "and not a black square"
     for other in ("ب", "ऄ", "ก", "\U0002a6d6", "\ufffe", "\u2028", "❤"):
         assert (drawn(other) == box).all(), repr(other)
+    for mark in (RIGHT_MARK, WRONG_MARK):
+        assert drawn(mark).shape != box.shape, "what stands for a colour is no box"
     assert drawn("龘").shape != box.shape or (drawn("龘") != box).any()
     assert drawn("臺灣 \udcff").any(), "half a surrogate, of a file name that is not UTF-8"
 

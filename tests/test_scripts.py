@@ -17,7 +17,10 @@ case "$1 $2" in
   "--version "*) echo "Python 3.11.0" ;;
   "-m venv") mkdir -p "$4/bin" && cp "$0" "$4/bin/python" && cp "$0" "$4/bin/ruff" && cp "$0" "$4/bin/shellcheck" ;;
   "-m pip") [[ $3 == install ]] && echo "pip ${*: -1}" >> CALLS; exit "${PIP_EXIT:-0}" ;;
-  "-m pytest") echo "$(basename "$0") $*" >> CALLS; exit "${PYTEST_EXIT:-0}" ;;
+  "-m pytest")
+    echo "$(basename "$0") $*" >> CALLS
+    for ((n = 0; n < ${PYTEST_LINES:-0}; n++)); do echo "line $n of ${*: -1}"; done
+    exit "${PYTEST_EXIT:-0}" ;;
   *) echo "$(basename "$0") $*" >> CALLS ;;
 esac
 """
@@ -101,6 +104,20 @@ def test_ci_runs_every_file_in_a_process_of_its_own(house: House):
     result = house.run(".ci/run", PYTEST_EXIT="1")
     assert result.returncode == 1
     assert "failed: " in result.stderr and "tests/test_a.py" in result.stderr and "tests/test_b.py" in result.stderr
+
+
+def test_ci_shows_a_long_log_whole(house: House):
+    """Longer than an argument of a command may be (128 KiB), and not mixed with another file's."""
+    (house.root / "tests").mkdir()
+    for name in ("test_a.py", "test_b.py"):
+        (house.root / "tests" / name).touch()
+    result = house.run(".ci/run", PYTEST_EXIT="1", PYTEST_LINES="6000")
+    expected = [
+        [f"tests/{name}", *(f"line {n} of tests/{name}" for n in range(6000))] for name in ("test_a.py", "test_b.py")
+    ]
+    shown = result.stdout.splitlines()[-2 * 6001 :]
+    assert sum(map(len, expected[0])) > 1 << 17
+    assert sorted([shown[:6001], shown[6001:]]) == expected, result.stderr[-500:]
 
 
 def test_a_failed_installation_is_reported_and_tried_again(house: House):

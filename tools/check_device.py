@@ -12,14 +12,16 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # wherever it is called from
 
 from src import cli
-from src.config import RuntimeConfig
-from src.runtime import check_product, setup
 
 
 def main() -> None:
     parser = cli.CommandParser(description=__doc__)
     parser.add_argument("device", nargs="?", choices=("CPU", "GPU", "Ascend"), default="CPU", help="default: CPU")
     args = parser.parse_args()
+    # not before: they import MindSpore, for which --help and mistakes in the arguments need not wait
+    from src.config import RuntimeConfig
+    from src.runtime import check_product, setup
+
     setup(RuntimeConfig(device=args.device), seed=0)
     print(check_product())
 

@@ -14,7 +14,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # wherever it is c
 
 from src import cli
 from src.config import load_config
-from src.training.memory import estimate, report
 
 
 def main() -> None:
@@ -24,6 +23,9 @@ def main() -> None:
     parser.add_argument("--batch", type=int, metavar="N", help="samples of each device (default: data.batch_size)")
     parser.add_settings()
     args = parser.parse_intermixed_args()
+    # not before: they import MindSpore, for which --help and mistakes in the arguments need not wait
+    from src.training.memory import estimate, report
+
     batch = [f"data.batch_size={args.batch}"] if args.batch is not None else []
     config = load_config(args.config, [*args.settings, *batch])
     print(report(config, estimate(config, args.devices), args.devices))

@@ -13,7 +13,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # wherever it is called from
 
 from src import cli
-from src.inference.features import KINDS, extract_features
 
 
 def main() -> None:
@@ -25,12 +24,17 @@ def main() -> None:
     encoders = parser.add_mutually_exclusive_group(required=True)
     encoders.add_argument("--checkpoint", **path, metavar="DIR", help="run or checkpoint folder of the encoders")
     encoders.add_argument("--config", **path, metavar="FILE", help="configuration with init_from of ViT, wav2vec 2.0")
-    parser.add_argument("--only", choices=KINDS, help="images or audio clips (default: what the encoders read)")
+    parser.add_argument(
+        "--only", choices=("image", "audio"), help="images or audio clips (default: what the encoders read)"
+    )
     parser.add_ema()
     parser.add_settings()
     args = parser.parse_intermixed_args()
     if args.ema and not args.checkpoint:
         parser.error("--ema goes with --checkpoint")
+    # not before: they import MindSpore, for which --help and mistakes in the arguments need not wait
+    from src.inference.features import extract_features
+
     extract_features(
         args.input, args.output, args.checkpoint, args.config, args.media, args.only, args.settings, args.ema
     )

@@ -11,7 +11,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # wherever it is called from
 
 from src import cli
-from src.inference.image_codes import make_codes
 
 
 def main() -> None:
@@ -26,6 +25,9 @@ def main() -> None:
     )
     parser.add_settings()
     args = parser.parse_intermixed_args()
+    # not before: they import MindSpore, for which --help and mistakes in the arguments need not wait
+    from src.inference.image_codes import make_codes
+
     make_codes(args.data, args.checkpoint, args.settings)
 
 

@@ -14,14 +14,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # wherever it is called from
 
 from src import cli
-from src.checkpoints.checkpoint import load_checkpoint_config
-from src.checkpoints.places import locate
-from src.inference import outliers
-from src.inference.engine import Engine
-from src.inference.loading import check_network, load_model
-from src.inference.media import plural
-from src.report.tables import table
-from src.runtime import setup
 
 
 def main() -> None:
@@ -34,6 +26,16 @@ def main() -> None:
     )
     parser.add_settings()
     args = parser.parse_intermixed_args()
+    # not before: they import MindSpore, for which --help and mistakes in the arguments need not wait
+    from src.checkpoints.checkpoint import load_checkpoint_config
+    from src.checkpoints.places import locate
+    from src.inference import outliers
+    from src.inference.engine import Engine
+    from src.inference.loading import check_network, load_model
+    from src.inference.media import plural
+    from src.report.tables import table
+    from src.runtime import setup
+
     folder = locate(args.checkpoint)
     config = load_checkpoint_config(folder, args.settings)
     check_network(config)

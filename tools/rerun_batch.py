@@ -14,7 +14,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # wherever it is called from
 
 from src import cli
-from src.training.rerun import rerun
 
 
 def main() -> None:
@@ -24,6 +23,9 @@ def main() -> None:
         "--checkpoint", type=cli.user_path, metavar="DIR", help="run or checkpoint (default: the latest before it)"
     )
     args = parser.parse_args()
+    # not before: they import MindSpore, for which --help and mistakes in the arguments need not wait
+    from src.training.rerun import rerun
+
     rerun(args.batch, args.checkpoint)
 
 

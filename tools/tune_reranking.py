@@ -14,14 +14,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # wherever it is called from
 
 from src import cli
-from src.checkpoints.checkpoint import load_checkpoint_config
-from src.checkpoints.places import locate
-from src.evaluation.run import Evaluation
-from src.evaluation.tuning import tune
-from src.inference.engine import Engine
-from src.inference.loading import load_model
-from src.runtime import setup
-from src.tasks import registry
 
 
 def main() -> None:
@@ -38,6 +30,16 @@ def main() -> None:
     )
     parser.add_settings()
     args = parser.parse_intermixed_args()
+    # not before: they import MindSpore, for which --help and mistakes in the arguments need not wait
+    from src.checkpoints.checkpoint import load_checkpoint_config
+    from src.checkpoints.places import locate
+    from src.evaluation.run import Evaluation
+    from src.evaluation.tuning import tune
+    from src.inference.engine import Engine
+    from src.inference.loading import load_model
+    from src.runtime import setup
+    from src.tasks import registry
+
     folder = locate(args.checkpoint)
     config = load_checkpoint_config(folder, args.settings)
     setup(replace(config.runtime, distributed=False), config.seed)

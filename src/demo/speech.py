@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -81,8 +82,17 @@ def _speak_chunk(captions: Sequence[str], audio: AudioEncoderConfig, seed: Seque
 
 
 def run_worker(captions: Sequence[str], audio: AudioEncoderConfig, voice: Voice) -> list[np.ndarray]:
-    """Speaks captions with one voice, in a process of its own."""
-    job = json.dumps({"captions": list(captions), "audio": asdict(audio), "voice": asdict(voice)})
+    """Speaks captions with one voice, in a process of its own: what a model reads of them."""
+    return _work(captions, asdict(audio), voice)[0]
+
+
+def record(captions: Sequence[str], voice: Voice) -> tuple[list[np.ndarray], int]:
+    """Speaks captions with one voice: the samples, float32 [n] in −1 … 1, and their rate in Hz."""
+    return _work(captions, None, voice)
+
+
+def _work(captions: Sequence[str], audio: dict[str, Any] | None, voice: Voice) -> tuple[list[np.ndarray], int]:
+    job = json.dumps({"captions": list(captions), "audio": audio, "voice": asdict(voice)})
     # one thread each: the processes share the cores
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     with tempfile.TemporaryDirectory() as folder:
@@ -92,4 +102,4 @@ def run_worker(captions: Sequence[str], audio: AudioEncoderConfig, voice: Voice)
             command, input=job.encode(), env=environment, cwd=ROOT, capture_output=True, check=True, timeout=TIMEOUT
         )
         with np.load(out) as result:
-            return np.split(result["frames"], np.cumsum(result["lengths"])[:-1])
+            return np.split(result["frames"], np.cumsum(result["lengths"])[:-1]), int(result["rate"])

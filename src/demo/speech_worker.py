@@ -58,11 +58,16 @@ class Synthesizer:
 
 
 def main() -> None:
-    """Reads a job as JSON from standard input and writes log-mel frames into the file that the first argument names."""
+    """Reads a job as JSON from standard input; writes what a model reads into the file that the first argument names.
+
+    With no ``audio`` in the job these are the samples themselves.
+    """
     job = json.load(sys.stdin.buffer)
-    audio = AudioEncoderConfig(**job["audio"])
     voice = job["voice"]
     synthesizer = Synthesizer(voice["name"], voice["rate"], voice["pitch"])
-    encode = KINDS[audio.input]
-    clips = [encode(synthesizer.say(text), synthesizer.sample_rate, audio) for text in job["captions"]]
-    np.savez(sys.argv[1], frames=np.concatenate(clips), lengths=[len(clip) for clip in clips])
+    clips, rate = map(synthesizer.say, job["captions"]), synthesizer.sample_rate
+    if job["audio"]:
+        audio = AudioEncoderConfig(**job["audio"])
+        clips = (KINDS[audio.input](clip, rate, audio) for clip in clips)
+    clips = list(clips)
+    np.savez(sys.argv[1], frames=np.concatenate(clips), lengths=[len(clip) for clip in clips], rate=rate)

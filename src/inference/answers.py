@@ -1,7 +1,9 @@
 """Answers about the user's own files: rank, caption, transcribe, classify, answer questions, generate images."""
 
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ from src.report.coco import save_captions
 from src.report.sheets import Query, album_sheet, retrieval_sheet
 from src.report.tables import table
 
-FEW = 64  # for a query in so few files compiling the graphs takes longer than running without
+FEW = 1000  # for a query in so few files compiling the graphs takes longer than running without
 
 
 @dataclass(frozen=True)
@@ -142,9 +144,7 @@ SCORES = (
 
 def rank_gallery(model: Model, query: Medium, offered: Gallery, top: int, output: Path) -> dict[str, Any]:
     """Prints a ranked table for each modality of the gallery and writes query.json and a figure of each."""
-    for loss in model.notes(query):
-        print(f"note: {loss}", file=sys.stderr)
-    remark_outliers(model, [query])
+    (query,) = read_closely(model, [query])
     results: dict[str, Any] = {"query": query.name}
     for kind, places in offered.groups().items():
         failures: list[str] = []  # of files that have gone since an index was made
@@ -164,10 +164,30 @@ def rank_gallery(model: Model, query: Medium, offered: Gallery, top: int, output
     return results
 
 
-def remark_outliers(model: Model, asked: list[Medium]) -> None:
-    """Says on stderr which inputs of one modality are far from all that the model was trained on."""
-    for remark in model.unlike(asked):
-        print(f"note: {remark}", file=sys.stderr)
+def read_closely(model: Model, asked: list[Medium]) -> list[Medium]:
+    """Media of one modality, encoded once for all that follows; on stderr stands what of them means little.
+
+    That is what the model does not read, and which are far from all that it was trained on.
+    """
+    known = model.encoded(asked)
+    _remark([note for medium in known for note in model.notes(medium)])
+    _remark(model.unlike(known))
+    return known
+
+
+def _remark(notes: list[str]) -> None:
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
+
+
+def read_inputs(model: Model, files: list[Path], modality: int, failures: list[str]) -> Iterator[list[Medium]]:
+    """The files of a modality, some at a time, as :func:`read_closely` has them; failures get what is left out."""
+    own = [file for file in files if MODALITY[file.suffix.lower()] == modality]
+    for start in range(0, len(own), ROWS):
+        read, errors = media.try_files(own[start : start + ROWS], model.config.model)
+        failures += errors
+        if things := [medium for medium in read if medium]:
+            yield read_closely(model, things)
 
 
 def describe(model: Model, files: list[Path], output: Path | None, image: Medium | None = None) -> list[str]:
@@ -180,21 +200,13 @@ def describe(model: Model, files: list[Path], output: Path | None, image: Medium
     """
     names, texts, failures = [], [], []
     if image is not None:
-        remark_outliers(model, [image])
-    for modality in (IMAGE, AUDIO):
-        own = [file for file in files if MODALITY[file.suffix.lower()] == modality]
-        for start in range(0, len(own), ROWS):
-            read, errors = media.try_files(own[start : start + ROWS], model.config.model)
-            things, failures = [medium for medium in read if medium], failures + errors
-            for medium in things:
-                if medium.cut:
-                    print(f"note: {medium.name} {medium.cut}", file=sys.stderr)
-            remark_outliers(model, things)
-            if modality == IMAGE:
-                texts += model.caption(things)
-            else:
-                texts += model.transcribe(things, None if image is None else [image] * len(things))
-            names += [medium.name for medium in things]
+        (image,) = read_closely(model, [image])
+    for things in read_inputs(model, files, IMAGE, failures):
+        texts += model.caption(things)
+        names += [medium.name for medium in things]
+    for things in read_inputs(model, files, AUDIO, failures):
+        texts += model.transcribe(things, None if image is None else [image] * len(things))
+        names += [medium.name for medium in things]
     media.report(failures, len(files), bool(names))
     print(table(list(zip(names, texts, strict=True)), ["file", "text"]))
     if output:
@@ -205,16 +217,16 @@ def describe(model: Model, files: list[Path], output: Path | None, image: Medium
 def classify(model: Model, files: list[Path], labels: list[str], output: Path) -> dict[str, str]:
     """Prints which label is nearest to each image and audio clip; writes classes.json with the share of every label."""
     templates = read_templates(model.config.eval.zero_shot.templates)
+    # a label alone is unlike a caption, and meant to be
+    _remark([note for label in labels for note in model.notes(Medium(label, TEXT, label))])
     results: dict[str, dict[str, float]] = {}
     failures: list[str] = []
     for modality in (IMAGE, AUDIO):
-        own = [file for file in files if MODALITY[file.suffix.lower()] == modality]
-        failed: dict[int, DataError] = {}
-        found = model.classify(own, labels, templates, on_error=failed.__setitem__)
-        kept = [str(file) for number, file in enumerate(own) if number not in failed]
-        for name, shares in zip(kept, found.shares.tolist(), strict=True):
+        names: list[str] = []
+        things = _noting(read_inputs(model, files, modality, failures), names)
+        found = model.classify(things, labels, templates)
+        for name, shares in zip(names, found.shares.tolist(), strict=True):
             results[name] = dict(zip(labels, shares, strict=True))
-        failures += map(str, failed.values())
     media.report(failures, len(files), bool(results))
     best = {name: max(shares, key=shares.get) for name, shares in results.items()}
     print(table([[name, label, results[name][label]] for name, label in best.items()], ["file", "class", "share"]))
@@ -223,15 +235,22 @@ def classify(model: Model, files: list[Path], labels: list[str], output: Path) -
     return best
 
 
+def _noting(batches: Iterator[list[Medium]], names: list[str]) -> Iterator[Medium]:
+    """Media one by one, whose names are noted as they pass."""
+    for medium in chain.from_iterable(batches):
+        names.append(medium.name)
+        yield medium
+
+
 def ask(model: Model, files: list[Path], question: Medium, output: Path) -> dict[str, str]:
     """Prints the answer to a question about each image, and writes answers.json."""
-    for loss in model.notes(question):
-        print(f"note: {loss}", file=sys.stderr)
-    own, failed = images_among(files), {}
-    answers = model.answer(own, [question] * len(own), on_error=failed.__setitem__)
-    media.report(list(map(str, failed.values())), len(own), bool(answers))
-    kept = [str(file) for number, file in enumerate(own) if number not in failed]
-    found = dict(zip(kept, answers, strict=True))
+    (question,) = read_closely(model, [question])
+    found: dict[str, str] = {}
+    failures: list[str] = []
+    for things in read_inputs(model, files, IMAGE, failures):
+        answers = model.answer(things, [question] * len(things))
+        found |= {medium.name: answer for medium, answer in zip(things, answers, strict=True)}
+    media.report(failures, len(images_among(files)), bool(found))
     print(table(list(found.items()), ["file", question.name]))
     write_json(output / "answers.json", {"question": question.name, "answers": found})
     return found
@@ -243,7 +262,7 @@ def generate(model: Model, subject: Medium, output: Path) -> list[float]:
     Returns:
         how well each suits the subject (``eval.image_generation.rank_by``), the best first.
     """
-    remark_outliers(model, [subject])
+    (subject,) = read_closely(model, [subject])
     (made,) = model.generate_image([subject])
     output.mkdir(parents=True, exist_ok=True)
     files = [output / f"generated-{rank}.png" for rank in range(1, len(made.images) + 1)]

@@ -5,6 +5,7 @@ Evaluators and commands call it.
 
 import functools
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from mindspore import nn
@@ -80,7 +81,10 @@ class Engine:
         return ImageGenerator(self.config, self.model, self.image_tokenizer, self.encoder)
 
     def encode(self, media: Sequence[Medium]) -> Items:
-        """Items of media that are all of one modality."""
+        """Items of media that are all of one modality; those that this engine has encoded are not encoded again."""
+        made = [medium.encoding[1] for medium in media if medium.encoding and medium.encoding[0] is self]
+        if len(made) == len(media):
+            return Items.join(made)
         model, modality = self.config.model, media[0].modality
         contents = [medium.content for medium in media]
         if modality == IMAGE:
@@ -93,6 +97,15 @@ class Engine:
             return self.encoder.audio(clips, np.array([len(clip) for clip in contents], np.int32))
         rows = [self.tokenizer.encode(text, model.text.max_len) for text in contents]
         return self.encoder.text(np.stack([ids for ids, _ in rows]), np.stack([mask for _, mask in rows]))
+
+    def with_encodings(self, media: Sequence[Medium], size: int) -> list[Medium]:
+        """The media with their items, made ``size`` at a time, for several answers about the same."""
+        found = []
+        for start in range(0, len(media), size):
+            batch = media[start : start + size]
+            items = self.encode(batch)
+            found += [replace(medium, encoding=(self, items.take([row]))) for row, medium in enumerate(batch)]
+        return found
 
     def _image_inputs(self, media: Sequence[Medium]) -> list[np.ndarray]:
         """What the image encoder reads of images, or of their regions."""

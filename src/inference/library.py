@@ -163,16 +163,29 @@ class Model:
     def unlike(self, media: Sequence[Medium]) -> list[str]:
         """Says of media of one modality which are far from all that the model was trained on: one line, or none.
 
-        None also where nothing was measured for the checkpoint (``tools/measure_outliers.py``).
+        None also where nothing was measured for the checkpoint (``tools/measure_outliers.py``), and of texts of which
+        the vocabulary has no token, as :meth:`notes` says.
 
         >>> (batch,) = model.embed_each("text", ["昨天的会议改到下周三下午三点"])
         >>> len(model.unlike(batch.media))
         1
         """
-        if not media or self.engine.outliers is None:
+        known = [m for m in media if m.modality != TEXT or not meaningless(m.content, self.engine.tokenizer)]
+        if not known or self.engine.outliers is None:
             return []
-        names = [repr(medium.content[:20]) if medium.modality == TEXT else medium.name for medium in media]
-        return self.engine.outliers.remarks(media[0].modality, names, self.engine.encode(media))
+        names = [repr(medium.content[:20]) if medium.modality == TEXT else medium.name for medium in known]
+        return self.engine.outliers.remarks(known[0].modality, names, self.engine.encode(known))
+
+    def encoded(self, media: Sequence[Medium]) -> list[Medium]:
+        """Media of one modality that this model need not encode again, whatever it is asked about them.
+
+        >>> from pathlib import Path
+        >>> (batch,) = model.embed_each("text", ["红色背景上，左边有一只猫"])
+        >>> (query,) = model.encoded(batch.media)
+        >>> model.unlike([query]), model.rank(query, [Path("assets/gallery/01.png")])[0].index  # encodes the image only
+        ([], 0)
+        """
+        return self.engine.with_encodings(media, self.batch_size)
 
     def similarity(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         """Cosines of unit vectors [N, E] and [M, E], float64 [N, M].

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -27,6 +28,7 @@ ENDINGS = {
 }
 MODALITY = {ending: modality for modality, endings in ENDINGS.items() for ending in endings}
 LONGEST_TEXT = 1 << 20  # bytes of a .txt file
+NAMED = 20  # unknown characters that a remark names
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class Medium:
     modality: int
     content: np.ndarray | Regions | str
     cut: str = ""  # what of it the model does not read, if reading shows it
+    encoding: tuple[Any, Any] | None = None  # the engine that has encoded it and its Items (Engine.with_encodings)
 
 
 def find_files(path: Path, modalities: tuple[int, ...]) -> list[Path]:
@@ -183,17 +186,24 @@ def losses(medium: Medium, tokenizer: Tokenizer, model: ModelConfig) -> list[str
     pieces, found = tokenizer.tokens(text), []
     if len(pieces) > room:
         found.append(f"{text[:20]!r}… is cut to its first {room} tokens (model.text.max_len)")
-    unknown = sorted(set(tokenizer.unknown_characters(text)))
-    if unknown:
+    if unknown := unknown_of(text, tokenizer):
         share = f"{pieces.count('[UNK]') / len(pieces):.0%} of the tokens of {text[:20]!r}"
-        found.append(f"not in the vocabulary: {' '.join(unknown)} ({share})")
+        found.append(f"not in the vocabulary: {unknown} ({share})")
     return found
 
 
 def meaningless(text: str, tokenizer: Tokenizer) -> str:
-    """Says so where the vocabulary has no token of a text; otherwise empty."""
-    known = set(tokenizer.tokens(text)) - {"[UNK]"}
-    return "" if known else f"no token of {text[:20]!r} is in the vocabulary: results are meaningless"
+    """Says so, and names the characters, where the vocabulary has no token of a text; otherwise empty."""
+    if set(tokenizer.tokens(text)) - {"[UNK]"}:
+        return ""
+    lacking = f" (it lacks {unknown})" if (unknown := unknown_of(text, tokenizer)) else ""
+    return f"no token of {text[:20]!r} is in the vocabulary{lacking}: results are meaningless"
+
+
+def unknown_of(text: str, tokenizer: Tokenizer) -> str:
+    """The characters of a text that the vocabulary lacks, each once; of many the first."""
+    unknown = sorted(set(tokenizer.unknown_characters(text)))
+    return " ".join(unknown[:NAMED]) + (f" and {len(unknown) - NAMED} more" if len(unknown) > NAMED else "")
 
 
 def plural(modality: int) -> str:

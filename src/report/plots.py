@@ -10,10 +10,20 @@ import numpy as np
 
 from src.report.page import GREY, INK, new_figure, printable, save, style
 
+CURVES_TITLE = "Losses: what was logged (pale), its running mean and where that ends (bold)"
 NUMBERED = 16  # classes of a confusion matrix whose shares are written, and not only shown by colour
 # Okabe and Ito 2008: told apart with every kind of colour vision; each has a marker of its own as well
 SAFE = (("#0072B2", "o"), ("#D55E00", "s"), ("#56B4E9", "^"), ("#E69F00", "D"), ("#555555", "X"))
-RUN_COLOURS = ("#3566b8", "#d9733a", "#23924f", "#8a5fb5", "#b8953a", "#3a9fb8")
+# the same palette; lines that differ in dashes, too, are told apart in grey
+RUN_STYLES = (
+    ("#0072B2", "solid"),
+    ("#D55E00", (0, (5, 1.5))),
+    ("#009E73", (0, (1.5, 1))),
+    ("#CC79A7", (0, (6, 1.5, 1.5, 1.5))),
+    ("#E69F00", (0, (3, 1.5))),
+    ("#56B4E9", (0, (6, 1.5, 1.5, 1.5, 1.5, 1.5))),
+)
+WIDE = 30  # times the smallest last value: runs that end further apart share a panel on a logarithmic axis
 
 
 def loss_curves(metrics: str | Path | Sequence[str | Path], out_png: str | Path) -> None:
@@ -29,19 +39,31 @@ def loss_curves(metrics: str | Path | Sequence[str | Path], out_png: str | Path)
     columns = min(3, len(panels))
     lines = -(-len(panels) // columns)
     with style():
-        figure = new_figure(3.6 * columns + 0.8, 2.6 * lines + 0.5)
+        figure = new_figure(max(6.0, 3.6 * columns + 0.8), 2.6 * lines + 0.8)
         for at, loss in enumerate(panels):
             axis = figure.add_subplot(lines, columns, at + 1)
-            axis.set_title(_loss_name(loss), loc="left", fontsize=11, pad=10)
-            for (_, losses), colour in zip(runs.items(), _colours(len(runs)), strict=True):
-                if loss in losses:
-                    _curve(axis, *losses[loss], colour)
-            axis.set_ylim(bottom=min(0, axis.dataLim.y0))
+            shown = {run: losses[loss] for run, losses in runs.items() if loss in losses}
+            logarithmic = _is_wide(list(shown.values()))
+            name = _loss_name(loss) + " (log scale)" * logarithmic
+            axis.set_title(name, loc="left", fontsize=11, pad=10)
+            for one, look in zip(runs, _styles(len(runs)), strict=True):
+                if one in shown:
+                    _curve(axis, *shown[one], *look)
+            if logarithmic:
+                axis.set_yscale("log")
+                axis.yaxis.set_major_formatter("{x:g}")
+                axis.yaxis.set_minor_formatter("")
+            else:
+                axis.set_ylim(bottom=min(0, axis.dataLim.y0))
             axis.set_xlim(0, axis.dataLim.x1 * 1.14)  # room for the number at the end
             if at >= len(panels) - columns:
                 axis.set_xlabel("step", color=GREY)
-        _legend(figure, list(runs))
-        figure.tight_layout(pad=1.4, w_pad=2.5, h_pad=2.0, rect=(0, 0, 1, 1 - 0.4 / figure.get_figheight()))
+            if at % columns == 0:
+                axis.set_ylabel("loss", color=GREY)
+        height = figure.get_figheight()
+        figure.text(0.1 / figure.get_figwidth(), 1 - 0.12 / height, CURVES_TITLE, va="top", fontsize=11)
+        _legend(figure, list(runs), 1 - 0.38 / height)
+        figure.tight_layout(pad=1.4, w_pad=2.5, h_pad=2.0, rect=(0, 0, 1, 1 - 0.72 / height))
         save(figure, out_png)
 
 
@@ -56,17 +78,21 @@ def confusion_matrix(out_png: str | Path, title: str, names: Sequence[str], coun
     with style():
         figure = new_figure(side + 1, side)
         axis = figure.add_subplot()
-        axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+        drawn = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
         axis.grid(False)  # its lines would cross the numbers
-        axis.set_title(title, loc="left", fontsize=11, pad=10)
+        axis.set_title(title, loc="left", fontsize=max(11, side), pad=10)
         names = [printable(name) for name in names]
         few = len(names) <= NUMBERED
-        turned = {"rotation": 30, "ha": "right"} if few else {"rotation": 90, "fontsize": 7}
-        axis.set_xticks(range(len(names)), names, **turned)
+        size = {} if few else {"fontsize": min(10.0, 58 * side / len(names))}  # what a cell has room for
+        turned = {"rotation": 30, "ha": "right"} if few else {"rotation": 90}
+        axis.set_xticks(range(len(names)), names, **turned, **size)
         rows = [f"{name} ({int(n)})" for name, n in zip(names, table.sum(1), strict=True)]
-        axis.set_yticks(range(len(names)), rows, **({} if few else {"fontsize": 7}))
+        axis.set_yticks(range(len(names)), rows, **size)
         axis.set_xlabel("answer", color=GREY)
-        axis.set_ylabel("truth", color=GREY)
+        axis.set_ylabel("truth (items)", color=GREY)
+        if not few:  # there is no room for numbers
+            bar = figure.colorbar(drawn, ax=axis, fraction=0.02, pad=0.02, ticks=(0, 0.5, 1))
+            bar.set_label("share of the truth's items", color=GREY)
         for (row, column), share in np.ndenumerate(shares) if few else ():
             axis.text(column, row, f"{share:.2f}", ha="center", va="center", color="white" if share > 0.6 else INK)
         figure.tight_layout(pad=1.4)
@@ -129,14 +155,19 @@ def _read_losses(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     }
 
 
-def _curve(axis: Any, steps: np.ndarray, values: np.ndarray, colour: str) -> None:
-    """The values pale, their centred running mean bold, and the last mean as a number at its end."""
-    from matplotlib.patheffects import withStroke
+def _is_wide(shown: Sequence[tuple[np.ndarray, np.ndarray]]) -> bool:
+    """Whether one of several curves would lie on the axis below another."""
+    ends = [values[-1] for _, values in shown]
+    positive = all((values > 0).all() for _, values in shown)
+    return bool(len(ends) > 1 and positive and max(ends) > WIDE * min(ends))
 
+
+def _curve(axis: Any, steps: np.ndarray, values: np.ndarray, colour: str, dashes: Any) -> None:
+    """The values pale, their centred running mean bold, and the last mean as a number at its end."""
     reach = max(1, len(values) // 40)
     smooth = [values[max(0, at - reach) : at + reach + 1].mean() for at in range(len(values))]
     axis.plot(steps, values, color=colour, alpha=0.25, linewidth=0.8)
-    axis.plot(steps, smooth, color=colour, linewidth=1.8, solid_capstyle="round")
+    axis.plot(steps, smooth, color=colour, linewidth=1.8, linestyle=dashes)
     axis.annotate(
         f"{smooth[-1]:.3g}",
         (steps[-1], smooth[-1]),
@@ -144,7 +175,8 @@ def _curve(axis: Any, steps: np.ndarray, values: np.ndarray, colour: str) -> Non
         textcoords="offset points",
         va="center",
         color=colour,
-        path_effects=[withStroke(linewidth=3, foreground="white")],
+        bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.6},
+        zorder=5,
     )
 
 
@@ -159,12 +191,14 @@ def _loss_name(key: str) -> str:
     return "total" if key == "loss" else key.removeprefix("loss/").replace("_", " ")
 
 
-def _colours(count: int) -> list[str]:
-    return [RUN_COLOURS[at % len(RUN_COLOURS)] for at in range(count)]
+def _styles(count: int) -> list[tuple[str, Any]]:
+    return [RUN_STYLES[at % len(RUN_STYLES)] for at in range(count)]
 
 
-def _legend(figure: Any, names: list[str]) -> None:
+def _legend(figure: Any, names: list[str], top: float) -> None:
     from matplotlib.lines import Line2D
 
-    handles = [Line2D([], [], color=colour, linewidth=2.5) for colour in _colours(len(names))]
-    figure.legend(handles, names, loc="upper left", ncols=len(names), frameon=False, fontsize=10)
+    looks = _styles(len(names))
+    handles = [Line2D([], [], color=colour, linestyle=dashes, linewidth=2.5) for colour, dashes in looks]
+    place = {"loc": "upper left", "bbox_to_anchor": (0, top), "ncols": len(names)}
+    figure.legend(handles, names, **place, frameon=False, fontsize=10, handlelength=3.2)

@@ -7,10 +7,14 @@ import numpy as np
 
 from src.report.page import GREY, INK, LINE, PANEL, Page, save, style, text_height, wrap
 
-RIGHT, WRONG = "#23924f", "#c8452f"
+# Okabe and Ito 2008; a mark says the same without colour
+RIGHT, WRONG = "#009E73", "#D55E00"
+RIGHT_MARK, WRONG_MARK = "✓", "×"
+HEAD = 10.5  # points of what stands above columns
 AUDIO_COLOURS = (PANEL, "#c3d0ea", "#3566b8", INK)  # from silence to the loudest
 MARGIN = 0.45
 SHOWN_HITS = 5
+CAPTION, REFERENCE, SCORE, LABEL = 10.5, 9.0, 10.0, 9.0  # points of what stands below and in images
 
 # text, image [S, S, 3] or log-mel [M, N]; the latter two with or without a caption
 Query = str | np.ndarray | tuple[np.ndarray, str]
@@ -31,9 +35,15 @@ def retrieval_sheet(out_png: str | Path, title: str, rows: Sequence[tuple[Query,
         page = Page(lefts[-1] + hit_width + MARGIN, head + sum(heights) + MARGIN - 0.3)
         page.text(MARGIN, 0.32, title, 16)
         known = any(hit[3] for _, hits in rows for hit in hits)  # of a user's files nobody knows what is relevant
-        page.text(MARGIN, 0.86, "query; relevant hits are green" if known else "query", 8.5, GREY)
+        page.text(
+            MARGIN,
+            0.82,
+            f"query; relevant hits: green, {RIGHT_MARK}" if known else "query; hits with shares",
+            HEAD,
+            GREY,
+        )
         for place, left in enumerate(lefts[: max(len(hits) for _, hits in rows)]):
-            page.text(left, 0.86, str(place + 1), 8.5, GREY)
+            page.text(left, 0.82, str(place + 1), HEAD, GREY)
         top = head
         for (query, hits), height in zip(rows, heights, strict=True):
             _draw_query(page, MARGIN, top, query_width, _hit_height(hits), query)
@@ -44,7 +54,7 @@ def retrieval_sheet(out_png: str | Path, title: str, rows: Sequence[tuple[Query,
 
 
 def caption_sheet(out_png: str | Path, title: str, items: Sequence[tuple[np.ndarray, str, str, bool]]) -> None:
-    """A grid of images with the caption written for each, green if right and red if wrong, and the reference in grey.
+    """A grid of images with the caption written for each, marked as right or wrong, and the reference in grey.
 
     Args: items: (image uint8 [S, S, 3], prediction, reference, right).
     """
@@ -53,22 +63,22 @@ def caption_sheet(out_png: str | Path, title: str, items: Sequence[tuple[np.ndar
     lines = -(-len(items) // 6)
     columns = -(-len(items) // lines)
     side, gap, head = 1.6, 0.28, 0.95
-    below = 0.12 + text_height(3, 9.5) + 0.04 + text_height(3, 7.5)
+    below = 0.12 + text_height(3, CAPTION) + 0.04 + text_height(3, REFERENCE)
     width = max(2 * MARGIN + columns * (side + gap) - gap, 5.0)
     with style():
         page = Page(width, head + lines * (side + below + 0.12) + 0.2)
         page.text(MARGIN, 0.32, title, 16)
-        page.text(MARGIN, 0.7, "green: right, red: not; grey: a reference", 8.5, GREY)
+        page.text(MARGIN, 0.66, f"{RIGHT_MARK} green: right; {WRONG_MARK} orange: not; grey: a reference", HEAD, GREY)
         for at, (image, prediction, reference, right) in enumerate(items):
             left = MARGIN + at % columns * (side + gap)
             top = head + at // columns * (side + below + 0.12)
             colour = RIGHT if right else WRONG
             page.panel(left, top, side, side, "white", colour, 2)
             page.image(left, top, side, side, image)
-            text = wrap(prediction, side, 9.5, 3) or ["–"]
-            page.text(left, top + side + 0.12, "\n".join(text), 9.5, colour)
-            under = top + side + 0.16 + text_height(len(text), 9.5)
-            page.text(left, under, "\n".join(wrap(reference, side, 7.5, 3)), 7.5, GREY)
+            text = wrap(f"{RIGHT_MARK if right else WRONG_MARK} {prediction or '–'}", side, CAPTION, 3)
+            page.text(left, top + side + 0.12, "\n".join(text), CAPTION, colour)
+            under = top + side + 0.16 + text_height(len(text), CAPTION)
+            page.text(left, under, "\n".join(wrap(reference, side, REFERENCE, 3)), REFERENCE, GREY)
         save(page.figure, out_png)
 
 
@@ -82,7 +92,7 @@ def generation_sheet(
         page = Page(width, head + len(rows) * (side + gap) + 0.2)
         page.text(MARGIN, 0.32, title, 16)
         for place, name in enumerate(names):
-            page.text(MARGIN + wide + place * (side + gap), 0.84, name, 8.5, GREY)
+            page.text(MARGIN + wide + place * (side + gap), 0.8, name, HEAD, GREY)
         for at, (caption, images) in enumerate(rows):
             top = head + at * (side + gap)
             page.text(MARGIN, top + 0.1, "\n".join(wrap(caption, wide - 0.3, 11, 5)), 11)
@@ -97,7 +107,7 @@ def album_sheet(out_png: str | Path, title: str, items: Sequence[tuple[np.ndarra
     if not items:
         raise ValueError("album sheet: no images to draw")
     columns, side, gap, head = min(8, len(items)), 1.4, 0.22, 0.95
-    height = side + 0.14 + text_height(3, 8) + 0.12
+    height = side + 0.14 + text_height(3, LABEL) + 0.12
     width = max(2 * MARGIN + columns * (side + gap) - gap, 5.0)
     with style():
         page = Page(width, head + -(-len(items) // columns) * height + 0.2)
@@ -105,7 +115,7 @@ def album_sheet(out_png: str | Path, title: str, items: Sequence[tuple[np.ndarra
         for at, (image, text) in enumerate(items):
             left, top = MARGIN + at % columns * (side + gap), head + at // columns * height
             page.image(left, top, side, side, image)
-            page.text(left, top + side + 0.1, "\n".join(wrap(text, side, 8, 3)), 8)
+            page.text(left, top + side + 0.1, "\n".join(wrap(text, side, LABEL, 3)), LABEL)
         save(page.figure, out_png)
 
 
@@ -123,6 +133,7 @@ def reconstruction_sheet(out_png: str | Path, title: str, pairs: Sequence[tuple[
         width = max(2 * MARGIN + columns * (side + gap) - gap, 5.0)
         page = Page(width, head + -(-len(pairs) // columns) * pair + 0.15)
         page.text(MARGIN, 0.32, title, 16)
+        page.text(MARGIN, 0.66, "above: the image; below: what is decoded from its codes", HEAD, GREY)
         for at, images in enumerate(pairs):
             left, top = MARGIN + at % columns * (side + gap), head + at // columns * pair
             for place, image in enumerate(images):
@@ -146,7 +157,8 @@ def _hit_height(hits: Sequence[Hit]) -> float:
 
 def _row_height(hits: Sequence[Hit]) -> float:
     images = any(hit[1] is not None for hit in hits[:SHOWN_HITS])
-    return _hit_height(hits) + (0.3 + text_height(3, 8) if images else 0.2 + text_height(1, 8)) + 0.22
+    below = text_height(1, SCORE) + (0.02 + text_height(3, LABEL) if images else 0)
+    return _hit_height(hits) + 0.2 + max(below, text_height(2, LABEL)) + 0.22
 
 
 def _draw_query(page: Page, left: float, top: float, width: float, height: float, query: Query) -> None:
@@ -161,15 +173,16 @@ def _draw_query(page: Page, left: float, top: float, width: float, height: float
     else:
         page.panel(left, top, height, height, "white", LINE, 1)
         page.image(left, top, height, height, media)
-    page.text(left, top + height + 0.1, "\n".join(wrap(caption, width, 8.5, 3)), 8.5)
+    page.text(left, top + height + 0.1, "\n".join(wrap(caption, width, LABEL, 2)), LABEL)
 
 
 def _draw_hit(page: Page, left: float, top: float, width: float, height: float, hit: Hit) -> None:
     label, image, score, relevant = hit
     page.panel(left, top, width, height, "white", RIGHT if relevant else LINE, 2.5 if relevant else 1)
-    page.text(left, top + height + 0.1, f"{score:.2f}", 8, RIGHT if relevant else GREY)
+    mark = f"  {RIGHT_MARK}" if relevant else ""
+    page.text(left, top + height + 0.1, f"{score:.2f}{mark}", SCORE, RIGHT if relevant else GREY)
     if image is None:
-        page.text(left + 0.12, top + 0.12, "\n".join(wrap(label, width - 0.24, 9.5, 5)), 9.5)
+        page.text(left + 0.12, top + 0.12, "\n".join(wrap(label, width - 0.24, CAPTION, 4)), CAPTION)
         return
     page.image(left, top, width, height, image)
-    page.text(left, top + height + 0.12 + text_height(1, 8), "\n".join(wrap(label, width, 8, 2)), 8, INK)
+    page.text(left, top + height + 0.12 + text_height(1, SCORE), "\n".join(wrap(label, width, LABEL, 3)), LABEL, INK)

@@ -13,7 +13,7 @@ from pathlib import Path
 from src.cli import Arguments, CommandParser, user_path
 from src.data.errors import DataError
 from src.data.prepare import translations
-from src.data.prepare.common import add_common_arguments, add_file_arguments, file_groups, write_dataset
+from src.data.prepare.common import add_common_arguments, add_file_arguments, check_one_each, file_groups, write_dataset
 from src.data.prepare.rows import Corpus, Row, check_caption, count_lines, describe_inputs, guard, read_lines
 from src.data.prepare.translations import Translations
 
@@ -44,8 +44,8 @@ def add_arguments(parser: CommandParser) -> None:
 def run(args: Arguments) -> None:
     groups = file_groups(args)
     about = describe_inputs("cc3m", [*args.annotations, *(args.mapping or ())], "--annotations or --mapping")
-    if args.mapping and len(args.mapping) != len(groups):
-        raise DataError("give one --mapping for each --annotations, or none at all")
+    if args.mapping:
+        check_one_each(args, "annotations", "mapping", ", or none at all")
     chinese = Translations(args.translations)
     rejected = list(chinese.rejected)
     finders = []

@@ -62,24 +62,50 @@ def add_file_arguments(parser: CommandParser, annotations: str) -> None:
     parser.add_argument(
         "--images", type=user_path, action="append", required=True, metavar="DIR", help="folder of its images"
     )
-    parser.add_argument(
-        "--split",
-        action="append",
-        metavar="NAME",
-        help="its split: train, dev (or val), test; default: by hash of the image",
-    )
+    add_split(parser, "the image")
+
+
+def add_split(parser: CommandParser, hashed: str) -> None:
+    """Adds ``--split``, once for each input or never.
+
+    Args:
+        hashed: what the split depends on where none is given.
+    """
+    text = f"its split: train, dev (or val), test; default: by hash of {hashed}"
+    parser.add_argument("--split", action="append", metavar="NAME", help=text)
 
 
 def file_groups(args: Arguments) -> list[tuple[Path, Path, str | None]]:
-    """Annotation files, each with its images and its split."""
-    count = len(args.annotations)
-    splits = args.split or [None] * count
-    if len(args.images) != count or len(splits) != count:
-        raise DataError("give one --images (and one --split, or none at all) for each --annotations")
-    return [
-        (path, check_folder(images, "--images"), None if split is None else check_split(split))
-        for path, images, split in zip(args.annotations, args.images, splits, strict=True)
-    ]
+    """Annotation files, each with its images and its split.
+
+    Raises:
+        DataError: their numbers differ, a folder is missing, or there is no such split.
+    """
+    check_one_each(args, "annotations", "images")
+    folders = [check_folder(images, "--images") for images in args.images]
+    return list(zip(args.annotations, folders, splits_of(args, "annotations"), strict=True))
+
+
+def splits_of(args: Arguments, inputs: str) -> list[str | None]:
+    """The split of each input; None where none is given.
+
+    Args:
+        inputs: the option whose values they are of.
+
+    Raises:
+        DataError: their numbers differ, or there is no such split.
+    """
+    if not args.split:
+        return [None] * len(getattr(args, inputs))
+    check_one_each(args, inputs, "split", ", or none at all")
+    return list(map(check_split, args.split))
+
+
+def check_one_each(args: Arguments, inputs: str, option: str, otherwise: str = "") -> None:
+    """Raises DataError unless one repeatable option stands as often as another."""
+    wanted, found = len(getattr(args, inputs)), len(getattr(args, option))
+    if wanted != found:
+        raise DataError(f"{wanted} --{inputs} but {found} --{option}: give one for each{otherwise}")
 
 
 def check_split(split: Any) -> str:

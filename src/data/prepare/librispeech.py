@@ -13,22 +13,22 @@ from pathlib import Path
 
 from src.cli import Arguments, CommandParser, user_path
 from src.data.errors import DataError
-from src.data.prepare.common import add_common_arguments, write_dataset
+from src.data.prepare.common import add_common_arguments, add_split, splits_of, write_dataset
 from src.data.prepare.rows import Corpus, Row, check_folder, count_lines, read_lines
-from src.data.prepare.transcripts import add_split, splits_of, spoken_row
+from src.data.prepare.transcripts import spoken_row
 
 
 def add_arguments(parser: CommandParser) -> None:
     parser.add_argument(
         "--input", action="append", type=user_path, required=True, metavar="DIR", help="such as dev-clean; repeatable"
     )
-    add_split(parser)
+    add_split(parser, "the recording's name")
     add_common_arguments(parser)
 
 
 def run(args: Arguments) -> None:
     chapters: list[tuple[Path, str | None]] = []
-    for folder, split in zip(args.input, splits_of(args.split, args.input), strict=True):
+    for folder, split in zip(args.input, splits_of(args, "input"), strict=True):
         files = sorted(check_folder(folder, "--input").rglob("*.trans.txt"))
         if not files:
             raise DataError(f"--input {folder}: no SPEAKER/CHAPTER/SPEAKER-CHAPTER.trans.txt in it")

@@ -11,24 +11,22 @@ from itertools import chain
 from pathlib import Path
 
 from src.cli import Arguments, CommandParser, user_path
-from src.data.errors import DataError
-from src.data.prepare.common import add_common_arguments, write_dataset
+from src.data.prepare.common import add_common_arguments, add_split, check_one_each, splits_of, write_dataset
 from src.data.prepare.rows import Corpus, Row, check_folder, count_lines, describe_inputs, read_lines
-from src.data.prepare.transcripts import add_split, splits_of, spoken_row
+from src.data.prepare.transcripts import spoken_row
 
 
 def add_arguments(parser: CommandParser) -> None:
     listed = {"action": "append", "type": user_path, "required": True}
     parser.add_argument("--transcripts", **listed, metavar="FILE", help="path, tab, text; repeatable")
     parser.add_argument("--audio", **listed, metavar="DIR", help="folder that its paths start from")
-    add_split(parser)
+    add_split(parser, "the recording's name")
     add_common_arguments(parser)
 
 
 def run(args: Arguments) -> None:
-    splits = splits_of(args.split, args.transcripts)
-    if len(args.audio) != len(args.transcripts):
-        raise DataError("give one --audio for each --transcripts")
+    splits = splits_of(args, "transcripts")
+    check_one_each(args, "transcripts", "audio")
     about = describe_inputs("speech", args.transcripts, "--transcripts")
     folders = [check_folder(folder, "--audio") for folder in args.audio]
     rows = [_rows(*group) for group in zip(args.transcripts, folders, splits, strict=True)]

@@ -17,7 +17,7 @@ from typing import Any
 
 from src.cli import Arguments, CommandParser, user_path
 from src.data.errors import DataError
-from src.data.prepare.common import add_common_arguments, add_file_arguments, file_groups, write_dataset
+from src.data.prepare.common import add_common_arguments, add_file_arguments, check_one_each, file_groups, write_dataset
 from src.data.prepare.rows import Corpus, Row, check_caption, check_question, describe_inputs, guard, read_json
 from src.data.record import Question
 
@@ -40,8 +40,7 @@ def add_arguments(parser: CommandParser) -> None:
 
 def run(args: Arguments) -> None:
     groups = file_groups(args)
-    if len(args.questions) != len(groups):
-        raise DataError("give one --questions for each --annotations")
+    check_one_each(args, "annotations", "questions")
     about = describe_inputs("vqa2", [*args.questions, *args.annotations], "--questions, --annotations")
     sources = [
         _Questions(questions, *group, args.types) for questions, group in zip(args.questions, groups, strict=True)
