@@ -8,6 +8,7 @@ import os
 import random
 import shutil
 import sys
+from collections.abc import Sequence
 
 import mindspore as ms
 import numpy as np
@@ -16,6 +17,13 @@ from src.config import RuntimeConfig
 from src.errors import UserError
 
 PRODUCT_TOLERANCE = 0.2  # of sums of 96 products, also where an accelerator multiplies fp32 in a shorter type
+DRIVER = "libcuda.so.1"
+# what the GPU backend of MindSpore 2.10 is linked to; scripts/gpu_env.sh names the packages that have it
+GPU_LIBRARIES = (
+    DRIVER,
+    *("libcublas.so.11", "libcudart.so.11.0", "libcudnn.so.8", "libcufft.so.10", "libcurand.so.10"),
+    *("libcusolver.so.11", "libcusparse.so.11", "libnvrtc.so.11.2"),
+)
 PYTHONS = ((3, 10), (3, 12))  # first and last version that MindSpore 2.10 has a wheel for
 
 
@@ -70,15 +78,58 @@ def setup(config: RuntimeConfig, seed: int | None) -> tuple[int, int]:
 
 
 def _choose_device(device: str) -> None:
+    reason = _why_no_gpu() if device == "GPU" else ""  # before MindSpore looks, whose errors name files to be built
+    if reason:
+        raise _unusable(device, reason)
     try:
         ms.set_device(device)
+        if device == "GPU" and not ms.device_context.gpu.device_count():
+            raise _unusable(device, "the driver finds no card: nvidia-smi lists them, CUDA_VISIBLE_DEVICES hides them.")
     except (RuntimeError, ValueError) as error:
         if "has been initialized" in str(error) and ms.get_context("device_target") == device:
             return  # whoever calls the library has computed on it already
-        reason = str(error).strip().splitlines()[0].partition(" Please check")[0]  # behind it: how to build MindSpore
-        raise RuntimeSetupError(
-            f"runtime.device={device} is not usable here: {reason} runtime.device=CPU works everywhere"
-        ) from None
+        raise _unusable(device, _first_line(error).partition(" Please check")[0]) from None  # behind it: how to build
+
+
+def _unusable(device: str, reason: str) -> RuntimeSetupError:
+    always = "runtime.device=CPU works everywhere"
+    return RuntimeSetupError(f"runtime.device={device} is not usable here: {reason} {always}")
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def _why_no_gpu() -> str:
+    missing = missing_gpu_libraries()
+    if missing:
+        return f"{how_to_get(missing)}."
+    if not os.environ.get("CUDA_HOME"):  # without it MindSpore does not look for its GPU backend
+        return "CUDA_HOME is not set: source scripts/gpu_env.sh."
+    return ""
+
+
+def missing_gpu_libraries() -> list[str]:
+    """Libraries of the GPU backend that the linker does not find."""
+    return [name for name in GPU_LIBRARIES if not _loads(name)]
+
+
+def _loads(library: str) -> bool:
+    try:
+        ctypes.CDLL(library)
+    except OSError:
+        return False
+    return True
+
+
+def how_to_get(missing: Sequence[str]) -> str:
+    """What to do about missing libraries of the GPU backend."""
+    if missing == [DRIVER]:
+        return f"{DRIVER} is missing: install the NVIDIA driver"
+    driver = " and the NVIDIA driver" if DRIVER in missing else ""
+    names = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
+    return f"{names} missing: install requirements-gpu.txt{driver}, then source scripts/gpu_env.sh"
 
 
 def _check_precision(precision: str) -> None:
@@ -93,15 +144,17 @@ def check_product() -> str:
     """Multiplies two matrices on the device and says in one line how far the product is from NumPy's.
 
     Raises:
-        RuntimeSetupError: the device gives a wrong product.
+        RuntimeSetupError: the device gives a wrong product, or none.
     """
     x = np.random.default_rng(0).standard_normal((64, 96), np.float32)
-    found, wanted = ms.ops.matmul(ms.Tensor(x), ms.Tensor(x.T.copy())).asnumpy(), x @ x.T
-    error = float(np.abs(found - wanted).max())
-    device = ms.get_context("device_target")
+    try:
+        found = ms.ops.matmul(ms.Tensor(x), ms.Tensor(x.T.copy())).asnumpy()
+    except RuntimeError as error:
+        raise RuntimeSetupError(f"{device()}: cannot multiply two matrices: {_first_line(error)}") from None
+    error = float(np.abs(found - x @ x.T).max())
     if not error <= PRODUCT_TOLERANCE:
-        raise RuntimeSetupError(f"{device}: a product of two matrices is off by {error:.1e}: check the driver")
-    return f"{device}: MindSpore {ms.__version__}, a product of two matrices is off by {error:.1e}"
+        raise RuntimeSetupError(f"{device()}: a product of two matrices is off by {error:.1e}: check the driver")
+    return f"{device()}: MindSpore {ms.__version__}, a product of two matrices is off by {error:.1e}"
 
 
 def _fuse_kernels() -> None:
