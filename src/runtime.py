@@ -24,6 +24,7 @@ GPU_LIBRARIES = (
     *("libcublas.so.11", "libcudart.so.11.0", "libcudnn.so.8", "libcufft.so.10", "libcurand.so.10"),
     *("libcusolver.so.11", "libcusparse.so.11", "libnvrtc.so.11.2"),
 )
+CAPABILITIES = ((6, 0), (9, 0))  # of cards: first and last that MindSpore's kernels and CUDA 11.8 have code for
 PYTHONS = ((3, 10), (3, 12))  # first and last version that MindSpore 2.10 has a wheel for
 
 
@@ -63,11 +64,13 @@ def setup(config: RuntimeConfig, seed: int | None) -> tuple[int, int]:
     """
     check_environment()
     _choose_device(config.device)
+    _check_precision(config.precision)
+    if config.device == "GPU" and not config.distributed:  # the communication chooses each rank's card, and later
+        _check_card()
     ms.set_context(mode=ms.GRAPH_MODE if config.mode == "graph" else ms.PYNATIVE_MODE)
     if config.graph_kernel:
         _fuse_kernels()
     if is_cpu():
-        _check_precision(config.precision)
         keep_freed_memory()
         # an operator that pynative mode hands to another thread is waited for by spinning: 2 ms a result on a free core
         with contextlib.suppress(RuntimeError):  # too late where some operator has run: then it stays slow
@@ -83,8 +86,6 @@ def _choose_device(device: str) -> None:
         raise _unusable(device, reason)
     try:
         ms.set_device(device)
-        if device == "GPU" and not ms.device_context.gpu.device_count():
-            raise _unusable(device, "the driver finds no card: nvidia-smi lists them, CUDA_VISIBLE_DEVICES hides them.")
     except (RuntimeError, ValueError) as error:
         if "has been initialized" in str(error) and ms.get_context("device_target") == device:
             return  # whoever calls the library has computed on it already
@@ -132,11 +133,22 @@ def how_to_get(missing: Sequence[str]) -> str:
     return f"{names} missing: install requirements-gpu.txt{driver}, then source scripts/gpu_env.sh"
 
 
+def _check_card() -> None:
+    if not ms.device_context.gpu.device_count():
+        raise _unusable("GPU", "the driver finds no card: nvidia-smi lists them, CUDA_VISIBLE_DEVICES hides them.")
+    capability = ms.hal.get_device_capability(0)
+    if not CAPABILITIES[0] <= capability <= CAPABILITIES[1]:
+        found, first, last = (".".join(map(str, each)) for each in (capability, *CAPABILITIES))
+        code = f"CUDA 11.8 has code for {first} to {last}"
+        raise _unusable("GPU", f"its compute capability is {found}, and {code} (docs/gpu.md).")
+
+
 def _check_precision(precision: str) -> None:
-    """What half precision means on a CPU."""
-    if precision == "bf16":
-        raise RuntimeSetupError("runtime.precision=bf16: MindSpore has no bf16 products for a CPU; take fp32, or fp16")
-    if precision == "fp16":
+    """What half precision means on a CPU, and what no kernel is there for."""
+    if precision == "bf16" and device() != "Ascend":
+        products = f"MindSpore has no bf16 products for a {device()}"
+        raise RuntimeSetupError(f"runtime.precision=bf16: {products}; take fp32, or fp16")
+    if precision == "fp16" and is_cpu():
         print("runtime.precision=fp16 is slower than fp32 on a CPU: it is for accelerators", flush=True)
 
 
