@@ -89,7 +89,7 @@ def _choose_device(device: str) -> None:
     except (RuntimeError, ValueError) as error:
         if "has been initialized" in str(error) and ms.get_context("device_target") == device:
             return  # whoever calls the library has computed on it already
-        raise _unusable(device, _first_line(error).partition(" Please check")[0]) from None  # behind it: how to build
+        raise _unusable(device, first_line(error).partition(" Please check")[0]) from None  # behind it: how to build
 
 
 def _unusable(device: str, reason: str) -> RuntimeSetupError:
@@ -97,8 +97,9 @@ def _unusable(device: str, reason: str) -> RuntimeSetupError:
     return RuntimeSetupError(f"runtime.device={device} is not usable here: {reason} {always}")
 
 
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
+def first_line(error: Exception) -> str:
+    """What an error of MindSpore says, below the rules and headings that its messages begin with."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip() and not line.startswith("-")]
     return lines[0] if lines else type(error).__name__
 
 
@@ -134,9 +135,14 @@ def how_to_get(missing: Sequence[str]) -> str:
 
 
 def _check_card() -> None:
-    if not ms.device_context.gpu.device_count():
-        raise _unusable("GPU", "the driver finds no card: nvidia-smi lists them, CUDA_VISIBLE_DEVICES hides them.")
-    capability = ms.hal.get_device_capability(0)
+    """Raises RuntimeSetupError unless there is a card, and code for it."""
+    try:
+        capability = ms.hal.get_device_capability(0) if ms.device_context.gpu.device_count() else None
+        reason = "the driver finds none"
+    except RuntimeError as error:  # of the driver
+        capability, reason = None, first_line(error)
+    if capability is None:
+        raise _unusable("GPU", f"no card ({reason}): see nvidia-smi and CUDA_VISIBLE_DEVICES.")
     if not CAPABILITIES[0] <= capability <= CAPABILITIES[1]:
         found, first, last = (".".join(map(str, each)) for each in (capability, *CAPABILITIES))
         code = f"CUDA 11.8 has code for {first} to {last}"
@@ -162,7 +168,7 @@ def check_product() -> str:
     try:
         found = ms.ops.matmul(ms.Tensor(x), ms.Tensor(x.T.copy())).asnumpy()
     except RuntimeError as error:
-        raise RuntimeSetupError(f"{device()}: cannot multiply two matrices: {_first_line(error)}") from None
+        raise RuntimeSetupError(f"{device()}: cannot multiply two matrices: {first_line(error)}") from None
     error = float(np.abs(found - x @ x.T).max())
     if not error <= PRODUCT_TOLERANCE:
         raise RuntimeSetupError(f"{device()}: a product of two matrices is off by {error:.1e}: check the driver")

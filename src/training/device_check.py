@@ -12,7 +12,15 @@ from mindspore import Tensor, nn, ops
 from src.config import OptimizerConfig, RuntimeConfig
 from src.losses.classification import cross_entropy
 from src.models.layers import EPSILON, Gelu, LayerNorm, Linear
-from src.runtime import GPU_LIBRARIES, PRODUCT_TOLERANCE, RuntimeSetupError, how_to_get, missing_gpu_libraries, setup
+from src.runtime import (
+    GPU_LIBRARIES,
+    PRODUCT_TOLERANCE,
+    RuntimeSetupError,
+    first_line,
+    how_to_get,
+    missing_gpu_libraries,
+    setup,
+)
 from src.training.optimizer import AdamW
 from src.training.step import TrainStep
 
@@ -40,7 +48,7 @@ class Check:
         try:
             error = max(_deviation(found, wanted) for found, wanted in self.compute())
         except (RuntimeError, TypeError, ValueError) as reason:  # of an operator that the device does not have
-            return False, f"{self.name:<16}FAILED: {(str(reason).strip().splitlines() or [type(reason).__name__])[0]}"
+            return False, f"{self.name:<16}FAILED: {first_line(reason)}"
         right = error <= self.tolerance
         return right, f"{self.name:<16}off by {error:.1e}, allowed {self.tolerance:.0e}: {'ok' if right else 'FAILED'}"
 
