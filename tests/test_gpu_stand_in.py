@@ -49,9 +49,10 @@ def test_nothing_that_it_computes_is_right(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("machine", "words"),
     [
-        ({"cards": 0}, "is not usable here: no card (The cudaGetLastError[100], stand-in"),
+        ({"cards": 0}, "is not usable here: no card (The cudaGetDeviceCount failed, ret[100]"),
         ({"capability": 10}, "its compute capability is 10.0, and CUDA 11.8 has code for 6.0 to 9.0"),
     ],
+    ids=["none", "too new"],
 )
 def test_cards_that_cannot_be_used(tmp_path: Path, machine: dict[str, int], words: str) -> None:
     result = run(tmp_path, "tools/check_device.py", "GPU", "--quick", **machine)
@@ -69,3 +70,17 @@ def test_every_operator_of_a_training_step_has_a_kernel(tmp_path: Path, precisio
     steps = [*STEPS, *(["self_critical"] if precision == "fp32" else [])]  # fp16 is refused
     result = run(tmp_path, "-m", "tests.gpu_step", precision, *steps)
     assert result.stdout.splitlines() == [f"{step}: ok" for step in steps], result.stderr[-2000:]
+
+
+@WHOLE
+@pytest.mark.parametrize(
+    "asked",
+    [("--input", "assets/gallery/01.png"), ("--generate", "红底，左边一只猫", "--samples", "2")],
+    ids=lambda a: a[0],
+)
+def test_every_operator_of_inference_has_a_kernel(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: tuple[str, ...]
+) -> None:
+    monkeypatch.setenv("MS_DISABLE_KERNEL_BACKOFF", "1")
+    result = run(tmp_path, "infer.py", *asked, "--output", str(tmp_path / "answers"), "runtime.device=GPU")
+    assert result.returncode == 0, result.stderr[-2000:]
