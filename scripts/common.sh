@@ -82,6 +82,10 @@ prepare_launch() {
   [[ -n ${PYTHON:-} || -x $wanted ]] || wanted="python"
   PYTHON="$(command -v "$wanted")" || die "no Python at '$wanted': set PYTHON, or make .venv with scripts/run_demo.sh"
   [[ $PYTHON == /* ]] || PYTHON="$PWD/$PYTHON"
+  if [[ $DEVICE_TARGET == GPU ]]; then
+    # shellcheck source=scripts/gpu_env.sh
+    source "$ROOT/scripts/gpu_env.sh" || exit 2
+  fi
   LOG="$PWD/runs/logs/${SCRIPT%.sh}-$(date +%Y%m%d-%H%M%S)-$$"  # two launches may share a second
   export PYTHONUNBUFFERED=1  # prints and progress bars reach the log in order
 }
@@ -192,7 +196,7 @@ train_distributed() {
     ${MASTER_ADDR:+"--master_addr=$MASTER_ADDR"})
   [[ -n ${MASTER_PORT:-} ]] || cluster+=(--any_port)
   # one line here instead of one from every rank
-  [[ $DEVICE_TARGET == CPU ]] || "$PYTHON" "$ROOT/tools/check_device.py" "$DEVICE_TARGET" || exit
+  [[ $DEVICE_TARGET == CPU ]] || "$PYTHON" "$ROOT/tools/check_device.py" "$DEVICE_TARGET" --quick || exit
   SUPERVISED=1 launch "$PYTHON" "$ROOT/tools/launch_ranks.py" "${cluster[@]}" \
     "$ROOT/train.py" --config "$CONFIG" ${OPTIONS[@]+"${OPTIONS[@]}"} "runtime.device=$DEVICE_TARGET" \
     runtime.distributed=true ${PRETRAINED_MODEL:+"train.init_from=$PRETRAINED_MODEL"} ${SETTINGS[@]+"${SETTINGS[@]}"}

@@ -35,7 +35,8 @@ NOTE
 MSRUN = "mindspore/parallel/cluster/run.py"
 NOTE = """
 import json, os, sys
-environment = {key: os.environ.get(key) for key in ("RANK_TABLE_FILE", "PATH", "ASCEND_RT_VISIBLE_DEVICES")}
+shown = ("RANK_TABLE_FILE", "PATH", "ASCEND_RT_VISIBLE_DEVICES", "CUDA_HOME")
+environment = {key: os.environ.get(key) for key in shown}
 with open("CALLS", "a", encoding="utf-8") as file:
     print(json.dumps({"arguments": sys.argv[1:], "folder": os.getcwd(), "environment": environment}), file=file)
 print("the run's output")
@@ -72,7 +73,10 @@ class House:
         msrun.parent.mkdir(parents=True)
         msrun.write_text(note)
         (folder / "stand-in" / "mindspore" / "__init__.py").touch()
-        self.environment = {"PYTHONPATH": str(folder / "stand-in")}
+        self.cuda = folder / "cuda"
+        (self.cuda / "lib64").mkdir(parents=True)
+        (self.cuda / "lib64" / "libcublas.so.11").touch()
+        self.environment = {"PYTHONPATH": str(folder / "stand-in"), "CUDA_HOME": str(self.cuda)}
         self.python.chmod(self.python.stat().st_mode | stat.S_IXUSR)
 
     def run(self, script: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
@@ -464,7 +468,19 @@ def test_a_device_that_is_not_there_ends_a_distributed_run(house: House):
     result = house.run(DISTRIBUTED, DEVICE_TARGET="Ascend", EXIT="2")
     assert result.returncode == 2
     (call,) = house.calls()
-    assert call["arguments"] == [str(house.root / "tools" / "check_device.py"), "Ascend"]
+    assert call["arguments"] == [str(house.root / "tools" / "check_device.py"), "Ascend", "--quick"]
+
+
+def test_a_gpu_gets_its_libraries(house: House, tmp_path: Path):
+    """tests/test_gpu_env.py says where from."""
+    nobody = tmp_path / "nobody"
+    nobody.write_text("#!/bin/sh\necho /nowhere\n")  # a Python without packages
+    nobody.chmod(0o755)
+    result = house.run("train_caption.sh", DEVICE_TARGET="GPU", PYTHON=str(nobody), CUDA_HOME="")
+    refused(result, house, "libcudnn.so.8", "pip install -r", "requirements-gpu.txt")
+    assert house.run("train_caption.sh", DEVICE_TARGET="GPU").returncode == 0
+    (call,) = house.calls()
+    assert call["environment"]["CUDA_HOME"] == str(house.cuda) and "runtime.device=GPU" in call["arguments"]
 
 
 def test_a_rank_table_that_does_not_fit_is_refused(house: House):

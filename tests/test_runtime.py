@@ -72,6 +72,21 @@ def test_set_up_on_a_cpu(mode: str, expected: int) -> None:
     assert ms.get_context("mode") == expected and is_cpu()
 
 
+@pytest.mark.parametrize(("device", "calls"), [("CPU", ["memory", "blocking"]), ("GPU", [])])
+def test_what_a_cpu_needs_is_done_on_a_cpu_alone(
+    monkeypatch: pytest.MonkeyPatch, device: str, calls: list[str]
+) -> None:
+    """A GPU that waited for every operator would idle."""
+    found: list[str] = []
+    monkeypatch.setattr(runtime, "keep_freed_memory", lambda: found.append("memory"))
+    monkeypatch.setattr(ms.runtime, "launch_blocking", lambda: found.append("blocking"))
+    monkeypatch.setattr(runtime, "_choose_device", lambda name: None)
+    monkeypatch.setattr(runtime, "_check_card", lambda: None)
+    monkeypatch.setattr(runtime, "device", lambda: device)
+    setup(RuntimeConfig(device=device), seed=1)
+    assert found == calls
+
+
 @pytest.mark.parametrize("seed", [0, 7, 2**32 + 7])
 def test_the_seed_fixes_every_generator(seed: int) -> None:
     def draws() -> list[float]:
