@@ -8,9 +8,30 @@ import pytest
 import torch
 from mindspore import Tensor, nn
 
-from src.models.heads import EmbeddingHead, LogitScale, MaskedTextHead, MatchingHead, masked_mean
+from src.data.schema import AUDIO, IMAGE, TEXT
+from src.models.heads import (
+    POINT_SCALE,
+    AnswerHead,
+    EmbeddingHead,
+    LogitScale,
+    MaskedTextHead,
+    MatchingHead,
+    Pointer,
+    masked_mean,
+)
 from src.models.opt import OPT, count_parameters
-from tests.oracles import VOCAB, affine_slots, assert_parity, norm_slots, random, randomise, tiny_model
+from tests.oracles import (
+    VOCAB,
+    affine_slots,
+    assert_parity,
+    attention_slots,
+    feature_model,
+    norm_slots,
+    random,
+    randomise,
+    tiny_model,
+    torch_padding,
+)
 
 B, L, D, E = 4, 5, 6, 8
 MASK = np.array([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0], [0, 0, 1, 0, 0], [0, 0, 0, 0, 0]], np.int32)
@@ -42,6 +63,59 @@ def test_embedding_has_unit_length_and_an_absent_modality_stays_finite() -> None
     assert not vectors[3].any()
     gradient = ms.grad(lambda x: (head(x, Tensor(MASK)) * Tensor(random(B, E))).sum())(Tensor(random(B, L, D)))
     assert np.isfinite(gradient.asnumpy()).all() and not gradient.asnumpy()[3].any()
+
+
+def test_the_mean_of_an_embeddings_terms_is_the_embedding() -> None:
+    head = EmbeddingHead(D, E)
+    randomise(head)
+    tokens, mask = Tensor(random(3, L, D)), Tensor(MASK[:3])
+    terms = head.terms(tokens, mask)
+    assert terms.shape == (3, L, E)
+    np.testing.assert_allclose(masked_mean(terms, mask).asnumpy(), head(tokens, mask).asnumpy(), atol=1e-5)
+
+
+def test_a_pointer_holds_what_each_word_has_in_common_with_each_patch() -> None:
+    words, patches = random(3, L, E), random(3, 4, E)
+    image_mask = np.array([[1, 1, 1, 1], [1, 1, 1, 0], [0, 0, 0, 0]], np.int32)
+    found = Pointer()(*map(Tensor, (words, MASK[:3], patches, image_mask))).asnumpy()
+    for row in range(3):
+        for word in range(L):
+            seen = image_mask[row] == 1
+            expected = np.zeros(4)
+            if MASK[row, word] and seen.any():
+                products = patches[row, seen] @ words[row, word]
+                expected[seen] = POINT_SCALE * (products - products.mean())
+            np.testing.assert_allclose(found[row, word], expected, atol=1e-5)
+    gradient = ms.grad(lambda x: Pointer()(x, *map(Tensor, (MASK[:3], patches, image_mask))).sum())(Tensor(words))
+    assert not gradient.asnumpy().any(), "the embeddings are taken as given"
+
+
+@pytest.mark.parametrize("points", [True, False])
+def test_answer_head_is_what_pytorch_computes(points: bool) -> None:
+    question = np.array([False, True, True, False, False])
+    attention = torch.nn.MultiheadAttention(D, 2, batch_first=True)
+    read, transform, norm, classify = (
+        torch.nn.Linear(3, D),
+        torch.nn.Linear(D, D),
+        torch.nn.LayerNorm(D),
+        torch.nn.Linear(D, 7),
+    )
+    positions = torch.nn.Parameter(torch.zeros(1, L, D))
+    mask = np.array([[1, 1, 1, 1, 1], [1, 1, 0, 1, 1], [1, 1, 1, 0, 1]], np.int32)
+
+    def oracle(fused: torch.Tensor, mask: torch.Tensor, points: torch.Tensor | None = None) -> torch.Tensor:
+        memory = fused + positions
+        x = fused + attention(fused, memory, memory, key_padding_mask=torch_padding(mask))[0]
+        x = torch.nn.functional.gelu(transform(x if points is None else x + read(points)))
+        asks = (mask * torch.tensor([[1, 1, 1, 0, 0]])).float()[..., None]
+        return classify(norm((x * asks).sum(1) / asks.sum(1)))
+
+    slots = attention_slots("attention.", attention) | affine_slots("transform.", transform)
+    slots |= affine_slots("classify.", classify) | norm_slots("norm.", norm)
+    slots |= {"memory_positions": (positions, slice(None))}
+    slots |= affine_slots("read_points.", read) if points else {}
+    inputs = [random(3, L, D), mask, *([random(3, L, 3)] if points else [])]
+    assert_parity(AnswerHead(D, 2, question, 7, 3 if points else 0), inputs, oracle, slots)
 
 
 def test_scale_begins_as_clip_and_stays_within_bounds() -> None:
@@ -189,3 +263,30 @@ def test_every_trained_parameter_has_a_name_of_its_own(opt: OPT) -> None:
     """Optimiser state and checkpoints go by name."""
     names = [parameter.name for parameter in opt.trainable_params()]
     assert len(names) == len(set(names)) == len(dict(opt.parameters_and_names()))
+
+
+def test_questions_point_from_where_they_are_fused() -> None:
+    """In text or speech, laid out as the cross-modal encoder lays out what is given; not at regions, nor blind."""
+    model = OPT(tiny_model(), VOCAB, answers=3)
+    randomise(model)
+    heads = (model.text_head, model.image_head, model.audio_head)
+    shapes = ((model.text_len, 16), model.image_shape, model.audio_shape)
+    encoded = [
+        (Tensor(random(2, *shape, seed=i)), Tensor(np.ones((2, shape[0]), np.int32))) for i, shape in enumerate(shapes)
+    ]
+    patches = shapes[IMAGE][0]
+    for given in ((TEXT, IMAGE), (IMAGE, AUDIO), (TEXT, IMAGE, AUDIO)):
+        shown = [pair if which in given else None for which, pair in enumerate(encoded)]
+        found = model.points(shown, given).asnumpy()
+        places = model.cross_encoder.single_modality_positions(*given)
+        expected = np.zeros((2, model.cross_encoder.length, patches), np.float32)
+        for which, first in ((TEXT, model.first_text), (AUDIO, model.first_audio)):
+            if which in given:
+                terms = [heads[i].terms(*encoded[i]) for i in (which, IMAGE)]
+                points = model.pointer(terms[0], encoded[which][1], terms[1], encoded[IMAGE][1]).asnumpy()
+                assert np.abs(points).max() > 0.1
+                expected[:, first : first + shapes[which][0]] = points
+        np.testing.assert_allclose(found, expected[:, places], atol=1e-6)
+    assert model.points(encoded, (TEXT, AUDIO)) is None
+    regions = OPT(feature_model(), VOCAB, answers=3)
+    assert regions.points(encoded, (TEXT, IMAGE)) is None and regions.answer_head.read_points is None

@@ -35,7 +35,7 @@ from src.data.answers import write_answers
 from src.data.errors import DataError
 from src.data.questions import QuestionLoader
 from src.data.record import Question, Record, pack, unpack
-from src.data.schema import IMAGE, TEXT, audio_layout, batch_fields, check_batch
+from src.data.schema import AUDIO, IMAGE, TEXT, audio_layout, batch_fields, check_batch
 from src.data.tokenizer import SPECIALS, write_vocab
 from src.data.writer import DatasetWriter
 from src.export.export import export_weights
@@ -224,6 +224,21 @@ def test_a_blind_model_sees_no_image(config: Config, head: str) -> None:
         assert (one != two) == sees
         assert ("image_encoder" in objectives.trained_parts()) == sees
         assert ("image" in objectives.fields) == sees
+
+
+def test_a_question_points_by_what_its_row_is_given_alone(config: Config) -> None:
+    """A spoken question's row holds the text of the question, too: none of it may get through."""
+    batch, objectives = first_batch(config), objectives_of(config)
+    loss = float(objectives(tensors(batch))[0])
+    spoken, written = (batch["answer_given"][:, which] == 1 for which in (AUDIO, TEXT))
+    assert spoken.any() and written.any()
+    for rows, kept in ((spoken, True), (written, False)):
+        other = {name: value.copy() for name, value in batch.items()}
+        other["text_ids"][rows, 1] = 19 - other["text_ids"][rows, 1]  # 上, the ninth token, and 下
+        assert (float(objectives(tensors(other))[0]) == loss) == kept
+    for rows, kept in ((written, True), (spoken, False)):
+        other = {**batch, "audio": np.where(rows[:, None, None], 255 - batch["audio"], batch["audio"])}
+        assert (float(objectives(tensors(other))[0]) == loss) == kept
 
 
 def test_rows_without_an_answer_count_for_nothing(config: Config) -> None:

@@ -6,7 +6,7 @@ from mindspore import Tensor, nn, ops
 
 from src.config import TASKS, Config, ConfigError
 from src.data.answers import AnswerList
-from src.data.schema import IMAGE, MODALITIES
+from src.data.schema import AUDIO, IMAGE, MODALITIES, TEXT
 from src.generation.beam import BeamSearch
 from src.inference.encode import Items
 from src.models.batches import fitting_size, run_batched
@@ -22,8 +22,17 @@ class _Classify(nn.Cell):
         self.places = Tensor(model.cross_encoder.single_modality_positions(*given))
 
     def construct(self, *encoded):
-        fused, mask = self.model.cross_encoder.fuse_given(encoded[0::2], encoded[1::2], self.given)
-        return ops.argmax(self.model.answer_head(fused, mask, self.places), -1)
+        tokens, masks = encoded[0::2], encoded[1::2]
+        fused, mask = self.model.cross_encoder.fuse_given(tokens, masks, self.given)
+        pairs = ()
+        for which in (TEXT, IMAGE, AUDIO):
+            if which in self.given:
+                place = self.given.index(which)
+                pairs = (*pairs, (tokens[place], masks[place]))
+            else:
+                pairs = (*pairs, None)
+        points = self.model.points(pairs, self.given)
+        return ops.argmax(self.model.answer_head(fused, mask, points, self.places), -1)
 
 
 class Answerer:

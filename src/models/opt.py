@@ -9,7 +9,7 @@ import numpy as np
 from mindspore import nn, ops
 
 from src.config import ModelConfig
-from src.data.schema import IMAGE_FIELDS, MATCH_CASES, audio_tokens
+from src.data.schema import AUDIO, IMAGE, IMAGE_FIELDS, MATCH_CASES, TEXT, audio_tokens
 from src.models.audio_encoder import AUDIO_ENCODERS
 from src.models.cross_encoder import CrossEncoder
 from src.models.dropout import salt_dropouts
@@ -21,6 +21,7 @@ from src.models.heads import (
     MaskedFeatureHead,
     MaskedTextHead,
     MatchingHead,
+    Pointer,
 )
 from src.models.image_decoder import ImageDecoder
 from src.models.image_encoder import IMAGE_ENCODERS
@@ -76,7 +77,9 @@ class OPT(nn.Cell):
         if answers:
             places = np.arange(self.cross_encoder.length)
             asked = (places >= self.first_text) & (places < self.first_image) | (places >= self.first_audio)
-            self.answer_head = AnswerHead(width, config.cross.heads, asked, answers)
+            patches = 0 if self.region_features else image.tokens
+            self.answer_head = AnswerHead(width, config.cross.heads, asked, answers, patches)
+            self.pointer = Pointer()
         self.text_decoder = TextDecoder(
             config.text_decoder, vocab_size, self.text_len, self.cross_encoder.length, width
         )
@@ -108,6 +111,33 @@ class OPT(nn.Cell):
         """Unit vectors (B, E) of texts and their speech taken together: the sum of both (B, E), at length 1."""
         both = text + audio
         return both * ops.rsqrt((both * both).sum(-1, keepdims=True) + 1e-12)
+
+    def points(self, encoded, given):
+        """Where in the image each token of a question points.
+
+        Args:
+            encoded: of text, image and audio, in that order, tokens (B, length, D) and mask (B, length) int32, which is
+                0 in the rows that are not given the modality.
+            given: the modalities that any row is given. Nothing is read of the others, which take one place each, as
+                in :meth:`CrossEncoder.fuse_given`.
+
+        Returns:
+            (B, Lm, P) float32, zeros where no question stands; None without images, or where they are regions.
+        """
+        if IMAGE not in given or self.region_features:
+            return None
+        patches, mask = encoded[IMAGE]
+        image = self.image_head.terms(patches, mask)
+        rows, count = mask.shape
+        nothing = ops.zeros((rows, 1, count), ms.float32)
+        found = ()
+        for which, head in ((TEXT, self.text_head), (AUDIO, self.audio_head)):
+            if which in given:
+                tokens, asked = encoded[which]
+                found = (*found, self.pointer(head.terms(tokens, asked), asked, image, mask))
+            else:
+                found = (*found, nothing)
+        return ops.concat((nothing, found[0], ops.zeros((rows, count, count), ms.float32), found[1]), 1)
 
     def masked_text_logits(self, fused, positions):
         """Logits (B·K, V) of the tokens at ``positions`` (B, K) of the text in ``fused`` (B, L, D)."""

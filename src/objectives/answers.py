@@ -65,22 +65,37 @@ class AnswerObjectives(nn.Cell):
         return frozenset({*(ENCODERS[which] for which in self.reads), "cross_encoder", head})
 
     def construct(self, batch):
-        fused, mask = self.fuse(batch)
+        encoded = self.encode(batch)
+        fused, mask = self.fuse(batch, encoded)
         shown = (batch["answer_given"].sum(1) >= self.fewest).astype(ms.float32)  # (B,)
-        loss = self.classify(batch, fused, mask, shown) if self.classifies else self.generate(batch, fused, mask, shown)
+        if self.classifies:
+            loss = self.classify(batch, fused, mask, self.points(batch, encoded), shown)
+        else:
+            loss = self.generate(batch, fused, mask, shown)
         return loss, loss
 
-    def fuse(self, batch):
+    def fuse(self, batch, encoded):
         """What each row is given, fused (B, L, D), and its mask (B, L)."""
-        text, image, audio = self.encode(batch)
+        text, image, audio = encoded
         if not self.alike:
             tokens, masks = (text[0], image[0], audio[0]), (text[1], image[1], audio[1])
             return self.model.cross_encoder(*tokens, *masks, batch["answer_given"])
         tokens, masks = (), ()
         for which in self.reads:
-            tokens = (*tokens, (text, image, audio)[which][0])
-            masks = (*masks, (text, image, audio)[which][1])
+            tokens = (*tokens, encoded[which][0])
+            masks = (*masks, encoded[which][1])
         return self.model.cross_encoder.fuse_given(tokens, masks, self.reads)
+
+    def points(self, batch, encoded):
+        """Where each row's question points, of what the row is given alone: (B, L, P), or None."""
+        given = batch["answer_given"]  # (B, 3)
+        shown = ()
+        for which in (TEXT, IMAGE, AUDIO):
+            shown = (*shown, (encoded[which][0], encoded[which][1] * given[:, which : which + 1]))
+        if IMAGE not in self.reads:
+            return None
+        # rows that differ are fused with room for everything, also for what none of them is given
+        return self.model.points(shown, self.reads if self.alike else (TEXT, IMAGE, AUDIO))
 
     def encode(self, batch):
         """Tokens (B, length, D) and mask (B, length) of text, image and audio; zeros of what is never given."""
@@ -94,12 +109,12 @@ class AnswerObjectives(nn.Cell):
             audio = model.audio_encoder(batch["audio"], batch["audio_frames"])
         return text, image, audio
 
-    def classify(self, batch, fused, mask, shown):
+    def classify(self, batch, fused, mask, points, shown):
         """Of the questions that have an answer in the list."""
         values = batch["answer_values"]
         weights = shown * (values.sum(1) > 0).astype(ms.float32)
         counts = self.counts((weights,))
-        logits = self.model.answer_head(fused, mask, self.places if self.alike else None)
+        logits = self.model.answer_head(fused, mask, points, self.places if self.alike else None)
         return soft_binary_cross_entropy(logits, batch["answer_classes"], values, weights, counts[0])
 
     def generate(self, batch, fused, mask, shown):
