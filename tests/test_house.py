@@ -16,6 +16,7 @@ ROOMS = (
     ("export",),
     ("tasks",),
     ("evaluation",),
+    ("web",),
     ("inference",),
     ("objectives",),
     ("metrics",),
