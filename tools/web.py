@@ -19,12 +19,9 @@ def parse() -> cli.Arguments:
     parser = cli.CommandParser(description=__doc__)
     checkpoint = "run or checkpoint folder (default: the bundled pretrained/opt_demo)"
     parser.add_argument("--checkpoint", default="opt_demo", metavar="DIR", type=cli.user_path, help=checkpoint)
-    parser.add_argument(
-        "--gallery", metavar="DIR", type=cli.user_path, help="that is searched (default: assets/gallery)"
-    )
-    parser.add_argument(
-        "--index", metavar="FILE", type=cli.user_path, help="the gallery as infer.py --save-index kept it"
-    )
+    parser.add_argument("--compare", metavar="DIR", type=cli.user_path, help="a second one, shown beside it")
+    parser.add_argument("--gallery", metavar="DIR", type=cli.user_path, help="default: assets/gallery")
+    parser.add_argument("--index", metavar="FILE", type=cli.user_path, help="the gallery, of infer.py --save-index")
     parser.add_argument("--host", default="127.0.0.1", help="address to serve on (default: this machine alone)")
     parser.add_argument("--port", default=7860, type=int, metavar="N", help="0: any free one (default: 7860)")
     parser.add_ema()
@@ -35,11 +32,12 @@ def parse() -> cli.Arguments:
 def main() -> None:
     args = parse()
     server.check_packages()
+    checkpoints = [path for path in (args.checkpoint, args.compare) if path is not None]
     gallery = args.gallery or (ROOT / "assets" / "gallery" if args.index is None else None)
     with server.ended_by_signals(), server.uploads(), server.listen(args.host, args.port) as bound:
         from src.web.service import open_service  # imports MindSpore, for which mistakes above need not wait
 
-        service = open_service([args.checkpoint], gallery, args.index, args.settings, args.ema)
+        service = open_service(checkpoints, gallery, args.index, args.settings, args.ema)
         server.serve(service, bound)
 
 

@@ -11,6 +11,7 @@ from matplotlib import colormaps
 from PIL import Image
 
 from src.data.schema import AUDIO, IMAGE, TEXT
+from src.inference.media import Medium
 from src.inference.results import Generated, Hit
 from src.web.service import Found, Made, Shown, Told, pixels
 
@@ -44,15 +45,9 @@ def found(words: Words, shown: Shown, result: Found) -> str:
 
 def hit_card(words: Words, shown: Shown, rank: int, hit: Hit) -> str:
     medium, share = hit.medium, f"{hit.share:.0%}"
-    if medium.modality == TEXT:
-        body = f"<blockquote>{escape(medium.content)}</blockquote>"
-    else:
-        body = picture(pixels(shown, medium), Path(medium.name).name)
-    if medium.modality == AUDIO:
-        body += player(Path(medium.name))
     name = "" if medium.modality == TEXT else f"<span>{escape(Path(medium.name).name)}</span>"
     return (
-        f'<figure class="opt-card" data-name="{escape(Path(medium.name).name)}">{body}'
+        f'<figure class="opt-card" data-name="{escape(Path(medium.name).name)}">{body(shown, medium)}'
         f'<figcaption><span class="opt-rank">{rank}</span>{name}'
         f'<div class="opt-bar" style="--share: {hit.share:.4f}"></div>'
         f"<small>{words['share']} {share} · {words['cosine']} {hit.cosine:.2f}</small></figcaption></figure>"
@@ -86,7 +81,26 @@ def offered(words: Words, shown: Shown) -> str:
     """What the gallery holds, before a visitor asks."""
     counts = {kind: len(places) for kind, places in shown.offered.groups().items()}
     said = " · ".join(words[name].format(count=counts[kind]) for kind, name in KINDS.items() if kind in counts)
-    return f"<h3>{words['gallery']}</h3><p>{said}</p>"
+    first = (
+        f'<figure class="opt-card">{body(shown, medium)}'
+        f"<figcaption><span>{escape(Path(medium.name).name)}</span></figcaption></figure>"
+        for medium in shown.first
+    )
+    return f"<h3>{words['gallery']} · {said}</h3>{grid(first)}"
+
+
+def body(shown: Shown, medium: Medium) -> str:
+    """A text, an image, or an audio clip of the gallery that can be heard."""
+    if medium.modality == TEXT:
+        return f"<blockquote>{escape(medium.content)}</blockquote>"
+    seen = picture(pixels(shown, medium), Path(medium.name).name)
+    return seen + player(Path(medium.name)) if medium.modality == AUDIO else seen
+
+
+def pair(columns: Iterable[tuple[str, str]]) -> str:
+    """Answers of several models side by side, each under its name."""
+    parts = "".join(f"<section><h2>{escape(name)}</h2>{answer}</section>" for name, answer in columns)
+    return f'<div class="opt-pair">{parts}</div>'
 
 
 def grid(cards: Iterable[str]) -> str:

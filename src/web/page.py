@@ -15,8 +15,9 @@ from src.web import cards
 from src.web.cards import Words
 from src.web.service import MOST_HITS, MOST_SAMPLES, Service
 from src.web.texts import LANGUAGES, NAMES, texts
+from src.web.words import matched
 
-HITS = 8  # shown unless a visitor wants more
+HITS, COMPARED = 8, 4  # shown unless a visitor wants more; of each of two models
 KEPT_SECONDS = 600  # that an uploaded file stays
 CHECK_SECONDS = 60
 WAITING = 32  # requests at most
@@ -28,15 +29,16 @@ def build(service: Service, language: str) -> gr.Blocks:
     with gr.Blocks(title=words["title"], analytics_enabled=False, delete_cache=(CHECK_SECONDS, KEPT_SECONDS)) as page:
         gr.HTML(_head(service, words, language))
         with gr.Tabs():
-            for name, add in TABS.items():
+            tabs = TABS | ({"compare": _compare_tab} if len(service.shown) > 1 else {})
+            for name, add in tabs.items():
                 with gr.Tab(words[name], id=name, elem_id=f"tab-{name}"):
                     add(service, words)
     return page.queue(max_size=WAITING)
 
 
 def _head(service: Service, words: Words, language: str) -> str:
-    shown = service.shown[0]
-    said = words["subtitle"].format(model=cards.escape(shown.name), count=len(shown.offered.names))
+    names = " · ".join(cards.escape(shown.name) for shown in service.shown)
+    said = words["subtitle"].format(model=names, count=len(service.shown[0].offered.names))
     links = "".join(
         f'<a href="/{name}/" lang="{name}"{" aria-current=page" if name == language else ""}>{NAMES[name]}</a>'
         for name in LANGUAGES
@@ -70,7 +72,7 @@ def _search_tab(service: Service, words: Words) -> None:
     for query, missing, events in (
         (text, "no_text", (text.submit, button.click)),
         (image, "no_image", (image.upload,)),
-        (clip, "no_input", (clip.upload, clip.stop_recording)),
+        (clip, "no_speech", (clip.upload, clip.stop_recording)),
     ):
         _on(words, events, partial(search, missing=missing), [query, top], answer)
 
@@ -144,11 +146,58 @@ def _generate_tab(service: Service, words: Words) -> None:
     _on(words, (text.submit, button.click), generate, [text, clip, samples, guidance, seed], answer)
 
 
+def _match_tab(service: Service, words: Words) -> None:
+    shown = service.shown[0]
+    with gr.Row():
+        with gr.Column(scale=2, min_width=280):
+            text = _textbox(words["told"], words["text_hint"], "match-text")
+            _examples(shown.examples, text, words)
+            image = _image(words["image"], "match-image")
+            clip = _audio(words["speech"], "match-speech")
+            button = gr.Button(words["do_match"], variant="primary", elem_id="match-button")
+        with gr.Column(scale=3, min_width=300):
+            answer = _answer("", "match-answer")
+
+    def match(text: str, image: str | None, clip: str | None) -> str:
+        if bool(image) == bool(clip):
+            return cards.message(words, "error", words["no_either"])
+        return matched(words, shown, service.match(text, _path(image), _path(clip)))
+
+    _on(words, (text.submit, button.click), match, [text, image, clip], answer)
+
+
+def _compare_tab(service: Service, words: Words) -> None:
+    with gr.Row():
+        text = _textbox(words["by_text"], words["text_hint"], "compare-text")
+        image = _image(words["image"], "compare-image")
+        clip = _audio(words["speech"], "compare-speech")
+    button = gr.Button(words["do_compare"], variant="primary", elem_id="compare-button")
+    answer = _answer("", "compare-answer")
+
+    def compare(text: str, image: str | None, clip: str | None) -> str:
+        given = [item for item in (text.strip(), _path(image), _path(clip)) if item]
+        if len(given) != 1:
+            return cards.message(words, "error", words["no_one"])
+        return cards.pair(_one_answer(service, words, which, given[0], clip) for which in range(len(service.shown)))
+
+    _on(words, (text.submit, button.click), compare, [text, image, clip], answer)
+
+
+def _one_answer(service: Service, words: Words, which: int, item: str | Path, clip: str | None) -> tuple[str, str]:
+    """A model's name, and what it says of a text, an image or an audio clip and finds for it."""
+    shown, said = service.shown[which], ""
+    if isinstance(item, Path):
+        pair = (None, item) if clip else (item, None)
+        said = cards.told([words["transcript" if clip else "caption"]], service.describe(*pair, which), words)
+    return shown.name, said + cards.found(words, shown, service.search(item, COMPARED, which))
+
+
 TABS: dict[str, Callable[[Service, Words], None]] = {
     "search": _search_tab,
     "describe": _describe_tab,
     "ask": _ask_tab,
     "generate": _generate_tab,
+    "match": _match_tab,
 }
 
 
@@ -174,7 +223,13 @@ def _textbox(label: str, hint: str, name: str) -> gr.Textbox:
 
 def _image(label: str, name: str) -> gr.Image:
     image = gr.Image(
-        label=label, type="filepath", sources=["upload", "clipboard"], height=240, buttons=[], elem_id=name
+        label=label,
+        type="filepath",
+        sources=["upload", "clipboard"],
+        height=220,
+        buttons=[],
+        elem_id=name,
+        elem_classes="opt-upload",
     )
     image.preprocess = _uploaded  # the library reads it, and says what is wrong with it
     return image
@@ -182,7 +237,13 @@ def _image(label: str, name: str) -> gr.Image:
 
 def _audio(label: str, name: str) -> gr.Audio:
     audio = gr.Audio(
-        label=label, type="filepath", sources=["upload", "microphone"], editable=False, buttons=[], elem_id=name
+        label=label,
+        type="filepath",
+        sources=["upload", "microphone"],
+        editable=False,  # the editor would be fetched from elsewhere
+        buttons=[],
+        elem_id=name,
+        elem_classes="opt-audio",
     )
     audio.preprocess = _uploaded
     return audio

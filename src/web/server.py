@@ -84,7 +84,7 @@ def make_app(service):
     """The page in every language as an ASGI application."""
     import gradio as gr
     from fastapi import FastAPI, Request
-    from fastapi.responses import FileResponse, RedirectResponse
+    from fastapi.responses import FileResponse, RedirectResponse, Response
 
     from src.web.page import build
     from src.web.texts import LANGUAGES, language_of
@@ -98,6 +98,10 @@ def make_app(service):
     @app.get("/font.otf")
     def font() -> FileResponse:
         return FileResponse(FONT, media_type="font/otf", headers={"cache-control": "max-age=86400"})
+
+    @app.get("/favicon.ico")
+    def icon() -> Response:
+        return Response(status_code=204)  # browsers ask for one; there is none
 
     for language in LANGUAGES:
         gr.mount_gradio_app(

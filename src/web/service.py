@@ -8,7 +8,7 @@ from src.checkpoints.checkpoint import load_checkpoint_config
 from src.checkpoints.places import locate
 from src.config import Config, ConfigError
 from src.data.errors import DataError
-from src.data.schema import IMAGE
+from src.data.schema import AUDIO, IMAGE, MODALITIES
 from src.inference import gallery, load, media
 from src.inference.answers import FEW
 from src.inference.gallery import Files, Gallery
@@ -18,22 +18,24 @@ from src.inference.library import Model
 from src.inference.loading import check_network
 from src.inference.media import Medium
 from src.inference.questions import check_answers
-from src.inference.results import Generated, Hit
+from src.inference.results import Generated, Hit, MatchMap
 from src.web.worker import Worker
 
 MOST_SAMPLES = 8  # images that one request generates
 MOST_HITS = 24
+FIRST = 12  # files of the gallery that are shown before a visitor asks
 EXAMPLES = 3  # texts that a visitor may try
 
 
 @dataclass(frozen=True)
 class Shown:
-    """A model that the page shows, its gallery, and captions of some of its images as texts to try."""
+    """A model that the page shows, and its gallery."""
 
     name: str
     model: Model
     offered: Gallery
-    examples: list[str]
+    first: list[Medium]  # some of the gallery's images and audio clips
+    examples: list[str]  # texts to try: captions of some of its images
 
     @property
     def config(self) -> Config:
@@ -62,6 +64,15 @@ class Made:
     """Images that a model generated, and what there is to say of what they were generated from."""
 
     generated: Generated
+    notes: list[str]
+
+
+@dataclass(frozen=True)
+class Matched:
+    """What the words of a text are about in an image or audio clip, and what there is to say of both."""
+
+    found: MatchMap
+    medium: Medium
     notes: list[str]
 
 
@@ -118,6 +129,17 @@ class Service:
         """
         return self.worker.call(_generate, self.shown[0], prompt, max(1, min(samples, MOST_SAMPLES)), guidance, seed)
 
+    def match(self, text: str, image: Path | None, clip: Path | None) -> Matched:
+        """Which part of an image or of an audio clip each word of a text is about.
+
+        Args:
+            text: if it is empty, what the model says of the image or hears in the clip.
+
+        Raises:
+            DataError: not just one of image and clip is given, or something cannot be read.
+        """
+        return self.worker.call(_match, self.shown[0], text, image, clip)
+
 
 def open_service(
     checkpoints: Sequence[Path],
@@ -154,8 +176,11 @@ def _open(path: Path, folder: Path | None, index: Path | None, settings: Sequenc
         settings = ["runtime.mode=pynative", *settings]
     model = load(place, settings, ema=ema)
     offered = gallery.embed(planned, model)
-    images = Files(offered, offered.groups().get(IMAGE, [])[:EXAMPLES])
-    return Shown(str(path), model, offered, model.caption(images, on_error=lambda number, error: None))
+    seen = [place for kind in (IMAGE, AUDIO) for place in offered.groups().get(kind, [])[:FIRST]]
+    read = media.try_files(list(Files(offered, seen)), config.model)[0]
+    first = [medium for medium in read if medium is not None]
+    images = [medium for medium in first if medium.modality == IMAGE]
+    return Shown(str(path), model, offered, first, model.caption(images[:EXAMPLES]))
 
 
 def read(shown: Shown, item: Item) -> Medium:
@@ -217,3 +242,14 @@ def _generate(shown: Shown, prompt: str | Path, samples: int, guidance: float, s
     asked = read(shown, prompt)
     (made,) = shown.model.generate_image([asked], seed, guidance, samples)
     return Made(made, remarks(shown, asked))
+
+
+def _match(shown: Shown, text: str, image: Path | None, clip: Path | None) -> Matched:
+    if (image is None) == (clip is None):
+        raise DataError("give either an image or an audio clip")
+    medium, model = read(shown, image or clip), shown.model
+    if not text.strip():
+        (text,) = model.caption([medium]) if medium.modality == IMAGE else model.transcribe([medium])
+    told = read(shown, text)
+    found = model.match_map(told, **{MODALITIES[medium.modality]: medium})
+    return Matched(found, medium, remarks(shown, told, medium))

@@ -11,6 +11,7 @@ TABLE: dict[str, tuple[str, str]] = {
     "describe": ("Describe", "描述"),
     "ask": ("Ask", "问答"),
     "generate": ("Generate", "生成"),
+    "match": ("Match", "对应"),
     "compare": ("Compare", "对比"),
     # ways to ask
     "by_text": ("Text", "文本"),
@@ -23,6 +24,7 @@ TABLE: dict[str, tuple[str, str]] = {
     "image": ("Image", "图像"),
     "speech": ("Speech", "语音"),
     "top": ("Results", "结果数"),
+    "told": ("Text (empty: the model's own)", "文本（留空：用模型自己的）"),
     "question": ("Question", "问题"),
     "prompt": ("What is to be shown?", "要画什么？"),
     "samples": ("Images", "张数"),
@@ -33,12 +35,13 @@ TABLE: dict[str, tuple[str, str]] = {
     "do_describe": ("Describe", "描述"),
     "do_ask": ("Ask", "提问"),
     "do_generate": ("Generate", "生成"),
+    "do_match": ("Show", "显示"),
+    "do_compare": ("Compare", "对比"),
     # answers
-    "gallery": ("The gallery", "图库"),
-    "more": ("and {count} more", "还有 {count} 个"),
-    "images": ("{count} images", "{count} 张图像"),
-    "texts": ("{count} texts", "{count} 段文本"),
-    "clips": ("{count} audio clips", "{count} 段音频"),
+    "gallery": ("Gallery", "图库"),
+    "images": ("Images: {count}", "{count} 张图像"),
+    "texts": ("Texts: {count}", "{count} 段文本"),
+    "clips": ("Audio clips: {count}", "{count} 段音频"),
     "share": ("share", "占比"),
     "cosine": ("cosine", "余弦"),
     "scores": (
@@ -50,6 +53,11 @@ TABLE: dict[str, tuple[str, str]] = {
     "transcript": ("Transcript", "语音转写"),
     "answer": ("Answer", "回答"),
     "score": ("score", "得分"),
+    "words": (
+        "Choose a word. Bright is what the model needs there: hidden, it would expect the word less. "
+        "The percentage is how likely it finds the word after those before it.",
+        "点选一个词。亮处是模型说出这个词所依据的部分：遮住它，这个词的概率就会下降。百分数是在前文之后出现这个词的概率。",
+    ),
     "save": ("Save", "保存"),
     # messages
     "note": ("Note", "注意"),
@@ -61,10 +69,12 @@ TABLE: dict[str, tuple[str, str]] = {
     ),
     "no_text": ("Type a text first.", "请先输入文本。"),
     "no_image": ("Give an image first.", "请先上传图像。"),
+    "no_speech": ("Record or upload an audio clip first.", "请先录音或上传音频。"),
     "no_input": ("Give an image or an audio clip first.", "请先上传图像或音频。"),
     "no_question": ("Type or speak a question first.", "请先输入或说出问题。"),
     "no_prompt": ("Type or speak first what is to be shown.", "请先输入或说出要画的内容。"),
-    "wait": ("…", "…"),
+    "no_one": ("Give one text, image or audio clip.", "请给出一段文本、一张图像或一段音频（三者之一）。"),
+    "no_either": ("Give either an image or an audio clip.", "请上传一张图像或一段音频（二者之一）。"),
 }
 
 
