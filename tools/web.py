@@ -32,6 +32,7 @@ def parse() -> cli.Arguments:
 def main() -> None:
     args = parse()
     server.check_packages()
+    server.warn_of(args.host)
     checkpoints = [path for path in (args.checkpoint, args.compare) if path is not None]
     gallery = args.gallery or (ROOT / "assets" / "gallery" if args.index is None else None)
     with server.ended_by_signals(), server.uploads(), server.listen(args.host, args.port) as bound:

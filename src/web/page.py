@@ -8,8 +8,10 @@ from pathlib import Path
 
 import gradio as gr
 
+from src.data.schema import AUDIO
 from src.errors import UserError
 from src.inference.images import check_generates
+from src.inference.media import MODALITY
 from src.inference.questions import check_answers
 from src.web import cards
 from src.web.cards import Words
@@ -64,7 +66,7 @@ def _search_tab(service: Service, words: Words) -> None:
             answer = _answer(cards.offered(words, shown), "search-answer")
 
     def search(query: str | None, count: int, missing: str) -> str:
-        if not query:
+        if not query or not query.strip():
             return cards.message(words, "error", words[missing])
         item = query if missing == "no_text" else Path(query)
         return cards.found(words, shown, service.search(item, int(count)))
@@ -178,17 +180,18 @@ def _compare_tab(service: Service, words: Words) -> None:
         given = [item for item in (text.strip(), _path(image), _path(clip)) if item]
         if len(given) != 1:
             return cards.message(words, "error", words["no_one"])
-        return cards.pair(_one_answer(service, words, which, given[0], clip) for which in range(len(service.shown)))
+        return cards.pair(one_answer(service, words, which, given[0]) for which in range(len(service.shown)))
 
     _on(words, (text.submit, button.click), compare, [text, image, clip], answer)
 
 
-def _one_answer(service: Service, words: Words, which: int, item: str | Path, clip: str | None) -> tuple[str, str]:
+def one_answer(service: Service, words: Words, which: int, item: str | Path) -> tuple[str, str]:
     """A model's name, and what it says of a text, an image or an audio clip and finds for it."""
     shown, said = service.shown[which], ""
     if isinstance(item, Path):
-        pair = (None, item) if clip else (item, None)
-        said = cards.told([words["transcript" if clip else "caption"]], service.describe(*pair, which), words)
+        heard = MODALITY.get(item.suffix.lower()) == AUDIO
+        told = service.describe(None, item, which) if heard else service.describe(item, None, which)
+        said = cards.told([words["transcript" if heard else "caption"]], told, words)
     return shown.name, said + cards.found(words, shown, service.search(item, COMPARED, which))
 
 

@@ -7,7 +7,7 @@ import signal
 import socket
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -47,16 +47,25 @@ def listen(host: str, port: int) -> socket.socket:
     Raises:
         WebError: the port is in use, or host or port are none of this machine.
     """
+    if not 0 <= port < 1 << 16:
+        raise WebError(f"--host {host} --port {port}: ports are 0 to 65535")
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         bound = socket.socket(family, socket.SOCK_STREAM)
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind(address)
-    except (OSError, OverflowError) as error:
-        if getattr(error, "errno", None) == errno.EADDRINUSE:
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
             raise WebError(f"port {port} of {host} is in use: choose another with --port, or 0 for any") from None
-        raise WebError(f"--host {host} --port {port}: {getattr(error, 'strerror', None) or error}") from None
+        raise WebError(f"--host {host} --port {port}: {error.strerror or error}") from None
     return bound
+
+
+def warn_of(host: str) -> None:
+    """Says on stderr who may use a page that is not of this machine alone."""
+    if host not in LOOPBACK:
+        said = f"--host {host}: whoever reaches this machine may use the page; there is no password and no encryption"
+        print(f"warning: {said}", file=sys.stderr)
 
 
 @contextlib.contextmanager
@@ -80,16 +89,23 @@ def uploads() -> Iterator[Path]:
         yield Path(folder)
 
 
-def make_app(service):
-    """The page in every language as an ASGI application."""
+def make_app(service, hosts: Sequence[str] = LOOPBACK):
+    """The page in every language as an ASGI application.
+
+    Args:
+        service: a :class:`src.web.service.Service`.
+        hosts: names that browsers may call it by: another site's page cannot pretend to be this one.
+    """
     import gradio as gr
     from fastapi import FastAPI, Request
+    from fastapi.middleware.trustedhost import TrustedHostMiddleware
     from fastapi.responses import FileResponse, RedirectResponse, Response
 
     from src.web.page import build
     from src.web.texts import LANGUAGES, language_of
 
     app = FastAPI(openapi_url=None)
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))
 
     @app.get("/")
     def home(request: Request, lang: str | None = None) -> RedirectResponse:
@@ -151,6 +167,10 @@ def serve(service, bound: socket.socket) -> None:
 
     host, port = bound.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
-    config = uvicorn.Config(make_app(service), log_level="warning", timeout_graceful_shutdown=2, lifespan="on")
+    app = make_app(service, LOOPBACK if host == "127.0.0.1" else "*")
+    config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2, lifespan="on")
     print(f"http://{shown}:{port}/  (Ctrl-C ends it)", flush=True)
-    uvicorn.Server(config).run(sockets=[bound])
+    try:
+        uvicorn.Server(config).run(sockets=[bound])
+    finally:
+        service.worker.close()
