@@ -40,49 +40,50 @@ class Maps:
     """Maps of a word over the patches of an image, by several methods; a pair of text and image at a time."""
 
     def __init__(self, model: Model, text: str, image: np.ndarray) -> None:
-        self.model, self.network, self.engine = model, model.engine.model, model.engine
+        self.network, engine = model.engine.model, model.engine
         medium = read_item(image, IMAGE, "image", model.config.model)
-        self.item = self.engine.encode([medium])
-        self.written = self.engine.encode([Medium(text, TEXT, text)])
         self.found = model.match_map(text, image=medium)
-        alone = np.eye(SIDE * SIDE, dtype=bool)
-        self.alone = self.engine.occlusion.measure(IMAGE, self.item, self.written.ids[0], alone)[1]
+        self.item, self.ids = engine.encode([medium]), engine.encode([Medium(text, TEXT, text)]).ids
+        self.text_tokens = engine.encode([Medium(text, TEXT, text)]).tokens[0]
+        self.embed = lambda word: Tensor(engine.encode([Medium(word, TEXT, word)]).embeddings)
         with recorded() as weights:
-            self.log_likelihood(Tensor(self.item.tokens))
+            whole = self.log_likelihood(Tensor(self.item.tokens), self.item.mask).asnumpy()
         # [CLS], absent text, patches, absent audio
         self.attention = [part.asnumpy()[0, :, :, 2:-1].mean(0) for part in weights if part.shape[2] != part.shape[3]]
+        at = np.indices((SIDE, SIDE)).reshape(2, -1)
+        self.lost = {}
+        for reach in (0, 1):
+            hidden = np.abs(at[:, :, None] - at[:, None]).max(0) <= reach
+            tokens = Tensor(np.repeat(self.item.tokens, len(hidden), 0))
+            self.lost[reach] = (whole - self.log_likelihood(tokens, (~hidden).astype(np.int32)).asnumpy()).T
 
-    def log_likelihood(self, tokens: Tensor) -> Tensor:
-        """(1, P, D) → ln p of every token (1, T−1)."""
-        network, mask = self.network, Tensor(self.item.mask)
-        fused, fused_mask = network.cross_encoder.fuse_single_modality(tokens, mask, IMAGE)
-        places = Tensor(network.cross_encoder.single_modality_positions(IMAGE))
-        memory = network.text_decoder.read(fused, places)
-        return network.text_decoder.log_probabilities(Tensor(self.written.ids), memory, padding_bias(fused_mask))
+    def log_likelihood(self, tokens: Tensor, mask: np.ndarray) -> Tensor:
+        """(B, P, D), (B, P) → ln p of every token of the text (B, T−1)."""
+        network = self.network
+        fused, fused_mask = network.cross_encoder.fuse_single_modality(tokens, Tensor(mask), IMAGE)
+        memory = network.text_decoder.read(fused, Tensor(network.cross_encoder.single_modality_positions(IMAGE)))
+        ids = Tensor(np.repeat(self.ids, len(mask), 0))
+        return network.text_decoder.log_probabilities(ids, memory, padding_bias(fused_mask))
 
     def of(self, word: str) -> Iterator[tuple[str, np.ndarray]]:
         """Names of methods, and maps [P]."""
         pieces = self.found.tokens
         start = next(at for at in range(len(pieces)) if "".join(pieces[at : at + len(word)]) == word)
         own = np.arange(start, start + len(word))
-        yield "match_map: log-likelihood lost, 3×3 patches hidden", self.found.of(word).reshape(-1)
-        yield "the same, 1 patch hidden", self.alone[own].sum(0)
-        for layer, weights in enumerate(self.attention, 1):
-            yield f"cross-attention of the text decoder, layer {layer}", weights[own].mean(0)
-        chosen = np.zeros((1, self.written.ids.shape[1] - 1), np.float32)
+        yield "match_map: last cross-attention of the text decoder", self.found.of(word).reshape(-1)
+        for layer, weights in enumerate(self.attention[:-1], 1):
+            yield f"its layer {layer}", weights[own].mean(0)
+        yield "log-likelihood that is lost, a patch hidden", self.lost[0][own].sum(0)
+        yield "the same, 3×3 patches hidden", self.lost[1][own].sum(0)
+        chosen = np.zeros((1, self.ids.shape[1] - 1), np.float32)
         chosen[0, own] = 1
-        yield (
-            "gradient × activation of the log-likelihood",
-            self.by_gradient(lambda tokens: (self.log_likelihood(tokens) * Tensor(chosen)).sum()),
-        )
-        vector = Tensor(self.engine.encode([Medium(word, TEXT, word)]).embeddings)
-        mask = Tensor(self.item.mask)
-        yield (
-            "gradient × activation of the cosine of image and word",
-            self.by_gradient(lambda tokens: (self.network.embed_image(tokens, mask) * vector).sum()),
-        )
+        likelihood = self.by_gradient(lambda x: (self.log_likelihood(x, self.item.mask) * Tensor(chosen)).sum())
+        yield "gradient × activation, log-likelihood", likelihood
+        mask, vector = Tensor(self.item.mask), self.embed(word)
+        cosine = self.by_gradient(lambda x: (self.network.embed_image(x, mask) * vector).sum())
+        yield "gradient × activation, cosine of image and word", cosine
         patches = self.network.image_head.project(Tensor(self.item.tokens[0])).asnumpy()
-        meant = self.network.text_head.project(Tensor(self.written.tokens[0, own + 1])).asnumpy().mean(0)
+        meant = self.network.text_head.project(Tensor(self.text_tokens[own + 1])).asnumpy().mean(0)
         yield "cosine of projected patch and word", patches @ meant / np.linalg.norm(patches, axis=1)
 
     def by_gradient(self, score) -> np.ndarray:

@@ -93,7 +93,7 @@ def test_the_page_answers_as_the_library(service: Service, gallery: Path) -> Non
     assert (made.images == expected.images).all() and (same.images == made.images).all()
     assert len(service.generate(QUERY, 99, 0.0, 3).generated.images) == MOST_SAMPLES
     matched = service.match(" ", image, None)  # of the model's own caption
-    assert (matched.found.drops == model.match_map(model.caption([image])[0], image=image).drops).all()
+    assert (matched.found.weights == model.match_map(model.caption([image])[0], image=image).weights).all()
     assert service.shown[0].examples == model.caption(images[:3])
 
 
@@ -198,8 +198,8 @@ def test_markup_is_escaped(service: Service) -> None:
     assert "onerror" in shown and MARKUP not in shown + words.matched(ENGLISH, service.shown[0], result)
 
 
-def test_a_map_darkens_what_a_word_is_not_about(service: Service) -> None:
-    values = np.array([[0.0, 2.0], [-1.0, 1.0]])
+def test_a_map_darkens_what_is_not_looked_at(service: Service) -> None:
+    values = np.array([[0.0, 0.2], [0.0, 0.1]])
     image = Medium("a.png", IMAGE, np.zeros((8, 8, 3), np.uint8))
     black = words.shade(image, values)
     darkest = round(255 * words.DARKEST)

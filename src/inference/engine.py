@@ -17,7 +17,7 @@ from src.generation.beam import BeamSearch, BeamSettings
 from src.inference.encode import ROWS, Encoder, Items
 from src.inference.fusion import Fusion
 from src.inference.images import ImageGenerator, load_image_tokenizer
-from src.inference.match_map import Occlusion
+from src.inference.match_map import Reader
 from src.inference.media import Medium
 from src.inference.outliers import Outliers
 from src.inference.questions import Answerer
@@ -68,8 +68,8 @@ class Engine:
         return Fusion(self.model, self.rows or ROWS)
 
     @functools.cached_property
-    def occlusion(self) -> Occlusion:
-        return Occlusion(self.model)
+    def reader(self) -> Reader:
+        return Reader(self.model)
 
     @functools.cached_property
     def answerer(self) -> Answerer:

@@ -37,7 +37,6 @@ from src.inference.inputs import (
     read_item,
 )
 from src.inference.loading import check_network, load_model
-from src.inference.match_map import surroundings
 from src.inference.media import Medium, losses, meaningless
 from src.inference.questions import check_answers, check_reads
 from src.inference.rerank import Proposal, softmax
@@ -400,14 +399,13 @@ class Model:
         return np.concatenate(found)
 
     def match_map(self, text: TextLike, image: ImageLike | None = None, audio: AudioLike | None = None) -> MatchMap:
-        """Which part of an image, or of an audio clip, each word of a text is about, and how likely each word is.
+        """Where in an image, or in an audio clip, the model looks for each word of a text, and how likely the word is.
 
-        It is read off the text decoder: what it loses of a word's log-likelihood where the surroundings of a place
-        are hidden. Texts should be such as the decoder was trained on, whole captions or transcripts.
+        Both are read off the text decoder. Texts should be such as it was trained on, whole captions or transcripts.
 
         >>> found = model.match_map("红色背景上，左边有一只猫，右边有两个苹果", image="assets/gallery/01.png")
         >>> cat = found.of("猫")
-        >>> cat.shape, bool(cat.argmax() % 8 < 4)  # patches; the largest is in the left half
+        >>> cat.shape, bool(cat.argmax() % 8 < 4)  # patches; the largest weight is in the left half
         ((8, 8), True)
 
         Args:
@@ -422,22 +420,12 @@ class Model:
         told = read_item(text, TEXT, "text", self.config.model)
         medium = read_item(audio if image is None else image, given, MODALITIES[given], self.config.model)
         item, tokenizer, room = self.engine.encode([medium]), self.engine.tokenizer, self.config.model.text.max_len
-        places, hidden = self._places(given, item.mask[0])
-        logs, drops = self.engine.occlusion.measure(given, item, tokenizer.encode(told.content, room)[0], hidden)
+        logs, weights = self.engine.reader.read(given, item, tokenizer.encode(told.content, room)[0])
         tokens = tokenizer.tokens(told.content)[: room - 1]
-        count = len(tokens)
+        count, places, image = len(tokens), np.flatnonzero(item.mask[0]), self.config.model.image
+        shape = (image.size // image.patch,) * 2 if given == IMAGE and image.input == "patch" else places.shape
         owners = tokenizer.words(told.content, room)[1 : count + 1]
-        return MatchMap(tokens, owners, logs[:count], drops[:count].reshape(count, *places))
-
-    def _places(self, given: int, mask: np.ndarray) -> tuple[tuple[int, ...], np.ndarray]:
-        """The shape of an item's places, and which of its tokens, mask int32 [L], are hidden with each, bool [n, L]."""
-        image, here = self.config.model.image, np.flatnonzero(mask)
-        side = image.size // image.patch
-        shape = (side, side) if given == IMAGE and image.input == "patch" else (len(here),)
-        hidden = np.zeros((len(here), len(mask)), bool)
-        # regions have no order, and no neighbours
-        hidden[:, here] = np.eye(len(here)) if given == IMAGE and image.input == "region" else surroundings(shape)
-        return shape, hidden
+        return MatchMap(tokens, owners, logs[:count], weights[:count, places].reshape(count, *shape))
 
     def represent(
         self,

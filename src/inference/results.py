@@ -66,7 +66,7 @@ class Classes:
 
 @dataclass(frozen=True)
 class MatchMap:
-    """What of an image or of an audio clip each token of a text is about.
+    """Where the text decoder looks in an image or in an audio clip for each token of a text.
 
     ``places`` are the rows and columns of an image's patches, an image's regions, or the tokens of the audio encoder.
     """
@@ -74,7 +74,7 @@ class MatchMap:
     tokens: list[str]
     owners: np.ndarray  # int32 [T]: the word that each token belongs to; Chinese is cut into words by jieba
     logs: np.ndarray  # float64 [T]: ln p of each token, given those before it and the image or clip
-    drops: np.ndarray  # float64 [T, *places]: nats of it that are lost where the surroundings of a place are hidden
+    weights: np.ndarray  # float64 [T, *places]: the share of the attention that each place gets
 
     def words(self) -> list[tuple[str, float, np.ndarray]]:
         """Each word of the text, in its order, with its probability and its map, float64 [*places]."""
@@ -82,11 +82,11 @@ class MatchMap:
         for owner in dict.fromkeys(self.owners.tolist()):
             own = self.owners == owner
             word = "".join(pieces[at] for at in np.flatnonzero(own))
-            found.append((word, float(np.exp(self.logs[own].sum())), self.drops[own].sum(0)))
+            found.append((word, float(np.exp(self.logs[own].sum())), self.weights[own].mean(0)))
         return found
 
     def of(self, word: str) -> np.ndarray:
-        """The map of a word, or of any part of the text, float64 [*places]: the sum over its tokens.
+        """The map of a word, or of any part of the text, float64 [*places]: the mean over its tokens.
 
         Raises:
             DataError: the text does not hold it.
@@ -99,7 +99,7 @@ class MatchMap:
             chosen |= (starts < match.end()) & (ends > match.start())
         if not chosen.any():
             raise DataError(f"{word!r} is not in the text {text[:40]!r}: name a word of it")
-        return self.drops[chosen].sum(0)
+        return self.weights[chosen].mean(0)
 
     def _pieces(self) -> list[str]:
         return [token.removeprefix("##") for token in self.tokens]

@@ -69,7 +69,7 @@ class Made:
 
 @dataclass(frozen=True)
 class Matched:
-    """What the words of a text are about in an image or audio clip, and what there is to say of both."""
+    """Where a model looks in an image or audio clip for each word of a text, and what there is to say of both."""
 
     found: MatchMap
     medium: Medium
@@ -130,7 +130,7 @@ class Service:
         return self.worker.call(_generate, self.shown[0], prompt, max(1, min(samples, MOST_SAMPLES)), guidance, seed)
 
     def match(self, text: str, image: Path | None, clip: Path | None) -> Matched:
-        """Which part of an image or of an audio clip each word of a text is about.
+        """Where the first model looks in an image or in an audio clip for each word of a text.
 
         Args:
             text: if it is empty, what the model says of the image or hears in the clip.

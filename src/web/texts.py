@@ -54,9 +54,9 @@ TABLE: dict[str, tuple[str, str]] = {
     "answer": ("Answer", "回答"),
     "score": ("score", "得分"),
     "words": (
-        "Choose a word. Bright is what the model needs there: hidden, it would expect the word less. "
+        "Choose a word. Bright is where the model looks when it says the word. "
         "The percentage is how likely it finds the word after those before it.",
-        "点选一个词。亮处是模型说出这个词所依据的部分：遮住它，这个词的概率就会下降。百分数是在前文之后出现这个词的概率。",
+        "点选一个词。亮处是模型说出这个词时注意的地方。百分数是在前文之后出现这个词的概率。",
     ),
     "save": ("Save", "保存"),
     # messages

@@ -1,4 +1,4 @@
-"""Words that can be chosen, each with what it is about: radio buttons and a style sheet, without a script."""
+"""Words that can be chosen, each with where the model looks: radio buttons and a style sheet, without a script."""
 
 import itertools
 from html import escape
@@ -11,13 +11,13 @@ from src.inference.media import Medium
 from src.web.cards import Words, data_uri, notes, picture
 from src.web.service import Matched, Shown, pixels
 
-DARKEST = 0.78  # how much of a place is hidden that a word is not about
+DARKEST = 0.78  # how much of a place is hidden that the model does not look at
 SIDE = 64  # pixels of a map of boxes
 _numbers = itertools.count()  # of answers: two in one page must not share names
 
 
 def matched(words: Words, shown: Shown, result: Matched) -> str:
-    """A text's words above the image or clip that they are about."""
+    """A text's words above the image or clip in which the model looks for them."""
     found = result.found.words()
     mine = f"opt-match-{next(_numbers)}"
     chosen = max(range(len(found)), key=lambda at: found[at][2].max())
@@ -45,10 +45,10 @@ def matched(words: Words, shown: Shown, result: Matched) -> str:
 
 
 def shade(medium: Medium, places: np.ndarray) -> np.ndarray:
-    """What darkens all that a word is not about, uint8 [rows, columns, 4]."""
+    """What darkens all that the model does not look at for a word, uint8 [rows, columns, 4]."""
     if isinstance(medium.content, Regions):
         places = spread(medium.content, places)
-    light = np.atleast_2d(np.maximum(places, 0))
+    light = np.atleast_2d(places)
     light = light / max(float(light.max()), 1e-9)
     black = np.zeros((*light.shape, 4), np.uint8)
     black[..., 3] = (255 * DARKEST * (1 - light)).round()
