@@ -238,11 +238,10 @@ def test_both_languages_say_everything() -> None:
 # what is served
 
 
-def test_only_what_was_uploaded_is_served_and_that_not_for_long(service: Service, monkeypatch, tmp_path: Path) -> None:
+def test_only_what_was_uploaded_is_served_and_that_not_for_long(service: Service, monkeypatch) -> None:
     monkeypatch.setattr(page, "CHECK_SECONDS", 1)
     monkeypatch.setattr(page, "KEPT_SECONDS", 1)
     monkeypatch.setattr(server, "MOST_UPLOAD", 1000)
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
     with server.uploads() as folder, TestClient(server.make_app(service), "http://127.0.0.1") as client:
         for path in ("/etc/passwd", ROOT / "README.md", GALLERY / "01.png", f"{folder}/../../etc/passwd"):
             assert client.get(f"/en/gradio_api/file={path}").status_code in (403, 404)
@@ -261,6 +260,37 @@ def test_only_what_was_uploaded_is_served_and_that_not_for_long(service: Service
             assert time.monotonic() < until, "uploads stay"
             time.sleep(0.2)
     assert not folder.exists()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of gradio's use of pandas
+def test_a_visitor_names_no_file_of_the_machine(service: Service, monkeypatch) -> None:
+    """Nor an address: what is not uploaded is neither read nor copied to where it is served, in whatever input."""
+    asked: list[Path] = []
+
+    def search(self, query, top):
+        asked.append(query)
+        raise DataError("asked")
+
+    monkeypatch.setattr(Service, "search", search)
+    with server.uploads() as folder, TestClient(server.make_app(service), "http://127.0.0.1") as client:
+        config = client.get("/en/config").json()
+        names = {component["id"]: component["props"].get("elem_id") for component in config["components"]}
+        inputs = [[names[component] for component in event["inputs"]] for event in config["dependencies"]]
+
+        def ask(event: list[str], **file: str) -> str:
+            given = file | {"orig_name": "01.png", "meta": {"_type": "gradio.FileData"}}
+            body = {"data": [given, 3], "fn_index": inputs.index(event), "session_hash": "visitor"}
+            assert client.post("/en/gradio_api/queue/join", json=body).status_code == 200
+            return client.get("/en/gradio_api/queue/data", params={"session_hash": "visitor"}).text
+
+        by_image = ["search-image", "search-top"]
+        for path in (GALLERY / "01.png", f"{folder}/../../../{GALLERY}/01.png", "http://127.0.0.1:9/01.png"):
+            for event in (by_image, ["search-text", "search-top"], by_image):
+                assert "this is no uploaded file" in ask(event, path=str(path))
+        assert not list(folder.rglob("*.png")) and not asked
+        (place,) = client.post("/en/gradio_api/upload", files={"files": ("01.png", b"")}).json()
+        assert "this is no uploaded file" not in ask(by_image, path=place)
+        assert asked == [Path(place)]
 
 
 def test_a_port_in_use_is_one_line() -> None:

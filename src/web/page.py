@@ -7,6 +7,8 @@ from functools import partial
 from pathlib import Path
 
 import gradio as gr
+from gradio.components import Component
+from gradio.utils import get_upload_folder
 
 from src.data.schema import AUDIO
 from src.errors import UserError
@@ -35,7 +37,24 @@ def build(service: Service, language: str) -> gr.Blocks:
             for name, add in tabs.items():
                 with gr.Tab(words[name], id=name, elem_id=f"tab-{name}"):
                     add(service, words)
+    for block in page.blocks.values():
+        if isinstance(block, Component):
+            block.async_move_resource_to_block_cache = _only_uploads
     return page.queue(max_size=WAITING)
+
+
+async def _only_uploads(named: str | Path | None) -> str | None:
+    """What a request may name as a file: an upload.
+
+    gradio copies whatever file of the machine, and fetches whatever address, a request names, where its page is mounted
+    in another application: its own check waits for ``launch``.
+    """
+    if named is None:
+        return None
+    path = Path(named).resolve()
+    if not path.is_relative_to(Path(get_upload_folder()).resolve()):
+        raise gr.Error("this is no uploaded file")
+    return str(path)
 
 
 def _head(service: Service, words: Words, language: str) -> str:
