@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# Functions that the launchers and the two commands share. It is sourced, not run.
+# Functions that the launchers and the commands share. It is sourced, not run.
 
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 SCRIPT="$(basename "$0")"

@@ -17,6 +17,7 @@ ROOMS = (
     ("export",),
     ("tasks",),
     ("evaluation",),
+    ("web",),
     ("inference",),
     ("objectives",),
     ("metrics",),

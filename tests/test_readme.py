@@ -64,6 +64,7 @@ VARIANTS = {
     # their stages and checks: tests/test_demo_stages.py, tests/test_scripts.py
     "bash scripts/run_demo.sh": Variant(("--help",)),
     "bash scripts/run_tests.sh": Variant(("--help",)),
+    "bash scripts/run_web.sh": Variant(("--help",)),  # tests/test_web.py
     "python infer.py": Variant(PYNATIVE),
     "python infer.py --generate": Variant((*PYNATIVE, "--samples", "2")),
     "python tools/prepare_data.py demo": Variant(("--scenes", "48", "--dev", "16", "--test", "16")),

@@ -1,4 +1,4 @@
-"""The set-up of the two commands, with a Python that makes environments of nothing and writes down what it runs."""
+"""The set-up of the commands, with a Python that makes environments of nothing and writes down what it runs."""
 
 import os
 import shutil
@@ -75,6 +75,16 @@ def test_the_demo_sets_up_once_and_passes_its_arguments_on(house: House):
     assert house.calls() == [f"pip {house.root}/requirements.txt", demo]
     assert house.run("scripts/run_demo.sh", "--fast", "--output", "two words").stdout == ""
     assert house.calls() == [demo]
+
+
+def test_the_page_takes_a_checkpoint_first(house: House):
+    (house.root / "requirements-web.txt").write_text("-r requirements.txt\nthree==3\n")
+    assert house.run("scripts/run_web.sh", "runs/my run", "--port", "1", "runtime.mode=graph").returncode == 0
+    install, page = house.calls()
+    assert install.endswith("requirements-web.txt")
+    assert page == f"python {house.root}/tools/web.py --checkpoint runs/my run --port 1 runtime.mode=graph"
+    house.run("scripts/run_web.sh", "runtime.mode=graph")
+    assert house.calls() == [f"python {house.root}/tools/web.py runtime.mode=graph"]
 
 
 def test_changed_pins_are_installed(house: House):

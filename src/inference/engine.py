@@ -18,6 +18,7 @@ from src.generation.beam import BeamSearch, BeamSettings
 from src.inference.encode import ROWS, Encoder, Items
 from src.inference.fusion import Fusion
 from src.inference.images import ImageGenerator, load_image_tokenizer
+from src.inference.match_map import Reader
 from src.inference.media import Medium
 from src.inference.outliers import Outliers
 from src.inference.questions import Answerer
@@ -66,6 +67,10 @@ class Engine:
     @functools.cached_property
     def fusion(self) -> Fusion:
         return Fusion(self.model, self.rows or ROWS)
+
+    @functools.cached_property
+    def reader(self) -> Reader:
+        return Reader(self.model)
 
     @functools.cached_property
     def answerer(self) -> Answerer:

@@ -40,7 +40,7 @@ from src.inference.loading import check_network, load_model
 from src.inference.media import Medium, losses, meaningless
 from src.inference.questions import check_answers, check_reads
 from src.inference.rerank import Proposal, softmax
-from src.inference.results import Batch, Classes, Generated, Hit
+from src.inference.results import Batch, Classes, Generated, Hit, MatchMap
 from src.metrics.nearest import blocks, grid_tables, top_k
 from src.runtime import setup
 
@@ -410,6 +410,35 @@ class Model:
             logs = self.engine.reranker.matching.score(items, np.stack([rows] * len(items), 1))
             found.append(np.exp(logs[: len(numbers)]))
         return np.concatenate(found)
+
+    def match_map(self, text: TextLike, image: ImageLike | None = None, audio: AudioLike | None = None) -> MatchMap:
+        """Where in an image, or in an audio clip, the model looks for each word of a text, and how likely the word is.
+
+        Both are read off the text decoder. Texts should be such as it was trained on, whole captions or transcripts.
+
+        >>> found = model.match_map("红色背景上，左边有一只猫，右边有两个苹果", image="assets/gallery/01.png")
+        >>> cat = found.of("猫")
+        >>> cat.shape, bool(cat.argmax() % 8 < 4)  # patches; the largest weight is in the left half
+        ((8, 8), True)
+
+        Args:
+            text, image, audio: a text, and either an image or a clip.
+
+        Raises:
+            DataError: not just one of image and audio is given, or an item cannot be read.
+        """
+        if (image is None) == (audio is None):
+            raise DataError("match_map: give either an image or an audio clip")
+        given = IMAGE if audio is None else AUDIO
+        told = read_item(text, TEXT, "text", self.config.model)
+        medium = read_item(audio if image is None else image, given, MODALITIES[given], self.config.model)
+        item, tokenizer, room = self.engine.encode([medium]), self.engine.tokenizer, self.config.model.text.max_len
+        logs, weights = self.engine.reader.read(given, item, tokenizer.encode(told.content, room)[0])
+        tokens = tokenizer.tokens(told.content)[: room - 1]
+        count, places, image = len(tokens), np.flatnonzero(item.mask[0]), self.config.model.image
+        shape = (image.size // image.patch,) * 2 if given == IMAGE and image.input == "patch" else places.shape
+        owners = tokenizer.words(told.content, room)[1 : count + 1]
+        return MatchMap(tokens, owners, logs[:count], weights[:count, places].reshape(count, *shape))
 
     def represent(
         self,

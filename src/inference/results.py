@@ -1,13 +1,15 @@
 """What the library answers with.
 
-Letters: ``N`` items, ``E`` embedding width, ``S`` image side.
+Letters: ``N`` items, ``E`` embedding width, ``S`` image side, ``T`` text tokens.
 """
 
+import re
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
+from src.data.errors import DataError
 from src.inference.media import Medium
 
 
@@ -60,3 +62,44 @@ class Classes:
     def best(self) -> list[str]:
         """The likeliest label of each item."""
         return [self.labels[at] for at in self.cosines.argmax(1)]
+
+
+@dataclass(frozen=True)
+class MatchMap:
+    """Where the text decoder looks in an image or in an audio clip for each token of a text.
+
+    ``places`` are the rows and columns of an image's patches, an image's regions, or the tokens of the audio encoder.
+    """
+
+    tokens: list[str]
+    owners: np.ndarray  # int32 [T]: the word that each token belongs to; Chinese is cut into words by jieba
+    logs: np.ndarray  # float64 [T]: ln p of each token, given those before it and the image or clip
+    weights: np.ndarray  # float64 [T, *places]: the share of the attention that each place gets
+
+    def words(self) -> list[tuple[str, float, np.ndarray]]:
+        """Each word of the text, in its order, with its probability and its map, float64 [*places]."""
+        pieces, found = self._pieces(), []
+        for owner in dict.fromkeys(self.owners.tolist()):
+            own = self.owners == owner
+            word = "".join(pieces[at] for at in np.flatnonzero(own))
+            found.append((word, float(np.exp(self.logs[own].sum())), self.weights[own].mean(0)))
+        return found
+
+    def of(self, word: str) -> np.ndarray:
+        """The map of a word, or of any part of the text, float64 [*places]: the mean over its tokens.
+
+        Raises:
+            DataError: the text does not hold it.
+        """
+        pieces, sought = self._pieces(), "".join(word.lower().split())
+        text, ends = "".join(pieces), np.cumsum([len(piece) for piece in pieces])
+        starts = ends - [len(piece) for piece in pieces]
+        chosen = np.zeros(len(pieces), bool)
+        for match in re.finditer(re.escape(sought), text) if sought else ():
+            chosen |= (starts < match.end()) & (ends > match.start())
+        if not chosen.any():
+            raise DataError(f"{word!r} is not in the text {text[:40]!r}: name a word of it")
+        return self.weights[chosen].mean(0)
+
+    def _pieces(self) -> list[str]:
+        return [token.removeprefix("##") for token in self.tokens]

@@ -95,6 +95,23 @@ class Decoder(nn.Cell):
             made = (*made, block.cross_attention.keys_values(memory))
         return made
 
+    def attention(self, ids, memory, memory_bias):
+        """Where the decoder looks for the token behind each input token: in its last block, the mean over heads.
+
+        Args:
+            ids: (B, T') int32.
+            memory, memory_bias: as in :meth:`score`.
+
+        Returns:
+            (B, T', Lm) float32, a row sums to 1.
+        """
+        length = ids.shape[1]
+        x = ops.gather(self.tokens, ids, 0) + self.all_positions()[:, :length]  # (B, T', D)
+        bias, last = causal_bias(length), len(self.transformer.blocks) - 1
+        for i in range(last):
+            x = self.transformer.blocks[i].extend(x, bias, memory[i], memory_bias)
+        return self.transformer.blocks[last].memory_weights(x, bias, memory[last][0], memory_bias).mean(1)
+
     def score(self, ids, memory, memory_bias):
         """As the decoder itself, over the keys and values of :meth:`read`: ids (B, T') → logits (B·T', V)."""
         length = ids.shape[1]

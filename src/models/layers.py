@@ -227,6 +227,11 @@ class Attention(nn.Cell):
             mixed = self.flash(self.split_heads(self.query(x)), keys, values, bias)
         return self.output(reshape(transpose(mixed, (0, 2, 1, 3)), x.shape))  # (B, Lq, D)
 
+    def weights(self, x, keys, bias):
+        """How much each of x (B, Lq, D) attends to each of the keys that were made before: (B, H, Lq, Lk) float32."""
+        scores = cast(self.scores(self.split_heads(self.query(x) * self.scale), keys), ms.float32)
+        return self.softmax(scores if bias is None else scores + bias)
+
     def mix_values(self, queries, keys, values, bias):
         """(B, H, Lq, D/H), the queries scaled."""
         scores = self.scores(queries, keys)  # (B, H, Lq, Lk)
@@ -306,10 +311,7 @@ class Block(nn.Cell):
 
     def extend(self, x, bias, memory=None, memory_bias=None):
         """The layer over a memory's keys and values (B, H, Lm, D/H) that were made before, or None."""
-        normal = cast(self.attention_norm(x) if self.pre else x, self.compute_type)  # once for query, key and value
-        x = x + self.attention_dropout(self.attention(normal, normal, bias))
-        if not self.pre:
-            x = self.attention_norm(x)
+        x = self.attend_self(x, bias)
         if self.crosses:
             normal = self.cross_norm(x) if self.pre else x
             x = x + self.cross_dropout(self.cross_attention.attend(normal, memory[0], memory[1], memory_bias))
@@ -318,6 +320,17 @@ class Block(nn.Cell):
         if self.pre:
             return x + self.ffn_dropout(self.ffn(self.ffn_norm(x)))
         return self.ffn_norm(x + self.ffn_dropout(self.ffn(x)))
+
+    def attend_self(self, x, bias):
+        """The layer's first part: self-attention with its residual."""
+        normal = cast(self.attention_norm(x) if self.pre else x, self.compute_type)  # once for query, key and value
+        x = x + self.attention_dropout(self.attention(normal, normal, bias))
+        return x if self.pre else self.attention_norm(x)
+
+    def memory_weights(self, x, bias, keys, memory_bias):
+        """How much each of x attends to each place of a memory, by its keys: (B, H, Lq, Lm) float32."""
+        x = self.attend_self(x, bias)
+        return self.cross_attention.weights(self.cross_norm(x) if self.pre else x, keys, memory_bias)
 
 
 class Transformer(nn.Cell):

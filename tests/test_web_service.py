@@ -1,0 +1,335 @@
+"""What stands behind the page: one thread for all models, what they lack, what visitors may send, what is escaped."""
+
+import shutil
+import subprocess
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+if find_spec("gradio") is None:
+    pytest.skip("the page is not tested: no gradio here", allow_module_level=True)
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # it would rather have another client, which gradio does not bring
+    from starlette.testclient import TestClient
+
+from src.checkpoints.checkpoint import save_checkpoint
+from src.config import Config
+from src.data.errors import DataError
+from src.data.regions import Regions
+from src.data.schema import AUDIO, IMAGE, TEXT
+from src.files import ROOT
+from src.inference import gallery as galleries
+from src.inference import load
+from src.inference.library import Model
+from src.inference.media import Medium
+from src.inference.results import MatchMap
+from src.models.build import build_model
+from src.web import cards, page, server, texts, words
+from src.web.server import WebError
+from src.web.service import MOST_SAMPLES, Matched, Service, open_service
+from src.web.worker import Worker
+from tests.conftest import tiny_dataset
+from tests.oracles import tiny_model
+
+GALLERY = ROOT / "assets" / "gallery"
+QUERY = "红底，左边一只猫，右边两个苹果"  # of 01.png and speech.wav
+MARKUP = "<img src=x onerror=alert(1)>"
+ENGLISH = texts.texts("en")
+
+
+@pytest.fixture(scope="module")
+def gallery(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("gallery")
+    for name in ("01.png", "05.png", "06.png", "speech.wav"):
+        shutil.copy(GALLERY / name, folder / name)
+    shutil.copy(GALLERY / "07.png", folder / f"{MARKUP}.png")
+    (folder / "text.txt").write_text(MARKUP, encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def service(gallery: Path) -> Iterator[Service]:
+    service = open_service([Path("opt_demo")], gallery, None)
+    yield service
+    service.worker.close()
+
+
+@pytest.fixture(scope="module")
+def other(gallery: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A network that was not trained, beside the bundled one."""
+    folder = tmp_path_factory.mktemp("other")
+    config = tiny_dataset(folder / "made", 8, Config(model=tiny_model()))
+    save_checkpoint(folder / "run" / "checkpoints", 3, config, build_model(config))
+    service = open_service([folder / "run", Path("opt_demo")], gallery, None)
+    yield service
+    service.worker.close()
+
+
+# answers are the library's
+
+
+def test_the_page_answers_as_the_library(service: Service, gallery: Path) -> None:
+    model = load("opt_demo", ["runtime.mode=pynative"])
+    images = sorted(gallery.glob("*.png"))
+    found = service.search(QUERY, 3)
+    expected = model.rank(QUERY, images, 3)
+    assert [hit.medium.name for hit in found.hits[IMAGE]] == [hit.medium.name for hit in expected]
+    assert [hit.share for hit in found.hits[IMAGE]] == pytest.approx([hit.share for hit in expected], abs=1e-5)
+    assert {TEXT, IMAGE, AUDIO} == found.hits.keys() and not found.notes
+    image, clip = gallery / "01.png", gallery / "speech.wav"
+    both = service.describe(image, clip)
+    assert both.texts == [*model.caption([image]), *model.transcribe([clip], [image])]
+    assert service.describe(None, clip).texts == model.transcribe([clip])
+    made, same = (service.generate(QUERY, 2, 0.0, 3).generated for _ in range(2))
+    (expected,) = model.generate_image([QUERY], seed=3, samples=2, guidance=0.0)
+    assert (made.images == expected.images).all() and (same.images == made.images).all()
+    assert len(service.generate(QUERY, 99, 0.0, 3).generated.images) == MOST_SAMPLES
+    matched = service.match(" ", image, None)  # of the model's own caption
+    assert (matched.found.weights == model.match_map(model.caption([image])[0], image=image).weights).all()
+    assert service.shown[0].examples == model.caption(images[:3])
+
+
+def test_an_index_spares_the_gallery(service: Service, gallery: Path, tmp_path: Path, monkeypatch) -> None:
+    offered, config = service.shown[0].offered, service.shown[0].config
+    mark = galleries.fingerprint_of(ROOT / "pretrained" / "opt_demo", config.model)
+    galleries.keep(tmp_path / "kept.index", offered, mark)
+    monkeypatch.setattr(Model, "embed_each", lambda *given: iter(()))
+    again = open_service([Path("opt_demo")], None, tmp_path / "kept.index")
+    again.worker.close()
+    assert again.shown[0].offered.names == offered.names
+    assert (again.shown[0].offered.embeddings == offered.embeddings).all()
+
+
+def test_what_is_wrong_with_an_input_is_a_sentence(service: Service, tmp_path: Path) -> None:
+    """It names the visitor's file and not where it lies."""
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    (tmp_path / "drawing.svg").write_text("<svg/>")
+    for file in ("bad.png", "drawing.svg", "none.png"):
+        with pytest.raises(DataError, match=f"^{file}: ") as caught:
+            service.search(tmp_path / file, 3)
+        assert str(tmp_path) not in str(caught.value)
+    with pytest.raises(DataError, match="give an image or an audio clip"):
+        service.describe(None, None)
+    with pytest.raises(DataError, match="give either an image or an audio clip"):
+        service.match(QUERY, None, None)
+    notes = service.search("昨天的会议改到下周三下午三点", 3).notes
+    assert any("not in the vocabulary" in note for note in notes) and any("unlike" in note for note in notes)
+
+
+# one thread
+
+
+def test_visitors_at_once_are_answered_in_one_thread_by_turns(service: Service, gallery: Path, monkeypatch) -> None:
+    spans: list[tuple[str, float, float]] = []
+
+    def recorded(name: str):
+        plain = getattr(Model, name)
+
+        def call(self, *given, **options):
+            began = time.monotonic()
+            try:
+                return plain(self, *given, **options)
+            finally:
+                spans.append((threading.current_thread().name, began, time.monotonic()))
+
+        monkeypatch.setattr(Model, name, call)
+
+    recorded("rank")
+    recorded("caption")
+    answers: dict[int, object] = {}
+    jobs = [lambda: service.search(QUERY, 1).hits[IMAGE][0].medium.name] * 2
+    jobs += [lambda: service.describe(gallery / "01.png", None).texts[0]] * 2
+    threads = [
+        threading.Thread(target=lambda number=number, job=job: answers.__setitem__(number, job()))
+        for number, job in enumerate(jobs)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert answers[0] == answers[1] == str(gallery / "01.png") and answers[2] == answers[3]
+    assert {name for name, _, _ in spans} == {"model_0"} and len(spans) == 2 * 3 + 2  # a rank for each modality
+    spans.sort(key=lambda span: span[1])
+    assert all(before[2] <= after[1] for before, after in zip(spans, spans[1:], strict=False))
+
+
+# what is shown
+
+
+def rendered(service: Service, language: str = "en") -> dict[str, dict]:
+    """Properties of the page's components that have an id."""
+    blocks = page.build(service, language)
+    found = [component["props"] for component in blocks.get_config_file()["components"]]
+    return {props["elem_id"]: props for props in found if props.get("elem_id")} | {
+        "": {"value": " ".join(str(props.get("value")) for props in found)}
+    }
+
+
+def test_what_a_model_lacks_is_a_sentence(service: Service, other: Service) -> None:
+    bundled, tiny = rendered(service), rendered(other)
+    assert "This model cannot do that. task=pretrain: this model was not trained to answer" in bundled[""]["value"]
+    assert "generate-button" in bundled and "ask-button" not in bundled and "tab-compare" not in bundled
+    assert "This model cannot do that. data.codes is empty" in tiny[""]["value"]
+    assert "generate-button" not in tiny and "tab-compare" in tiny
+
+
+def test_two_models_answer_side_by_side(other: Service, gallery: Path) -> None:
+    names, answers = zip(*(page.one_answer(other, ENGLISH, which, QUERY) for which in range(2)), strict=True)
+    assert names == tuple(shown.name for shown in other.shown) and answers[0] != answers[1]
+    assert answers[1].index('data-name="01.png"') < answers[1].index('data-name="05.png"')
+    _, said = page.one_answer(other, ENGLISH, 1, gallery / "speech.wav")
+    assert "Transcript" in said and other.describe(None, gallery / "speech.wav", 1).texts[0] in said
+
+
+def test_markup_is_escaped(service: Service) -> None:
+    """Of names and contents of files, of what visitors type, and of messages."""
+    found = service.search(MARKUP, 9)
+    shown = cards.found(ENGLISH, service.shown[0], found) + cards.offered(ENGLISH, service.shown[0])
+    shown += cards.message(ENGLISH, "error", MARKUP)
+    result = service.match(MARKUP, GALLERY / "01.png", None)
+    assert "onerror" in shown and MARKUP not in shown + words.matched(ENGLISH, service.shown[0], result)
+
+
+def test_a_map_darkens_what_is_not_looked_at(service: Service) -> None:
+    values = np.array([[0.0, 0.2], [0.0, 0.1]])
+    image = Medium("a.png", IMAGE, np.zeros((8, 8, 3), np.uint8))
+    black = words.shade(image, values)
+    darkest = round(255 * words.DARKEST)
+    assert black.shape == (2, 2, 4) and not black[..., :3].any()
+    assert black[..., 3].tolist() == [[darkest, 0], [darkest, darkest // 2]]
+    boxes = np.array([[0, 0, 50, 100], [50, 50, 100, 100]], np.float32)
+    regions = Regions(np.zeros((2, 4), np.float16), boxes, np.zeros(2, np.int32), np.zeros(2, np.float32), 100, 100)
+    light = words.spread(regions, np.array([1.0, 3.0]))
+    half = words.SIDE // 2
+    assert (light[:, :half] == 1).all() and (light[half:, half:] == 3).all() and not light[:half, half:].any()
+    found = MatchMap(["猫", "狗"], np.array([0, 1]), np.log([0.5, 0.25]), np.stack([values, 2 * values]))
+    shown = words.matched(ENGLISH, service.shown[0], Matched(found, image, []))
+    assert shown.count('type="radio"') == 2 and shown.count(" checked>") == 1 and "<small>25%</small>" in shown
+    assert shown.index(" checked>") > shown.index('type="radio"', shown.index('type="radio"') + 1)  # the second
+
+
+def test_both_languages_say_everything() -> None:
+    for key, row in texts.TABLE.items():
+        english, chinese = row
+        assert english.strip() and chinese.strip(), key
+        assert {part for part in ("{count}", "{model}") if part in english} == {
+            part for part in ("{count}", "{model}") if part in chinese
+        }
+    sources = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "src" / "web").glob("*.py"))
+    assert not [key for key in texts.TABLE if sources.count(f'"{key}"') + sources.count(f"'{key}'") < 2]
+    for asked, accepted, expected in (
+        ("zh", "en", "zh"),
+        ("xx", "zh-CN,zh;q=0.9", "zh"),
+        (None, "fr, zh;q=0.5", "zh"),
+        (None, "", "en"),
+        ("en", "zh", "en"),
+    ):
+        assert texts.language_of(asked, accepted) == expected
+
+
+# what is served
+
+
+def test_only_what_was_uploaded_is_served_and_that_not_for_long(service: Service, monkeypatch) -> None:
+    monkeypatch.setattr(page, "CHECK_SECONDS", 1)
+    monkeypatch.setattr(page, "KEPT_SECONDS", 1)
+    monkeypatch.setattr(server, "MOST_UPLOAD", 1000)
+    with server.uploads() as folder, TestClient(server.make_app(service), "http://127.0.0.1") as client:
+        for path in ("/etc/passwd", ROOT / "README.md", GALLERY / "01.png", f"{folder}/../../etc/passwd"):
+            assert client.get(f"/en/gradio_api/file={path}").status_code in (403, 404)
+        answer = client.post("/en/gradio_api/upload", files={"files": ("../../a.png", b"0" * 1001)})
+        assert answer.status_code == 413
+        (place,) = client.post("/en/gradio_api/upload", files={"files": ("../../a.png", b"0" * 999)}).json()
+        assert Path(place).is_relative_to(folder) and Path(place).name == "a.png"
+        assert client.get(f"/en/gradio_api/file={place}").content == b"0" * 999
+        answer = client.get("/", headers={"accept-language": "zh-CN"}, follow_redirects=False)
+        assert answer.headers["location"] == "/zh/"
+        assert answer.headers["content-security-policy"].startswith("default-src 'self'; ")
+        assert client.get("/font.otf").content == server.FONT.read_bytes()
+        assert client.get("/", headers={"host": "elsewhere.example"}).status_code == 400
+        until = time.monotonic() + 30
+        while Path(place).exists():
+            assert time.monotonic() < until, "uploads stay"
+            time.sleep(0.2)
+    assert not folder.exists()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of gradio's use of pandas
+def test_a_visitor_names_no_file_of_the_machine(service: Service, monkeypatch) -> None:
+    """Nor an address: what is not uploaded is neither read nor copied to where it is served, in whatever input."""
+    asked: list[Path] = []
+
+    def search(self, query, top):
+        asked.append(query)
+        raise DataError("asked")
+
+    monkeypatch.setattr(Service, "search", search)
+    with server.uploads() as folder, TestClient(server.make_app(service), "http://127.0.0.1") as client:
+        config = client.get("/en/config").json()
+        names = {component["id"]: component["props"].get("elem_id") for component in config["components"]}
+        inputs = [[names[component] for component in event["inputs"]] for event in config["dependencies"]]
+
+        def ask(event: list[str], **file: str) -> str:
+            given = file | {"orig_name": "01.png", "meta": {"_type": "gradio.FileData"}}
+            body = {"data": [given, 3], "fn_index": inputs.index(event), "session_hash": "visitor"}
+            assert client.post("/en/gradio_api/queue/join", json=body).status_code == 200
+            return client.get("/en/gradio_api/queue/data", params={"session_hash": "visitor"}).text
+
+        by_image = ["search-image", "search-top"]
+        for path in (GALLERY / "01.png", f"{folder}/../../../{GALLERY}/01.png", "http://127.0.0.1:9/01.png"):
+            for event in (by_image, ["search-text", "search-top"], by_image):
+                assert "this is no uploaded file" in ask(event, path=str(path))
+        assert not list(folder.rglob("*.png")) and not asked
+        (place,) = client.post("/en/gradio_api/upload", files={"files": ("01.png", b"")}).json()
+        assert "this is no uploaded file" not in ask(by_image, path=place)
+        assert asked == [Path(place)]
+
+
+def test_a_port_in_use_is_one_line() -> None:
+    with server.listen("127.0.0.1", 0) as bound:
+        bound.listen()
+        port = bound.getsockname()[1]
+        with pytest.raises(WebError, match=f"port {port} of 127.0.0.1 is in use: choose another with --port"):
+            server.listen("127.0.0.1", port)
+        command = [sys.executable, str(ROOT / "tools" / "web.py"), "--port", str(port)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 2 and done.stderr.count("\n") == 1 and "choose another with --port" in done.stderr
+    for host, port in (("nowhere.invalid", 0), ("127.0.0.1", 70000)):
+        with pytest.raises(WebError, match=f"--host {host} --port {port}: "):
+            server.listen(host, port)
+
+
+def test_without_gradio_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "find_spec", lambda name: None)
+    with pytest.raises(WebError, match="gradio is not installed: pip install -r requirements-web.txt"):
+        server.check_packages()
+    pins = (ROOT / "requirements-web.txt").read_text().splitlines()
+    assert pins[0] == "-r requirements.txt" and pins[1] in (ROOT / "requirements-dev.txt").read_text().splitlines()
+
+
+def test_others_are_let_in_with_a_warning(capsys: pytest.CaptureFixture) -> None:
+    for host in ("127.0.0.1", "::1", "localhost"):
+        server.warn_of(host)
+    assert capsys.readouterr().err == ""
+    server.warn_of("0.0.0.0")
+    assert "whoever reaches this machine" in capsys.readouterr().err
+
+
+def test_the_worker_ends_when_its_call_has_ended() -> None:
+    worker, began, done = Worker(), threading.Event(), []
+    caller = threading.Thread(target=lambda: done.append(worker.call(lambda: began.set() or time.sleep(0.2) or "done")))
+    caller.start()
+    began.wait()
+    worker.close()
+    caller.join()
+    assert done == ["done"]
+    with pytest.raises(RuntimeError):
+        worker.call(int)
