@@ -15,7 +15,8 @@ from tensorboardX.proto.summary_pb2 import Summary
 from tensorboardX.summary import text as text_summary
 
 from src.data.audio import spectrogram
-from src.data.decoding import brief
+from src.data.decoding import brief, read_bytes
+from src.data.image import open_rgb
 from src.data.order import evenly_apart
 from src.data.pipeline import Batch, Loader
 from src.evaluation.sheets import Sheets
@@ -119,8 +120,7 @@ class EvaluationSheets:
             self.failed.append(f"{name}: {brief(error)}")
 
     def _keep_sheet(self, path: Path) -> None:
-        with Image.open(path) as sheet:
-            found = sheet.convert("RGB")
+        found = open_rgb(read_bytes(path, "figure"), str(path))
         if found.width > SHEET_WIDTH:
             found = found.resize((SHEET_WIDTH, round(found.height * SHEET_WIDTH / found.width)))
         self.shown.images[f"evaluation/{path.stem}"] = np.asarray(found)
