@@ -55,9 +55,14 @@ def gallery(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def opened(*given) -> Service:
+    worker = Worker()
+    return worker.call(open_service, worker, *given)
+
+
 @pytest.fixture(scope="module")
 def service(gallery: Path) -> Iterator[Service]:
-    service = open_service([Path("opt_demo")], gallery, None)
+    service = opened([Path("opt_demo")], gallery, None)
     yield service
     service.worker.close()
 
@@ -68,7 +73,7 @@ def other(gallery: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
     folder = tmp_path_factory.mktemp("other")
     config = tiny_dataset(folder / "made", 8, Config(model=tiny_model()))
     save_checkpoint(folder / "run" / "checkpoints", 3, config, build_model(config))
-    service = open_service([folder / "run", Path("opt_demo")], gallery, None)
+    service = opened([folder / "run", Path("opt_demo")], gallery, None)
     yield service
     service.worker.close()
 
@@ -102,7 +107,7 @@ def test_an_index_spares_the_gallery(service: Service, gallery: Path, tmp_path: 
     mark = galleries.fingerprint_of(ROOT / "pretrained" / "opt_demo", config.model)
     galleries.keep(tmp_path / "kept.index", offered, mark)
     monkeypatch.setattr(Model, "embed_each", lambda *given: iter(()))
-    again = open_service([Path("opt_demo")], None, tmp_path / "kept.index")
+    again = opened([Path("opt_demo")], None, tmp_path / "kept.index")
     again.worker.close()
     assert again.shown[0].offered.names == offered.names
     assert (again.shown[0].offered.embeddings == offered.embeddings).all()

@@ -5,6 +5,7 @@ python tools/web.py --checkpoint runs/mine --gallery photos --index photos.index
 python tools/web.py --checkpoint runs/mine --compare opt_demo       two models side by side
 """
 
+import contextlib
 import sys
 from pathlib import Path
 
@@ -13,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # wherever it is c
 from src import cli
 from src.files import ROOT
 from src.web import server
+from src.web.worker import Worker
 
 
 def parse() -> cli.Arguments:
@@ -35,10 +37,13 @@ def main() -> None:
     server.warn_of(args.host)
     checkpoints = [path for path in (args.checkpoint, args.compare) if path is not None]
     gallery = args.gallery or (ROOT / "assets" / "gallery" if args.index is None else None)
-    with server.ended_by_signals(), server.uploads(), server.listen(args.host, args.port) as bound:
-        from src.web.service import open_service  # imports MindSpore, for which mistakes above need not wait
-
-        service = open_service(checkpoints, gallery, args.index, args.settings, args.ema)
+    with (
+        server.ended_by_signals(),
+        server.uploads(),
+        server.listen(args.host, args.port) as bound,
+        contextlib.closing(Worker()) as worker,
+    ):
+        service = server.load_service(worker, checkpoints, gallery, args.index, args.settings, args.ema)
         server.serve(service, bound)
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from src.errors import UserError
 from src.files import ROOT
+from src.web.worker import Worker
 
 FONT = ROOT / "assets" / "fonts" / "NotoSansSC-Regular-subset.otf"
 STYLE = Path(__file__).with_name("style.css")
@@ -87,6 +88,20 @@ def uploads() -> Iterator[Path]:
         os.environ["GRADIO_TEMP_DIR"] = folder
         os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # no telemetry
         yield Path(folder)
+
+
+def load_service(worker: Worker, *given):
+    """As :func:`src.web.service.open_service`, in the worker's thread, where also MindSpore is imported.
+
+    A signal then meets the main thread, which waits, and not an import that would be left half done.
+    """
+
+    def load():
+        from src.web.service import open_service  # imports MindSpore, for which mistakes need not wait
+
+        return open_service(worker, *given)
+
+    return worker.call(load)
 
 
 def make_app(service, hosts: Sequence[str] = LOOPBACK):
@@ -170,7 +185,4 @@ def serve(service, bound: socket.socket) -> None:
     app = make_app(service, LOOPBACK if host == "127.0.0.1" else "*")
     config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2, lifespan="on")
     print(f"http://{shown}:{port}/  (Ctrl-C ends it)", flush=True)
-    try:
-        uvicorn.Server(config).run(sockets=[bound])
-    finally:
-        service.worker.close()
+    uvicorn.Server(config).run(sockets=[bound])

@@ -142,28 +142,23 @@ class Service:
 
 
 def open_service(
+    worker: Worker,
     checkpoints: Sequence[Path],
     folder: Path | None,
     index: Path | None,
     settings: Sequence[str] = (),
     ema: bool = False,
 ) -> Service:
-    """Loads the models and encodes the gallery with each; an index is of the first.
+    """Loads the models and encodes the gallery with each; an index is of the first. To be called by the worker.
 
     Raises:
         CheckpointError, ConfigError: a checkpoint cannot be loaded, or a setting is wrong.
         DataError: the gallery is missing or empty, or the index is another checkpoint's.
     """
-    worker = Worker()
-    try:
-        shown = [
-            worker.call(_open, path, folder, None if number else index, settings, ema)
-            for number, path in enumerate(checkpoints)
-        ]
-    except BaseException:
-        worker.close()
-        raise
-    return Service(worker, shown)
+    indexes = [index, *[None] * len(checkpoints)]
+    return Service(
+        worker, [_open(path, folder, own, settings, ema) for path, own in zip(checkpoints, indexes, strict=False)]
+    )
 
 
 def _open(path: Path, folder: Path | None, index: Path | None, settings: Sequence[str], ema: bool) -> Shown:
