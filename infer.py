@@ -4,19 +4,19 @@ python infer.py --query 红底，左边一只猫 --gallery photos --save-index p
 python infer.py --query question.wav --index photos.index           encodes nothing of the folder
 python infer.py --input photos                                      captions of images, transcripts of audio clips
 python infer.py --classify 猫 狗 苹果 --input photos                  which of these each file shows, untrained
-python infer.py --checkpoint runs/demo/vqa --input photos --ask 左边有几只猫？
+python infer.py --input photos --ask 左边有几只猫？                   of each image
 python infer.py --checkpoint runs/demo/text_to_image --generate 红底，中间一只猫 --samples 8
 """
 
 from src import cli
-from src.inference.requests import check_request
+from src.inference.requests import check_request, checkpoint_of
 
-CHECKPOINT_HELP = "run (also RUN@best, RUN@step-…) or checkpoint folder (default: the bundled pretrained/opt_demo)"
+CHECKPOINT_HELP = "run (also RUN@best, RUN@step-…) or checkpoint folder (default: one of the bundled in pretrained/)"
 
 
 def parse() -> cli.Arguments:
     parser = cli.CommandParser(description=__doc__)
-    parser.add_argument("--checkpoint", default="opt_demo", metavar="DIR", type=cli.user_path, help=CHECKPOINT_HELP)
+    parser.add_argument("--checkpoint", metavar="DIR", type=cli.user_path, help=CHECKPOINT_HELP)
     parser.add_argument("--config", metavar="FILE", type=cli.user_path, help="instead of the checkpoint's own")
     parser.add_argument("--output", metavar="DIR", type=cli.user_path, help="of the results (default: the run folder)")
     verbs = parser.add_argument_group("one of")
@@ -46,7 +46,7 @@ def main() -> None:
     from src.inference import answers, load
     from src.inference.loading import check_network
 
-    folder, settings = locate(args.checkpoint, args.ema), list(args.settings)
+    folder, settings = locate(checkpoint_of(args), args.ema), list(args.settings)
     if args.samples is not None:
         settings.append(f"eval.image_generation.samples={args.samples}")
     # the network is the checkpoint's, with its vocabulary and codes, whichever configuration is used

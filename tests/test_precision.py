@@ -78,6 +78,7 @@ FULL = {
     "pretrain": SIMILARITIES | HEADS | {"BatchMatMul": 2},
     "retrieval": SIMILARITIES | HEADS,
     "image_tokenizer": {"MatMul": 1},
+    "vqa": {"MatMul": 3 * 2, "BatchMatMul": 2},  # embeddings and their terms; where text and audio point
 }
 MORE_IN_HALF = {"pretrain": 200, "retrieval": 80, "caption": 30, "speech_to_text": 30, "text_to_image": 40}
 

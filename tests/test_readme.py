@@ -21,7 +21,12 @@ from src.config import Config
 
 ROOT = Path(__file__).resolve().parent.parent
 READMES = ("README.md", "README_CN.md")
-DOCUMENTS = (*READMES, "CONTRIBUTING.md", "CHANGELOG.md", "pretrained/opt_demo/README.md")
+DOCUMENTS = (
+    *READMES,
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    *(f"pretrained/{name}/README.md" for name in ("opt_demo", "opt_demo_vqa")),
+)
 PAGES = [ROOT / name for name in DOCUMENTS] + sorted((ROOT / "docs").glob("*.md"))
 MOST_LINES = 200
 TIMEOUT = 120  # seconds that a small command may take

@@ -39,6 +39,7 @@ from src.data.schema import AUDIO, IMAGE, TEXT, audio_layout, batch_fields, chec
 from src.data.tokenizer import SPECIALS, write_vocab
 from src.data.writer import DatasetWriter
 from src.export.export import export_weights
+from src.files import ROOT
 from src.inference import load
 from src.inference.loading import load_model
 from src.losses.classification import soft_binary_cross_entropy
@@ -392,6 +393,19 @@ def test_exported_weights_bring_their_answers(trained: dict[str, Path], files: d
     settings = ["runtime.mode=pynative"]
     asked = [files["image"]] * 2, ["上", "下"]
     assert load(output, settings).answer(*asked) == load(trained["classify"], settings).answer(*asked)
+
+
+def test_the_bundled_checkpoint_answers_without_being_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gallery = ROOT / "assets" / "gallery"
+    model = load("opt_demo_vqa", ["runtime.mode=pynative"])
+    asked = ["左边有几只猫？", "右边是什么？", "背景是什么颜色？", "猫在哪边？"]
+    assert model.answer([gallery / "01.png"] * 4, asked) == ["1", "苹果", "红色", "左边"]
+    options = ("--ask", "右边是什么？", "--input", gallery / "01.png", "--output", tmp_path, "runtime.mode=pynative")
+    monkeypatch.setattr(sys, "argv", ["infer.py", *map(str, options)])
+    infer_command.main()
+    assert "苹果" in capsys.readouterr().out
 
 
 def test_a_vocabulary_of_questions_spells_their_answers(config: Config, tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
+BUNDLED, BUNDLED_FOR_QUESTIONS = "opt_demo", "opt_demo_vqa"  # checkpoints, where none is given
+
 
 def check_request(args: Any, refuse: Callable[[str], None]) -> None:
     """Passes what contradicts itself among the options of infer.py to ``refuse``, as one line."""
@@ -27,3 +29,8 @@ def check_request(args: Any, refuse: Callable[[str], None]) -> None:
         refuse("give one of --query (or --save-index), --input, --generate")
     if args.top < 1:
         refuse("--top must be at least 1")
+
+
+def checkpoint_of(args: Any) -> Any:
+    """The checkpoint that is asked: the one that is given, or the bundled one that can answer."""
+    return args.checkpoint or (BUNDLED if args.ask is None else BUNDLED_FOR_QUESTIONS)
