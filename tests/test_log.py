@@ -47,6 +47,15 @@ def test_a_resumed_run_drops_what_lies_behind_its_checkpoint(tmp_path: Path) -> 
     assert starts == [3]
 
 
+def test_an_evaluation_that_is_repeated_is_logged_once(tmp_path: Path) -> None:
+    """A run that was killed between its line and the note in the checkpoint evaluates again."""
+    lines = [{"step": 1, "loss": 2.0}, {"step": 1, "eval/x": 0.1}, {"step": 2, "loss": 1.0}, {"step": 2, "eval/x": 0.2}]
+    for again, kept in ((False, lines), (True, lines[:3])):
+        (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        RunLog(tmp_path, 2, 9, True, evaluates_again=again).close()
+        assert [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == kept
+
+
 def test_damaged_lines_are_left_out_and_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Whatever bytes they hold; a last line that a kill has cut short is no damage."""
     lines = [json.dumps({"step": step}).encode() for step in range(1, 6)]

@@ -36,15 +36,24 @@ class RunLog:
         active: False on every rank but the first.
         config: of the run; with it, what goes wrong in what is logged is said (:mod:`src.report.diagnosis`), and
             Weights & Biases has it all if train.wandb is set.
+        evaluates_again: the evaluation after ``first_step`` will be repeated: what it logged is dropped as well.
     """
 
-    def __init__(self, folder: Path, first_step: int, steps: int, active: bool, config: Config | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        first_step: int,
+        steps: int,
+        active: bool,
+        config: Config | None = None,
+        evaluates_again: bool = False,
+    ) -> None:
         self.active = active
         if not active:
             return
         self.watch = Watch(config) if config else None
         self.path = folder / "metrics.jsonl"
-        self._keep_until(first_step)
+        self._keep_until(first_step, evaluates_again)
         self.waiting: list[bytes] = []  # lines that are not written yet
         self.failing = self.full = False
         (folder / "tensorboard").mkdir(exist_ok=True)
@@ -60,13 +69,17 @@ class RunLog:
         self.compiling = True
         self.wandb = WandbLog(config, self.say) if config and config.train.wandb else None
 
-    def _keep_until(self, step: int) -> None:
+    def _keep_until(self, step: int, evaluates_again: bool) -> None:
         """Drops what a killed run logged behind the checkpoint from which it goes on; what cannot be read is told."""
         if not self.path.exists():
             return
         lines = self.path.read_bytes().splitlines(keepends=True) if step else []
         steps = list(map(_step, lines))
-        kept = [line for line, at in zip(lines, steps, strict=True) if at <= step]
+        kept = [
+            line
+            for line, at in zip(lines, steps, strict=True)
+            if at < step or (at == step and ("loss" in json.loads(line) or not evaluates_again))
+        ]
         write_bytes(self.path, b"".join(kept))
         for line in kept:
             self._find(json.loads(line))  # it was said when it was logged

@@ -234,7 +234,9 @@ class Trainer:
             write_text(self.folder / "config.yaml", to_yaml(config))
             if self.verbose:
                 print(parameter_table(self.model), flush=True)
-        log = RunLog(self.folder, self.step_number, steps, self.rank == 0, config)
+        log = RunLog(
+            self.folder, self.step_number, steps, self.rank == 0, config, evaluates_again=self.state["evaluation_due"]
+        )
         try:
             self._loop(batches, log)
         finally:
@@ -398,9 +400,6 @@ class Trainer:
         if measured.metrics:
             log.say(f"step {step}: " + "  ".join(f"{name} {value:.3f}" for name, value in measured.metrics.items()))
             log.write(step, held_out_line(measured, value))
-            for line in measured.not_shown:
-                log.say(f"step {step}: not shown: {line}")
-            log.show(step, measured.shown)
         improved = value is not None and (best is None or value > best)
         found = {"best": value if improved else best, "evaluation_due": False}
         found["since_best"] = 0 if improved else self.state["since_best"] + (value is not None)
@@ -410,6 +409,10 @@ class Trainer:
                 checkpoint.note_evaluation(self.place, found, improved, train.keep_checkpoints)
             except CheckpointError as error:
                 log.say(f"step {step}: the evaluation is not noted, training goes on: {error}")
+        if measured.metrics:  # behind the note: it takes seconds, in which a run may be killed
+            for line in measured.not_shown:
+                log.say(f"step {step}: not shown: {line}")
+            log.show(step, measured.shown)
 
     def _save_what_is_done(self, log: RunLog) -> None:
         """Before a run ends by an error that leaves weights and optimiser whole; of several ranks none saves alone."""
