@@ -213,7 +213,8 @@ def make_corpus(folder: Path) -> Path:
                 caption = "".join(rng.choice(list(CHARACTERS), 6))
                 clip = rng.integers(1, 256, (FRAMES, MELS), np.uint8)
                 writer.add(split, Record(f"{split}-{index}", buffer.getvalue(), (caption,), (clip,)))
-    settings = {"steps": 24, "log_every": 1, "save_every": 3, "eval_every": 6, "ema_decay": 0.9}
+    # without pictures for TensorBoard, which would take most of the time of so small a run
+    settings = {"steps": 24, "log_every": 1, "save_every": 3, "eval_every": 6, "ema_decay": 0.9, "log_samples": False}
     config = Config(
         task="retrieval",
         model=model,
