@@ -1,6 +1,5 @@
 """Plots of a run: loss curves, a confusion matrix, and values of several systems side by side."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from src.report.log_lines import read_lines
 from src.report.page import GREY, INK, new_figure, printable, save, style
 
 CURVES_TITLE = "Losses: what was logged (pale), its running mean and where that ends (bold)"
@@ -137,15 +137,9 @@ def _read_losses(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     if not path.is_file():
         raise ValueError(f"{path}: no such metrics file")
     values: dict[str, dict[int, float]] = {}
-    for line in path.read_bytes().splitlines():
-        try:
-            entry = json.loads(line)
-        except ValueError:  # it was being written when a run was killed, or is damaged
-            continue
-        if not isinstance(entry, dict):
-            continue
+    for _, entry in read_lines(path.read_bytes())[0]:
         for key, value in entry.items():
-            if (key == "loss" or key.startswith("loss/")) and "step" in entry:
+            if key == "loss" or key.startswith("loss/"):
                 values.setdefault(key, {})[entry["step"]] = value
     if not values:
         raise ValueError(f"{path}: no line holds a step and a loss")

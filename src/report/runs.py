@@ -24,6 +24,7 @@ from src.data.decoding import brief
 from src.data.errors import DataError
 from src.data.store import read_info
 from src.errors import UserError
+from src.report.log_lines import read_lines
 from src.report.measures import Measure, measures
 from src.report.page import printable
 
@@ -186,18 +187,8 @@ def _read_log(run: Run) -> None:
         if (run.folder / CONFIG).is_file():
             run.problems.append(f"no {LOG}: nothing was logged yet")
         return
-    damaged = 0
-    rows = path.read_bytes().splitlines()
-    for number, row in enumerate(rows, 1):
-        try:
-            line = json.loads(row)
-            if isinstance(line["step"], bool) or not isinstance(line["step"], int):
-                raise TypeError
-        except (ValueError, KeyError, TypeError, RecursionError):
-            if number < len(rows):  # the last one may still be in writing, or was cut by a kill
-                damaged += 1
-            continue
-        run.lines.append(line)
+    lines, damaged = read_lines(path.read_bytes())
+    run.lines = [line.content for line in lines]
     if damaged:
         run.problems.append(f"{LOG}: {damaged} damaged lines are left out")
     if not run.lines:

@@ -1,7 +1,6 @@
 """What a run leaves behind while it goes: metrics.jsonl, TensorBoard's events, a progress bar. None of them ends it."""
 
 import contextlib
-import json
 import os
 import sys
 import time
@@ -20,10 +19,10 @@ from src.config import Config
 from src.data.decoding import brief
 from src.files import json_line, write_bytes
 from src.report.diagnosis import Finding, Watch
+from src.report.log_lines import read_lines
 from src.training.board import Shown, write_points
 from src.training.wandb_log import WandbLog
 
-UNREADABLE = float("inf")  # the step of a line that is none
 MOST_EVENTS = 256 << 20  # bytes of a run's events at which no more images are added to them
 
 
@@ -73,17 +72,16 @@ class RunLog:
         """Drops what a killed run logged behind the checkpoint from which it goes on; what cannot be read is told."""
         if not self.path.exists():
             return
-        lines = self.path.read_bytes().splitlines(keepends=True) if step else []
-        steps = list(map(_step, lines))
+        lines, damaged = read_lines(self.path.read_bytes() if step else b"")
         kept = [
             line
-            for line, at in zip(lines, steps, strict=True)
-            if at < step or (at == step and ("loss" in json.loads(line) or not evaluates_again))
+            for line in lines
+            if line.content["step"] < step
+            or (line.content["step"] == step and ("loss" in line.content or not evaluates_again))
         ]
-        write_bytes(self.path, b"".join(kept))
+        write_bytes(self.path, b"".join(line.raw for line in kept))
         for line in kept:
-            self._find(json.loads(line))  # it was said when it was logged
-        damaged = steps[:-1].count(UNREADABLE)  # the kill may have cut the last one short
+            self._find(line.content)  # it was said when it was logged
         if damaged:
             print(f"note: {self.path}: {damaged} damaged lines are left out", file=sys.stderr, flush=True)
 
@@ -200,10 +198,3 @@ class RunLog:
                 self.wandb.close()
             self.bar.close()
             self._close_events()
-
-
-def _step(line: bytes) -> float:
-    try:
-        return float(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return UNREADABLE
