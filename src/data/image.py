@@ -113,6 +113,13 @@ def decode_image(data: bytes, side: int, resize: Resize, name: str) -> np.ndarra
     return to_square(open_rgb(data, name, side), side, resize)
 
 
+def encode_png(pixels: np.ndarray) -> bytes:
+    """Pixels uint8 [h, w], [h, w, 3] or [h, w, 4] as a PNG file."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
 def open_rgb(data: bytes, name: str, size: int = 0) -> Image.Image:
     """A fully decoded, upright RGB image: transparency on white, 16 bits cut to 8, EXIF rotation applied.
 

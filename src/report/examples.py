@@ -6,7 +6,6 @@
 Media are small: images of at most 160 pixels as WebP, audio as MP3, which every browser plays.
 """
 
-import base64
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from src.files import write_json
+from src.report.html import data_uri
 
 SIDE = 160  # pixels of an image at most
 RATE = 16000  # Hz of audio: one that MP3 has
@@ -101,4 +101,4 @@ def audio_uri(wave: np.ndarray) -> str:
 def _uri(kind: str, write: Any) -> str:
     file = io.BytesIO()
     write(file)
-    return f"data:{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
+    return data_uri(kind, file.getvalue())

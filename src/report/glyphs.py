@@ -3,9 +3,9 @@
 It stands before the machine's own: a browser may keep the boxes that it drew while a font that stands last was loading.
 """
 
-import base64
 import io
 
+from src.report.html import data_uri
 from src.report.page import FONT
 
 FIRST = 0x2E80  # of the East Asian scripts; what comes before every machine can show
@@ -27,6 +27,5 @@ def font_face(text: str) -> str:
     cutter.subset(font)
     file = io.BytesIO()
     subset.save_font(font, file, options)
-    data = base64.b64encode(file.getvalue()).decode()
-    source = f'src: url(data:font/woff;base64,{data}) format("woff")'
+    source = f'src: url({data_uri("font/woff", file.getvalue())}) format("woff")'
     return f'@font-face {{ font-family: "{FAMILY}"; unicode-range: {RANGE}; {source}; }}\n'

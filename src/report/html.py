@@ -1,5 +1,6 @@
 """HTML that cannot be broken by what it shows: text is escaped where an element is made."""
 
+import base64
 from collections.abc import Iterable
 from html import escape
 from typing import Any
@@ -29,6 +30,11 @@ def join(content: Content) -> Markup:
     if isinstance(content, str) or not isinstance(content, Iterable):
         return Markup(escape(str(content)))
     return Markup("".join(map(join, content)))
+
+
+def data_uri(kind: str, content: bytes) -> str:
+    """A file inside the page, ``kind`` such as image/png: it is loaded from nowhere."""
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
 def _attribute(key: str, value: Any) -> str:

@@ -1,6 +1,5 @@
 """Examples and confusion matrices of a report, as its evaluations wrote them."""
 
-import base64
 import io
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,13 +11,13 @@ from src.data.image import open_rgb
 from src.data.schema import MATCH_CASES
 from src.report.comparison import scroll
 from src.report.glyphs import FIRST
-from src.report.html import Content, Markup, tag
+from src.report.html import Content, Markup, data_uri, tag
+from src.report.plots import NUMBERED
 from src.report.runs import Evaluation, Run
 
 MOST_BYTES = 3 << 20  # of images and audio: the page is one file to send around
 OPENED = 6  # sheets; of more only the first of each evaluation is open
 WIDTH = 1100  # pixels of a figure file
-NUMBERED = 16  # classes of a matrix whose shares are written, and not only shown by colour
 AS_MATRICES = {"matching.png", "classes.png"}  # figure files of what is a table here
 NOTE = (
     "Examples stand evenly apart over the split: they are not the best. Audio that was stored as log-mels has been "
@@ -146,7 +145,7 @@ def _reduced(path: Path) -> str:
     image.thumbnail((WIDTH, 4 * WIDTH))
     file = io.BytesIO()
     image.save(file, "WEBP", quality=75)
-    return f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}"
+    return data_uri("image/webp", file.getvalue())
 
 
 def _matrices(evaluation: Evaluation) -> list[tuple[str, list[str], list[list[int]]]]:

@@ -3,7 +3,6 @@
 Nothing here ends a run: a sheet that cannot be drawn is left out.
 """
 
-import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +15,7 @@ from tensorboardX.summary import text as text_summary
 
 from src.data.audio import spectrogram
 from src.data.decoding import brief, read_bytes
-from src.data.image import open_rgb
+from src.data.image import encode_png, open_rgb
 from src.data.order import evenly_apart
 from src.data.pipeline import Batch, Loader
 from src.evaluation.sheets import Sheets
@@ -54,7 +53,7 @@ class Shown:
         """TensorBoard's records of images and texts."""
         for tag, pixels in self.images.items():
             height, width = pixels.shape[:2]
-            image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=_encoded(pixels))
+            image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=encode_png(pixels))
             yield Summary(value=[Summary.Value(tag=tag, image=image)])
         for tag, text in self.texts.items():
             yield text_summary(tag, text)
@@ -164,7 +163,7 @@ def write_points(folder: Path, points: Points) -> None:
     lines = ("\t".join(f"{value:.6g}" for value in vector) for vector in points.vectors.tolist())
     write_text(place / "vectors.tsv", "".join(line + "\n" for line in lines))
     write_text(place / "metadata.tsv", "".join("\t".join(row) + "\n" for row in (HEADER, *points.rows)))
-    write_bytes(place / "sprite.png", _encoded(_sprite(points.thumbnails)))
+    write_bytes(place / "sprite.png", encode_png(_sprite(points.thumbnails)))
     config = (
         "embeddings {\n"
         '  tensor_name: "held-out embeddings"\n'
@@ -205,10 +204,3 @@ def _sprite(thumbnails: np.ndarray) -> np.ndarray:
     grid[: len(thumbnails)] = thumbnails
     size = side * THUMBNAIL
     return grid.reshape(side, side, THUMBNAIL, THUMBNAIL, 3).swapaxes(1, 2).reshape(size, size, 3)
-
-
-def _encoded(pixels: np.ndarray) -> bytes:
-    """As PNG."""
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
-    return buffer.getvalue()

@@ -1,18 +1,17 @@
 """Answers as HTML. Whatever comes from visitors, files or models is escaped; images stand in the page itself."""
 
-import base64
-import io
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 
 import numpy as np
 from matplotlib import colormaps
-from PIL import Image
 
+from src.data.image import encode_png
 from src.data.schema import AUDIO, IMAGE, TEXT
 from src.inference.media import Medium
 from src.inference.results import Generated, Hit
+from src.report import html
 from src.web.service import Found, Made, Shown, Told, pixels
 
 Words = Mapping[str, str]  # of src.web.texts
@@ -120,9 +119,7 @@ def data_uri(image: np.ndarray) -> str:
     if image.ndim == 2:  # low frequencies at the bottom
         levels = (image.T - image.min()) / max(float(np.ptp(image)), 1e-9)
         image = (colormaps[SPECTRUM](levels)[::-1, :, :3] * 255).astype(np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "PNG")
-    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return html.data_uri("image/png", encode_png(image))
 
 
 def player(file: Path) -> str:
@@ -133,5 +130,4 @@ def player(file: Path) -> str:
         content = b""
     if not content or file.suffix.lower() not in SOUND:
         return ""
-    kind = SOUND[file.suffix.lower()]
-    return f'<audio controls src="data:{kind};base64,{base64.b64encode(content).decode()}"></audio>'
+    return f'<audio controls src="{html.data_uri(SOUND[file.suffix.lower()], content)}"></audio>'
