@@ -47,20 +47,30 @@ def running_browser() -> Iterator[Any]:
 
 
 @contextmanager
-def browser_page(browser: Any, url: str, width: int = 1280, scheme: str = "light", **options: Any) -> Iterator[Visit]:
+def browser_page(
+    browser: Any,
+    url: str,
+    width: int = 1280,
+    scheme: str = "light",
+    here: tuple[str, ...] = HERE,
+    timeout: int = TIMEOUT,
+    **options: Any,
+) -> Iterator[Visit]:
     """Opens a page in a profile of its own.
 
     Args:
         browser: of :func:`running_browser`.
         scheme: light or dark.
+        here: how addresses begin that it may load.
+        timeout: milliseconds that a test waits for something to appear.
         options: others of Playwright's ``new_context``.
     """
     context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme, **options)
-    context.set_default_timeout(TIMEOUT)
+    context.set_default_timeout(timeout)
     visit = Visit(context.new_page())
 
     def block(route: Any) -> None:
-        if route.request.url.startswith(HERE):
+        if route.request.url.startswith(here):
             route.continue_()
         else:
             visit.outside.append(route.request.url)

@@ -10,25 +10,24 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
 from src.files import ROOT
+from tests.browser import MISSING, Visit, browser_page, running_browser
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-BACKGROUND = ("background-networking", "component-update", "sync")
-ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
-ARGUMENTS += [f"--disable-{service}" for service in BACKGROUND]
 GALLERY = ROOT / "assets" / "gallery"
 QUERY = "红底，左边一只猫，右边两个苹果"  # of 01.png and speech.wav
-MISSING = [name for name in ("gradio", "playwright") if find_spec(name) is None] + ([] if CHROMIUM else ["chromium"])
+LACKING = ([] if find_spec("gradio") else ["gradio"]) + MISSING
 
-pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"the page is not tested: no {', '.join(MISSING)} here")
+pytestmark = pytest.mark.skipif(bool(LACKING), reason=f"the page is not tested: no {', '.join(LACKING)} here")
 
 
 class Server:
@@ -79,44 +78,29 @@ def server(other: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Se
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        yield browser
-        browser.close()
+def browser() -> Iterator[Any]:
+    with running_browser() as found:
+        yield found
 
 
 @pytest.fixture
-def visit(server: Server, browser, tmp_path: Path) -> Iterator:
+def visit(server: Server, browser: Any) -> Iterator[Callable[..., Any]]:
     """Opens the page; what it asks of other machines is blocked, and fails the test."""
-    outside: list[str] = []
-    contexts = []
+    visits: list[Visit] = []
+    with ExitStack() as opened:
 
-    def block(route) -> None:
-        if route.request.url.startswith((server.url, "data:", "blob:")):
-            route.continue_()
-        else:
-            outside.append(route.request.url)
-            route.abort()
+        def open_page(language: str, width: int = 1280, scheme: str = "light") -> Any:
+            locale = {"zh": "zh-CN", "en": "en-GB"}[language]
+            options = {"here": (server.url, "data:", "blob:"), "timeout": 180_000, "locale": locale}
+            address = f"{server.url}/?lang={language}"
+            visits.append(opened.enter_context(browser_page(browser, address, width, scheme, **options)))
+            page = visits[-1].page
+            page.wait_for_selector("#search-text textarea")
+            assert page.url.endswith(f"/{language}/")
+            return page
 
-    def open_page(language: str, width: int = 1280, scheme: str = "light"):
-        locale = {"zh": "zh-CN", "en": "en-GB"}[language]
-        context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme, locale=locale)
-        context.set_default_timeout(180_000)
-        contexts.append(context)
-        context.route("**/*", block)
-        page = context.new_page()
-        page.goto(f"{server.url}/?lang={language}")
-        page.wait_for_selector("#search-text textarea")
-        assert page.url.endswith(f"/{language}/")
-        return page
-
-    yield open_page
-    for context in contexts:
-        context.close()
-    assert not outside
+        yield open_page
+    assert not any(visit.outside for visit in visits)
 
 
 def keep(page, name: str, tmp_path: Path) -> None:
