@@ -3,15 +3,13 @@
 Nothing here ends a run: a sheet that cannot be drawn is left out.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
-from tensorboardX.proto.summary_pb2 import Summary
-from tensorboardX.summary import text as text_summary
 
 from src.data.audio import spectrogram
 from src.data.decoding import brief, read_bytes
@@ -48,15 +46,6 @@ class Shown:
     images: dict[str, np.ndarray] = field(default_factory=dict)
     texts: dict[str, str] = field(default_factory=dict)
     points: Points | None = None
-
-    def summaries(self) -> Iterable[Summary]:
-        """TensorBoard's records of images and texts."""
-        for tag, pixels in self.images.items():
-            height, width = pixels.shape[:2]
-            image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=encode_png(pixels))
-            yield Summary(value=[Summary.Value(tag=tag, image=image)])
-        for tag, text in self.texts.items():
-            yield text_summary(tag, text)
 
 
 def of_batch(batch: Batch, loader: Loader) -> Shown:

@@ -1,17 +1,10 @@
 """What a run leaves behind while it goes: metrics.jsonl, TensorBoard's events, a progress bar. None of them ends it."""
 
-import contextlib
 import os
 import sys
-import time
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.proto.summary_pb2 import Summary
-from tensorboardX.summary import scalar
 from tqdm import tqdm
 
 from src.cli import CarelessStream
@@ -21,9 +14,8 @@ from src.files import json_line, write_bytes
 from src.report.diagnosis import Finding, Watch
 from src.report.log_lines import read_lines
 from src.training.board import Shown, write_points
+from src.training.events import MOST_EVENTS, Events
 from src.training.wandb_log import WandbLog
-
-MOST_EVENTS = 256 << 20  # bytes of a run's events at which no more images are added to them
 
 
 class RunLog:
@@ -55,12 +47,7 @@ class RunLog:
         self._keep_until(first_step, evaluates_again)
         self.waiting: list[bytes] = []  # lines that are not written yet
         self.failing = self.full = False
-        (folder / "tensorboard").mkdir(exist_ok=True)
-        # Not SummaryWriter: its thread dies of a full disk, and the run then waits for it for ever.
-        self.events: EventsWriter | None = EventsWriter(str(folder / "tensorboard" / "events"))
-        if first_step:  # TensorBoard drops what an interrupted run logged from here on
-            start = SessionLog(status=SessionLog.START)
-            self.events.write_event(Event(step=first_step + 1, wall_time=time.time(), session_log=start))
+        self.events = Events(folder / "tensorboard", first_step)
         # the first step compiles its graphs, about a minute: the bar says so, and counts the rate from then on
         shown = {"unit": "step", "dynamic_ncols": True, "mininterval": 1.0, "file": CarelessStream(sys.stderr)}
         self.bar = tqdm(total=steps, initial=first_step, **shown)
@@ -124,7 +111,7 @@ class RunLog:
     def _write_out(self, step: int, metrics: dict[str, Any]) -> None:
         try:
             self._write_lines()
-            self._write_events(step, metrics)
+            self.events.scalars(step, metrics)
         except OSError as error:
             if not self.failing:
                 self.say(f"step {step}: cannot log in {self.path.parent} ({brief(error)}): training goes on")
@@ -147,20 +134,6 @@ class RunLog:
                 raise
         self.waiting.clear()
 
-    def _write_events(self, step: int, metrics: dict[str, Any]) -> None:
-        self._write_summaries(step, (scalar(name, value) for name, value in metrics.items()))
-
-    def _write_summaries(self, step: int, summaries: Iterable[Summary]) -> None:
-        try:
-            if self.events is None:
-                self.events: EventsWriter | None = EventsWriter(str(self.path.parent / "tensorboard" / "events"))
-            for summary in summaries:
-                self.events.write_event(Event(step=step, wall_time=time.time(), summary=summary))
-            self.events.flush()
-        except OSError:
-            self._close_events()  # the file may end within a record: the next one is another
-            raise
-
     def show(self, step: int, shown: Shown) -> None:
         """Images, texts and embeddings in TensorBoard; a run that has filled its part of the disk adds no more images.
 
@@ -170,10 +143,10 @@ class RunLog:
             return
         if self.wandb:
             self.wandb.show(step, shown)
-        folder = self.path.parent / "tensorboard"
+        folder = self.events.folder
         try:
-            if sum(path.stat().st_size for path in folder.glob("*.tfevents.*")) < MOST_EVENTS:
-                self._write_summaries(step, shown.summaries())
+            if not self.events.full:
+                self.events.shown(step, shown)
             elif not self.full:
                 self.full = True
                 self.say(f"step {step}: {folder} holds {MOST_EVENTS >> 20} MiB: no more images and texts in it")
@@ -181,12 +154,6 @@ class RunLog:
                 write_points(folder, shown.points)
         except Exception as error:  # also an image that cannot be encoded
             self.say(f"step {step}: not shown in {folder}: {brief(error)}")
-
-    def _close_events(self) -> None:
-        with contextlib.suppress(OSError):
-            if self.events is not None:
-                self.events.close()
-        self.events = None
 
     def say(self, text: str) -> None:
         if self.active:
@@ -197,4 +164,4 @@ class RunLog:
             if self.wandb:
                 self.wandb.close()
             self.bar.close()
-            self._close_events()
+            self.events.close()
