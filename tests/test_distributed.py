@@ -1,9 +1,6 @@
 """Two CPU ranks train on the mean of their gradients and contrast with each other's rows."""
 
 import json
-import os
-import socket
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -13,9 +10,9 @@ import numpy as np
 import pytest
 from conftest import tiny_dataset, tiny_record
 from mindspore import Tensor, nn, ops
+from ranks import assert_same_files, launch, saved_start, start_ranks
 from test_training import MODEL_CONFIG
 
-from src.checkpoints.checkpoint import save_checkpoint
 from src.checkpoints.files import EMA, MODEL, OPTIMIZER, read_tensors
 from src.checkpoints.places import locate
 from src.config import (
@@ -27,7 +24,6 @@ from src.config import (
     RuntimeConfig,
     TrainConfig,
     WeightsConfig,
-    to_yaml,
 )
 from src.data.schema import AUDIO, IMAGE, batch_fields
 from src.data.writer import DatasetWriter
@@ -40,38 +36,8 @@ from src.training.pace import TIMINGS
 from src.training.ranks import MeanOverRanks
 from src.training.trainer import Trainer
 
-ROOT = Path(__file__).parent.parent
+pytestmark = pytest.mark.ranks
 STEPS, RANKS = 2, 2
-
-
-def launch(config: Config, folder: Path, *arguments: str) -> None:
-    """Two ranks, as a user starts them."""
-    path = folder / "two.yaml"
-    path.write_text(to_yaml(config), encoding="utf-8")
-    environment = os.environ | {"DEVICE_TARGET": "CPU", "RANK_SIZE": "2", "CONFIG": str(path), "PYTHON": sys.executable}
-    launcher = ["bash", str(ROOT / "scripts" / "run_distributed_ascend.sh"), *arguments]
-    done = subprocess.run(launcher, env=environment, cwd=folder, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-
-
-def start_ranks(script: str, folder: Path, ranks: int) -> None:
-    """Runs a script with a folder on several ranks through msrun, which starts the "python" on PATH."""
-    paths = (Path(sys.executable).parent, os.environ["PATH"])
-    environment = os.environ | {"PATH": ":".join(map(str, paths)), "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    msrun = [sys.executable, "-m", "mindspore.parallel.cluster.run", f"--worker_num={ranks}", "--join=True"]
-    msrun += [f"--local_worker_num={ranks}", f"--master_port={port}", f"--log_dir={folder / 'logs'}"]
-    command = [*msrun, script, str(folder)]
-    done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-
-
-def saved_start(folder: Path, config: Config, model: nn.Cell | None = None) -> str:
-    """A checkpoint that all runs of a test start from: seeds give each process other weights."""
-    save_checkpoint(folder / "checkpoints", 0, config, model or build_model(config))
-    return str(folder / "checkpoints" / "step-00000000")
 
 
 def train_by_hand(config: Config) -> dict[str, dict[str, np.ndarray]]:
@@ -118,15 +84,6 @@ def test_two_ranks_train_on_their_mean_gradient(tmp_path):
     assert_same_files(tmp_path / "two", expected)
     largest = max(np.abs(array).max() for name, array in expected[OPTIMIZER].items() if name.startswith("adam_m"))
     assert largest > 1e-3, "moments that are all but zero would tell nothing"
-
-
-def assert_same_files(run: Path, expected: dict[str, dict[str, np.ndarray]]) -> None:
-    for file, arrays in expected.items():
-        found = read_tensors(locate(run) / file)
-        assert found.keys() == arrays.keys()
-        for name, array in arrays.items():
-            near = {"rtol": 0, "atol": 1e-5} if file != OPTIMIZER else {"rtol": 1e-3, "atol": 1e-6}
-            np.testing.assert_allclose(found[name], array, err_msg=name, **near)
 
 
 def uneven_dataset(folder: Path, config: Config) -> Config:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from conftest import kill_after, tiny_dataset
 from mindspore import Parameter, Tensor, nn
-from test_distributed import assert_same_files, launch, saved_start, start_ranks
+from ranks import assert_same_files, launch, saved_start, start_ranks
 from test_training import MODEL_CONFIG
 
 from src.checkpoints.files import MODEL, OPTIMIZER, CheckpointError, read_tensors
@@ -33,7 +33,7 @@ from src.training.shards import ShardedOptimizer, divide, find_owners, make_buck
 from src.training.step import TrainStep
 from src.training.trainer import Trainer
 
-ROOT = Path(__file__).parent.parent
+pytestmark = pytest.mark.ranks
 OPTIMIZERS = ("adamw", "muon")
 STEPS, MIDDLE = 4, 2
 BLOCK = "text_encoder.transformer.blocks"

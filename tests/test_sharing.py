@@ -11,6 +11,7 @@ import mindspore as ms
 import numpy as np
 import pytest
 from conftest import tiny_dataset
+from ranks import start_ranks
 
 from src import sharing
 from src.config import (
@@ -26,6 +27,7 @@ from src.config import (
 from src.sharing import Crew, Interruption, SharedWorkError, divide, working_together
 from tests.oracles import tiny_model
 
+pytestmark = pytest.mark.ranks
 RANKS = 3
 
 
@@ -197,8 +199,6 @@ def evaluate(config: Config, crew: Crew | None) -> tuple[dict[str, Any], int]:
 
 def test_ranks_find_what_one_process_finds(tmp_path: Path) -> None:
     """Retrieval with re-ranking, captions, transcripts, masked words, matching: equal, and the work is divided."""
-    from test_distributed import start_ranks
-
     config = evaluated_config(tmp_path / "made")
     expected, _ = evaluate(config, None)
     start_ranks(__file__, tmp_path, 2)

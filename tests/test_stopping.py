@@ -15,6 +15,7 @@ from src.cli import STOPPED
 from src.sharing import Interruption
 from src.training.stopping import KINDS, StopRequest
 
+pytestmark = pytest.mark.ranks
 PATIENCE = 240  # seconds after which a test gives up
 STEPS = 24  # of a whole run
 
