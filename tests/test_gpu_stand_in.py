@@ -1,9 +1,11 @@
 """The GPU path on a GPU that computes nothing (tests/gpu_stand_in.py): what can be seen without one."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -22,10 +24,37 @@ STEPS = (
     f"pretrain:{DROPOUT}",
 )
 
+# Products in float32 of a step in fp16, gradients included: of the contrastive loss eight directions with two gradients
+# each, and where there is matching, three similarities that hard negatives are chosen by; of three embedding heads one
+# product with its two gradients; of masked frames their cosines and one gradient; distances to the codebook; of vqa
+# embeddings and their terms, and where text and audio point.
+FULL = {
+    "image_tokenizer": {"MatMul": 1},
+    "vqa": {"MatMul": 3 * 2, "BatchMatMul": 2},
+    "retrieval": {"MatMul": 8 * 3 + 3 * 3},
+    f"pretrain:{DROPOUT}": {"MatMul": 8 * 3 + 3 + 3 * 3, "BatchMatMul": 2},
+}
+PRODUCT = re.compile(r" = (?:PrimFunc_)?(\w*MatMul|Conv2D\w*)\(")
+CONVOLUTIONS = {"Conv2D": 8, "Conv2DBackpropInput": 7, "Conv2DBackpropFilter": 8}  # of wav2vec 2.0
+
 
 def run(folder: Path, *command: str, capability: int = 9, cards: int = 1) -> subprocess.CompletedProcess:
     environment = {**os.environ, **make(folder / "gpu", capability, cards)}
     return subprocess.run([sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True)
+
+
+def products(graph: Path) -> dict[str, Counter]:
+    """How often each product of losses and gradients stands in a graph with chosen kernels, by its operands' type."""
+    found: dict[str, Counter] = {"Float16": Counter(), "Float32": Counter()}
+    lines = graph.read_text().splitlines()
+    for at, line in enumerate(lines):
+        product = PRODUCT.search(line)
+        scope = product and next(line for line in lines[at:] if "# Fullname with scope" in line)
+        if product and "(Default/update-" not in scope:
+            # three lines of types: of the graph, of the kernel, of the objects
+            (kind,) = set(re.findall(r"<(\w+?)xDefaultFormat", lines[at + 2])) - {"Bool", "Int64"}
+            found[kind][product[1]] += 1
+    return found
 
 
 def error_of(result: subprocess.CompletedProcess) -> str:
@@ -66,10 +95,26 @@ def test_bf16_is_refused_before_training(tmp_path: Path) -> None:
 
 @WHOLE
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_every_operator_of_a_training_step_has_a_kernel(tmp_path: Path, precision: str) -> None:
+def test_every_operator_of_a_training_step_has_a_kernel(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    """And the kernels multiply in the type that is asked for."""
+    graphs = tmp_path / "graphs"
+    monkeypatch.setenv("MS_DEV_SAVE_GRAPHS", "2")
+    monkeypatch.setenv("MS_DEV_SAVE_GRAPHS_PATH", str(graphs))
+    monkeypatch.setenv("MS_DEV_DUMP_IR_PASSES", "graph_build")
     steps = [*STEPS, *(["self_critical"] if precision == "fp32" else [])]  # fp16 is refused
     result = run(tmp_path, "-m", "tests.gpu_step", precision, *steps)
     assert result.stdout.splitlines() == [f"{step}: ok" for step in steps], result.stderr[-2000:]
+    for number, step in enumerate(steps):
+        (graph,) = graphs.glob(f"graph_build_{number}_*.ir")
+        found = products(graph)
+        half = found["Float16"]
+        if precision == "fp32":
+            assert not half and found["Float32"].total() > 50, step
+        else:
+            assert found["Float32"] == FULL.get(step, {}), step
+            assert half.total() > 50 and (WAVES not in step or half | CONVOLUTIONS == half), step
 
 
 @WHOLE
