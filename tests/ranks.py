@@ -19,6 +19,9 @@ from src.config import Config, to_yaml
 from src.files import ROOT
 from src.models.build import build_model
 
+# MindSpore's communication between CPU ranks has been seen to crash while a process that had done its work ended.
+CRASH = "exit with exception. Error code: -11"
+
 
 def launch(config: Config, folder: Path, *arguments: str) -> None:
     """Two ranks, as a user starts them."""
@@ -38,11 +41,14 @@ def start_ranks(script: str, folder: Path, ranks: int) -> None:
         port = free.getsockname()[1]
     msrun = [sys.executable, "-m", "mindspore.parallel.cluster.run", f"--worker_num={ranks}", "--join=True"]
     msrun += [f"--local_worker_num={ranks}", f"--master_port={port}", f"--log_dir={folder / 'logs'}"]
-    _run([*msrun, script, str(folder)], environment, folder)
+    _run([*msrun, script, str(folder)], environment, folder, again=CRASH)
 
 
-def _run(command: list[str], environment: dict[str, str], folder: Path) -> None:
+def _run(command: list[str], environment: dict[str, str], folder: Path, again: str | None = None) -> None:
+    """Args: again: output with which a failed command is run once more."""
     done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=300)
+    if done.returncode and again and again in done.stdout + done.stderr:
+        return _run(command, environment, folder)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
 
 
