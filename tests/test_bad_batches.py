@@ -159,7 +159,10 @@ def test_the_command_tells_weights_from_data(
     with command(rerun_batch.main, tmp_path, monkeypatch, capsys) as call:
         code, _, errors = call(kept)
         assert code == 2 and "has no checkpoint before step 5" in errors
+        keys: list[tuple[int, ...]] = []
+        monkeypatch.setattr("src.training.rerun.set_key", lambda *key: keys.append(key))
         code, output, _ = call(kept, "--checkpoint", run)
+        assert keys[0] == (config.seed, 0, 4), "dropout's masks are those of the fifth step"
         assert code == 0 and "step 5, rank 0, with the weights of" in output
         assert "gradients that are not finite: 0 of" in output and "those of then are the cause" in output
         model = build_model(config)

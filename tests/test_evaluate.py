@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import mindspore as ms
 import numpy as np
@@ -29,6 +30,7 @@ from src.data.record import Record
 from src.data.schema import AUDIO, IMAGE, MATCH_CASES, TEXT
 from src.data.writer import DatasetWriter
 from src.demo.facts import FactMetric
+from src.evaluation.evaluator import Needs, Split
 from src.evaluation.retrieval import RetrievalEvaluator
 from src.evaluation.run import Evaluation
 from src.evaluation.text_generation import (
@@ -404,3 +406,15 @@ def test_a_split_with_nothing_to_measure_is_an_error(config: Config, evaluation:
         with pytest.raises(DataError, match=message):
             other.run("dev", tmp_path / "results")
         assert not (tmp_path / "results" / "metrics.json").exists()
+
+
+@pytest.mark.parametrize(("asked", "read"), [((3, 5), 5), ((3, 0), 0), ((2,), 2)])
+def test_what_one_evaluator_reads_whole_is_encoded_whole(
+    monkeypatch: pytest.MonkeyPatch, asked: tuple[int, ...], read: int
+) -> None:
+    """0: all images of the split. Who reads no encoded items does not count."""
+    monkeypatch.setattr("src.evaluation.run.encode_split", lambda *found: found[2:])
+    needs = [Needs(count, frozenset({IMAGE, count}), frozenset({count})) for count in asked]
+    evaluation = SimpleNamespace(engine=SimpleNamespace(encoder=None))
+    found = Evaluation._encode(evaluation, Split("dev", EvalConfig()), [*needs, Needs(99)])
+    assert found == (read, frozenset({IMAGE, *asked}), frozenset(asked))

@@ -131,13 +131,18 @@ class Killed(BaseException):
     """What no code of ours handles."""
 
 
-def test_a_shard_that_is_gone_is_made_again(
-    uninterrupted: tuple[list[object], dict[str, bytes]], tmp_path: Path
+@pytest.mark.parametrize("cut", [False, True])
+def test_a_shard_that_is_gone_or_cut_is_made_again(
+    uninterrupted: tuple[list[object], dict[str, bytes]], tmp_path: Path, cut: bool
 ) -> None:
     arguments, wanted = uninterrupted
     with pytest.raises(DataError, match="--max-bad"):
         prepare(*arguments, "--output", tmp_path, "--workers", 1, "--max-bad", 0)
-    (tmp_path / "train-00001.mindrecord.db").unlink()
+    index = tmp_path / "train-00001.mindrecord.db"
+    if cut:
+        index.write_bytes(index.read_bytes()[:-1])
+    else:
+        index.unlink()
     (tmp_path / ".part-dev-00000.npz").unlink()
     prepare(*arguments, "--output", tmp_path, "--workers", 1, "--resume")
     assert contents(tmp_path) == wanted

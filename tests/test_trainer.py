@@ -4,6 +4,7 @@ Evaluation is a stand-in that says a metric for each step.
 """
 
 import json
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import kill_after, tiny_dataset
+from conftest import kill_after, tiny_dataset, tiny_record
 from mindspore import nn
 
 from src.checkpoints.checkpoint import read_state
@@ -20,6 +21,7 @@ from src.checkpoints.places import locate
 from src.config import Config, ConfigError, ObjectivesConfig, OptimizerConfig, TrainConfig, WeightsConfig
 from src.data.errors import DataError
 from src.data.pipeline import Batches, Loader
+from src.data.writer import DatasetWriter
 from src.evaluation.run import Evaluation
 from src.models.dropout import Dropout
 from src.tasks import registry
@@ -320,13 +322,52 @@ def test_all_ranks_evaluate_and_only_rank_0_writes(
 ) -> None:
     monkeypatch.setattr(loop, "MeanOverRanks", lambda _: nn.Identity())
     seen = stand_in({2: 0.1, 4: 0.2, 6: 0.3})
-    Trainer(with_run(config, tmp_path / "run"), rank=1, ranks=2).run()
+    second = Trainer(with_run(config, tmp_path / "run"), rank=1, ranks=2)
+    second.run()
     assert not (tmp_path / "run").exists() and len(seen["steps"]) == 6 and len(seen["evaluations"]) == 3
     other = np.concatenate(seen["batches"])
     seen["batches"].clear()
     first = Trainer(with_run(config, tmp_path / "first", eval_every=0), rank=0, ranks=2)
     first.run()
     assert not set(np.concatenate(seen["batches"])[: 2 * B]) & set(other[: 2 * B]), "ranks share no sample of a step"
+    assert first.step.mask_seed != second.step.mask_seed, "each rank drops something else"
+
+
+def test_a_signal_in_the_last_evaluation_is_told(
+    config: Config, stand_in: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All steps are done, and yet the run is not: who resumes it evaluates."""
+    stand_in({2: 0.1, 4: 0.2, 6: 0.3})
+    measure = Evaluation.run
+
+    def interrupted(self: Evaluation, *arguments: object) -> dict[str, Any]:
+        found = measure(self, *arguments)
+        if found["step"] == 6:
+            signal.raise_signal(signal.SIGTERM)
+        return found
+
+    run = tmp_path / "run"
+    with monkeypatch.context() as patched:
+        patched.setattr(Evaluation, "run", interrupted)
+        assert Trainer(with_run(config, run)).run() == signal.SIGTERM
+    assert read_state(locate(run))["evaluation_due"] and bests(run)["best"] == "step-00000004"
+    seen = stand_in({0: 0.3})
+    assert Trainer(with_run(config, run), resume=True).run() is None
+    assert len(seen["evaluations"]) == 1 and not seen["steps"] and bests(run)["best"] == "step-00000006"
+
+
+def test_the_split_is_looked_for_where_it_is_read(config: Config, tmp_path: Path) -> None:
+    with DatasetWriter(tmp_path / "alone", config.model.audio, {"name": "no held-out split"}) as writer:
+        for index in range(2 * B):
+            record = tiny_record(np.random.default_rng(index), index, config.model.audio, config.model.image.size)
+            writer.add("train", record)
+
+    def evaluates(path: str, eval_path: str) -> bool:
+        data = replace(config.data, path=path, eval_path=eval_path)
+        return Trainer(with_run(replace(config, data=data), tmp_path / "run")).evaluates
+
+    alone, both = str(tmp_path / "alone"), config.data.path
+    assert evaluates(alone, both) and evaluates(both, "") and not evaluates(both, alone) and not evaluates(alone, "")
 
 
 def test_the_best_is_judged_by_the_mean_of_what_a_split_has() -> None:
