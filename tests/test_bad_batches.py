@@ -87,6 +87,15 @@ def test_every_bad_step_is_noted_once_with_its_own_batch(
         assert said.count(f"step {step}: not finite, it updated nothing; its batch is kept") == 1
 
 
+def test_a_look_between_two_log_lines_tells_nothing_twice(
+    config: Config, taken: Callable, capsys: pytest.CaptureFixture[str]
+) -> None:
+    taken({1})
+    Trainer(replace(config, train=replace(config.train, save_every=2))).run()
+    assert len(book(Path(config.train.output))) == 1
+    assert capsys.readouterr().out.count("step 1: not finite") == 1
+
+
 def test_what_ends_a_run_is_noted(config: Config, taken: Callable) -> None:
     batches = taken({1, 2}, most=2)
     with pytest.raises(TrainingError, match=r"step 2 .*bad_batches\.jsonl"):

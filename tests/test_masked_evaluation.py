@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from types import SimpleNamespace
 
 import mindspore as ms
 import numpy as np
@@ -101,3 +102,12 @@ def test_cosines_stand_beside_the_best_constant_answer() -> None:
     mean = truth.mean(0)
     cosines = truth @ mean / np.linalg.norm(truth, axis=1) / np.linalg.norm(mean)
     assert metrics["frame_chance"] == pytest.approx(cosines.mean())
+
+
+def test_only_slots_whose_truth_is_known_count() -> None:
+    """A patch without a code is masked all the same: nobody can say what it was. The last row fills up the batch."""
+    weights = np.array([[1, 1, 0], [1, 0, 0], [1, 1, 1]], np.float32)
+    truth, guesses = np.array([4, -1, 5, 6, 7, 8, 1, 2, 3]), np.arange(9)
+    evaluator = SimpleNamespace(active={"mvm_code"})
+    found = MaskedEvaluator._note(evaluator, {"mvm_weights": weights}, [guesses, truth], 2)
+    assert found["mvm_code_t"].ravel().tolist() == [4, 6] and found["mvm_code_p"].ravel().tolist() == [0, 3]

@@ -211,6 +211,12 @@ def test_patience_ends_a_run_that_gets_no_better(config: Config, stand_in: Calla
     assert len(seen["steps"]) == 2
 
 
+def test_an_evaluation_that_fails_costs_no_patience(config: Config, stand_in: Callable, tmp_path: Path) -> None:
+    seen = stand_in({2: 0.5, 4: 0.3, 8: 0.2})  # of step 6 nothing is known
+    Trainer(with_run(config, tmp_path, steps=12, patience=2)).run()
+    assert len(seen["steps"]) == 8
+
+
 def test_the_best_metric_is_the_users_choice(
     config: Config, stand_in: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -333,16 +339,17 @@ def test_all_ranks_evaluate_and_only_rank_0_writes(
     assert first.step.mask_seed != second.step.mask_seed, "each rank drops something else"
 
 
-def test_a_signal_in_the_last_evaluation_is_told(
-    config: Config, stand_in: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("step", [4, 6])
+def test_a_signal_in_an_evaluation_is_told(
+    config: Config, stand_in: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
-    """All steps are done, and yet the run is not: who resumes it evaluates."""
-    stand_in({2: 0.1, 4: 0.2, 6: 0.3})
-    measure = Evaluation.run
+    """Also where all steps are done: the run is not, and who resumes it evaluates first."""
+    metrics = {2: 0.1, 4: 0.2, 6: 0.3}
+    seen, measure = stand_in(metrics), Evaluation.run
 
     def interrupted(self: Evaluation, *arguments: object) -> dict[str, Any]:
         found = measure(self, *arguments)
-        if found["step"] == 6:
+        if found["step"] == step:
             signal.raise_signal(signal.SIGTERM)
         return found
 
@@ -350,10 +357,38 @@ def test_a_signal_in_the_last_evaluation_is_told(
     with monkeypatch.context() as patched:
         patched.setattr(Evaluation, "run", interrupted)
         assert Trainer(with_run(config, run)).run() == signal.SIGTERM
-    assert read_state(locate(run))["evaluation_due"] and bests(run)["best"] == "step-00000004"
-    seen = stand_in({0: 0.3})
+    assert len(seen["steps"]) == step == read_state(locate(run))["step"]
+    assert read_state(locate(run))["evaluation_due"] and bests(run)["best"] == f"step-{step - 2:08d}"
+    seen = stand_in(metrics)
+    seen["first"][0] = step
     assert Trainer(with_run(config, run), resume=True).run() is None
-    assert len(seen["evaluations"]) == 1 and not seen["steps"] and bests(run)["best"] == "step-00000006"
+    assert len(seen["evaluations"]) == 1 + (6 - step) // 2 and len(seen["steps"]) == 6 - step
+    assert bests(run)["best"] == "step-00000006"
+
+
+def test_a_stop_that_cannot_be_saved_is_an_error(
+    config: Config, stand_in: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand_in({})
+
+    def full(*_: Any) -> None:
+        raise CheckpointError("cannot write it: No space left on device")
+
+    monkeypatch.setattr(loop.checkpoint, "save_checkpoint", full)
+    trainer = Trainer(with_run(config, tmp_path, eval_every=0, save_every=100))
+    trainer.stop.asked = True
+    with pytest.raises(CheckpointError, match="No space left"):
+        trainer.run()
+
+
+def test_ranks_stop_at_the_same_step(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who learns that one is asked says so with its next step, and ends when all have said it."""
+    monkeypatch.setattr(loop, "MeanOverRanks", lambda _: nn.Identity())
+    trainer = Trainer(with_run(config, tmp_path, eval_every=0), rank=1, ranks=2)
+    result = StepResult({"total": 1.0}, {}, 1.0, 0.1, False, None, 0)
+    assert not trainer._agree_to_stop(result) and not trainer.stop.asked
+    assert not trainer._agree_to_stop(replace(result, stopping=0.5)) and trainer.stop.asked
+    assert trainer._agree_to_stop(replace(result, stopping=1.0))
 
 
 def test_the_split_is_looked_for_where_it_is_read(config: Config, tmp_path: Path) -> None:

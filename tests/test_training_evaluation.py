@@ -37,7 +37,7 @@ from src.models.build import build_model
 from src.tasks import registry
 from src.training.held_out import HeldOut, Measured
 from src.training.trainer import Trainer
-from src.training.unfed import unfed_objectives
+from src.training.unfed import absent_modalities, unfed_objectives
 from tests.conftest import CHARACTERS, png, save, tiny_dataset
 from tests.oracles import OBJECTIVES, tiny_model
 
@@ -160,6 +160,9 @@ def test_objectives_without_data_are_found(has: set[int], left: set[str], tmp_pa
     config = replace(config, objectives=ObjectivesConfig(weights=weights), data=replace(config.data, codes="x"))
     data = Dataset(config.data.path, "train")
     assert set(unfed_objectives(config, [data])) == left
+    regions = SimpleNamespace(model=SimpleNamespace(image=SimpleNamespace(input="region")))
+    assert set(absent_modalities(config, [data])) == {TEXT, IMAGE, AUDIO} - has
+    assert set(absent_modalities(regions, [data])) == {TEXT, IMAGE, AUDIO} - has | {IMAGE}, "no image has regions"
     if IMAGE not in has:
         denoise = DenoiseTextConfig(given=("image",))
         silent = replace(config, objectives=replace(config.objectives, denoise_text=denoise))

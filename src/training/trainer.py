@@ -360,7 +360,7 @@ class Trainer:
         """Measures the held-out split with the weights of the latest checkpoint, and marks the best one.
 
         Returns:
-            Whether training ends: nothing has become better for long. All ranks say the same.
+            Whether training ends: it was interrupted, or nothing has become better for long. All ranks say the same.
         """
         if self.held_out is not None:
             try:
@@ -370,6 +370,7 @@ class Trainer:
             except Interruption:  # it is still due
                 self.stop.asked = True  # by a signal to another rank, perhaps
                 log.say(f"step {self.step_number}: the evaluation is given up, a resumed run repeats it")
+                return True  # a step more would be saved as if nothing were due
         return self._is_out_of_patience()
 
     def _is_out_of_patience(self) -> bool:
