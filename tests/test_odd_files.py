@@ -26,6 +26,7 @@ from src.data.decoding import decoding, parse_json, read_bytes, whole_text
 from src.data.errors import DataError
 from src.data.image import decode_image, open_rgb
 from src.data.prepare.media import pack_image
+from src.data.prepare.rows import read_lines
 from src.data.record import ROOM, Record, pack, unpack
 from src.data.regions import load_features, load_regions
 from src.data.schema import AUDIO, IMAGE, TEXT
@@ -551,3 +552,10 @@ def test_a_dataset_in_a_folder_of_any_name(name: str, tmp_path: Path, monkeypatc
     with pytest.raises(DataError, match="MindRecord takes only paths that are UTF-8"):
         prepare(*arguments)
     assert os.listdir(tmp_path) == ["m.jsonl"]
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_line(tmp_path: Path) -> None:
+    """Editors on Windows write one, and end lines in their way."""
+    path = tmp_path / "captions.tsv"
+    path.write_bytes("\ufeff1.png\t猫\r\n\r\n2.png\t\ufeff狗\n".encode())
+    assert list(read_lines(path)) == [(1, "1.png\t猫"), (3, "2.png\t\ufeff狗")]

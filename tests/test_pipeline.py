@@ -54,6 +54,19 @@ def test_batches_follow_the_schema_and_the_records(config: Config) -> None:
     assert len(seen) == 24
 
 
+def test_an_image_of_two_records_is_once_in_a_step(tmp_path: Path, tiny: Config) -> None:
+    """The same file under two names, with data.unique_images."""
+    size = tiny.model.image.size
+    with DatasetWriter(tmp_path / "twice", tiny.model.audio, {"name": "twice"}) as writer:
+        for index in range(8):
+            image = png(np.full((size, size, 3), 30 * (index % 4), np.uint8))
+            writer.add("train", Record(f"r{index}", image, ("猫",), (None,)))
+    data = replace(tiny.data, path=str(tmp_path / "twice"), batch_size=4, unique_images=True)
+    loader = Loader(replace(tiny, data=data), "train")
+    for batch in islice(loader.batches(0), 6):
+        assert len({image[0, 0, 0] for image in batch["image"]}) == 4 == len(set(batch["image_id"].tolist()))
+
+
 def test_equal_texts_have_one_id_and_without_text_equal_audio_has(tmp_path: Path, tiny: Config) -> None:
     """Whatever the image, case, spaces and the vocabulary, which has none of these characters."""
     rng, audio = np.random.default_rng(0), tiny.model.audio
