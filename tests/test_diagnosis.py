@@ -189,6 +189,8 @@ def test_gradients_that_are_clipped_or_vanish() -> None:
     assert found(lines([12.0] * 30)) == [] and found(lines([0.5] * 12 + [0.01] * 30)) == []
     clipped = found(lines([200.0] * 12 + [1.0] * 12))
     assert names(clipped) == [("gradients_clipped", 110)]
+    warming = replace(CONFIG, optimizer=replace(CONFIG.optimizer, warmup_steps=130))
+    assert names(found(lines([200.0] * 20), warming)) == [("gradients_clipped", 140)], "not while the rate still rises"
     assert "200 times optimizer.clip_norm=1" in clipped[0].figure
     assert found(lines([math.inf] * 30)) == [], "steps that overflowed"
     gone = found(lines([0.5] * 12 + [0.0] * 12))

@@ -9,7 +9,7 @@ from mindspore import Tensor
 
 from src.config import ImageDecoderConfig
 from src.data.schema import AUDIO, TEXT
-from src.generation.sampling import CodeSampler, Encoded, Sampling
+from src.generation.sampling import CodeSampler, Encoded, Sampling, sample_codes
 from src.models.cross_encoder import CrossEncoder
 from src.models.image_decoder import ImageDecoder
 from tests.oracles import random, randomise, run_mode, tiny_model
@@ -146,6 +146,12 @@ def test_seeds_rows_and_samples_are_independent(sampler: CodeSampler) -> None:
     same = tuple(np.repeat(x[:1], ROWS, 0) for x in TEXTS)
     sampled = [sampler.sample(Sampling(samples=4, temperature=3.0, seed=seed), same).reshape(-1, P) for seed in (0, 1)]
     assert len(np.unique(np.concatenate(sampled), axis=0)) > 20, "of 24"
+
+
+def test_top_k_leaves_out_the_least_likely() -> None:
+    """However the noise falls; of all codes none is left out."""
+    logits, noise = np.float32([[3, 1, 2, 0]]), np.float32([[0, 8, 0, 10]])
+    assert [sample_codes(logits, noise, top_k).item() for top_k in (0, 1, 2, 3, 4)] == [3, 0, 0, 1, 3]
 
 
 def test_top_k_samples_only_the_likeliest(parts: Parts, sampler: CodeSampler) -> None:
