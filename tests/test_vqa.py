@@ -43,6 +43,7 @@ from src.files import ROOT
 from src.inference import load
 from src.inference.loading import load_model
 from src.losses.classification import soft_binary_cross_entropy
+from src.metrics.vqa import VqaAccuracy
 from src.models.build import build_model
 from src.objectives.answers import AnswerObjectives
 from src.runtime import setup
@@ -122,6 +123,15 @@ def objectives_of(config: Config, seed: int = 0) -> AnswerObjectives:
     model = build_model(config)
     randomise(model, seed=seed, spread=0.2)
     return AnswerObjectives(model, config)
+
+
+def test_accuracy_is_the_share_of_questions_not_of_types() -> None:
+    found = VqaAccuracy()
+    for kind, answer in (("colour", "红"), ("colour", "红"), ("colour", "红"), ("count", "1")):
+        found.add(kind, answer, ("红", "红", "红", "红"))
+    result = found.result()
+    assert result["accuracy"] == 0.75 and result["questions"] == 4
+    assert {kind: each["accuracy"] for kind, each in result["types"].items()} == {"colour": 1.0, "count": 0.0}
 
 
 def test_a_record_of_questions_comes_back(config: Config) -> None:
