@@ -472,6 +472,20 @@ def test_a_changed_byte_of_an_index_is_seen(tmp_path: Path) -> None:
             gallery.load(path, "f")
 
 
+def test_a_file_that_changed_is_read_again_even_if_it_is_as_long(tmp_path: Path) -> None:
+    folder, index = tmp_path / "files", tmp_path / "i"
+    folder.mkdir()
+    for name in ("a.txt", "b.txt"):
+        (folder / name).write_text("猫")
+    found = gallery.plan(folder, None, "f")
+    vectors = np.eye(2, 12, dtype=np.float32)
+    gallery.keep(index, gallery.Gallery(folder, ["a.txt", "b.txt"], found.stamps, vectors), "f")
+    assert found.fresh == 2 and gallery.plan(None, index, "f").fresh == 0
+    (folder / "b.txt").write_text("狗")
+    os.utime(folder / "b.txt", ns=(1, 1))
+    assert (gallery.plan(None, index, "f").known < 0).tolist() == [False, True]
+
+
 def test_an_earlier_index_is_read(tmp_path: Path) -> None:
     from safetensors.numpy import save
 

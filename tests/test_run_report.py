@@ -17,9 +17,11 @@ from PIL import Image
 
 from src.config import load_config, to_yaml
 from src.files import ROOT
+from src.report.curves import POINTS, thinned
 from src.report.document import page, write_report
 from src.report.examples import RATE, SIDE, Card, ExampleBook
 from src.report.html import Markup, tag
+from src.report.measures import RECALLS, _image_generation
 from src.report.runs import ReportError, names, read_runs
 from src.report.warned import findings
 
@@ -420,3 +422,16 @@ def test_long_curves_keep_their_peaks_and_the_page_its_size(tmp_path: Path):
     assert len(line["x"]) <= 2001 and line["x"] == sorted(line["x"]) and line["x"][-1] == 30_000
     assert line["y"][line["x"].index(17321)] == 99.0
     assert len(html) < 1 << 20 and "its lowest and its highest value" in found.text
+
+
+def test_a_thinned_curve_keeps_its_peaks_both_ways() -> None:
+    values = dict.fromkeys(range(5 * POINTS), 1.0) | {123: 9.0, 456: -9.0, 789: None}
+    found = thinned(values)
+    assert len(found) <= POINTS + 1 and (found[123], found[456]) == (9.0, -9.0)
+    assert found.items() <= values.items() and list(found) == sorted(found) and max(found) == max(values)
+
+
+def test_a_lower_median_rank_of_generated_images_is_better() -> None:
+    found = dict.fromkeys(RECALLS, 0.5) | {"median_rank": 3.0}
+    measures = {each.name: each.sign for each in _image_generation({"image_generation": {"text": found}})}
+    assert measures == dict.fromkeys(RECALLS, 1) | {"median rank": -1}
