@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from src.data.record import Record
 from src.data.schema import AUDIO, IMAGE, TEXT
 from src.data.writer import DatasetWriter
 from src.demo.facts import FactMetric
+from src.evaluation.linear_probe import LinearProbe
 from src.evaluation.probe_data import ProbeData, of_dataset, of_files
 from src.inference import engine, load, logistic, representations
 from src.inference.library import Model
@@ -376,3 +378,10 @@ def test_the_command_measures_a_dataset(run: Run, home: Path, model: Model) -> N
     edit_info(home / "scenes", {"about": {"source": "manifest"}})
     code, _, err = run(*settings)
     assert code == 2 and "the corpus knows no labels of its images: name a CSV of them by --labels" in err
+
+
+def test_chance_is_the_training_splits_commonest_label() -> None:
+    """What the test split has most of, nobody knows beforehand."""
+    train, test = (csr_matrix(np.eye(2)[labels]) for labels in ([0, 0, 0, 1], [1, 1, 1, 0]))
+    probe = SimpleNamespace(data=SimpleNamespace(multiple=False))
+    assert LinearProbe.chance(probe, (train, None, test)) == 0.25
