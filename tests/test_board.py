@@ -17,7 +17,7 @@ from src.config import Config, ObjectivesConfig, OptimizerConfig, TrainConfig
 from src.data.pipeline import Loader
 from src.data.schema import AUDIO, IMAGE, TEXT
 from src.evaluation.sheets import Sheets
-from src.training import events as event_files
+from src.training import log as run_log
 from src.training.board import HEADER, THUMBNAIL, EvaluationSheets, Points, Shown, markdown, of_batch
 from src.training.log import RunLog
 from src.training.trainer import Trainer
@@ -194,7 +194,7 @@ def test_events_do_not_grow_for_ever(
 ) -> None:
     """Numbers go on; embeddings are those of the latest evaluation."""
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
-    monkeypatch.setattr(event_files, "MOST_EVENTS", 20_000)
+    monkeypatch.setattr(run_log, "MOST_EVENTS", 20_000)
     log = RunLog(tmp_path, 0, 9, True)
     for step in range(1, 6):
         log.show(step, Shown({"noise": noise}, {"words": "x"}))

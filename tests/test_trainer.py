@@ -258,14 +258,15 @@ def test_a_full_disk_costs_the_run_nothing_but_what_it_does_not_take(
     assert found["step-00000006"] == 0.7, "what was found is known, whether or not it could be noted"
 
 
+def no_room(*_: Any) -> None:
+    raise CheckpointError("cannot write it: No space left on device")
+
+
 def test_a_disk_that_stays_full_is_an_error_at_the_end(
     config: Config, stand_in: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*_: Any) -> None:
-        raise CheckpointError("cannot write it: No space left on device")
-
     seen = stand_in({})
-    monkeypatch.setattr(loop.checkpoint, "save_checkpoint", full)
+    monkeypatch.setattr(loop.checkpoint, "save_checkpoint", no_room)
     with pytest.raises(CheckpointError, match="No space left"):
         Trainer(with_run(config, tmp_path, eval_every=0)).run()
     assert len(seen["steps"]) == 6, "not before there is nothing left to train"
@@ -371,10 +372,7 @@ def test_a_stop_that_cannot_be_saved_is_an_error(
 ) -> None:
     stand_in({})
 
-    def full(*_: Any) -> None:
-        raise CheckpointError("cannot write it: No space left on device")
-
-    monkeypatch.setattr(loop.checkpoint, "save_checkpoint", full)
+    monkeypatch.setattr(loop.checkpoint, "save_checkpoint", no_room)
     trainer = Trainer(with_run(config, tmp_path, eval_every=0, save_every=100))
     trainer.stop.asked = True
     with pytest.raises(CheckpointError, match="No space left"):

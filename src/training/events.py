@@ -1,4 +1,7 @@
-"""TensorBoard's record of a run."""
+"""TensorBoard's record of a run.
+
+Its library imports PyTorch where there is one, which takes a second: this is imported where it is used.
+"""
 
 import contextlib
 import time
@@ -6,10 +9,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
+from tensorboardX.summary import scalar
+from tensorboardX.summary import text as text_summary
+
 from src.data.image import encode_png
 from src.training.board import Shown
-
-MOST_EVENTS = 256 << 20  # bytes of a run's events at which no more images are added to them
 
 
 class Events:
@@ -21,54 +28,51 @@ class Events:
     """
 
     def __init__(self, folder: Path, first_step: int) -> None:
-        # Here: it imports PyTorch where there is one, a second that no other command needs to wait.
-        from tensorboardX import event_file_writer, summary
-        from tensorboardX.proto import event_pb2, summary_pb2
-
-        # Not SummaryWriter: its thread dies of a full disk, and the run then waits for it for ever.
-        self._writer, self._make = event_file_writer.EventsWriter, summary
-        self._event, self._summary, self._session = event_pb2.Event, summary_pb2.Summary, event_pb2.SessionLog
         folder.mkdir(exist_ok=True)
         self.folder = folder
-        self._open: Any = self._writer(str(folder / "events"))
+        self._writer: EventsWriter | None = self._open()
         if first_step:
-            start = self._session(status=self._session.START)
-            self._open.write_event(self._event(step=first_step + 1, wall_time=time.time(), session_log=start))
+            start = SessionLog(status=SessionLog.START)
+            self._writer.write_event(Event(step=first_step + 1, wall_time=time.time(), session_log=start))
+
+    def _open(self) -> EventsWriter:
+        # Not SummaryWriter: its thread dies of a full disk, and the run then waits for it for ever.
+        return EventsWriter(str(self.folder / "events"))
 
     @property
-    def full(self) -> bool:
-        """Whether the run has filled its part of the disk."""
-        return sum(path.stat().st_size for path in self.folder.glob("*.tfevents.*")) >= MOST_EVENTS
+    def size(self) -> int:
+        """Bytes of all event files of the run."""
+        return sum(path.stat().st_size for path in self.folder.glob("*.tfevents.*"))
 
     def scalars(self, step: int, values: dict[str, Any]) -> None:
-        self._write(step, (self._make.scalar(name, value) for name, value in values.items()))
+        self._write(step, (scalar(name, value) for name, value in values.items()))
 
     def shown(self, step: int, shown: Shown) -> None:
         """Images and texts; embeddings have files of their own (:func:`src.training.board.write_points`)."""
-        self._write(step, self._summaries(shown))
+        self._write(step, _summaries(shown))
 
-    def _summaries(self, shown: Shown) -> Iterable[Any]:
-        for tag, pixels in shown.images.items():
-            height, width = pixels.shape[:2]
-            encoded = encode_png(pixels)
-            image = self._summary.Image(height=height, width=width, colorspace=3, encoded_image_string=encoded)
-            yield self._summary(value=[self._summary.Value(tag=tag, image=image)])
-        for tag, text in shown.texts.items():
-            yield self._make.text(tag, text)
-
-    def _write(self, step: int, summaries: Iterable[Any]) -> None:
+    def _write(self, step: int, summaries: Iterable[Summary]) -> None:
         try:
-            if self._open is None:
-                self._open = self._writer(str(self.folder / "events"))
+            if self._writer is None:
+                self._writer = self._open()
             for summary in summaries:
-                self._open.write_event(self._event(step=step, wall_time=time.time(), summary=summary))
-            self._open.flush()
+                self._writer.write_event(Event(step=step, wall_time=time.time(), summary=summary))
+            self._writer.flush()
         except OSError:
             self.close()  # the file may end within a record: the next one is another
             raise
 
     def close(self) -> None:
         with contextlib.suppress(OSError):
-            if self._open is not None:
-                self._open.close()
-        self._open = None
+            if self._writer is not None:
+                self._writer.close()
+        self._writer = None
+
+
+def _summaries(shown: Shown) -> Iterable[Summary]:
+    for tag, pixels in shown.images.items():
+        height, width = pixels.shape[:2]
+        image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=encode_png(pixels))
+        yield Summary(value=[Summary.Value(tag=tag, image=image)])
+    for tag, text in shown.texts.items():
+        yield text_summary(tag, text)

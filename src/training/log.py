@@ -14,8 +14,9 @@ from src.files import json_line, write_bytes
 from src.report.diagnosis import Finding, Watch
 from src.report.log_lines import read_lines
 from src.training.board import Shown, write_points
-from src.training.events import MOST_EVENTS, Events
 from src.training.wandb_log import WandbLog
+
+MOST_EVENTS = 256 << 20  # bytes of a run's events at which no more images are added to them
 
 
 class RunLog:
@@ -47,6 +48,8 @@ class RunLog:
         self._keep_until(first_step, evaluates_again)
         self.waiting: list[bytes] = []  # lines that are not written yet
         self.failing = self.full = False
+        from src.training.events import Events  # for a command that trains nothing a second is long
+
         self.events = Events(folder / "tensorboard", first_step)
         # the first step compiles its graphs, about a minute: the bar says so, and counts the rate from then on
         shown = {"unit": "step", "dynamic_ncols": True, "mininterval": 1.0, "file": CarelessStream(sys.stderr)}
@@ -145,7 +148,7 @@ class RunLog:
             self.wandb.show(step, shown)
         folder = self.events.folder
         try:
-            if not self.events.full:
+            if self.events.size < MOST_EVENTS:
                 self.events.shown(step, shown)
             elif not self.full:
                 self.full = True
