@@ -15,6 +15,7 @@ Arguments = argparse.Namespace
 
 WRONG_USE, INTERRUPTED = 2, 130  # exit codes; argparse and shells use the same
 STOPPED = 75  # of a training that saved and can go on; EX_TEMPFAIL of sysexits.h: try again
+WORK_DONE = "OPT_WORK_DONE"  # variable: a file that is told the exit code when nothing is left to do but to end
 HINTS = {
     errno.ENOENT: "check the path",
     errno.ENOSPC: "make room, or write to another disk",
@@ -64,9 +65,14 @@ def cores() -> int:
 
 def run(main: Callable[[], object]) -> None:
     """Calls a command's main function and turns errors that the user can fix into ``error: …`` and an exit code."""
+    done = os.environ.pop(WORK_DONE, None)  # not for the processes that this one starts
     with _lasting_output():
         try:
             main()
+            _note_work_done(done, 0)
+        except SystemExit as end:
+            _note_work_done(done, end.code)
+            raise
         except UserError as error:
             _fail(str(error))
         except OSError as error:
@@ -76,6 +82,13 @@ def run(main: Callable[[], object]) -> None:
         except KeyboardInterrupt as error:
             print(f"interrupted{f': {error}' if str(error) else ''}", file=sys.stderr)
             sys.exit(INTERRUPTED)
+
+
+def _note_work_done(file: str | None, code: object) -> None:
+    """Who started this process can tell a crash in its work from one of a library's threads at its end."""
+    if file and code in (None, 0, STOPPED):
+        with contextlib.suppress(OSError):
+            Path(file).write_text(str(code or 0), encoding="utf-8")
 
 
 class _Stream:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from src.cli import STOPPED
 from src.launch.supervisor import Follower, last_lines
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -27,13 +28,13 @@ for role, rank, log in (("SCHED", 0, "scheduler"), ("WORKER", 0, "worker_0"), ("
     with open(f"{logs}/{log}.log", "w") as file:
         options = {"env": environment, "stdout": file, "stderr": file, "start_new_session": role == "WORKER"}
         children.append(subprocess.Popen(["python", *command], **options))
-if command[1] == "succeed":
+if command[1] in ("succeed", "0 crash"):
     sys.exit(max(child.wait() for child in children))
 time.sleep(600)
 """
 # A rank, or the scheduler: does what the word says.
 RANK = """
-import os, signal, subprocess, sys, time
+import atexit, os, signal, subprocess, sys, time
 from pathlib import Path
 what, folder = sys.argv[1], Path(__file__).parent
 name = "scheduler" if os.environ["MS_ROLE"] == "MS_SCHED" else "rank " + os.environ["RANK_ID"]
@@ -46,6 +47,14 @@ print(name, "started", flush=True)
 (folder / name).touch()
 if what == "succeed":
     sys.exit(0)
+if what.endswith("crash"):
+    from src import cli
+    crash = lambda: os.kill(os.getpid(), signal.SIGSEGV)
+    if what == "crash":
+        cli.run(crash)
+    if name == "rank 1":
+        atexit.register(crash)
+    cli.run(lambda: sys.exit(int(what.split()[0])))
 try:
     while not all((folder / other).exists() for other in ("scheduler", "rank 0", "rank 1")):
         time.sleep(0.05)
@@ -60,6 +69,7 @@ except KeyboardInterrupt:
 SUPERVISE = """
 import os, sys
 from pathlib import Path
+from src.cli import STOPPED
 from src.launch.supervisor import Supervisor
 folder, what, grace = sys.argv[1:]
 logs = Path(folder) / "the logs"
@@ -100,7 +110,7 @@ def supervise(folder: Path, what: str, grace: float = 600) -> subprocess.Popen:
     (folder / "msrun.py").write_text(MSRUN)
     (folder / "rank.py").write_text(RANK)
     command = [sys.executable, "-c", SUPERVISE, str(folder), what, str(grace)]
-    process = start(command, ROOT, dict(os.environ))
+    process = start(command, ROOT, os.environ | {"PYTHONPATH": str(ROOT)})
     wait_for(*(folder / name for name in ("scheduler", "rank 0", "rank 1")))
     return process
 
@@ -122,6 +132,18 @@ def test_ranks_that_succeed(folder: Path) -> None:
     process = supervise(folder, "succeed")
     assert process.communicate(timeout=PATIENCE) == ("rank 0 started\n", "")
     assert process.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("what", "code"), [("crash", 128 + signal.SIGSEGV), ("0 crash", 0), (f"{STOPPED} crash", STOPPED)]
+)
+def test_a_crash_is_a_failure_unless_the_work_was_done(folder: Path, what: str, code: int) -> None:
+    process = supervise(folder, what)
+    process.communicate(timeout=PATIENCE)
+    assert process.returncode == code
+    if code == 0:
+        told = f"signal {int(signal.SIGSEGV)} ended this rank after its work was done"
+        assert told in (folder / "the logs" / "worker_1.log").read_text()
 
 
 def test_what_an_earlier_launch_left_is_not_taken_for_this_ones(folder: Path) -> None:

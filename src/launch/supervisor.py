@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from src.cli import STOPPED
+from src.cli import STOPPED, WORK_DONE
 from src.launch.processes import adopt_orphans, descendants, has_variable, reap, send
 
 POLL = 0.2  # seconds between two looks
@@ -24,13 +24,21 @@ LAST_LINES, LAST_BYTES = 15, 65536  # of a log that are shown
 SCHEDULER = b"MS_ROLE=MS_SCHED"
 
 # msrun starts the "python" on PATH. This one runs the chosen Python and notes how it ended, the first one first. It
-# outlives signals to do so, and takes itself off PATH: only msrun's own children are noted.
+# outlives signals to do so, and takes itself off PATH: only msrun's own children are noted. While a rank on a CPU ends,
+# a thread of MindSpore's communication sometimes crashes, one launch in some fifty: a rank whose work was done by then
+# ends as it meant to.
 STAND_IN = """
 trap : INT TERM HUP
 PATH="${PATH#"$folder":}"
 exec 3>&2 2> /dev/null  # the shell itself would say "Terminated"
-(exec "$python" "$@" 2>&3 3>&-)
+done="$folder/done_${MS_ROLE}_$RANK_ID"
+rm -f "$done"
+(export "$work_done=$done"; exec "$python" "$@" 2>&3 3>&-)
 code=$?
+if [ "$code" -gt 128 ] && [ -s "$done" ]; then
+  echo "signal $((code - 128)) ended this rank after its work was done" >&3
+  code="$(cat "$done")"
+fi
 name="rank $RANK_ID" log="worker_$RANK_ID.log"
 [ "$MS_ROLE" = MS_SCHED ] && name=scheduler log=scheduler.log
 echo "$code $log $name" >> "$ended"
@@ -86,7 +94,7 @@ class Supervisor:
 
     def _make_python(self) -> None:
         """Writes the stand-in for Python."""
-        names = {"folder": self.folder, "python": sys.executable, "ended": self.ended}
+        names = {"folder": self.folder, "python": sys.executable, "ended": self.ended, "work_done": WORK_DONE}
         head = " ".join(f"{name}={shlex.quote(str(value))}" for name, value in names.items())
         stand_in = self.folder / "python"
         stand_in.write_text(f"#!/bin/sh\n{head}{STAND_IN}", encoding="utf-8")
