@@ -17,10 +17,6 @@ case "$1 $2" in
   "--version "*) echo "Python 3.11.0" ;;
   "-m venv") mkdir -p "$4/bin" && cp "$0" "$4/bin/python" && cp "$0" "$4/bin/ruff" && cp "$0" "$4/bin/shellcheck" ;;
   "-m pip") [[ $3 == install ]] && echo "pip ${*: -1}" >> CALLS; exit "${PIP_EXIT:-0}" ;;
-  "-m pytest")
-    echo "$(basename "$0") $*" >> CALLS
-    for ((n = 0; n < ${PYTEST_LINES:-0}; n++)); do echo "line $n of ${*: -1}"; done
-    exit "${PYTEST_EXIT:-0}" ;;
   *) echo "$(basename "$0") $*" >> CALLS ;;
 esac
 """
@@ -104,30 +100,44 @@ def test_the_tests_command_checks_and_passes_its_arguments_on(house: House):
     assert pytest_call == "python -m pytest -q --durations=10 tests/test_config.py"
 
 
-def test_ci_runs_every_file_in_a_process_of_its_own(house: House):
-    (house.root / "tests").mkdir()
-    for name in ("test_a.py", "test_b.py"):
-        (house.root / "tests" / name).touch()
+def test_ci_runs_every_file(house: House):
     assert house.run(".ci/run").returncode == 0
-    calls = sorted(house.calls()[-2:])  # they run side by side
-    assert calls == ["python -m pytest -q tests/test_a.py", "python -m pytest -q tests/test_b.py"]
-    result = house.run(".ci/run", PYTEST_EXIT="1")
-    assert result.returncode == 1
-    assert "failed: " in result.stderr and "tests/test_a.py" in result.stderr and "tests/test_b.py" in result.stderr
+    assert house.calls()[-1] == "python tests/run_files.py"
 
 
-def test_ci_shows_a_long_log_whole(house: House):
-    """Longer than an argument of a command may be (128 KiB), and not mixed with another file's."""
-    (house.root / "tests").mkdir()
-    for name in ("test_a.py", "test_b.py"):
-        (house.root / "tests" / name).touch()
-    result = house.run(".ci/run", PYTEST_EXIT="1", PYTEST_LINES="6000")
-    expected = [
-        [f"tests/{name}", *(f"line {n} of tests/{name}" for n in range(6000))] for name in ("test_a.py", "test_b.py")
-    ]
-    shown = result.stdout.splitlines()[-2 * 6001 :]
-    assert sum(map(len, expected[0])) > 1 << 17
-    assert sorted([shown[:6001], shown[6001:]]) == expected, result.stderr[-500:]
+RUN_FILES = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import run_files
+run_files.TESTS = Path(sys.argv[2])
+run_files.IMPORTED = ("colorsys",)
+run_files.main()
+"""
+FILES = {
+    "passes": "import os, sys\ndef test(): assert 'colorsys' in sys.modules and len(os.sched_getaffinity(0)) == 1",
+    "ranks": "import os, pytest\npytestmark = pytest.mark.ranks\ndef test(): assert len(os.sched_getaffinity(0)) == {}",
+    "fails": "def test():\n    for n in range(6000): print('line', n, 'of a long log')\n    assert 0",
+    "crashes": "import os\ndef test(): os.kill(os.getpid(), 11)",
+    "sets": "import json\ndef test(): json.mark = 1",
+    "is_not_reached": "import json\ndef test(): assert not hasattr(json, 'mark')",
+}
+
+
+def test_each_file_of_tests_has_a_process_of_its_own(tmp_path: Path):
+    folder = tmp_path / "tests"
+    folder.mkdir()
+    for name, text in FILES.items():
+        cores = min(len(os.sched_getaffinity(0)), 4)
+        (folder / f"test_{name}.py").write_text(text.replace("{}", str(cores)) + "\n")
+    command = [sys.executable, "-c", RUN_FILES, str(ROOT / "tests"), str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    failed = done.stderr.removeprefix("failed: ").split()
+    assert done.returncode == 1 and sorted(failed) == ["tests/test_crashes.py", "tests/test_fails.py"], done.stderr
+    assert "tests/test_crashes.py ended with -11\n" in done.stdout
+    long_log = "".join(f"line {n} of a long log\n" for n in range(6000))
+    assert long_log in done.stdout, "a log is shown whole, and not mixed with another file's"
+    assert "slowest: tests/test_" in done.stdout
 
 
 def test_a_failed_installation_is_reported_and_tried_again(house: House):
