@@ -3,6 +3,7 @@
 import json
 import resource
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -10,8 +11,25 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from src.config import Config
+from src.files import ROOT
 from src.report.diagnosis import Watch
 from src.training.log import RunLog
+
+BEGIN = """
+import sys
+from pathlib import Path
+from src.training.log import RunLog
+RunLog(Path(sys.argv[1]), 0, 5, True)
+assert "torch" not in sys.modules
+import torch
+torch.Tensor
+"""
+
+
+def test_a_run_begins_without_pytorch(tmp_path: Path) -> None:
+    """It takes more than a second to import, and can be imported by others later."""
+    subprocess.run([sys.executable, "-c", BEGIN, str(tmp_path)], check=True, cwd=ROOT)
+    assert list((tmp_path / "tensorboard").iterdir())
 
 
 def events(folder: Path) -> list[Event]:

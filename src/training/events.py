@@ -1,7 +1,4 @@
-"""TensorBoard's record of a run.
-
-Its library imports PyTorch where there is one, which takes a second: this is imported where it is used.
-"""
+"""TensorBoard's record of a run."""
 
 import contextlib
 import time

@@ -1,7 +1,9 @@
 """What a run leaves behind while it goes: metrics.jsonl, TensorBoard's events, a progress bar. None of them ends it."""
 
+import contextlib
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,22 @@ from src.training.board import Shown, write_points
 from src.training.wandb_log import WandbLog
 
 MOST_EVENTS = 256 << 20  # bytes of a run's events at which no more images are added to them
+
+
+@contextlib.contextmanager
+def _without_torch() -> Iterator[None]:
+    """PyTorch cannot be imported meanwhile, unless it is there already.
+
+    TensorBoard's library would import it where it is installed, for more than a second, to name a type of no use here.
+    """
+    if "torch" in sys.modules:
+        yield
+        return
+    sys.modules["torch"] = None
+    try:
+        yield
+    finally:
+        del sys.modules["torch"]
 
 
 class RunLog:
@@ -48,7 +66,8 @@ class RunLog:
         self._keep_until(first_step, evaluates_again)
         self.waiting: list[bytes] = []  # lines that are not written yet
         self.failing = self.full = False
-        from src.training.events import Events  # for a command that trains nothing a second is long
+        with _without_torch():
+            from src.training.events import Events  # here: only training needs it
 
         self.events = Events(folder / "tensorboard", first_step)
         # the first step compiles its graphs, about a minute: the bar says so, and counts the rate from then on
