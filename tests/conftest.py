@@ -11,13 +11,30 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from src.config import AudioEncoderConfig, Config
+from src.config import (
+    AudioEncoderConfig,
+    Config,
+    CrossEncoderConfig,
+    ImageEncoderConfig,
+    ModelConfig,
+    TextDecoderConfig,
+    TextEncoderConfig,
+)
 from src.data.record import Record
 from src.data.tokenizer import SPECIALS
 from src.data.writer import DatasetWriter
 from src.training.log import RunLog
 from src.training.trainer import Trainer
 
+SMALL = {"width": 16, "layers": 1, "heads": 2, "ffn": 32}
+MODEL_CONFIG = ModelConfig(
+    embed_dim=8,
+    text=TextEncoderConfig(max_len=12, **SMALL),
+    image=ImageEncoderConfig(size=32, patch=16, **SMALL),
+    audio=AudioEncoderConfig(max_frames=32, mels=16, **SMALL),
+    cross=CrossEncoderConfig(**SMALL),
+    text_decoder=TextDecoderConfig(**SMALL),
+)
 CHARACTERS = "红绿蓝黄色背景上左右边有一二三只个大小猫狗鱼苹果，。"
 
 

@@ -11,9 +11,8 @@ from typing import Any
 import mindspore as ms
 import numpy as np
 import pytest
-from conftest import kill_after, png, tiny_dataset, tiny_record
+from conftest import MODEL_CONFIG, kill_after, png, tiny_dataset, tiny_record
 from test_pipeline import equal
-from test_training import MODEL_CONFIG
 
 from src.config import Config, ObjectivesConfig, OptimizerConfig, SourceConfig, TrainConfig, WeightsConfig
 from src.data import check

@@ -164,6 +164,8 @@ def test_facts_right_tells_the_kinds_apart() -> None:
         assert facts_right(Facts("红", items), CAT_AND_APPLES) == every | {kind: False}
     assert facts_right(replace(CAT_AND_APPLES, colour="蓝"), CAT_AND_APPLES) == every | {"colours": False}
     assert facts_right(None, CAT_AND_APPLES) == dict.fromkeys(every, False)
+    others = (replace(cat, name="狗", place="上"), replace(apples, name="梨", place="下"))
+    assert not facts_right(Facts("红", others), CAT_AND_APPLES)["places"], "also where no object is shared"
     above = (replace(cat, place="上"), replace(apples, place="下"))
     assert not facts_right(Facts("红", above), CAT_AND_APPLES)["places"]
 

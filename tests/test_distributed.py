@@ -8,10 +8,9 @@ from pathlib import Path
 import mindspore as ms
 import numpy as np
 import pytest
-from conftest import tiny_dataset, tiny_record
+from conftest import MODEL_CONFIG, tiny_dataset, tiny_record
 from mindspore import Tensor, nn, ops
 from ranks import assert_same_files, launch, saved_start, start_ranks
-from test_training import MODEL_CONFIG
 
 from src.checkpoints.files import EMA, MODEL, OPTIMIZER, read_tensors
 from src.checkpoints.places import locate

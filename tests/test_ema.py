@@ -9,9 +9,8 @@ from pathlib import Path
 import mindspore as ms
 import numpy as np
 import pytest
-from conftest import kill_after, save, tiny_dataset, unlisted
+from conftest import MODEL_CONFIG, kill_after, save, tiny_dataset, unlisted
 from mindspore import Parameter, Tensor, nn
-from test_training import MODEL_CONFIG
 
 import eval as evaluation
 import export as exporting

@@ -178,6 +178,27 @@ def test_errors_are_one_line(home: Path, made: Path, tmp_path: Path, monkeypatch
         features.usable(model, None)
 
 
+def test_each_kind_of_features_keeps_its_encoder(home: Path, tmp_path: Path) -> None:
+    """Also when the kinds are extracted one after the other (``--only``)."""
+    config, model = tokens(home)
+    for kind in ("image", "audio"):
+        features.claim(tmp_path, model, config.model, [kind])
+    with pytest.raises(DataError, match="holds features of another image encoder"):
+        _claim_with_other_weights(home, tmp_path)
+
+
+def test_bars_of_a_padded_image_are_no_regions(tmp_path: Path) -> None:
+    image, patch = tiny_model().image.size, tiny_model().image.patch
+    config = replace(tiny_model(), image=replace(tiny_model().image, resize="pad"))
+    (tmp_path / "wide.png").write_bytes(png(np.zeros((image, 2 * image, 3), np.uint8)))
+    extractor = features.ImageFeatures(build_model(Config(model=config)), config)
+    _, beside = extractor.read(tmp_path / "wide.png")
+    extractor.write(tmp_path / "wide.npz", np.zeros(((image // patch) ** 2, 4)), beside)
+    boxes = np.load(tmp_path / "wide.npz")["boxes"]
+    area = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
+    assert (area > 0).all() and area.sum() == 2 * image**2 and len(boxes) < (image // patch) ** 2
+
+
 def _claim_with_other_weights(home: Path, made: Path) -> None:
     config, model = tokens(home)
     parameter = model.image_encoder.project.weight

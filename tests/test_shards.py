@@ -9,10 +9,9 @@ from types import SimpleNamespace
 import mindspore as ms
 import numpy as np
 import pytest
-from conftest import kill_after, tiny_dataset
+from conftest import MODEL_CONFIG, kill_after, tiny_dataset
 from mindspore import Parameter, Tensor, nn
 from ranks import assert_same_files, launch, saved_start, start_ranks
-from test_training import MODEL_CONFIG
 
 from src.checkpoints.files import MODEL, OPTIMIZER, CheckpointError, read_tensors
 from src.checkpoints.places import locate

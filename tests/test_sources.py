@@ -8,10 +8,9 @@ from pathlib import Path
 import mindspore as ms
 import numpy as np
 import pytest
-from conftest import png, tiny_dataset, tiny_record
+from conftest import MODEL_CONFIG, png, tiny_dataset, tiny_record
 from mindspore import Tensor, nn
 from test_pipeline import equal, threads
-from test_training import MODEL_CONFIG
 
 from src.config import (
     AugmentConfig,

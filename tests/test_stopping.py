@@ -15,7 +15,6 @@ from src.cli import STOPPED
 from src.sharing import Interruption
 from src.training.stopping import KINDS, StopRequest
 
-pytestmark = pytest.mark.ranks
 PATIENCE = 240  # seconds after which a test gives up
 STEPS = 24  # of a whole run
 
@@ -45,22 +44,18 @@ def state_of(victim: Victim) -> dict[str, object]:
     return json.loads((place / "state.json").read_text())
 
 
-@pytest.mark.parametrize(("ranks", "kind"), [(1, signal.SIGINT), (2, signal.SIGTERM)])
-def test_a_signalled_run_saves_what_it_did_and_goes_on(
-    corpus: Path, whole: list[dict[str, object]], tmp_path: Path, ranks: int, kind: signal.Signals
-) -> None:
-    victim = Victim(corpus, ranks, tmp_path)
-    expected = whole if ranks == 1 else Victim(corpus, ranks, tmp_path / "whole").finish()
+def stop_and_go_on(victim: Victim, kind: signal.Signals, expected: list[dict[str, object]]) -> None:
+    """A signalled run saves what it did, and goes on as if nothing had been."""
     process = victim.start()
     wait_for(victim, process, 7)
     process.send_signal(kind)
     code = process.wait(PATIENCE)
-    said = (tmp_path / "output.txt").read_text()
+    said = (victim.folder / "output.txt").read_text()
     assert code == STOPPED and kind.name in said and "with --resume goes on from" in said, said
     step = state_of(victim)["step"]
     assert 7 <= step < STEPS and victim.losses() == expected[: len(victim.losses())]
     assert max(line["step"] for line in victim.losses() if "loss" in line) == step, "no step is taken twice"
-    assert not [pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if runs_in(pid, tmp_path)]
+    assert not [pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if runs_in(pid, victim.folder)]
     assert victim.finish() == expected
 
 
@@ -69,6 +64,10 @@ def runs_in(pid: int, folder: Path) -> bool:
         return str(folder) in Path(f"/proc/{pid}/cmdline").read_text()
     except OSError:
         return False
+
+
+def test_a_signalled_run_goes_on(corpus: Path, whole: list[dict[str, object]], tmp_path: Path) -> None:
+    stop_and_go_on(Victim(corpus, 1, tmp_path), signal.SIGINT, whole)
 
 
 def test_a_second_signal_ends_at_once(corpus: Path, tmp_path: Path) -> None:

@@ -8,22 +8,16 @@ from pathlib import Path
 import mindspore as ms
 import numpy as np
 import pytest
-from conftest import kill_after, tiny_dataset
+from conftest import MODEL_CONFIG, kill_after, tiny_dataset
 from mindspore import Parameter, Tensor
 
 from src.checkpoints.files import MODEL, read_tensors
 from src.checkpoints.places import locate
 from src.config import (
-    AudioEncoderConfig,
     Config,
     ConfigError,
-    CrossEncoderConfig,
-    ImageEncoderConfig,
-    ModelConfig,
     ObjectivesConfig,
     OptimizerConfig,
-    TextDecoderConfig,
-    TextEncoderConfig,
     TrainConfig,
     WeightsConfig,
 )
@@ -131,17 +125,6 @@ def test_muon_equals_torch():
         expected = twins[parameter.name].detach().numpy()
         np.testing.assert_allclose(parameter.asnumpy(), expected, rtol=0, atol=tolerance)
         assert np.abs(parameter.asnumpy() - arrays[parameter.name]).max() > 10 * tolerance
-
-
-SMALL = {"width": 16, "layers": 1, "heads": 2, "ffn": 32}
-MODEL_CONFIG = ModelConfig(
-    embed_dim=8,
-    text=TextEncoderConfig(max_len=12, **SMALL),
-    image=ImageEncoderConfig(size=32, patch=16, **SMALL),
-    audio=AudioEncoderConfig(max_frames=32, mels=16, **SMALL),
-    cross=CrossEncoderConfig(**SMALL),
-    text_decoder=TextDecoderConfig(**SMALL),
-)
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,7 @@
 """What stands behind the page: one thread for all models, what they lack, what visitors may send, what is escaped."""
 
+import base64
+import io
 import shutil
 import subprocess
 import sys
@@ -12,12 +14,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 if find_spec("gradio") is None:
     pytest.skip("the page is not tested: no gradio here", allow_module_level=True)
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # it would rather have another client, which gradio does not bring
+    import uvicorn
     from starlette.testclient import TestClient
 
 from src.checkpoints.checkpoint import save_checkpoint
@@ -203,6 +207,14 @@ def test_markup_is_escaped(service: Service) -> None:
     assert "onerror" in shown and MARKUP not in shown + words.matched(ENGLISH, service.shown[0], result)
 
 
+def test_a_spectrogram_has_time_to_the_right_and_low_frequencies_at_the_bottom() -> None:
+    frames = np.zeros((9, 5), np.float32)
+    frames[8, 0] = 1.0  # the last frame, the lowest band
+    shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(cards.data_uri(frames).partition(",")[2]))))
+    dark = (shown == shown[0, 0]).all(2)
+    assert shown.shape == (5, 9, 3) and np.argwhere(~dark).tolist() == [[4, 8]]
+
+
 def test_a_map_darkens_what_is_not_looked_at(service: Service) -> None:
     values = np.array([[0.0, 0.2], [0.0, 0.1]])
     image = Medium("a.png", IMAGE, np.zeros((8, 8, 3), np.uint8))
@@ -310,6 +322,19 @@ def test_a_port_in_use_is_one_line() -> None:
     for host, port in (("nowhere.invalid", 0), ("127.0.0.1", 70000)):
         with pytest.raises(WebError, match=f"--host {host} --port {port}: "):
             server.listen(host, port)
+
+
+@pytest.mark.parametrize(("host", "status"), [("127.0.0.1", 400), ("0.0.0.0", 307)])
+def test_a_page_of_this_machine_alone_is_none_of_another_site(
+    service: Service, monkeypatch: pytest.MonkeyPatch, host: str, status: int
+) -> None:
+    """Another site's name may lead to this machine (DNS rebinding)."""
+    apps = []
+    monkeypatch.setattr(uvicorn.Server, "run", lambda self, sockets: apps.append(self.config.app))
+    with server.listen(host, 0) as bound:
+        server.serve(service, bound)
+    answer = TestClient(apps[0]).get("/", headers={"host": "elsewhere.example"}, follow_redirects=False)
+    assert answer.status_code == status
 
 
 def test_without_gradio_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
