@@ -153,22 +153,24 @@ def test_an_image_that_cannot_be_decoded(whole: Config, tmp_path: Path, workers:
     assert all(batch["image"].any((1, 2, 3)).all() for batch in found)
 
 
-def test_a_source_is_replaced_from_itself(whole: Config, damaged: Config, tmp_path: Path) -> None:
-    """Behind its last sample comes its first."""
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_source_is_replaced_from_itself(whole: Config, damaged: Config, tmp_path: Path, place: int) -> None:
+    """Behind its last sample comes its first; the other source is whole."""
     last = Path(shutil.copytree(whole.data.path, tmp_path / "data"))
     spoil(last, 23, "audio")
-    listed = (SourceConfig(str(last), 1.0), SourceConfig(whole.data.path + "/.", 1.0))
-    config = with_data(whole, path="", sources=listed)
+    listed = [SourceConfig(whole.data.path + "/.", 1.0)]
+    listed.insert(place, SourceConfig(str(last), 1.0))
+    config = with_data(whole, path="", sources=tuple(listed))
     loader = Loader(config, "train")
-    first = len(loader.sources.datasets[0])
     found, told = take(config, loader.order.size // 8)
     assert len(told) == 1 and told[0].startswith(str(last))
     ids = np.concatenate([batch["sample_id"] for batch in found])
-    assert (
-        np.count_nonzero(ids == 0) > 1
-        and not (np.isin(ids, np.flatnonzero(loader.sources.samples[:first, 0] == 23))).any()
-    )
-    assert np.isin(np.arange(first, 2 * first), ids).mean() > 0.8, "the other source is whole"
+    first, records = loader.sources.first_samples, loader.sources.first_records
+    assert np.count_nonzero(ids == first[place]) > 1
+    spoiled, sound = (np.flatnonzero(loader.sources.samples[:, 0] == records[n] + 23) for n in (place, 1 - place))
+    assert not np.isin(spoiled, ids).any() and np.isin(sound, ids).any()
+    others = first[1 - place] + np.arange(len(loader.sources.datasets[1 - place]))
+    assert np.isin(others, ids).mean() > 0.8
 
 
 @pytest.mark.parametrize(("most", "lived"), [(0, False), (3, False), (4, True)])

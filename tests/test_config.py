@@ -608,6 +608,7 @@ def test_a_task_says_what_it_needs(tmp_path: Path) -> None:
         (["task=image_tokenizer", "optimizer.layer_decay=0.9"], "optimizer.layer_decay=0.9"),
         (["objectives.self_critical.samples=1"], "objectives.self_critical.samples=1"),
         (["eval.decoding.max_length=99"], "eval.decoding.max_length=99"),
+        (["model.text.max_len=16", "eval.decoding.min_length=16"], "model.text.max_len leaves room for 15 tokens"),
     ):
         assert message in refused(path, *overrides)
 

@@ -1,13 +1,15 @@
 """Files and folders are there whole or not at all."""
 
 import errno
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from src.files import replace_folder, write_bytes, write_text
+from src.files import replace_folder, write_bytes, write_json, write_text
 from tests.disk import Disk
 
 
@@ -23,6 +25,16 @@ def test_text_is_written_with_the_folders_above_it(tmp_path: Path) -> None:
     for text in ("一\n", "二，longer\n", ""):
         write_text(str(path), text)
         assert path.read_bytes() == text.encode() and os.listdir(path.parent) == ["文.txt"]
+
+
+def test_json_keeps_six_digits_of_large_and_small_numbers(tmp_path: Path) -> None:
+    numbers = np.array([1234567.0, 1.2345678, 1.2345678e-9])
+    write_json(tmp_path / "a.json", {"文": numbers, 3: (np.float32(0.1), np.int64(7), True, None, "\ud800")})
+    data = (tmp_path / "a.json").read_bytes()
+    assert json.loads(data) == {"文": [1234570.0, 1.23457, 1.23457e-9], "3": [0.1, 7, True, None, "\ud800"]}
+    with pytest.raises(ValueError, match=r"b\.json: a\[1\] is nan, which JSON cannot hold"):
+        write_json(tmp_path / "b.json", {"a": [0.0, float("nan")]})
+    assert os.listdir(tmp_path) == ["a.json"]
 
 
 def test_a_file_is_on_the_disk_before_it_takes_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -62,9 +62,10 @@ def test_adamw_equals_torch():
     torch = pytest.importorskip("torch")
     rng = np.random.default_rng(0)
     starts = {"a.weight": (5, 4), "a.bias": (4,), "b.positions": (1, 6, 4), "c.gain": (4,)}
+    starts |= {"absent": (3, 1, 1, 4), "modality": (3, 4)}
     arrays = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in starts.items()}
     parameters = [Parameter(Tensor(array), name=name) for name, array in arrays.items()]
-    assert [decays(p) for p in parameters] == [True, False, False, False]
+    assert [decays(p) for p in parameters] == [True, *[False] * 5]
     config = OptimizerConfig(lr=1e-2, min_lr=1e-3, warmup_steps=3, weight_decay=0.1)
     rates = learning_rates(config, 8)
     ours = AdamW(parameters, config, rates)
