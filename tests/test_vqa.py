@@ -266,6 +266,19 @@ def test_rows_without_an_answer_count_for_nothing(config: Config) -> None:
         assert float(objectives(tensors(nothing))[0]) == 0
 
 
+def test_an_answer_is_written_up_to_its_end_and_no_further(config: Config) -> None:
+    made = replace(config, objectives=answer("generate", BOTH))
+    objectives, batch = objectives_of(made), first_batch(made)
+    written = batch["answer_mask"] == 1
+    assert not written.all(1).any()
+    behind = batch | {"answer_ids": np.where(written, batch["answer_ids"], 7)}
+    expected = float(objectives(tensors(batch))[0])
+    assert float(objectives(tensors(behind))[0]) == pytest.approx(expected, rel=1e-6)
+    ends = np.arange(written.shape[1]) == written.sum(1, keepdims=True) - 1
+    other = batch | {"answer_ids": np.where(ends, 7, batch["answer_ids"])}
+    assert float(objectives(tensors(other))[0]) != pytest.approx(expected, rel=1e-3)
+
+
 @pytest.mark.parametrize(("head", "given"), [("classify", BOTH), ("generate", BOTH)])
 def test_a_head_learns_one_batch(config: Config, head: str, given: tuple[str, ...]) -> None:
     """In text and in speech, to the answers themselves."""
