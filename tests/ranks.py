@@ -46,7 +46,7 @@ def start_ranks(script: str, folder: Path, ranks: int) -> None:
 
 def _run(command: list[str], environment: dict[str, str], folder: Path, again: str | None = None) -> None:
     """Args: again: output with which a failed command is run once more."""
-    done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=600)
     if done.returncode and again and again in done.stdout + done.stderr:
         return _run(command, environment, folder)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]

@@ -4,14 +4,15 @@ MindSpore's device, mode and seed belong to a process, and those of one file mus
 forks of one that has imported what nearly every file needs, which would take each of them three seconds.
 
 Each file has a core of its own: two that share cores wait for each other's threads. Large files come first, so that
-none is left alone at the end. Before them come files that start several ranks, all of them at once and on all cores:
-ranks mostly wait for each other, and on one core it can take them a minute to meet.
+none is left alone at the end. Before them come files that start several ranks, as many at once, but on all cores: on
+one core it can take ranks a minute to find each other.
 """
 
 import atexit
 import gc
 import importlib
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -24,6 +25,7 @@ IMPORTED = ("torch", "mindspore", "src.training.trainer", "src.inference", "src.
 RANKS = "\npytestmark = pytest.mark.ranks\n"
 MOST_CORES = 4
 SLOWEST = 10  # files that are listed at the end
+PATIENCE = 1200  # seconds after which a file is ended
 
 Cores = frozenset[int]
 
@@ -47,7 +49,7 @@ def main() -> None:
     with_ranks = [file for file in files if RANKS in file.read_text(encoding="utf-8")]
     cores = sorted(os.sched_getaffinity(0))[:MOST_CORES]
     failed, times = [], {}
-    run(with_ranks, [frozenset(cores)] * len(with_ranks), failed, times)
+    run(with_ranks, [frozenset(cores)] * len(cores), failed, times)
     run([file for file in files if file not in with_ranks], [frozenset({core}) for core in cores], failed, times)
     slowest = sorted(times, key=times.__getitem__, reverse=True)[:SLOWEST]
     print("slowest: " + ", ".join(f"{name} {times[name]:.0f} s" for name in slowest))
@@ -82,6 +84,7 @@ def start(file: Path, cores: Cores, log: int) -> int:
     if process:
         return process
     os.sched_setaffinity(0, cores)
+    signal.alarm(PATIENCE)
     for stream in (sys.stdout, sys.stderr):
         os.dup2(log, stream.fileno())
     code = pytest.main(["-q", str(file)])

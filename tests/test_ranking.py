@@ -269,6 +269,10 @@ def test_what_is_logged_is_recall_at_1_and_its_mean() -> None:
     metrics = {"retrieval": {"text_to_image": {"R@1": 0.2, "R@5": 0.9}, "image_to_text": {"R@1": 0.5, "R@5": 1.0}}}
     expected = {"text_to_image_R@1": 0.2, "image_to_text_R@1": 0.5, "mean_R@1": 0.35}
     assert found.logged(metrics) == pytest.approx(expected)
+    for direction, chance in (("text_to_image", 0.01), ("image_to_text", 0.05)):
+        metrics["retrieval"][direction]["chance_R@1"] = chance
+    chances = {"text_to_image_R@1": 0.01, "image_to_text_R@1": 0.05, "mean_R@1": 0.03}
+    assert found.beside(metrics) == pytest.approx({f"chance/{name}": value for name, value in chances.items()})
 
 
 def split_of(group: dict[int, Items], **settings: Any) -> Split:
