@@ -17,11 +17,12 @@ from PIL import Image
 
 from src.config import load_config, to_yaml
 from src.files import ROOT
+from src.report.comparison import differing
 from src.report.curves import POINTS, thinned
 from src.report.document import page, write_report
 from src.report.examples import RATE, SIDE, Card, ExampleBook
 from src.report.html import Markup, tag
-from src.report.measures import RECALLS, _image_generation
+from src.report.measures import RECALLS, Measure, _image_generation, headlines
 from src.report.runs import ReportError, names, read_runs
 from src.report.warned import findings
 
@@ -402,6 +403,18 @@ def test_error_rates_are_no_better_than_chance_where_they_are_as_high(tmp_path: 
         "1 − character error rate"
     ]
     assert report(run)[1].row("character error rate") == ["0.900 ◦", "0.900"]
+
+
+def test_the_mean_of_several_directions_has_a_chance_where_each_has_one():
+    rows = [Measure("s", "a", "R@1", 0.2, 0.01), Measure("s", "b", "R@1", 0.4, 0.05), Measure("s", "b", "R@5", 0.9)]
+    assert headlines(rows) == [Measure("s", "", "R@1, mean of 2", pytest.approx(0.3), pytest.approx(0.03))]
+    rows[0] = Measure("s", "a", "R@1", 0.2)
+    assert headlines(rows) == [Measure("s", "", "R@1, mean of 2", pytest.approx(0.3))]
+
+
+def test_settings_differ_where_any_run_has_another():
+    runs = [{"a": 1, "b": 2, "c": 3}, {"a": 1, "b": 2}, {"a": 1, "b": 9, "c": 3}]
+    assert differing(runs) == [("b", [2, 2, 9]), ("c", [3, ..., 3])]
 
 
 def test_chance_stands_beside_held_out_curves(tmp_path: Path):
