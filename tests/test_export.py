@@ -157,6 +157,17 @@ def test_a_graph_of_other_weights_is_noticed(
     assert (found <= export.TOLERANCES["fp32"]) == (weight == 1.0)
 
 
+def test_graphs_are_compared_over_all_their_inputs(
+    model: tuple[Config, OPT], tmp_path: Path, scaled: Graph, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every token and every length of audio; a graph of any number of rows also on a single one."""
+    compare, run, limits, rows = export.compare, export._run, [], []
+    monkeypatch.setattr(export, "compare", lambda *given: limits.append(given[-1]) or compare(*given))
+    monkeypatch.setattr(export, "_run", lambda cell, inputs: rows.append(len(inputs[0])) or run(cell, inputs))
+    export.export_graphs(*model, tmp_path / "out", "MINDIR", 0)
+    assert limits == [LIMITS] and sorted(rows) == [1, export.CHECKED_ROWS, export.CHECKED_ROWS]
+
+
 def test_drift_leaves_the_earlier_export(
     model: tuple[Config, OPT], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scaled: Graph
 ) -> None:
@@ -247,3 +258,22 @@ def test_weights_without_graphs_are_a_bundle(model: tuple[Config, OPT], tmp_path
     for (name, ours), theirs in zip(loaded.parameters_and_names(), model[1].get_parameters(), strict=True):
         assert ours.dtype == ms.float32
         np.testing.assert_allclose(ours.asnumpy(), theirs.asnumpy(), rtol=1e-3, atol=1e-6, err_msg=name)
+
+
+def test_a_kill_leaves_no_wrong_manifest(
+    model: tuple[Config, OPT], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    export.export_weights(*model, tmp_path / "bundle")
+    replace_file, put = Path.replace, []
+
+    def killed(path: Path, target: Path) -> Path:
+        if put:
+            raise KeyboardInterrupt
+        put.append(path.name)
+        return replace_file(path, target)
+
+    monkeypatch.setattr(Path, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        export.export_weights(*model, tmp_path / "bundle")
+    assert put and not (tmp_path / "bundle" / "manifest.json").exists()
+    assert load_model(tmp_path / "bundle"), "files that are whole load without one"
