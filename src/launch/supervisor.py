@@ -31,13 +31,13 @@ STAND_IN = """
 trap : INT TERM HUP
 PATH="${PATH#"$folder":}"
 exec 3>&2 2> /dev/null  # the shell itself would say "Terminated"
-done="$folder/done_${MS_ROLE}_$RANK_ID"
-rm -f "$done"
-(export "$work_done=$done"; exec "$python" "$@" 2>&3 3>&-)
+finished="$folder/finished_${MS_ROLE}_$RANK_ID"
+rm -f "$finished"
+(export "$work_done=$finished"; exec "$python" "$@" 2>&3 3>&-)
 code=$?
-if [ "$code" -gt 128 ] && [ -s "$done" ]; then
+if [ "$code" -gt 128 ] && [ -s "$finished" ]; then
   echo "signal $((code - 128)) ended this rank after its work was done" >&3
-  code="$(cat "$done")"
+  code="$(cat "$finished")"
 fi
 name="rank $RANK_ID" log="worker_$RANK_ID.log"
 [ "$MS_ROLE" = MS_SCHED ] && name=scheduler log=scheduler.log
