@@ -112,6 +112,9 @@ def test_accuracy_by_type_beside_the_best_constant_answer() -> None:
     assert found["accuracy"] == pytest.approx((1 + 0.6 + 0.6) / 3)
     assert found["majority"] == pytest.approx((1 + 0.9 + 1) / 3) and found["questions"] == 3
     assert VqaAccuracy().result() == {}
+    for answer in ("red", "blue"):
+        score.add("background", "green", [answer] * 10)
+    assert score.result()["types"]["background"]["answer"] == "blue", "of equally good answers the first by alphabet"
 
 
 def test_frequent_answers_come_first() -> None:

@@ -20,7 +20,7 @@ from src.data.schema import AUDIO, IMAGE, TEXT
 from src.data.writer import DatasetWriter
 from src.demo.facts import FactMetric
 from src.evaluation.linear_probe import LinearProbe
-from src.evaluation.probe_data import ProbeData, of_dataset, of_files
+from src.evaluation.probe_data import ProbeData, _Found, _split, of_dataset, of_files
 from src.inference import engine, load, logistic, representations
 from src.inference.library import Model
 from src.inference.representations import EMBEDDING, FUSED, RAW, Representations, name_of, subsets
@@ -133,6 +133,16 @@ def test_measures() -> None:
 
 
 # labels
+
+
+@pytest.mark.parametrize(("multiple", "kept"), [(False, [1, 3]), (True, [0, 1, 2, 3])])
+def test_items_stay_with_their_labels(multiple: bool, kept: list[int]) -> None:
+    """One without a label that counts is left out where each has one label, and is of no class otherwise."""
+    part = _Found("train", [("rare",), ("b",), (), ("a",)], lambda at: {TEXT: at})
+    split = _split(part, {"a": 0, "b": 1}, multiple)
+    rows = np.array([[0, 0], [0, 1], [0, 0], [1, 0]])
+    assert split.labels.toarray().tolist() == rows[kept].tolist()
+    assert [split.read(at) for at in range(len(kept))] == [{TEXT: number} for number in kept]
 
 
 def test_open_images_labels(tmp_path: Path) -> None:

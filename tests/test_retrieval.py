@@ -5,6 +5,7 @@ import io
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import mindspore as ms
@@ -16,6 +17,7 @@ from PIL import Image
 from src.config import CaptionConfig, Config, EvalConfig, RerankConfig, RetrievalConfig, TranscriptConfig
 from src.data.errors import DataError
 from src.data.pipeline import Loader
+from src.data.record import Record
 from src.data.schema import AUDIO, COUPLES, IMAGE, JOINT, MATCH_CASES, TEXT
 from src.data.writer import DatasetWriter
 from src.evaluation.retrieval import RetrievalEvaluator
@@ -169,6 +171,18 @@ def test_what_the_copies_of_records_say_is_right(
         text = query[-1] if isinstance(query, tuple) else query
         marked += [hit[3] for hit in hits if text and hit[0] == text]
     assert marked and all(marked), "a hit of the query's own text is framed as right"
+
+
+def test_an_example_is_shown_with_its_own_clip(config: Config, tmp_path: Path) -> None:
+    clips = tuple(np.full((4, 8), number, np.uint8) for number in range(2))
+    dataset = SimpleNamespace(
+        samples=np.array([[0, 0, 5], [0, 1, 5], [1, -1, 6]]),
+        read=lambda numbers: (Record("a", None, () if number else ("一", "二"), clips) for number in numbers),
+    )
+    sheets = Sheets(SimpleNamespace(config=config, dataset=dataset), tmp_path)
+    shown = [sheets.media(sample) for sample in range(3)]
+    assert [found.caption for found in shown] == ["一", "二", ""]
+    assert [int(found.clip[0, 0]) for found in shown] == [0, 1, 0]
 
 
 def test_several_captions_count_as_in_coco(retrieval: RetrievalEvaluator, items: dict[int, Items]) -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from src.report.html import Markup, tag
 from src.report.measures import RECALLS, Measure, _image_generation, headlines
 from src.report.runs import ReportError, names, read_runs
 from src.report.warned import findings
+from src.report.words import seconds_of_steps
 
 EVIL = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'&"
 RECALL = {"R@5": 0.75, "R@10": 0.875, "median_rank": 1.5, "gallery": 200, "different": 200, "best_R@1": 1.0}
@@ -410,6 +412,12 @@ def test_the_mean_of_several_directions_has_a_chance_where_each_has_one():
     assert headlines(rows) == [Measure("s", "", "R@1, mean of 2", pytest.approx(0.3), pytest.approx(0.03))]
     rows[0] = Measure("s", "a", "R@1", 0.2)
     assert headlines(rows) == [Measure("s", "", "R@1, mean of 2", pytest.approx(0.3))]
+
+
+def test_the_time_of_a_training_counts_every_process():
+    rates = {2: 64.0, 4: None, 8: 128.0}  # a line without a rate has been evaluated or saved
+    run = SimpleNamespace(settings={"data.batch_size": 32}, series={"samples_per_second": rates}, state={"ranks": 2})
+    assert seconds_of_steps(run) == 2 * 32 * 2 / 64 + 4 * 32 * 2 / 128
 
 
 def test_settings_differ_where_any_run_has_another():
