@@ -21,7 +21,7 @@ from src.objectives.objectives import Objectives
 from src.training import bad_batches
 from src.training.bad_batches import BatchError, note, read
 from src.training.optimizer import trained_parameters
-from src.training.rerun import Rerun, checkpoint_before
+from src.training.rerun import Rerun, _shown, checkpoint_before
 from src.training.step import NonFiniteError, StepResult, TrainingError, TrainStep
 from src.training.trainer import Trainer
 from tests.commands import command
@@ -184,3 +184,9 @@ def test_the_command_tells_weights_from_data(
     ms.set_context(mode=before)
     with pytest.raises(CheckpointError):
         checkpoint_before(run, 4)
+
+
+def test_the_table_counts_what_is_not_finite() -> None:
+    array = np.array([[1.5, np.nan, -2.0], [np.inf, 0.0, 3.0]])
+    assert _shown(array) == ("[2, 3]", "-2", "3", "but 2")
+    assert _shown(array[:, 2:]) == ("[2, 1]", "-2", "3", "yes")

@@ -9,6 +9,7 @@ from src.data.schema import AUDIO, COUPLES, IMAGE, MATCH_CASES, TEXT
 from src.models.opt import OPT
 from src.objectives.hard_negatives import build_rows
 from src.objectives.objectives import Objectives
+from src.objectives.views import slots_to_mask
 from tests.objectives import (
     MODEL,
     ROWS,
@@ -155,6 +156,11 @@ def normalised(x: np.ndarray) -> np.ndarray:
 
 
 TOKEN_LEVEL = weighted(**{name: 0.0 for name in OBJECTIVES if name not in TOKEN_ROWS})
+
+
+def test_slots_that_are_not_used_hide_nothing() -> None:
+    masked = slots_to_mask(Tensor([[2, 0, 0], [1, 3, 0]]), Tensor([[1.0, 0.0, 0.0], [1.0, 1.0, 0.0]]), 5)
+    assert masked.asnumpy().tolist() == [[0, 0, 1, 0, 0], [0, 1, 0, 1, 0]]
 
 
 def test_hidden_features_are_compared_with_the_clean_view(opt: OPT) -> None:
