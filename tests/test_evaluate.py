@@ -35,6 +35,7 @@ from src.evaluation.retrieval import RetrievalEvaluator
 from src.evaluation.run import Evaluation
 from src.evaluation.text_generation import (
     CaptionEvaluator,
+    TranscriptEvaluator,
     beside_chance,
     caption_metrics,
     misplaced,
@@ -258,6 +259,16 @@ def _slow_distance(first: str, second: str) -> int:
         return len(first) + len(second)
     same = _slow_distance(first[1:], second[1:]) + (first[0] != second[0])
     return min(same, 1 + _slow_distance(first[1:], second), 1 + _slow_distance(first, second[1:]))
+
+
+def test_training_logs_what_of_transcripts_is_right() -> None:
+    evaluator = TranscriptEvaluator(SimpleNamespace())
+    chance = {"character_error_rate": 0.75, "word_error_rate": 1.5}
+    metrics = {"transcription": {"character_error_rate": 0.25, "word_error_rate": 0.5, "chance": chance}}
+    right = {"transcription_characters_right": 0.75, "transcription_words_right": 0.5}
+    assert evaluator.logged(metrics) == right and evaluator.logged({}) == {}
+    found = evaluator.beside(metrics)
+    assert found == {f"chance/{name}": value for name, value in zip(right, (0.25, -0.5), strict=True)}
 
 
 def test_metrics_of_captions_and_transcripts() -> None:

@@ -55,6 +55,16 @@ def test_servers_of_devices_are_ordered_by_rank(write, version: str) -> None:
     assert read_rank_table(write(of_devices(version))) == expected
 
 
+def test_ranks_and_not_names_order_the_servers(write) -> None:
+    table = of_devices("1.0")
+    for server in table["server_list"]:
+        server["server_id"] = {HOST: "zeta", ELSEWHERE: "alpha"}[server["server_id"]]
+    assert [(server.name, server.ranks) for server in read_rank_table(write(table))] == [
+        ("zeta", (0, 1)),
+        ("alpha", (2, 3)),
+    ]
+
+
 def test_a_server_may_have_a_name_and_an_address(write) -> None:
     table = of_devices()
     table["server_list"][0] |= {"server_id": "second", "host_ip": ELSEWHERE}

@@ -127,6 +127,8 @@ def test_what_may_be_given_up_is_given_up_at_a_signal() -> None:
             raise AssertionError("it does not even begin")
         stop.close()
         assert all(signal.getsignal(kind) == signal.default_int_handler for kind in KINDS)
+        stop.listen()
+        assert all(signal.getsignal(kind) != signal.default_int_handler for kind in KINDS), "a second run of a process"
     finally:
         stop.close()
         for kind, handler in zip(KINDS, before, strict=True):

@@ -41,6 +41,17 @@ name = "scheduler" if os.environ["MS_ROLE"] == "MS_SCHED" else "rank " + os.envi
 if what == "deaf":
     for kind in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(kind, signal.SIG_IGN)
+if what == "count":
+    heard = []
+    for kind in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(kind, lambda number, _: heard.append(number))
+    (folder / name).touch()
+    for _ in range(600):
+        time.sleep(0.1)
+        if heard:
+            time.sleep(1.5)
+            print(name, "heard", *map(int, heard), flush=True)
+            sys.exit(75)
 if what == "parent":
     subprocess.Popen(["sleep", "600"], start_new_session=True, cwd=folder)
 print(name, "started", flush=True)
@@ -172,6 +183,14 @@ def test_a_signal_ends_all_ranks(folder: Path, kind: signal.Signals) -> None:
     assert process.returncode == 128 + kind
     assert errors == f"all ranks of this machine were ended by {kind.name}\n"
     assert ("rank 0 interrupted" in output) == (kind == signal.SIGINT), "ranks can say their last words"
+
+
+def test_ranks_are_told_once(folder: Path) -> None:
+    """A training that is told again ends without saving."""
+    process = supervise(folder, "count")
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=PATIENCE)
+    assert process.returncode == STOPPED and output == f"rank 0 heard {int(signal.SIGTERM)}\n"
 
 
 def test_a_second_signal_kills_at_once(folder: Path) -> None:

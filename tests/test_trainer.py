@@ -229,6 +229,11 @@ def test_the_best_metric_is_the_users_choice(
     Trainer(with_run(config, tmp_path / "own")).run()
     assert bests(tmp_path / "own")["best"] == "step-00000002"
     seen["steps"].clear()
+    monkeypatch.setattr(Evaluation, "logged", lambda *_: {})  # a split in which there is nothing to measure
+    Trainer(with_run(config, tmp_path / "nothing", best_metric="mrr")).run()
+    assert bests(tmp_path / "nothing").get("best") is None
+    seen["steps"].clear()
+    monkeypatch.setattr(Evaluation, "logged", lambda *_: {"mean_R@1": 0.5, "mrr": 0.5})
     with pytest.raises(ConfigError, match="train.best_metric=none is not measured: choose of mean_R@1, mrr"):
         Trainer(with_run(config, tmp_path / "wrong", best_metric="none")).run()
 

@@ -135,6 +135,21 @@ def test_an_interrupted_call_goes_on(model: Model, home: Path, groups: int, tmp_
     assert not work.exists()
 
 
+def test_what_was_skipped_counts_where_a_call_goes_on(model: Model, home: Path, tmp_path: Path) -> None:
+    checkpoint, source = locate(home / "run"), home / "manifest.jsonl"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(vectors, "GROUP", 4)
+        vectors.embed_input(model, checkpoint, source, tmp_path / "whole.npy", media=home)
+        with pytest.MonkeyPatch.context() as kill, pytest.raises(Killed):
+            killed_after(2, kill)
+            vectors.embed_input(model, checkpoint, source, tmp_path / "cut.npy", media=home)
+        state = json.loads((tmp_path / ".writing-cut.npy" / "state.json").read_text())
+        assert state["items"] == 8 and state["skipped"] > 0
+        vectors.embed_input(model, checkpoint, source, tmp_path / "cut.npy", media=home)
+    for ending in (".npy", ".jsonl"):
+        assert (tmp_path / f"cut{ending}").read_bytes() == (tmp_path / f"whole{ending}").read_bytes()
+
+
 def test_a_kill_between_the_two_names_is_made_up_for(model: Model, home: Path, tmp_path: Path) -> None:
     checkpoint, source = locate(home / "run"), home / "captions.txt"
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):

@@ -6,7 +6,7 @@ import wave
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import mindspore as ms
 import numpy as np
@@ -38,6 +38,7 @@ from src.data.record import Question, Record, pack, unpack
 from src.data.schema import AUDIO, IMAGE, TEXT, audio_layout, batch_fields, check_batch
 from src.data.tokenizer import SPECIALS, write_vocab
 from src.data.writer import DatasetWriter
+from src.evaluation.vqa import VqaEvaluator
 from src.export.export import export_weights
 from src.files import ROOT
 from src.inference import load
@@ -391,6 +392,31 @@ def test_a_split_is_measured_and_a_user_answered(
         assert made["question"] == str(question) and list(made["answers"]) == [str(files["image"])]
         if head == "classify":
             assert made["answers"][str(files["image"])] in "红绿蓝"
+
+
+def test_a_question_is_asked_about_its_own_image_in_every_batch(config: Config) -> None:
+    made = replace(config, objectives=answer("classify", BOTH))
+
+    class Encoded(list):
+        def take(self, rows: np.ndarray) -> "Encoded":
+            return Encoded(self[row] for row in rows.tolist())
+
+    def said(given: dict[int, Encoded]) -> list[str]:
+        return [repr(row) for row in zip(*(given[which] for which in sorted(given)), strict=True)]
+
+    def encode(array: np.ndarray, *_: np.ndarray) -> Encoded:
+        return Encoded(int(row.astype(np.int64).sum()) for row in array)
+
+    encoder = SimpleNamespace(text=encode, image=encode, audio=encode)
+    network = SimpleNamespace(image_fields=("image",))
+    engine = SimpleNamespace(config=made, encoder=encoder, model=network, answerer=SimpleNamespace(answer=said))
+    found = []
+    for size in (2, 16):
+        settings = replace(made.eval, batch_size=size)
+        found.append(VqaEvaluator(engine).run(SimpleNamespace(loader=QuestionLoader(made, "dev"), settings=settings)))
+    assert found[0] == found[1]
+    answers = {example["answer"] for one in found[0]["vqa"].values() for example in one["examples"]}
+    assert len(answers) > 5, "the stand-in of a model tells inputs apart"
 
 
 @pytest.mark.e2e
