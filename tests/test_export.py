@@ -157,6 +157,15 @@ def test_a_graph_of_other_weights_is_noticed(
     assert (found <= export.TOLERANCES["fp32"]) == (weight == 1.0)
 
 
+def test_no_output_that_is_not_a_number_passes(
+    model: tuple[Config, OPT], tmp_path: Path, scaled: Graph, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    differences = iter([0.0, np.nan])
+    monkeypatch.setattr(export, "_difference", lambda *_: next(differences))
+    with pytest.raises(export.ExportError, match="scaled differs from the model by nan"):
+        export.export_graphs(*model, tmp_path / "out", "MINDIR", 0)
+
+
 def test_graphs_are_compared_over_all_their_inputs(
     model: tuple[Config, OPT], tmp_path: Path, scaled: Graph, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,6 +1,7 @@
 """Files and folders are there whole or not at all."""
 
 import errno
+import hashlib
 import json
 import os
 from collections.abc import Callable
@@ -9,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from src.files import replace_folder, write_bytes, write_json, write_text
+from src.files import digest, replace_folder, write_bytes, write_json, write_text
 from tests.disk import Disk
 
 
@@ -25,6 +26,14 @@ def test_text_is_written_with_the_folders_above_it(tmp_path: Path) -> None:
     for text in ("一\n", "二，longer\n", ""):
         write_text(str(path), text)
         assert path.read_bytes() == text.encode() and os.listdir(path.parent) == ["文.txt"]
+
+
+def test_a_digest_follows_a_file_that_keeps_its_size(tmp_path: Path) -> None:
+    path = tmp_path / "a.bin"
+    for content in (b"one", b"two"):
+        path.write_bytes(content)
+        os.utime(path, ns=(0, content[0]))
+        assert digest(path) == hashlib.sha256(content).hexdigest()
 
 
 def test_json_keeps_six_digits_of_large_and_small_numbers(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from src import runtime
 from src.config import RuntimeConfig
-from src.runtime import RuntimeSetupError, check_environment, is_cpu, seed_everything, setup
+from src.runtime import RuntimeSetupError, check_environment, is_cpu, setup
 
 
 @pytest.fixture(autouse=True)
@@ -90,7 +90,7 @@ def test_what_a_cpu_needs_is_done_on_a_cpu_alone(
 @pytest.mark.parametrize("seed", [0, 7, 2**32 + 7])
 def test_the_seed_fixes_every_generator(seed: int) -> None:
     def draws() -> list[float]:
-        seed_everything(seed)
+        setup(RuntimeConfig(), seed)
         weights = ms.common.initializer.initializer("normal", (2, 2)).init_data().asnumpy()
         return [random.random(), np.random.rand(), *weights.ravel().tolist()]
 

@@ -38,7 +38,7 @@ from src.inference.results import MatchMap
 from src.models.build import build_model
 from src.web import cards, page, server, texts, words
 from src.web.server import WebError
-from src.web.service import MOST_SAMPLES, Matched, Service, open_service
+from src.web.service import MOST_SAMPLES, Matched, Service, Told, open_service
 from src.web.worker import Worker
 from tests.conftest import tiny_dataset
 from tests.oracles import tiny_model
@@ -204,6 +204,7 @@ def test_markup_is_escaped(service: Service) -> None:
     shown = cards.found(ENGLISH, service.shown[0], found) + cards.offered(ENGLISH, service.shown[0])
     shown += cards.message(ENGLISH, "error", MARKUP)
     result = service.match(MARKUP, GALLERY / "01.png", None)
+    shown += cards.told(["caption"], Told([MARKUP], [MARKUP]), ENGLISH)
     assert "onerror" in shown and MARKUP not in shown + words.matched(ENGLISH, service.shown[0], result)
 
 
