@@ -39,6 +39,14 @@ class Running(NamedTuple):
     began: float
 
 
+class Ended(NamedTuple):
+    """A test file whose process has ended."""
+
+    name: str
+    seconds: float
+    failed: bool
+
+
 def main() -> None:
     sys.path.insert(0, str(TESTS.parent))
     os.chdir(TESTS.parent)
@@ -48,18 +56,17 @@ def main() -> None:
     files = sorted(TESTS.glob("test_*.py"), key=lambda file: file.stat().st_size, reverse=True)
     with_ranks = [file for file in files if RANKS in file.read_text(encoding="utf-8")]
     cores = sorted(os.sched_getaffinity(0))[:MOST_CORES]
-    failed, times = [], {}
-    run(with_ranks, [frozenset(cores)] * len(cores), failed, times)
-    run([file for file in files if file not in with_ranks], [frozenset({core}) for core in cores], failed, times)
-    slowest = sorted(times, key=times.__getitem__, reverse=True)[:SLOWEST]
-    print("slowest: " + ", ".join(f"{name} {times[name]:.0f} s" for name in slowest))
-    if failed:
+    ended = run(with_ranks, [frozenset(cores)] * len(cores))
+    ended += run([file for file in files if file not in with_ranks], [frozenset({core}) for core in cores])
+    slowest = sorted(ended, key=lambda one: one.seconds, reverse=True)[:SLOWEST]
+    print("slowest: " + ", ".join(f"{one.name} {one.seconds:.0f} s" for one in slowest))
+    if failed := [one.name for one in ended if one.failed]:
         sys.exit(f"failed: {' '.join(failed)}")
 
 
-def run(files: list[Path], slots: list[Cores], failed: list[str], times: dict[str, float]) -> None:
-    """Runs files, one for each slot at a time, prints each one's output as a whole, and notes failures and seconds."""
-    waiting, free, running = list(files), list(slots), {}
+def run(files: list[Path], slots: list[Cores]) -> list[Ended]:
+    """Runs files, one for each slot at a time, and prints each one's output as a whole."""
+    waiting, free, running, ended = list(files), list(slots), {}, []
     while waiting or running:
         while waiting and free:
             file, cores = waiting.pop(0), free.pop()
@@ -68,13 +75,13 @@ def run(files: list[Path], slots: list[Cores], failed: list[str], times: dict[st
         process, status = os.wait()
         name, cores, log, began = running.pop(process)
         free.append(cores)
-        times[name] = time.monotonic() - began
+        ended.append(Ended(name, time.monotonic() - began, status != 0))
         os.lseek(log, 0, os.SEEK_SET)
         with open(log, encoding="utf-8", errors="replace") as output:
             print(f"{name}\n{output.read()}", end="", flush=True)
         if status:
             print(f"{name} ended with {os.waitstatus_to_exitcode(status)}", flush=True)
-            failed.append(name)
+    return ended
 
 
 def start(file: Path, cores: Cores, log: int) -> int:
