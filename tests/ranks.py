@@ -19,9 +19,6 @@ from src.config import Config, to_yaml
 from src.files import ROOT
 from src.models.build import build_model
 
-# MindSpore's communication between CPU ranks has been seen to crash while a process that had done its work ended.
-CRASH = "exit with exception. Error code: -11"
-
 
 def launch(config: Config, folder: Path, *arguments: str) -> None:
     """Two ranks, as a user starts them."""
@@ -33,22 +30,18 @@ def launch(config: Config, folder: Path, *arguments: str) -> None:
 
 
 def start_ranks(script: str, folder: Path, ranks: int) -> None:
-    """Runs a script with a folder on several ranks through msrun, which starts the "python" on PATH."""
-    paths = (Path(sys.executable).parent, os.environ["PATH"])
-    environment = os.environ | {"PATH": ":".join(map(str, paths)), "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+    """Runs a script, whose main function ``cli.run`` calls, with a folder on several ranks."""
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    msrun = [sys.executable, "-m", "mindspore.parallel.cluster.run", f"--worker_num={ranks}", "--join=True"]
-    msrun += [f"--local_worker_num={ranks}", f"--master_port={port}", f"--log_dir={folder / 'logs'}"]
-    _run([*msrun, script, str(folder)], environment, folder, again=CRASH)
+    launcher = [sys.executable, str(ROOT / "tools" / "launch_ranks.py"), "--log_dir", str(folder / "logs")]
+    launcher += ["--worker_num", str(ranks), "--master_port", str(port)]
+    _run([*launcher, script, str(folder)], environment, folder)
 
 
-def _run(command: list[str], environment: dict[str, str], folder: Path, again: str | None = None) -> None:
-    """Args: again: output with which a failed command is run once more."""
+def _run(command: list[str], environment: dict[str, str], folder: Path) -> None:
     done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=600)
-    if done.returncode and again and again in done.stdout + done.stderr:
-        return _run(command, environment, folder)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
 
 

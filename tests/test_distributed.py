@@ -12,6 +12,7 @@ from conftest import MODEL_CONFIG, tiny_dataset, tiny_record
 from mindspore import Tensor, nn, ops
 from ranks import assert_same_files, launch, saved_start, start_ranks
 
+from src import cli
 from src.checkpoints.files import EMA, MODEL, OPTIMIZER, read_tensors
 from src.checkpoints.places import locate
 from src.config import (
@@ -216,4 +217,4 @@ def test_two_ranks_contrast_as_one_with_all_rows(tmp_path):
 
 
 if __name__ == "__main__":
-    run_rank(Path(sys.argv[1]))
+    cli.run(lambda: run_rank(Path(sys.argv[1])))

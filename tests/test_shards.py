@@ -13,6 +13,7 @@ from conftest import MODEL_CONFIG, kill_after, tiny_dataset
 from mindspore import Parameter, Tensor, nn
 from ranks import assert_same_files, launch, saved_start, start_ranks
 
+from src import cli
 from src.checkpoints.files import MODEL, OPTIMIZER, CheckpointError, read_tensors
 from src.checkpoints.places import locate
 from src.config import (
@@ -276,4 +277,4 @@ def test_one_process_says_that_it_shards_nothing(tiny: Config, tmp_path: Path, c
 
 
 if __name__ == "__main__":
-    run_rank(Path(sys.argv[1]))
+    cli.run(lambda: run_rank(Path(sys.argv[1])))

@@ -13,7 +13,7 @@ import pytest
 from conftest import tiny_dataset
 from ranks import start_ranks
 
-from src import sharing
+from src import cli, sharing
 from src.config import (
     CaptionConfig,
     Config,
@@ -222,4 +222,4 @@ def run_rank(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    run_rank(Path(sys.argv[1]))
+    cli.run(lambda: run_rank(Path(sys.argv[1])))
