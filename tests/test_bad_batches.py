@@ -1,6 +1,7 @@
 """A batch at which a step was not finite is told, kept and computed again, down to the sample."""
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,13 +16,14 @@ from mindspore import Tensor
 from src.checkpoints.checkpoint import save_checkpoint
 from src.checkpoints.files import CheckpointError
 from src.config import Config, ObjectivesConfig, OptimizerConfig, TrainConfig, WeightsConfig
+from src.data.store import Dataset
 from src.models.build import build_model
 from src.models.opt import OPT
 from src.objectives.objectives import Objectives
 from src.training import bad_batches
 from src.training.bad_batches import BatchError, note, read
 from src.training.optimizer import trained_parameters
-from src.training.rerun import Rerun, _shown, checkpoint_before
+from src.training.rerun import Found, Rerun, _shown, _verdict, checkpoint_before
 from src.training.step import NonFiniteError, StepResult, TrainingError, TrainStep
 from src.training.trainer import Trainer
 from tests.commands import command
@@ -184,6 +186,33 @@ def test_the_command_tells_weights_from_data(
     ms.set_context(mode=before)
     with pytest.raises(CheckpointError):
         checkpoint_before(run, 4)
+
+
+@pytest.mark.parametrize("gone", [False, True])
+def test_samples_are_told_by_their_records(config: Config, tmp_path: Path, gone: bool) -> None:
+    """A record with two captions is two samples: the number of a sample is not that of its record."""
+
+    class Again:
+        rows = staticmethod(lambda batch: iter([True, False, True, False]))
+
+    batch = {"sample_id": np.array([0, 4, 1, 5], np.int32)}
+    dataset = Dataset(config.data.path, "train")
+    names = [dataset.name(3 + place, one.key) for place, one in enumerate(dataset.read([3, 4]))]
+    assert dataset.samples[3:6, 0].tolist() == [3, 3, 4]
+    if gone:
+        shutil.rmtree(config.data.path)
+        names = ["of data that is not there"] * 2
+    told = _verdict(Again(), Found({"total": np.nan}, [], 1), batch, config)
+    assert told == f"samples that are not finite alone: 4 ({names[0]}), 5 ({names[1]})"
+
+
+def test_a_batch_finite_row_by_row_blames_no_sample(config: Config) -> None:
+    class Again:
+        rows = staticmethod(lambda batch: iter([True, True]))
+
+    batch = {"sample_id": np.array([1, 0], np.int32)}
+    assert _verdict(Again(), Found({"total": np.inf}, [], 1), batch, config).endswith("not finite alone: none")
+    assert "those of then are the cause" in _verdict(Again(), Found({"total": 1.0}, [], 1), batch, config)
 
 
 def test_the_table_counts_what_is_not_finite() -> None:

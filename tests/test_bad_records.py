@@ -14,6 +14,8 @@ import pytest
 from conftest import MODEL_CONFIG, kill_after, png, tiny_dataset, tiny_record
 from test_pipeline import equal
 
+from src.checkpoints import checkpoint
+from src.checkpoints.files import CheckpointError
 from src.config import Config, ObjectivesConfig, OptimizerConfig, SourceConfig, TrainConfig, WeightsConfig
 from src.data import check
 from src.data.errors import BadRecordError, DataError
@@ -22,6 +24,7 @@ from src.data.pipeline import Batch, Loader
 from src.data.record import Record
 from src.data.store import Dataset
 from src.data.writer import DatasetWriter
+from src.training.log import RunLog
 from src.training.pace import TIMINGS
 from src.training.step import StepResult, TrainStep
 from src.training.trainer import Trainer
@@ -277,3 +280,34 @@ def test_a_training_ends_with_the_first_of_them(
     with pytest.raises(DataError, match="^3 records of the training data cannot be read"):
         trainer.run()
     assert [line.get("bad_records", 0) for line in logged(tmp_path / "run")][-1] <= 2
+
+
+def test_the_disk_that_is_full_at_a_run_s_end_does_not_hide_its_error(
+    damaged: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run that ends by its data saves what is done; where that fails, too, both are told."""
+
+    def full(*_: object, **__: object) -> None:
+        raise CheckpointError("cannot write: No space left on device")
+
+    monkeypatch.setattr(TrainStep, "__call__", lambda self, batch: None)
+    monkeypatch.setattr(TrainStep, "result", lambda self: StepResult({"total": 1.0}, {}, 1.0, 0.1, False, 1.0, 0))
+    monkeypatch.setattr(checkpoint, "save_checkpoint", full)
+    with pytest.raises(DataError, match="^3 records of the training data cannot be read"):
+        Trainer(run(with_data(damaged, max_bad=2), tmp_path / "run")).run()
+    assert "cannot write: No space left on device" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_who_met_a_bad_record_tells_it(
+    whole: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str], rank: int
+) -> None:
+    """The first rank in its log, another one on its own output: nobody else reads its part of a step."""
+    trainer = Trainer(run(whole, tmp_path / "run"))
+    trainer.rank = rank
+    log = RunLog(tmp_path, 0, 9, True)
+    trainer._tell_bad_records(["a.mindrecord: record 3", "a.mindrecord: record 4"], log)
+    log.close()
+    told = [line for line in capsys.readouterr().out.splitlines() if "a.mindrecord" in line]
+    start = "rank 1, step 0: " if rank else "step 0: "
+    assert told == [f"{start}a.mindrecord: record {number}" for number in (3, 4)]

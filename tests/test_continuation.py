@@ -13,7 +13,7 @@ from src.checkpoints.places import locate
 from src.config import Config, ConfigError, load_config, to_yaml
 from src.data.image_codes import tokenizer_fingerprint
 from src.models.build import build_model
-from src.training.continuation import check_init, check_resume
+from src.training.continuation import check_init, check_resume, describe_changes
 from tests.conftest import tiny_dataset
 from tests.oracles import randomise, tiny_model
 
@@ -134,6 +134,24 @@ def test_init_from_tells_another_image_tokenizer(saved: tuple[Config, Path], tmp
     assert check_init(other, folder, {"image_encoder"}) == []
     (told,) = check_init(other, folder, {"image_decoder"})
     assert "the codes of another image tokenizer" in told
+
+
+def test_an_image_tokenizer_that_is_gone_is_not_another_one(saved: tuple[Config, Path], tmp_path: Path) -> None:
+    config, folder = saved
+    gone = changed(config, tmp_path, f"data.codes={tmp_path / 'gone'}")
+    check_resume(gone, folder)
+    assert check_init(gone, folder, {"image_decoder"}) == []
+
+
+def test_what_changed_is_told_as_it_is_written(saved: tuple[Config, Path], tmp_path: Path) -> None:
+    config, folder = saved
+    told = describe_changes(config, folder, {"ranks": 2}, 2)
+    assert told == ""
+    settings = ["data.sources=[{path: a, weight: 2}, {path: b}]", "data.path=", "optimizer.freeze=[scale]"]
+    told = describe_changes(changed(config, tmp_path, *settings), folder, {"ranks": 1}, 2)
+    sources = [{"path": "a", "weight": 2.0}, {"path": "b", "weight": 1.0}]
+    assert f"data.path: {config.data.path} → ''" in told and f"data.sources: [] → {sources}" in told
+    assert "optimizer.freeze: [] → ['scale']" in told and told.endswith(", ranks: 1 → 2")
 
 
 def test_a_checkpoint_carries_its_image_tokenizer(saved: tuple[Config, Path], tmp_path: Path) -> None:

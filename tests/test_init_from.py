@@ -157,9 +157,18 @@ def test_missing_and_unreadable_files_are_named(tmp_path: Path) -> None:
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     with pytest.raises(PretrainedError, match="holds only a .bin file"):
         loaded("text", folder)
-    (folder / "model.safetensors.index.json").write_text("{", encoding="utf-8")
-    with pytest.raises(PretrainedError, match="cannot read .*index.json"):
-        loaded("text", folder)
+    with pytest.raises(PretrainedError, match="pytorch_model.bin is a .bin file, which can run code when read"):
+        loaded("text", folder / "pytorch_model.bin")
+    index = folder / "model.safetensors.index.json"
+    for content, message in (
+        ("{", "cannot read .*index.json"),
+        ("[]", "cannot read .*index.json: it holds no JSON object"),
+        ('{"weight_map": ["a"]}', "index.json has no weight_map: it is no index of safetensors files"),
+    ):
+        index.write_text(content, encoding="utf-8")
+        for named in (folder, index):
+            with pytest.raises(PretrainedError, match=message):
+                loaded("text", named)
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin", "model.safetensors.index.json"])

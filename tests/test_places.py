@@ -12,7 +12,7 @@ from src.checkpoints.files import CheckpointError
 from src.checkpoints.manifest import read_manifest
 from src.checkpoints.places import has_checkpoint, locate
 from src.config import Config
-from src.files import digest
+from src.files import LFS_POINTER, digest
 from src.models.build import build_model
 from tests.oracles import tiny_model
 
@@ -101,6 +101,36 @@ def test_a_damaged_latest_is_named_and_the_one_before_is_used(
     for step in (5, 10):
         harm(run / "checkpoints" / f"step-{step:08d}" / "vocab.txt", "cut")
     assert refused(run).startswith(str(path)) and refused(run).endswith("(and so are the 2 before it)")
+
+
+def test_a_clone_without_the_weights_content(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = run / "checkpoints" / "step-00000015" / "model.safetensors"
+    path.write_bytes(LFS_POINTER + b"v1\noid sha256:0\nsize 9\n")
+    assert refused(f"{run}@15").startswith(f"{path} is damaged: it is a Git LFS pointer, not the content: run git lfs")
+    (path.parent / "manifest.json").unlink()
+    path.unlink()
+    assert refused(f"{run}@15") == f"{path} is missing"
+    assert step_of(run) == 10 and f"{path} is missing" in capsys.readouterr().err
+
+
+def test_a_file_that_cannot_be_read_is_named(run: Path) -> None:
+    path = run / "checkpoints" / "step-00000015" / "vocab.txt"
+    path.unlink()
+    path.mkdir()
+    assert refused(f"{run}@15").startswith(f"{path} is damaged: ")
+    path.rmdir()
+    path.symlink_to(path)
+    assert refused(f"{run}@15").startswith(f"{path} is damaged: Too many levels of symbolic links")
+
+
+def test_an_evaluation_that_cannot_be_noted(run: Path) -> None:
+    """One line; what was noted before stays, and so does the best one."""
+    place = locate(run)
+    (run / "checkpoints" / ".writing-best").mkdir()
+    with pytest.raises(CheckpointError) as error:
+        note_evaluation(place, {"best": 0.9, "evaluation_due": False}, best=True)
+    assert str(error.value).startswith(f"cannot write {place}: ") and "\n" not in str(error.value)
+    assert step_of(f"{run}@best") == 10 and step_of(run) == 15
 
 
 def harm(path: Path, how: str) -> None:
