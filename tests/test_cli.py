@@ -1,6 +1,8 @@
 """Errors that a user can mend end in one line and an exit code."""
 
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -9,6 +11,7 @@ from src.checkpoints.files import CheckpointError
 from src.config import ConfigError
 from src.data.errors import DataError
 from src.export.export import ExportError
+from src.files import ROOT
 from src.runtime import RuntimeSetupError
 from src.training.step import NonFiniteError
 
@@ -62,6 +65,25 @@ def test_a_defect_keeps_its_traceback() -> None:
 
     with pytest.raises(IndexError):
         cli.run(main)
+
+
+@pytest.mark.parametrize("lines", [1, 20_000], ids=["within the buffer", "beyond it"])
+def test_a_reader_that_has_gone_costs_nothing(lines: int) -> None:
+    """As ``| head -1`` does: the work goes on, and neither its end nor Python's complains."""
+    script = f"""
+import sys
+from src import cli
+def main():
+    for line in range({lines}):
+        print(line)
+    print("done", file=sys.stderr)
+cli.run(main)
+"""
+    end, start = os.pipe()
+    os.close(end)
+    with os.fdopen(start, "wb") as gone:
+        done = subprocess.run([sys.executable, "-c", script], stdout=gone, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    assert (done.returncode, done.stderr) == (0, "done\n")
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="the system has no affinity of processes")

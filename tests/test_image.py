@@ -132,6 +132,8 @@ def test_modes() -> None:
         (encode(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "JPEG", quality=100), (255, 0, 0)),
         (encode(Image.new("F", (8, 8), 0.5), "TIFF"), (128, 128, 128)),
         (encode(Image.new("I", (8, 8), 200), "TIFF"), (200, 200, 200)),
+        (encode(Image.new("I", (8, 8), 255), "TIFF"), (255, 255, 255)),
+        (encode(Image.new("I", (8, 8), 256), "TIFF"), (1, 1, 1)),
         (encode(Image.new("YCbCr", (8, 8), (128, 128, 128)), "JPEG"), (128, 128, 128)),
         (encode(Image.new("P", (8, 8), 0), "GIF"), (0, 0, 0)),
     ]

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -133,6 +134,17 @@ def test_what_may_be_given_up_is_given_up_at_a_signal() -> None:
         stop.close()
         for kind, handler in zip(KINDS, before, strict=True):
             signal.signal(kind, handler)
+
+
+def test_signals_are_heard_once_and_in_the_main_thread_alone() -> None:
+    before, stop = [signal.getsignal(kind) for kind in KINDS], StopRequest()
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(stop.listen).result()
+    assert [signal.getsignal(kind) for kind in KINDS] == before
+    stop.listen()
+    stop.listen()
+    stop.close()
+    assert [signal.getsignal(kind) for kind in KINDS] == before, "what was set before the first of two calls"
 
 
 def test_what_is_ignored_stays_ignored() -> None:

@@ -206,6 +206,7 @@ def test_parquet_asks_for_what_it_needs(run: Run, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(vectors.importlib.util, "find_spec", lambda name: None)
     code, _, err = run("--input", "captions.txt", "--output", "a.parquet")
     assert code == 2 and "a.parquet: needs pyarrow: pip install pyarrow, or name an .npy" in err
+    vectors.check_output(Path("a.npy"), Path("captions.txt"))
 
 
 @pytest.mark.parametrize(

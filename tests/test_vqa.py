@@ -48,6 +48,7 @@ from src.metrics.vqa import VqaAccuracy
 from src.models.build import build_model
 from src.objectives.answers import AnswerObjectives
 from src.runtime import setup
+from src.training.continuation import check_init
 from src.training.muon import build_optimizer
 from src.training.schedule import learning_rates
 from src.training.step import TrainStep
@@ -341,6 +342,8 @@ def test_other_answers_are_refused(config: Config, trained: dict[str, Path], tmp
     train = TrainConfig(output=str(tmp_path / "new"), init_from=str(trained["classify"]))
     with pytest.raises(ConfigError, match="its answer_head knows other answers: set model.answers="):
         Trainer(replace(other, train=train))
+    (tmp_path / "answers.txt").write_text(Path(config.model.answers).read_text(encoding="utf-8"), encoding="utf-8")
+    assert check_init(replace(other, train=train), locate(trained["classify"]), {"answer_head"}) == [], "a copy"
 
 
 @pytest.fixture
