@@ -393,6 +393,66 @@ def test_a_value_may_hold_an_equals_sign(tmp_path: Path) -> None:
     assert load_config(write(tmp_path, ""), ["data.path=a=b"]).data.path == "a=b"
 
 
+# per kind of limit: values that are just allowed, values that are just not, and the keys that it holds of
+LIMITS = {
+    "a positive number": (
+        ("1",),
+        ("0", "-1"),
+        "train.steps train.log_every train.save_every train.keep_checkpoints train.accumulate train.max_bad_steps "
+        "data.batch_size data.workers data.prefetch eval.batch_size eval.retrieval.folds eval.decoding.beam_size "
+        "eval.image_generation.samples model.embed_dim model.image.regions model.image.region_dim "
+        "model.image.region_classes model.audio.feature_dim model.audio.sample_rate model.audio.mels "
+        "model.audio.hop_ms model.audio.window_ms model.audio.stride model.image.ffn "
+        "model.cross.layers model.image_tokenizer.code_dim objectives.masking.audio_span",
+    ),
+    "above zero, however little": (
+        ("1e-9",),
+        ("0", "-1e-9"),
+        "optimizer.lr optimizer.muon_lr optimizer.eps optimizer.clip_norm objectives.masking.temperature model.text.eps",
+    ),
+    "zero or more": (
+        ("0",),
+        ("-1",),
+        "seed train.eval_every train.patience optimizer.warmup_steps optimizer.weight_decay data.max_bad "
+        "data.augment.time_masks data.augment.frequency_masks eval.retrieval.gallery_size eval.rerank.top_k "
+        "eval.caption.max_items eval.transcript.max_items eval.masked.max_items eval.reconstruction.max_items "
+        "eval.image_generation.max_items eval.image_generation.temperature eval.image_generation.top_k "
+        "eval.image_generation.guidance eval.decoding.length_penalty eval.decoding.no_repeat_ngram "
+        "eval.decoding.min_length eval.decoding.max_length eval.vqa.max_items model.text.layers "
+        "model.image_tokenizer.commitment objectives.weights.mlm",
+    ),
+    "below one": (
+        ("0", "0.99"),
+        ("1", "-0.01"),
+        "train.ema_decay optimizer.beta1 optimizer.beta2 optimizer.muon_momentum model.text.dropout "
+        "model.image_tokenizer.ema_decay model.image_tokenizer.revive_below objectives.denoise_text.label_smoothing "
+        "objectives.denoise_image.drop_given",
+    ),
+    "at most one": (
+        ("1", "0.01"),
+        ("0", "1.01"),
+        "optimizer.layer_decay objectives.masking.batch_share data.augment.time_share data.augment.frequency_share",
+    ),
+    "a share": (("0", "1"), ("-0.01", "1.01"), "data.max_unknown data.augment.flip data.augment.brightness"),
+    "between": (("0.01", "0.99"), ("0", "1"), "objectives.masking.ratio"),
+    "two or more": (("2",), ("1",), "objectives.self_critical.samples model.image_tokenizer.codes"),
+    "room for two tokens": (("4",), ("3",), "model.text.max_len"),
+    "one or more": (("1",), ("0.99",), "data.augment.crop_aspect"),
+}
+
+
+@pytest.mark.parametrize(("limit", "key"), [(limit, key) for limit in LIMITS for key in LIMITS[limit][2].split()])
+def test_limits(tmp_path: Path, limit: str, key: str) -> None:
+    """The last value that is allowed is, the first that is not is refused by its key."""
+    allowed, refused, _ = LIMITS[limit]
+    path = write(tmp_path, "optimizer: {min_lr: 0}\neval: {decoding: {max_length: 0}}")
+    for value in allowed:
+        load_config(path, [f"{key}={value}"])
+    for value in refused:
+        with pytest.raises(ConfigError, match=f"^{re.escape(key)}="):
+            load_config(path, [f"{key}={value}"])
+
+
 def test_a_config_cannot_be_changed() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         Config().seed = 2  # type: ignore[misc]
