@@ -408,7 +408,8 @@ LIMITS = {
     "above zero, however little": (
         ("1e-9",),
         ("0", "-1e-9"),
-        "optimizer.lr optimizer.muon_lr optimizer.eps optimizer.clip_norm objectives.masking.temperature model.text.eps",
+        "optimizer.lr optimizer.muon_lr optimizer.eps optimizer.clip_norm model.text.eps "
+        "objectives.masking.temperature",
     ),
     "zero or more": (
         ("0",),

@@ -352,6 +352,8 @@ def test_folders_inside_a_gallery_are_entered(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"x")
     (tmp_path / "a" / "back").symlink_to(tmp_path)
+    (tmp_path / "broken.png").symlink_to("nowhere")
+    os.mkfifo(tmp_path / "pipe.png")
     found = media.find_files(tmp_path, (TEXT, IMAGE, AUDIO))
     assert [file.relative_to(tmp_path).as_posix() for file in found] == ["a/c.png", "a/d/e.png", "b.png"]
 

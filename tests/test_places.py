@@ -162,7 +162,12 @@ def test_a_lost_pointer(run: Path) -> None:
         (run / "checkpoints" / "latest").write_bytes(content)
         assert step_of(run) == 15
     (run / "checkpoints" / "latest").unlink()
+    (run / "checkpoints" / "step-00000099").write_text("a file of a user's")
     assert step_of(run) == 15 and has_checkpoint(run)
+    shutil.rmtree(run / "checkpoints")
+    (run / "checkpoints").mkdir()
+    (run / "checkpoints" / "step-00000099").write_text("a file of a user's")
+    assert not has_checkpoint(run)
 
 
 def test_later_steps_of_an_earlier_run_are_not_the_one_before(run: Path) -> None:
