@@ -12,7 +12,7 @@ from src.config import COLOURS, AugmentConfig, Resize
 from src.data.augment import augment_audio, augment_image, colour, crop_box, may_mirror
 from src.data.errors import DataError
 from src.data.image import BAR, decode_image
-from src.data.record import Record
+from src.data.record import Question, Record
 
 # red grows to the right, green downwards: a view tells where it was taken
 SIDE = 200
@@ -128,6 +128,14 @@ def test_left_and_right_forbid_the_mirror(captions: tuple[str, ...], mirrored: b
     assert may_mirror(asked) == mirrored
     found = vary(AugmentConfig(flip=1.0), which=asked, size=SIDE)
     assert np.array_equal(found, RAMP[:, ::-1] if mirrored else RAMP)
+
+
+def test_an_answer_forbids_the_mirror_too() -> None:
+    """Any answer of any question, also where no question says left or right."""
+    asked = record("猫是什么颜色？", "猫在哪？")
+    for answers, mirrored in ((("红", "上面"), True), (("红", "左边"), False), (("on the right", "上面"), False)):
+        questions = (Question("colour", ("红",)), Question("place", answers))
+        assert may_mirror(replace(asked, questions=questions)) == mirrored, answers
 
 
 def test_what_is_only_spoken_may_tell_left_from_right() -> None:

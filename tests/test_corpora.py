@@ -317,3 +317,18 @@ def test_digest_table_is_a_dict() -> None:
 def test_errors(arguments: tuple[str, ...], message: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=message):
         prepare(*arguments, "--output", tmp_path / "out")
+
+
+@pytest.mark.parametrize("splits", [("train", "test"), ()])
+def test_recordings_of_two_folders_may_have_one_name(tmp_path: Path, splits: tuple[str, ...]) -> None:
+    arguments: list[object] = []
+    for number, name in enumerate(("one", "other")):
+        speak(tmp_path / name / "a.wav", 16000 + number)
+        lines = write_lines(tmp_path / f"{name}.tsv", [f"a.wav\t{name}"])
+        arguments += ["--transcripts", lines, "--audio", tmp_path / name]
+        arguments += ["--split", splits[number]] if splits else []
+    prepare("speech", *arguments, "--output", tmp_path / "out", "--workers", 1, "--dev-share", 0, "--test-share", 0)
+    found = [read(tmp_path / "out", split) for split in splits or ("train",)]
+    texts = {key: record.captions for records in found for key, record in records.items()}
+    first, second = splits or ("one", "other")
+    assert texts == {f"{first}/a.wav": ("one",), f"{second}/a.wav": ("other",)}

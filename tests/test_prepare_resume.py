@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from corpora import contents, draw, prepare, read, speak, write_lines
+from corpora import coco, contents, draw, prepare, read, speak, write_lines
 
 from src.data import parts, writer
 from src.data.errors import DataError
@@ -176,6 +176,60 @@ def test_resumed_from_a_kill_at_any_moment(
     assert not (tmp_path / "dataset.json").exists()
     prepare(*arguments, "--output", tmp_path, "--workers", 1, "--resume")
     assert contents(tmp_path) == wanted
+
+
+def test_rows_that_were_mended_stand_behind_finished_ones(tmp_path: Path) -> None:
+    """Missing files are put in their places one after the other, each copies of an image of a later row."""
+    names = [f"{number}.png" for number in range(40)]
+    late = {3: 17, 21: 38}
+    for number, name in enumerate(names):
+        if number not in late:
+            draw(tmp_path / "images" / name)
+    lines: list[object] = [{"id": name, "image": name, "caption": name} for name in names]
+    manifest = write_lines(tmp_path / "m.jsonl", lines)
+    arguments = ["manifest", "--input", manifest, "--media", tmp_path / "images", "--shard-records", 3, "--workers", 1]
+    arguments += ["--dev-share", 0.3, "--test-share", 0, "--output", tmp_path / "out", "--max-bad", 0]
+    with pytest.raises(DataError, match="2 of 40 rows are bad"):
+        prepare(*arguments)
+    for left, (number, twin) in enumerate(late.items(), -1):
+        (tmp_path / "images" / names[number]).write_bytes((tmp_path / "images" / names[twin]).read_bytes())
+        if left:
+            with pytest.raises(DataError, match="1 of 40 rows are bad"):
+                prepare(*arguments, "--resume")
+    prepare(*arguments, "--resume")
+    assert not (tmp_path / "out" / "rejected.jsonl").exists()
+    found = {split: read(tmp_path / "out", split) for split in ("train", "dev")}
+    assert sorted([*found["train"], *found["dev"]]) == sorted(names)
+    for split, records in found.items():
+        for name, record in records.items():
+            assert record.captions == (name,) and record.image == (tmp_path / "images" / name).read_bytes()
+        for number, twin in late.items():
+            assert (names[number] in records) == (names[twin] in records), split
+        samples, keys = Dataset(tmp_path / "out", split).samples, list(records)
+        images = {keys[record]: keys[image] for record, _, image in samples.tolist()}
+        assert len(images) == len(samples) == len(records)
+        for number, twin in late.items():
+            assert names[number] not in records or images[names[number]] == images[names[twin]] == names[twin]
+
+
+def test_resume_refuses_other_translations_and_splits(tmp_path: Path) -> None:
+    """What is stored in finished shards, they would be told of as well."""
+    given = coco(tmp_path / "coco").arguments
+    beside = tmp_path / "more.tsv"
+    beside.write_text("1\t一只猫\n", encoding="utf-8")
+    without = [word for word in given if word not in ("--split", "train", "dev", "test")]
+    cut = given.index("--translations")
+    for first, then, message in (
+        (given[:cut] + given[cut + 2 :], given, "was begun with translations=None, now it is"),
+        (given, [*given[: cut + 1], beside, *given[cut + 2 :]], "was begun with translations=.*more.tsv"),
+        (given, without, "was begun with splits=.*, now it is None"),
+    ):
+        output = tmp_path / message[15:30]
+        begin = ["--output", output, "--workers", 1, "--max-bad", 0]
+        with pytest.raises(DataError, match="rows are bad"):
+            prepare("coco", *first, *begin)
+        with pytest.raises(DataError, match=message):
+            prepare("coco", *then, *begin, "--resume")
 
 
 def test_resume_refuses_other_settings_and_keeps_what_a_failed_run_wrote(

@@ -20,9 +20,13 @@ GREY = np.array([0.299, 0.587, 0.114])  # red, green, blue in the luma of ITU-R 
 
 
 def may_mirror(record: Record) -> bool:
-    """True if no caption of the image tells left from right; speech without a caption might, so it is not mirrored."""
+    """True if nothing that is said of the image, no caption, question or answer, tells left from right.
+
+    Speech without a caption might: such an image is not mirrored.
+    """
     spoken = not record.captions and any(clip is not None for clip in record.audio)
-    return not spoken and not any(SIDES.search(caption) for caption in record.captions)
+    answers = (answer for question in record.questions for answer in question.answers)
+    return not spoken and not any(SIDES.search(text) for text in (*record.captions, *answers))
 
 
 def augment_image(

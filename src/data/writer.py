@@ -42,7 +42,6 @@ class _Split:
     writer: Any = None
     in_shard: list[tuple[int, Packed]] = field(default_factory=list)  # its rows are emptied when they are written
     unwritten: list[dict[str, Any]] = field(default_factory=list)
-    finished: Iterator[Packed] = field(default_factory=lambda: iter(()))  # of an earlier, killed writer
 
     def index(self, packed: Packed) -> None:
         record = len(self.checksums)
@@ -82,6 +81,7 @@ class DatasetWriter:
         settings = {"version": VERSION, "audio": self._audio(), "about": self.about, "shard_records": shard_records}
         self._splits: dict[str, _Split] = {}
         self._finished = np.zeros(0, np.int8)  # by row of the input: place of its split in _names, or −1
+        self._images = np.zeros(0, np.uint64)  # by row of the input: the digest of its image, if it is finished
         self._names: list[str] = []
         if resume and (self.folder / PROGRESS).exists():
             check_progress(self.folder / PROGRESS, settings)
@@ -106,7 +106,8 @@ class DatasetWriter:
         self.add_packed(split, pack_record(record, self.audio), self.records)
 
     def add_packed(self, split: str, packed: Packed, row: int) -> None:
-        """Appends a record; ``row`` is its place in the input, larger than that of the one before."""
+        """Appends a record; ``row`` is its place in the input. Records stand in the order in which they are added,
+        behind those of finished shards, also behind such of later rows: what was rejected may have been mended."""
         if not re.fullmatch(r"[\w-]+", split):
             raise DataError(f"split {split!r} cannot name files: use letters, digits, _ and -")
         state = self._splits.setdefault(split, _Split())
@@ -126,13 +127,9 @@ class DatasetWriter:
         """True for a row of the input that is in a finished shard of an earlier writer."""
         return row < len(self._finished) and self._finished[row] >= 0
 
-    def take_finished(self, row: int) -> tuple[str, int]:
-        """Adds a finished row to the index, in its turn; returns its split and the digest of its image."""
-        split = self._names[self._finished[row]]
-        state = self._splits[split]
-        packed = next(state.finished)
-        state.index(packed)
-        return split, packed.image
+    def finished(self, row: int) -> tuple[str, int]:
+        """The split and the digest of the image of a finished row."""
+        return self._names[self._finished[row]], int(self._images[row])
 
     def _flush(self, split: str, state: _Split) -> None:
         path = self._shard_path(split, state)
@@ -169,7 +166,7 @@ class DatasetWriter:
         return {key: getattr(self.audio, key) for key in ("input", *AUDIO_KEYS[self.audio.input])}
 
     def _take_parts(self) -> None:
-        """Reads the parts of the folder's whole shards."""
+        """Reads the parts of the folder's whole shards, and indexes their records."""
         parts: dict[str, list[Path]] = {}
         for path in sorted(self.folder.iterdir()):
             if match := PART.fullmatch(path.name):
@@ -182,10 +179,13 @@ class DatasetWriter:
                 if path.name != _part_name(split, state) or not all(map(self._is_whole, shard["files"])):
                     break  # this one and those after it are made again
                 state.shards.append(shard)
-                longer = np.full(max(0, rows[-1] + 1 - len(self._finished)), -1, np.int8)
-                self._finished = np.concatenate([self._finished, longer])
+                more = (0, max(0, rows.max() + 1 - len(self._finished)))
+                self._finished = np.pad(self._finished, more, constant_values=-1)
+                self._images = np.pad(self._images, more)
                 self._finished[rows] = number
-            state.finished = (entry for path in paths[: len(state.shards)] for entry in read_entries(path))
+                for row, packed in zip(rows, read_entries(path), strict=True):
+                    state.index(packed)
+                    self._images[row] = packed.image
 
     def _is_whole(self, file: dict[str, Any]) -> bool:
         path = self.folder / file["name"]

@@ -14,7 +14,7 @@ from src.data.digests import DigestTable, digest
 from src.data.errors import DataError
 from src.data.prepare.media import Media
 from src.data.prepare.report import Tally
-from src.data.prepare.rows import Corpus, Row, check_folder
+from src.data.prepare.rows import Corpus, Row, check_folder, describe_files
 from src.data.prepare.workers import ordered_map
 from src.data.record import Packed
 from src.data.writer import DatasetWriter
@@ -123,8 +123,7 @@ def write_dataset(corpus: Corpus, args: Arguments) -> None:
     """
     _check_arguments(args)
     model = load_config(args.config, args.settings).model
-    about = {name: getattr(args, name) for name in ("dev_share", "test_share", "max_side")}
-    about = {**corpus.about, **about}
+    about = {**corpus.about, **_describe_options(args)}
     rejected = args.output / "rejected.jsonl"
     with (
         DatasetWriter(args.output, model.audio, about, args.shard_records, args.resume) as writer,
@@ -143,6 +142,16 @@ def write_dataset(corpus: Corpus, args: Arguments) -> None:
         tally.check(args.max_bad, args.output)
         writer.about.update(tally.about())
     tally.print(args.output)
+
+
+def _describe_options(args: Arguments) -> dict[str, Any]:
+    """What of a command's options tells what the rows become, for dataset.json: --resume takes them all again."""
+    about = {name: getattr(args, name) for name in ("dev_share", "test_share", "max_side")}
+    if getattr(args, "split", None):
+        about["splits"] = list(map(check_split, args.split))
+    if getattr(args, "translations", None):
+        about["translations"] = describe_files([args.translations], "--translations")
+    return about
 
 
 def _check_arguments(args: Arguments) -> None:
@@ -182,7 +191,7 @@ def _store(writer: DatasetWriter, number: int, row: Row, packed: Packed | None, 
 
     An image is in one split only: a row whose image is already in another split is moved there.
     """
-    finished = writer.take_finished(number) if packed is None else None
+    finished = writer.finished(number) if packed is None else None
     image = finished[1] if finished else packed.image
     wanted = row.split or split_by_digest(image or _key_digest(row), args.dev_share, args.test_share)
     if finished:

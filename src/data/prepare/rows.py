@@ -108,11 +108,16 @@ def check_folder(path: Path, option: str) -> Path:
 
 
 def describe_inputs(source: str, paths: list[Path], option: str) -> dict[str, Any]:
-    """The annotation files, for dataset.json; raises DataError if one is missing."""
+    """A corpus and its annotation files, for dataset.json; raises DataError if one is missing."""
+    return {"source": source, "input": describe_files(paths, option)}
+
+
+def describe_files(paths: list[Path], option: str) -> list[dict[str, Any]]:
+    """Names and sizes of files that an option names; raises DataError if one is missing."""
     for path in paths:
         if not os.path.isfile(path):
             raise DataError(f"{option} {path}: no such file")
-    return {"source": source, "input": [{"name": path.name, "bytes": path.stat().st_size} for path in paths]}
+    return [{"name": path.name, "bytes": path.stat().st_size} for path in paths]
 
 
 def read_json(path: Path, option: str) -> Any:

@@ -4,6 +4,7 @@
            --split test --output data/speech
 
 A line is a recording's path in --audio, a tab and what is said: a/1.wav<TAB>今天下雨. WAV, FLAC, Ogg and MP3 are read.
+A record's id is that path; with several folders, SPLIT/PATH, or FOLDER/PATH where no --split is given.
 """
 
 from collections.abc import Iterator
@@ -29,11 +30,15 @@ def run(args: Arguments) -> None:
     check_one_each(args, "transcripts", "audio")
     about = describe_inputs("speech", args.transcripts, "--transcripts")
     folders = [check_folder(folder, "--audio") for folder in args.audio]
-    rows = [_rows(*group) for group in zip(args.transcripts, folders, splits, strict=True)]
+    several = len({folder.resolve() for folder in folders}) > 1
+    rows = [
+        _rows(file, folder, split, f"{split or folder.resolve().name}/" if several else "")
+        for file, folder, split in zip(args.transcripts, folders, splits, strict=True)
+    ]
     write_dataset(Corpus(chain(*rows), count_lines(args.transcripts), about), args)
 
 
-def _rows(file: Path, folder: Path, split: str | None) -> Iterator[Row]:
+def _rows(file: Path, folder: Path, split: str | None, prefix: str) -> Iterator[Row]:
     for number, line in read_lines(file):
         if isinstance(line, Row):
             yield line
@@ -41,6 +46,6 @@ def _rows(file: Path, folder: Path, split: str | None) -> Iterator[Row]:
         name, tab, text = line.partition("\t")
         name = name.strip()
         if tab and name:
-            yield spoken_row(file, number, name, text, folder / name, split)
+            yield spoken_row(file, number, prefix + name, text, folder / name, split)
         else:
             yield Row(file.name, number, name, reason="the line is not a path, a tab and a text")
