@@ -20,6 +20,7 @@ from src.config import (
     TrainConfig,
     WeightsConfig,
 )
+from src.data.schema import AUDIO, IMAGE
 from src.models.opt import OPT
 from src.objectives.objectives import Objectives
 from src.training import accumulation
@@ -46,6 +47,7 @@ GROUPS = {
     "matching": {"matching"},
     "within samples": set(WEIGHTS) - COMPARING,
     "one modality": {"denoise_text"},
+    "texts": {"contrastive", "matching", "mlm"},
 }
 
 
@@ -69,14 +71,19 @@ def start() -> Arrays:
 
 
 def make_step(
-    config: ObjectivesConfig, parts: int, optimizer: str = "adamw", dropout: float = 0.0, ema_decay: float = 0.0
+    config: ObjectivesConfig,
+    parts: int,
+    optimizer: str = "adamw",
+    dropout: float = 0.0,
+    ema_decay: float = 0.0,
+    absent: tuple[int, ...] = (),
 ) -> TrainStep:
     """From the same weights every time."""
     model = OPT(tiny_model(dropout=dropout), VOCAB)
     for name, parameter in model.parameters_and_names():
         parameter.set_data(Tensor(start()[name]))
-    whole = Objectives(model, config, B)
-    part = Objectives(model, config, B // parts) if parts > 1 else None
+    whole = Objectives(model, config, B, absent=absent)
+    part = Objectives(model, config, B // parts, absent=absent) if parts > 1 else None
     settings = OptimizerConfig(name=optimizer, warmup_steps=0, eps=1e-3)
     update = build_optimizer(trained_parameters(model, whole), settings, learning_rates(settings, 10))
     average = WeightAverage(update, ema_decay) if ema_decay else None
@@ -99,7 +106,7 @@ def uneven_batch() -> Arrays:
 
 @pytest.mark.parametrize(
     ("group", "parts", "kind"),  # contrastive alone: the test of Muon below
-    [*((group, 2, "graph") for group in GROUPS if group != "contrastive"), ("all", 4, "pynative")],
+    [*((group, 2, "graph") for group in GROUPS if group not in ("contrastive", "texts")), ("all", 4, "pynative")],
 )
 def test_parts_are_as_the_whole(group: str, parts: int, kind: str) -> None:
     """Two steps: losses, the gradients' norm, moments and weights, although only the parts have a loss scale."""
@@ -107,9 +114,19 @@ def test_parts_are_as_the_whole(group: str, parts: int, kind: str) -> None:
         compare_parts(group, parts)
 
 
-def compare_parts(group: str, parts: int) -> None:
-    config, batch = objectives_of(group), uneven_batch()
-    steps = [make_step(config, count) for count in (1, parts)]
+@pytest.mark.parametrize("absent", [IMAGE, AUDIO])
+def test_parts_lack_what_the_whole_lacks(absent: int) -> None:
+    """Negatives are compared across parts, among the modalities that there are."""
+    batch = uneven_batch()
+    for name in ("presence", "match_presence", "denoise_text_presence"):
+        batch[name][:, absent] = 0
+    with run_mode("pynative"):
+        compare_parts("texts", 2, batch, (absent,))
+
+
+def compare_parts(group: str, parts: int, batch: Arrays | None = None, absent: tuple[int, ...] = ()) -> None:
+    config, batch = objectives_of(group), batch or uneven_batch()
+    steps = [make_step(config, count, absent=absent) for count in (1, parts)]
     steps[1].update.loss_scale.set_data(Tensor(np.float32(64.0)))
     for _ in range(2):
         whole, found = (take(step, batch) for step in steps)

@@ -9,7 +9,6 @@ that have a loss.
 from collections.abc import Collection
 
 import mindspore as ms
-import numpy as np
 from mindspore import Tensor, nn, ops
 
 from src.config import ObjectivesConfig
@@ -55,7 +54,7 @@ class Objectives(nn.Cell):
         self.embeds = self.contrasts or "matching" in self.names
         gone = self.absent | ({JOINT} if self.absent & {TEXT, AUDIO} else set())
         self.couples = tuple(couple for couple in COUPLES if not gone & set(couple))
-        self.no_embedding = Tensor(np.zeros((batch_size, model.text_head.project.weight.shape[0]), np.float32))
+        self.embed_dim = model.text_head.project.weight.shape[0]
         # in the order of their losses
         levels = [kind(model, config, batch_size) for kind in (TokenLevel, SampleLevel, ModalityLevel)]
         self.levels = nn.CellList([level for level in levels if level.names], auto_prefix=False)
@@ -112,10 +111,10 @@ class Objectives(nn.Cell):
         return (weighted_sum(losses, self.weights), *losses)
 
     def embed(self, clean):
-        """Unit vectors (B, E) of text, image and audio."""
+        """Unit vectors (B, E) of text, image and audio, B as in the tokens; zeros where all lack the modality."""
         text, image, audio, text_mask, image_mask, audio_mask = clean
         model = self.model
-        embedded_text = embedded_image = embedded_audio = self.no_embedding
+        embedded_text = embedded_image = embedded_audio = ops.zeros((text.shape[0], self.embed_dim), ms.float32)
         if TEXT not in self.absent:
             embedded_text = model.embed_text(text, text_mask)
         if IMAGE not in self.absent:
