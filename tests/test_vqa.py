@@ -346,6 +346,54 @@ def test_other_answers_are_refused(config: Config, trained: dict[str, Path], tmp
     assert check_init(replace(other, train=train), locate(trained["classify"]), {"answer_head"}) == [], "a copy"
 
 
+def corpus(folder: Path, config: Config, **changes: object) -> Config:
+    """Questions whose records lack something."""
+    with DatasetWriter(folder, config.model.audio, {}) as writer:
+        for number in range(3):
+            made = record(number, config)
+            writer.add("train", replace(made, **(changes if number or "questions" not in changes else {})))
+    return replace(config, data=replace(config.data, path=str(folder)))
+
+
+def told(config: Config) -> list[str]:
+    """What the start of a training says of its questions."""
+    (found,) = QuestionLoader(config, "train").coverage()
+    found.require_known(1.0)
+    return found.notes(config.model)
+
+
+def test_questions_that_count_for_nothing_are_told(config: Config, tmp_path: Path) -> None:
+    """By what they are answered from, and by the list of answers; where none counts, the run does not begin."""
+    image = png(np.zeros((4, 4, 3), np.uint8))
+    assert told(corpus(tmp_path / "whole", config, image=image)) == []
+    silent = corpus(tmp_path / "silent", config, image=image, audio=(None, None))
+    assert told(replace(silent, objectives=answer("classify", BOTH))) == []
+    spoken = replace(silent, objectives=answer("generate", ("image+audio",)))
+    with pytest.raises(DataError, match="silent, split 'train': none of the questions has what objectives.answer.gi"):
+        told(spoken)
+    half = corpus(tmp_path / "half", config, audio=(record(0, config).audio[0], None))
+    (line,) = told(replace(half, objectives=answer("generate", ("image+audio",))))
+    assert "half, split 'train': 50.0% of the questions lack what objectives.answer.given names" in line
+    foreign = tuple(Question("up", (name,)) for name in ("紫", "黑"))
+    mixed = corpus(tmp_path / "mixed", config, questions=foreign)  # but of the first of three records
+    (line,) = told(mixed)
+    assert "mixed, split 'train': 66.7% of the questions have no answer in model.answers: python tools/build_" in line
+    assert told(replace(mixed, objectives=answer("generate", BOTH), model=replace(mixed.model, answers=""))) == []
+    (tmp_path / "colours.txt").write_text("黑板\n", encoding="utf-8")
+    with pytest.raises(DataError, match="mixed, split 'train': no question has an answer in model.answers: python t"):
+        told(replace(mixed, model=replace(mixed.model, answers=str(tmp_path / "colours.txt"))))
+
+
+def test_a_damaged_first_record_costs_only_itself(config: Config, tmp_path: Path) -> None:
+    damaged = corpus(tmp_path / "damaged", config)
+    content = record(0, config).image
+    path = tmp_path / "damaged" / "train-00000.mindrecord"
+    data = bytearray(path.read_bytes())
+    data[data.index(content) + 30] ^= 1
+    path.write_bytes(data)
+    assert QuestionLoader(damaged, "train").coverage()[0].questions == 4
+
+
 @pytest.fixture
 def files(home: Path, config: Config) -> dict[str, Path]:
     """An image and a spoken question of a user's."""

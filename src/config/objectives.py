@@ -102,6 +102,16 @@ class AnswerConfig:
         known = bool(self.given) and set(self.given) <= set(ANSWERED_FROM)
         require(known, "given", f"must be a list out of {', '.join(ANSWERED_FROM)}")
 
+    @property
+    def alike(self) -> bool:
+        """Whether every question is answered from the same modalities."""
+        return len({frozenset(choice.split("+")) for choice in self.given}) == 1
+
+    @property
+    def fewest(self) -> int:
+        """The modalities that a question must have to count for the loss: all where all are answered alike."""
+        return len(self.given[0].split("+")) if self.alike else 1
+
 
 @dataclass(frozen=True)
 class ObjectivesConfig:

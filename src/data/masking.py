@@ -106,6 +106,11 @@ def sample_given(choices: tuple[str, ...], presence: np.ndarray, drop: float, rn
     return (table.any(axis=0) & (presence == 1)).astype(np.int32)
 
 
+def most_given(choices: tuple[str, ...], presence: np.ndarray) -> int:
+    """The modalities of the largest choice that a sample may be given (:func:`sample_given`)."""
+    return int((_given_table(choices) & presence).sum(axis=1).max())
+
+
 @functools.cache
 def _given_table(choices: tuple[str, ...]) -> np.ndarray:
     """Presence rows int32 [n, 3] of choices such as "image+audio"."""

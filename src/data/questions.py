@@ -1,14 +1,51 @@
 """Batches of questions about images, with their answers."""
 
+from dataclasses import dataclass
 from typing import Any
 
-from src.config import Config
+import numpy as np
+
+from src.config import Config, ModelConfig
 from src.data import masking
 from src.data.answers import AnswerList
+from src.data.coverage import MEASURED, Coverage
 from src.data.errors import DataError
+from src.data.order import evenly_apart
 from src.data.pipeline import Batch, Loader, Sample
 from src.data.record import Question
 from src.data.schema import ANSWER_SLOTS, Field, answer_fields
+from src.data.store import Dataset
+
+
+@dataclass(frozen=True)
+class QuestionCoverage(Coverage):
+    """What was found in the samples of one dataset's split, which are questions."""
+
+    questions: int
+    shown: int  # of them, what they are answered from is there
+    known: int  # of them, an answer is in model.answers; all where there is no list
+
+    def require_known(self, most: float) -> None:
+        """Raises DataError also if no question counts for the loss."""
+        super().require_known(most)
+        if not self.shown:
+            raise DataError(f"{self.name}: none of the questions has what objectives.answer.given names")
+        if not self.known:
+            raise DataError(f"{self.name}: no question has an answer in model.answers: {self._hint}")
+
+    def notes(self, model: ModelConfig, unknown: float = 0.0) -> list[str]:
+        found = super().notes(model, unknown)
+        if self.shown < self.questions:
+            share = 1 - self.shown / self.questions
+            found.append(f"{self.name}: {share:.1%} of the questions lack what objectives.answer.given names")
+        if self.known < self.questions:
+            share = 1 - self.known / self.questions
+            found.append(f"{self.name}: {share:.1%} of the questions have no answer in model.answers: {self._hint}")
+        return found
+
+    @property
+    def _hint(self) -> str:
+        return f"python tools/build_answers.py --output answers.txt {self.folder} makes a list"
 
 
 class QuestionLoader(Loader):
@@ -27,12 +64,31 @@ class QuestionLoader(Loader):
     def __init__(self, config: Config, split: str, *ranks: int, **options: Any) -> None:
         super().__init__(config, split, *ranks, **options)
         for dataset in self.sources.datasets:
-            if not next(dataset.read([0])).questions:
+            first = next(filter(None, dataset.read_good(range(dataset.records))), None)
+            if first is not None and not first.questions:
                 raise DataError(
                     f"{dataset.folder}: split {split!r} holds no questions with answers, which task={config.task} "
                     "reads: prepare it from vqa2, questions or demo --questions"
                 )
         self.answers = AnswerList(config.model.answers) if config.model.answers else None
+
+    def coverage(self) -> list[Coverage]:
+        return list(map(self._cover, self.sources.datasets, super().coverage()))
+
+    def _cover(self, dataset: Dataset, found: Coverage) -> Coverage:
+        """Adds which of the same samples count for the loss."""
+        given = self.config.objectives.answer.given
+        records, captions, _ = dataset.samples[evenly_apart(len(dataset), MEASURED)].T
+        questions = shown = known = 0
+        for record, caption in zip(dataset.read_good(records), captions.tolist(), strict=True):
+            if record is None or caption < 0:
+                continue
+            questions += 1
+            presence = np.array(record.presence(caption, self.config.model.image.input))
+            shown += masking.most_given(given, presence) >= self.config.objectives.answer.fewest
+            answers = record.questions[caption].answers
+            known += self.answers is None or self.answers.targets(answers, ANSWER_SLOTS)[1].any()
+        return QuestionCoverage(**vars(found), questions=questions, shown=int(shown), known=int(known))
 
     def fields(self, size: int) -> dict[str, Field]:
         return super().fields(size) | answer_fields(self.config.model)

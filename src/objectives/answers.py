@@ -47,8 +47,7 @@ class AnswerObjectives(nn.Cell):
         choices = [frozenset(map(MODALITIES.index, choice.split("+"))) for choice in settings.given]
         self.reads = tuple(sorted(frozenset().union(*choices)))
         # where every row shows the same, it is fused at its own length, and a row that lacks some of it does not count
-        self.alike = len(set(choices)) == 1
-        self.fewest = len(self.reads) if self.alike else 1
+        self.alike, self.fewest = settings.alike, settings.fewest
         self.places = Tensor(model.cross_encoder.single_modality_positions(*self.reads))
         self.classifies = settings.head == "classify"
         inputs = INPUTS | {IMAGE: model.image_fields}
