@@ -188,6 +188,16 @@ def test_the_command_tells_weights_from_data(
         checkpoint_before(run, 4)
 
 
+def test_a_run_that_begins_again_forgets_those_of_the_earlier_one(config: Config, taken: Callable) -> None:
+    run = Path(config.train.output)
+    for bad, noted in (({5}, [5]), ({2}, [2])):
+        taken(bad)
+        Trainer(config).run()
+        assert [line["step"] for line in book(run)] == noted
+        assert [path.name for path in (run / "bad_batches").iterdir()] == [f"step-{noted[0]:08d}-rank-0.npz"]
+        shutil.rmtree(run / "checkpoints")  # as a kill before the first one leaves it
+
+
 @pytest.mark.parametrize("gone", [False, True])
 def test_samples_are_told_by_their_records(config: Config, tmp_path: Path, gone: bool) -> None:
     """A record with two captions is two samples: the number of a sample is not that of its record."""

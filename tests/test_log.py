@@ -65,6 +65,19 @@ def test_a_resumed_run_drops_what_lies_behind_its_checkpoint(tmp_path: Path) -> 
     assert starts == [3]
 
 
+def test_a_run_that_begins_again_drops_what_an_earlier_one_logged(tmp_path: Path) -> None:
+    """TensorBoard, too, would show both in one curve."""
+    for steps in ((1, 2, 3), (1,)):
+        log = RunLog(tmp_path, 0, 4, True)
+        for step in steps:
+            log.write(step, {"loss": float(step)})
+        log.close()
+        for path in (tmp_path / "tensorboard").iterdir():
+            path.rename(path.with_name(f"{path.name}.{len(steps)}"))  # both may begin within a second
+    assert [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [1]
+    assert [event.step for event in events(tmp_path) if event.session_log.status == SessionLog.START] == [1]
+
+
 def test_an_evaluation_that_is_repeated_is_logged_once(tmp_path: Path) -> None:
     """A run that was killed between its line and the note in the checkpoint evaluates again."""
     lines = [{"step": 1, "loss": 2.0}, {"step": 1, "eval/x": 0.1}, {"step": 2, "loss": 1.0}, {"step": 2, "eval/x": 0.2}]

@@ -114,6 +114,14 @@ def test_a_run_is_logged_and_a_resumed_one_goes_on_as_the_same(config: Config, t
     assert remote.begun[1]["id"] == begun["id"] and remote.logged[-1][0] == 3
 
 
+def test_a_run_that_begins_again_is_another_one(tmp_path: Path, config: Config, remote: Remote) -> None:
+    """It was killed before its first checkpoint: the steps of the earlier one would not be taken a second time."""
+    for first_step in (0, 0, 2):
+        RunLog(tmp_path, first_step, 4, True, wanting(config, tmp_path)).close()
+    first, again, resumed = (begun["id"] for begun in remote.begun)
+    assert first != again == resumed
+
+
 def test_other_ranks_log_nothing(config: Config, tmp_path: Path, remote: Remote) -> None:
     log = RunLog(tmp_path, 0, 2, False, wanting(config, tmp_path))
     log.write(1, {"loss": 1.0})

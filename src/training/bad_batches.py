@@ -44,6 +44,13 @@ def note(run: Path, step: int, rank: int, batch: Mapping[str, np.ndarray]) -> Pa
     return place
 
 
+def forget(run: Path) -> None:
+    """Removes what an earlier run in the folder noted and kept."""
+    (run / BOOK).unlink(missing_ok=True)
+    for place in (run / FOLDER).glob("step-*.npz"):
+        place.unlink(missing_ok=True)
+
+
 def read(path: Path) -> tuple[dict[str, np.ndarray], int, int]:
     """A kept batch, its step and its rank.
 

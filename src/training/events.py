@@ -21,14 +21,15 @@ class Events:
 
     Args:
         folder: made if it is missing.
-        first_step: TensorBoard drops what an interrupted run recorded after it.
+        first_step: TensorBoard drops what an interrupted run in this folder recorded after it.
     """
 
     def __init__(self, folder: Path, first_step: int) -> None:
         folder.mkdir(exist_ok=True)
         self.folder = folder
+        goes_on = any(folder.glob("*.tfevents.*"))
         self._writer: EventsWriter | None = self._open()
-        if first_step:
+        if goes_on or first_step:
             start = SessionLog(status=SessionLog.START)
             self._writer.write_event(Event(step=first_step + 1, wall_time=time.time(), session_log=start))
 

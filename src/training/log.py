@@ -75,7 +75,7 @@ class RunLog:
         self.bar = tqdm(total=steps, initial=first_step, **shown)
         self.bar.set_description("compiling")
         self.compiling = True
-        self.wandb = WandbLog(config, self.say) if config and config.train.wandb else None
+        self.wandb = WandbLog(config, self.say, first_step == 0) if config and config.train.wandb else None
 
     def _keep_until(self, step: int, evaluates_again: bool) -> None:
         """Drops what a killed run logged behind the checkpoint from which it goes on; what cannot be read is told."""

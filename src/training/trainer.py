@@ -234,6 +234,8 @@ class Trainer:
             write_text(self.folder / "config.yaml", to_yaml(config))
             if self.verbose:
                 print(parameter_table(self.model), flush=True)
+        if self.rank == 0 and self.step_number == 0:
+            bad_batches.forget(self.folder)
         log = RunLog(
             self.folder, self.step_number, steps, self.rank == 0, config, evaluates_again=self.state["evaluation_due"]
         )

@@ -42,11 +42,12 @@ class WandbLog:
     Args:
         config: the run's; train.wandb is the project.
         say: tells the user a line.
+        begins: whether the run begins: it is then another one than what was begun before in its folder.
     """
 
-    def __init__(self, config: Config, say: Callable[[str], None]) -> None:
+    def __init__(self, config: Config, say: Callable[[str], None], begins: bool) -> None:
         self.say, self.run = say, None
-        self._attempt(self._begin, config)
+        self._attempt(self._begin, config, begins)
 
     def log(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Numbers by name. Steps before the last one, which a resumed run takes again, are not taken a second time."""
@@ -73,12 +74,12 @@ class WandbLog:
         if ending.is_alive():
             self.say(f"not all is sent to Weights & Biases after {PATIENCE} s: wandb sync {run.dir}")
 
-    def _begin(self, config: Config) -> None:
+    def _begin(self, config: Config, begins: bool) -> None:
         import wandb
 
         folder = Path(config.train.output)
         known = folder / NAME
-        if not known.exists():
+        if begins or not known.exists():
             write_text(known, secrets.token_hex(4))
         self.image = wandb.Image
         self.run = wandb.init(
