@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from conftest import kill_after, tiny_dataset, tiny_record
 from mindspore import nn
+from safetensors.numpy import save_file
 
 from src.checkpoints.checkpoint import read_state
 from src.checkpoints.files import CheckpointError
@@ -288,6 +289,29 @@ def test_auto_begins_and_goes_on(config: Config, stand_in: Callable, tmp_path: P
         (place / "vocab.txt").write_text("another\n")
     with pytest.raises(CheckpointError, match="is damaged"):  # which is no reason to begin anew
         Trainer(run, resume="auto")
+
+
+def test_resume_refuses_objectives_that_train_other_parts(config: Config, stand_in: Callable, tmp_path: Path) -> None:
+    """By the setting's name; weights that only become larger or smaller are taken."""
+    stand_in({})
+
+    def run(**weights: float) -> Config:
+        weighed = replace(config, objectives=ObjectivesConfig(weights=WeightsConfig(contrastive=1.0, **weights)))
+        return with_run(weighed, tmp_path / "run", steps=2, eval_every=0)
+
+    Trainer(run(mlm=1.0)).run()
+    Trainer(run(mlm=0.5), resume=True)
+    for weights, changed in (
+        ({"mlm": 0.5, "denoise_text": 0.5}, "objectives.weights.denoise_text=0.5"),
+        ({}, "objectives.weights.mlm=0.0"),
+    ):
+        with pytest.raises(ConfigError, match=f"^--resume: with {changed} other parts are trained than by the run in "):
+            Trainer(run(**weights), resume=True)
+    optimizer = locate(tmp_path / "run") / "optimizer.safetensors"
+    (optimizer.parent / "manifest.json").unlink()
+    save_file({"adam_step": np.zeros((), np.int32)}, optimizer)
+    with pytest.raises(CheckpointError, match="another model wrote it"):
+        Trainer(run(mlm=0.5), resume=True)
 
 
 @pytest.mark.parametrize("save_every", [100, 4, 3])

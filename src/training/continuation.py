@@ -40,6 +40,9 @@ AUDIO_UNITS = {  # of model.audio, by its input: what a place of that stands for
     "feature": ("feature_dim", "stride"),
     "wav2vec2": ("sample_rate",),
 }
+CHOOSES_PARTS = {
+    f"objectives.{key}" for key in ("denoise_text.given", "denoise_image.given", "answer.head", "answer.given")
+}
 READ_CODES = {"image_decoder", "masked_code_head"}  # parts with a row for every image code
 
 
@@ -121,11 +124,31 @@ def describe_changes(config: Config, folder: Path, state: Mapping[str, Any], ran
     Args:
         state: of the checkpoint in ``folder``.
     """
-    theirs, ours = (dict(_leaves(which, "")) for which in (read_config(folder), config))
-    changed = [f"{key}: {_shown(theirs[key])} → {_shown(ours[key])}" for key in ours if theirs[key] != ours[key]]
+    changed = [f"{key}: {theirs} → {ours}" for key, theirs, ours in _changes(config, folder)]
     if state.get("ranks", ranks) != ranks:  # earlier versions did not store them
         changed.append(f"ranks: {state['ranks']} → {ranks}")
     return f"changed since {folder}: {', '.join(changed)}" if changed else ""
+
+
+def refuse_objectives(config: Config, folder: Path) -> None:
+    """Of a run whose optimiser's state does not fit: raises ConfigError if that is because its objectives changed."""
+    changed = [f"{key}={ours}" for key, theirs, ours in _changes(config, folder) if _decides_parts(key, theirs, ours)]
+    if changed:
+        raise ConfigError(
+            f"--resume: with {', '.join(changed)} other parts are trained than by the run in {folder}, and they cannot "
+            "change: set it back, or start a new run from these weights (train.init_from, another train.output)"
+        )
+
+
+def _decides_parts(key: str, theirs: Any, ours: Any) -> bool:
+    """Whether what is trained may differ by a setting that does."""
+    return bool(theirs) != bool(ours) if key.startswith("objectives.weights.") else key in CHOOSES_PARTS
+
+
+def _changes(config: Config, folder: Path) -> list[tuple[str, Any, Any]]:
+    """The settings that differ from those of a checkpoint: key, the checkpoint's value and the new one, as written."""
+    theirs, ours = (dict(_leaves(which, "")) for which in (read_config(folder), config))
+    return [(key, _shown(theirs[key]), _shown(ours[key])) for key in ours if theirs[key] != ours[key]]
 
 
 def _shown(value: Any) -> Any:

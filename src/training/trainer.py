@@ -33,7 +33,14 @@ from src.training import bad_batches
 from src.training.accumulation import part_size
 from src.training.average import WeightAverage
 from src.training.board import of_batch
-from src.training.continuation import check_resume, data_identity, describe_changes, resume_place, start_from
+from src.training.continuation import (
+    check_resume,
+    data_identity,
+    describe_changes,
+    refuse_objectives,
+    resume_place,
+    start_from,
+)
 from src.training.held_out import HeldOut, Measured
 from src.training.layer_rates import unfrozen
 from src.training.lines import held_out_line, step_line
@@ -194,7 +201,11 @@ class Trainer:
         self.step.number = self.step_number
         checkpoint.load_weights(self.model, folder)
         path = folder / files.OPTIMIZER
-        self.step.load_state(files.read_tensors(path), path)
+        try:
+            self.step.load_state(files.read_tensors(path), path)
+        except CheckpointError:
+            refuse_objectives(self.trained, folder)
+            raise
         stored = checkpoint.load_checkpoint_config(folder)
         if stored.runtime.precision != self.config.runtime.precision:
             self.step.reset_scale()
