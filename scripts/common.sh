@@ -74,6 +74,12 @@ existing_path() {
   printf -v "$1" %s "$path"
 }
 
+# existing_checkpoint NAME: as existing_path, but a bundled checkpoint may also be named as in every command.
+existing_checkpoint() {
+  local name="${!1#pretrained/}"
+  [[ -n $name && $name != */* && ! -e ${!1} && -d $ROOT/pretrained/$name ]] || existing_path "$1"
+}
+
 # Checks DEVICE_TARGET, chooses PYTHON and names the log: what every launcher needs before it starts a run.
 prepare_launch() {
   DEVICE_TARGET="${DEVICE_TARGET:-Ascend}"
@@ -137,27 +143,28 @@ pass_on() {
 # train: one process with CONFIG, from PRETRAINED_MODEL where that is given.
 train() {
   existing_path CONFIG
-  existing_path PRETRAINED_MODEL
+  existing_checkpoint PRETRAINED_MODEL
   prepare_launch
   launch "$PYTHON" "$ROOT/train.py" --config "$CONFIG" ${OPTIONS[@]+"${OPTIONS[@]}"} "runtime.device=$DEVICE_TARGET" \
     ${PRETRAINED_MODEL:+"train.init_from=$PRETRAINED_MODEL"} ${SETTINGS[@]+"${SETTINGS[@]}"}
 }
 
-# evaluate DEFAULT: CONFIG on CHECKPOINT; without one on the run that CONFIG describes. Where none of the two is given and
-# DEFAULT was never trained, it is the bundled checkpoint.
+# evaluate DEFAULT BUNDLED: CONFIG on CHECKPOINT; without one on the run that CONFIG describes. Where none of the two is
+# given and DEFAULT was never trained, it is the bundled checkpoint of that name.
 evaluate() {
-  local default="$1" run
+  local default="$1" bundled="$ROOT/pretrained/$2" run full
   existing_path CONFIG
-  existing_path CHECKPOINT
+  existing_checkpoint CHECKPOINT
   prepare_launch
   if [[ -z $CHECKPOINT ]]; then
     run="$(run_folder "${CONFIG:-$default}" ${SETTINGS[@]+"${SETTINGS[@]}"})" || exit 2
     CHECKPOINT="$run"
     if [[ ! -e $run/checkpoints ]]; then
-      CHECKPOINT="$ROOT/pretrained/opt_demo"
+      CHECKPOINT="$bundled"
       [[ -z $CONFIG ]] || die "CONFIG '$CONFIG' is not trained: no checkpoint in '$run'. Train it, or name a CHECKPOINT" \
         "(the bundled one is $CHECKPOINT)"
-      default="${default/%demo.yaml/demo_full.yaml}"  # of the world that the bundled checkpoint was trained on
+      full="${default/%demo.yaml/demo_full.yaml}"  # of the world that the bundled checkpoint was trained on
+      [[ ! -e $full ]] || default="$full"
     fi
     printf '%s: CHECKPOINT is %s\n' "$SCRIPT" "$CHECKPOINT"
   fi
@@ -183,7 +190,7 @@ train_distributed() {
   local port cluster=() variable
   existing_path CONFIG
   existing_path RANK_TABLE_FILE
-  existing_path PRETRAINED_MODEL
+  existing_checkpoint PRETRAINED_MODEL
   prepare_launch
   LOG+="-${HOSTNAME:-here}"  # machines may share the folder
   RANK_SIZE="${RANK_SIZE:-${WORKER_NUM:-}}"

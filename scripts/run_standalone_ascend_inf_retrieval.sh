@@ -12,4 +12,4 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 parse_arguments CONFIG= CHECKPOINT= -- "$@"
-evaluate "$ROOT/config/retrieval/demo.yaml"
+evaluate "$ROOT/config/retrieval/demo.yaml" opt_demo

@@ -19,9 +19,13 @@ TRAINERS = {
     "train_caption.sh": "caption",
     "train_vqa.sh": "vqa",
 }
-EVALUATORS = {"run_standalone_ascend_inf_retrieval.sh": "retrieval", "test_caption.sh": "caption"}
+EVALUATORS = {
+    "run_standalone_ascend_inf_retrieval.sh": "retrieval",
+    "test_caption.sh": "caption",
+    "test_vqa.sh": "vqa",
+}
 DISTRIBUTED = "run_distributed_ascend.sh"
-LAUNCHERS = [*TRAINERS, *EVALUATORS, "test_vqa.sh", DISTRIBUTED]
+LAUNCHERS = [*TRAINERS, *EVALUATORS, DISTRIBUTED]
 
 # Small questions (-c) and the supervisor of ranks go to a real Python; everything else is recorded, and ends with the
 # code in EXIT.
@@ -65,6 +69,8 @@ class House:
             config = self.root / "config" / task / "demo.yaml"
             config.parent.mkdir(parents=True)
             config.write_text(f"train: {{output: runs/demo/{task}}}\n")
+            if task in ("retrieval", "caption"):
+                shutil.copy(config, config.with_name("demo_full.yaml"))
         self.python = folder / "bin" / "python"
         self.python.parent.mkdir()
         note = NOTE.replace("CALLS", str(self._calls))
@@ -103,12 +109,12 @@ def house(tmp_path: Path) -> House:
     return House(tmp_path)
 
 
-def refused(result: subprocess.CompletedProcess, house: House, *words: str) -> None:
-    """The script ended with one line that holds the words, and started nothing."""
+def refused(result: subprocess.CompletedProcess, house: House, *words: str, calls: int = 0) -> None:
+    """The script ended with one line that holds the words, and started nothing after the calls of before."""
     assert result.returncode == 2
     assert len(result.stderr.splitlines()) == 1, result.stderr
     assert all(word in result.stderr for word in words), result.stderr
-    assert house.calls() == []
+    assert len(house.calls()) == calls
 
 
 @pytest.mark.parametrize("script", LAUNCHERS)
@@ -170,15 +176,13 @@ def test_a_relative_path_starts_from_the_current_folder(house: House):
 @pytest.mark.parametrize(("script", "task"), EVALUATORS.items())
 def test_evaluation_takes_the_bundled_checkpoint_until_a_run_is_there(house: House, script: str, task: str):
     result = house.run(script)
-    bundled = str(house.root / "pretrained" / "opt_demo")
-    assert house.run(script, house.config(task)).returncode == 2, (
-        "a CONFIG of the user's is measured itself, or nothing"
-    )
+    bundled = str(house.root / "pretrained" / ("opt_demo_vqa" if task == "vqa" else "opt_demo"))
+    refused(house.run(script, house.config(task)), house, "is not trained", f"(the bundled one is {bundled})", calls=1)
     assert f"CHECKPOINT is {bundled}" in result.stdout
     (house.elsewhere / "runs" / "demo" / task / "checkpoints").mkdir(parents=True)
     house.run(script)
     files = [Path(call["arguments"][2]).name for call in house.calls()]
-    assert files == ["demo_full.yaml", "demo.yaml"]
+    assert files == ["demo.yaml" if task == "vqa" else "demo_full.yaml", "demo.yaml"]
     checkpoints = [call["arguments"][3:5] for call in house.calls()]
     assert checkpoints == [["--checkpoint", bundled], ["--checkpoint", f"runs/demo/{task}"]]
 
@@ -191,8 +195,18 @@ def test_a_configuration_that_is_not_trained_is_not_measured(house: House):
     assert house.calls()[0]["arguments"][2:5] == ["mine.yaml", "--checkpoint", "runs/mine"]
 
 
-def test_the_bundled_checkpoint_answers_no_questions(house: House):
-    refused(house.run("test_vqa.sh"), house, "is not trained", "'runs/demo/vqa'")
+@pytest.mark.parametrize("name", ["opt_demo", "pretrained/opt_demo"])
+def test_a_bundled_checkpoint_is_named_as_in_every_command(house: House, name: str):
+    """From any folder; a file of that name that is there goes first, and a name that is none is refused."""
+    (house.root / "pretrained" / "opt_demo").mkdir(parents=True)
+    assert house.run("test_caption.sh", "-", name).returncode == 0
+    assert house.run("train_caption.sh", "-", name).returncode == 0
+    evaluation, training = (call["arguments"] for call in house.calls())
+    assert evaluation[3:5] == ["--checkpoint", name] and f"train.init_from={name}" in training
+    refused(house.run("train_caption.sh", "-", f"{name}s"), house, "PRETRAINED_MODEL", "does not exist", calls=2)
+
+
+def test_questions_are_measured_on_the_run_that_is_there(house: House):
     (house.elsewhere / "runs" / "demo" / "vqa" / "checkpoints").mkdir(parents=True)
     assert house.run("test_vqa.sh", "eval.batch_size=5").returncode == 0
     assert house.calls()[0]["arguments"][1:] == [
