@@ -89,6 +89,7 @@ def test_frozen_parts_are_left_out() -> None:
     parameters = [Parameter(Tensor([0.0]), name=f"{part}.weight") for part in ("text_encoder", "text_head", "scale")]
     assert [p.name for p in unfrozen(parameters, ["text_encoder", "scale"])] == ["text_head.weight"]
     assert unfrozen(parameters, []) == parameters
+    assert unfrozen(parameters, ["audio_encoder"], {"audio_encoder"}) == parameters
     with pytest.raises(ConfigError, match="optimizer.freeze=text: these objectives train scale, text_encoder, text_he"):
         unfrozen(parameters, ["text"])
     with pytest.raises(ConfigError, match="leaves nothing to train"):

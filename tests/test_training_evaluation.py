@@ -185,6 +185,28 @@ def test_one_source_of_a_mixture_is_enough() -> None:
     assert unfed_objectives(config, sources[1:]) == {"mvm_feature": "no image"}
 
 
+def test_sources_feed_together_only_what_one_of_them_feeds() -> None:
+    """Speech with texts, and images alone: no text stands beside an image, and nothing but speech beside a text."""
+    objectives = ObjectivesConfig(WeightsConfig(denoise_text=1.0), denoise_text=DenoiseTextConfig(given=("image",)))
+    sources = [SimpleNamespace(folder=str(has), count=has.__contains__) for has in ({IMAGE}, {TEXT, AUDIO})]
+    config = Config(model=tiny_model(), objectives=objectives)
+    assert unfed_objectives(config, sources) == {"denoise_text": "no source has what it needs together"}
+    with pytest.raises(DataError, match="no source has what it needs together, which task=caption"):
+        unfed_objectives(replace(config, task="caption"), sources)
+    separate = [SimpleNamespace(folder=str(has), count=has.__contains__) for has in ({IMAGE}, {TEXT})]
+    with pytest.raises(DataError, match="the data feeds no objective .contrastive: no source has what it needs tog"):
+        unfed_objectives(config, separate)
+
+
+def test_frozen_parts_may_lack_data(tmp_path: Path) -> None:
+    """What is not encoded for want of data is not trained: to freeze it is no mistake."""
+    config = corpus(tmp_path, {TEXT, IMAGE}, Config(model=tiny_model(), objectives=ObjectivesConfig(weights=TRAINED)))
+    freeze = OptimizerConfig(warmup_steps=0, freeze=("audio_encoder", "masked_audio_head", "text_encoder"))
+    trainer = Trainer(with_run(replace(config, optimizer=freeze), tmp_path / "run"))
+    trained = " ".join(parameter.name for parameter in trainer.step.optimizer.parameters_)
+    assert "image_encoder" in trained and not any(part in trained for part in freeze.freeze)
+
+
 @pytest.mark.parametrize(
     ("has", "losses", "metrics"),
     [

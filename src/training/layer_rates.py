@@ -1,7 +1,7 @@
 """Which parameters stay as they are, and at what share of the learning rate the others learn."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from mindspore import Parameter
 
@@ -10,15 +10,18 @@ from src.config import ConfigError
 ENCODER = re.compile(r"((?:text|image|audio|cross)_encoder)\.(?:transformer\.(?:blocks\.(\d+)\.|(final_norm)\.))?")
 
 
-def unfrozen(parameters: Sequence[Parameter], freeze: Sequence[str]) -> list[Parameter]:
+def unfrozen(parameters: Sequence[Parameter], freeze: Sequence[str], unfed: Collection[str] = ()) -> list[Parameter]:
     """The parameters of all parts but the frozen ones (``optimizer.freeze``, top-level names of the network).
+
+    Args:
+        unfed: parts that are not trained for want of data; to freeze them is no mistake.
 
     Raises:
         ConfigError: a part that nothing would train anyway, or nothing left to train.
     """
     parts = {parameter.name.split(".")[0] for parameter in parameters}
     for part in freeze:
-        if part not in parts:
+        if part not in parts and part not in unfed:
             raise ConfigError(f"optimizer.freeze={part}: these objectives train {', '.join(sorted(parts))}")
     left = [parameter for parameter in parameters if parameter.name.split(".")[0] not in freeze]
     if not left:

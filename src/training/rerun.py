@@ -26,7 +26,7 @@ from src.training.bad_batches import BatchError
 from src.training.graphs import Gradients
 from src.training.layer_rates import unfrozen
 from src.training.optimizer import trained_parameters
-from src.training.unfed import without
+from src.training.unfed import unfed_parts, without
 
 Arrays = dict[str, np.ndarray]
 SHOWN = 8  # names of parameters
@@ -124,9 +124,10 @@ def _load(config: Config, folder: Path, mask_seed: tuple[int, ...]) -> Rerun:
     """What the run of a checkpoint trains, with its weights."""
     _, model = load_model(folder)
     state = read_state(folder) if (folder / STATE).exists() else {}
-    trained = without(config, state.get("left_out", ()))
-    objectives = registry.get(config.task).build(model, trained, ALONE, state.get("absent", ()))
-    parameters = unfrozen(trained_parameters(model, objectives), config.optimizer.freeze)
+    left_out, absent = state.get("left_out", ()), state.get("absent", ())
+    objectives = registry.get(config.task).build(model, without(config, left_out), ALONE, absent)
+    unfed = unfed_parts(left_out, absent)
+    parameters = unfrozen(trained_parameters(model, objectives), config.optimizer.freeze, unfed)
     return Rerun(objectives, parameters, mask_seed)
 
 

@@ -53,7 +53,7 @@ from src.training.schedule import learning_rates
 from src.training.shards import ShardedOptimizer
 from src.training.step import INITIAL_LOSS_SCALE, NonFiniteError, StepResult, TrainingError, TrainStep
 from src.training.stopping import StopRequest
-from src.training.unfed import absent_modalities, describe, unfed_objectives, without
+from src.training.unfed import absent_modalities, describe, unfed_objectives, unfed_parts, without
 from src.training.wandb_log import require_wandb
 
 Resume = bool | Literal["auto"]
@@ -136,7 +136,8 @@ class Trainer:
                 f"warm-up of {warmup} steps, not optimizer.warmup_steps={wanted}: the run has train.steps={steps}"
             )
         rates = learning_rates(config.optimizer, steps)
-        parameters = unfrozen(trained_parameters(self.model, objectives), config.optimizer.freeze)
+        unfed = unfed_parts(self.state.get("left_out", ()), absent)
+        parameters = unfrozen(trained_parameters(self.model, objectives), config.optimizer.freeze, unfed)
         optimizer = self._build_optimizer(parameters, rates)
         return TrainStep(
             objectives,

@@ -7,7 +7,7 @@ from src.config import TASKS, Config
 from src.data.errors import DataError
 from src.data.schema import AUDIO, IMAGE, MODALITIES, TEXT
 from src.data.store import Dataset
-from src.objectives.table import TABLE, active_objectives
+from src.objectives.table import ENCODERS, HEADS, TABLE, active_objectives, reached_parts
 
 
 def absent_modalities(config: Config, datasets: Collection[Dataset]) -> list[int]:
@@ -21,17 +21,11 @@ def unfed_objectives(config: Config, datasets: Collection[Dataset]) -> dict[str,
     Raises:
         DataError: nothing is left to train, or not what the task is for.
     """
-    here = {TEXT, IMAGE, AUDIO}.difference(absent_modalities(config, datasets))
-    given = {MODALITIES.index(name) for choice in config.objectives.denoise_text.given for name in choice.split("+")}
+    sources = [{TEXT, IMAGE, AUDIO}.difference(absent_modalities(config, [dataset])) for dataset in datasets]
     found: dict[str, str] = {}
     for name in active_objectives(config.objectives):
-        needed = TABLE[name].needs
-        if needed is None and len(here) < 2:
-            found[name] = "only one modality"
-        elif needed is not None and needed not in here:
-            found[name] = f"no {MODALITIES[needed]}"
-        elif name == "denoise_text" and not given & here:
-            found[name] = "nothing of objectives.denoise_text.given"
+        if all(_lacks(config, name, here) for here in sources):
+            found[name] = _lacks(config, name, set().union(*sources)) or "no source has what it needs together"
     folders = ", ".join(str(dataset.folder) for dataset in datasets)
     own = TASKS[config.task].objective
     if own in found:
@@ -40,6 +34,24 @@ def unfed_objectives(config: Config, datasets: Collection[Dataset]) -> dict[str,
         reasons = ", ".join(f"{name}: {reason}" for name, reason in found.items())
         raise DataError(f"{folders}: the data feeds no objective ({reasons}): prepare it with what is missing")
     return found
+
+
+def _lacks(config: Config, name: str, here: Collection[int]) -> str:
+    """What an objective lacks where samples have nothing but these modalities; nothing if it may learn."""
+    needed = TABLE[name].needs
+    given = {MODALITIES.index(name) for choice in config.objectives.denoise_text.given for name in choice.split("+")}
+    if needed is None and len(here) < 2:
+        return "only one modality"
+    if needed is not None and needed not in here:
+        return f"no {MODALITIES[needed]}"
+    if name == "denoise_text" and not given & set(here):
+        return "nothing of objectives.denoise_text.given"
+    return ""
+
+
+def unfed_parts(left_out: Collection[str], absent: Collection[int]) -> frozenset[str]:
+    """The parts of the network that objectives which are left out and absent modalities would train."""
+    return reached_parts(tuple(left_out)) | {names[which] for which in absent for names in (ENCODERS, HEADS)}
 
 
 def without(config: Config, names: Collection[str]) -> Config:
