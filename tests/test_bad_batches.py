@@ -16,6 +16,7 @@ from mindspore import Tensor
 from src.checkpoints.checkpoint import save_checkpoint
 from src.checkpoints.files import CheckpointError
 from src.config import Config, ObjectivesConfig, OptimizerConfig, TrainConfig, WeightsConfig
+from src.data.errors import DataError
 from src.data.store import Dataset
 from src.models.build import build_model
 from src.models.opt import OPT
@@ -107,16 +108,28 @@ def test_what_ends_a_run_is_noted(config: Config, taken: Callable) -> None:
     ]
 
 
-def test_a_disk_that_keeps_no_batch_ends_no_run(
-    config: Config, taken: Callable, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (OSError(28, "No space left on device"), "No space left on device"),
+        (DataError("a.mindrecord: it is gone"), "a.mindrecord: it is gone"),
+    ],
+)
+def test_a_batch_that_cannot_be_kept_ends_no_run(
+    config: Config,
+    taken: Callable,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+    error: Exception,
+    told: str,
 ) -> None:
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
+    def fail(*_: object) -> None:
+        raise error
 
     taken({2})
-    monkeypatch.setattr(bad_batches, "note", full)
+    monkeypatch.setattr(bad_batches, "note", fail)
     Trainer(config).run()
-    assert "step 2: not finite, and not noted: No space left on device" in capsys.readouterr().out
+    assert f"step 2: not finite, and not noted: {told}" in capsys.readouterr().out
 
 
 def test_only_so_many_batches_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -165,3 +165,23 @@ def test_a_checkpoint_carries_its_image_tokenizer(saved: tuple[Config, Path], tm
     gone = replace(config, data=replace(config.data, codes=str(tmp_path / "gone")))
     place = save_checkpoint(tmp_path / "checkpoints", 1, gone, build_model(config))
     assert not (place / "tokenizer").exists()
+
+
+@pytest.mark.parametrize("gone", [False, True])
+def test_later_checkpoints_carry_the_image_tokenizer_of_the_first(
+    saved: tuple[Config, Path], tmp_path: Path, gone: bool
+) -> None:
+    """Its codes are learned, also where another one is trained in its folder meanwhile, or it is removed."""
+    config, _ = saved
+    first, other = (Path(config.data.codes).with_name(f"tokenizer-{number}") for number in (1, 2))
+    moving = tmp_path / "tokenizer"
+    shutil.copytree(first, moving)
+    config = replace(config, data=replace(config.data, codes=str(moving)))
+    model = build_model(config)
+    save_checkpoint(tmp_path / "checkpoints", 1, config, model)
+    shutil.rmtree(moving)
+    if not gone:
+        shutil.copytree(other, moving)
+    second = save_checkpoint(tmp_path / "checkpoints", 2, config, model, keep=1)
+    assert tokenizer_fingerprint(second / "tokenizer") == tokenizer_fingerprint(str(first))
+    assert tokenizer_fingerprint(second / "tokenizer") != tokenizer_fingerprint(str(other))

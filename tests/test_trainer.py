@@ -291,6 +291,19 @@ def test_auto_begins_and_goes_on(config: Config, stand_in: Callable, tmp_path: P
         Trainer(run, resume="auto")
 
 
+def test_a_run_that_has_more_steps_is_left_as_it_is(
+    config: Config, stand_in: Callable, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen, run = stand_in({}), with_run(config, tmp_path, steps=4, eval_every=0)
+    Trainer(run).run()
+    settings = (tmp_path / "config.yaml").read_bytes()
+    Trainer(replace(run, train=replace(run.train, steps=3)), resume=True).run()
+    assert f"{locate(tmp_path)} has more steps than train.steps=3: nothing is trained" in capsys.readouterr().out
+    assert len(seen["steps"]) == 4 and (tmp_path / "config.yaml").read_bytes() == settings
+    Trainer(run, resume=True).run()
+    assert len(seen["steps"]) == 4 and "more steps" not in capsys.readouterr().out
+
+
 def test_resume_refuses_objectives_that_train_other_parts(config: Config, stand_in: Callable, tmp_path: Path) -> None:
     """By the setting's name; weights that only become larger or smaller are taken."""
     stand_in({})

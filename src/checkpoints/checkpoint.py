@@ -182,7 +182,7 @@ def save_checkpoint(
         shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir(parents=True)
         digests = {MODEL: write_model(beside, config, model)}
-        _copy_image_tokenizer(config.data.codes, beside / TOKENIZER)
+        _copy_image_tokenizer(config.data.codes, checkpoints, beside / TOKENIZER)
         if optimizer_state is not None:
             digests[OPTIMIZER] = write_tensors(beside / OPTIMIZER, optimizer_state)
         if average is not None:
@@ -235,12 +235,17 @@ def write_model(folder: Path, config: Config, model: nn.Cell, half: bool = False
     return write_tensors(folder / MODEL, dict(model.parameters_and_names()), half)
 
 
-def _copy_image_tokenizer(source: str, place: Path) -> None:
-    """Copies the checkpoint that data.codes names, so that a run can be evaluated wherever it is copied to."""
+def _copy_image_tokenizer(source: str, checkpoints: Path, place: Path) -> None:
+    """Copies the checkpoint that data.codes names, so that a run can be evaluated wherever it is copied to.
+
+    From the second checkpoint of a run on it is that of the one before: whose codes the network learns, whatever has
+    become of its folder meanwhile.
+    """
     if not source:
         return
+    before = pointed(checkpoints / LATEST)
     try:
-        folder = locate(source)
+        folder = before / TOKENIZER if before and (before / TOKENIZER).is_dir() else locate(source)
     except CheckpointError:  # of a corpus without images it is never read
         return
     place.mkdir()

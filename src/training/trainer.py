@@ -242,10 +242,12 @@ class Trainer:
         config, steps = self.config, self.config.train.steps
         # before anything is written: the split may be too small
         batches = self.loader.batches(self.state["position"], self.state["postponed"])
-        if self.rank == 0:
+        if self.step_number > steps:
+            self._say(f"{self.place} has more steps than train.steps={steps}: nothing is trained")
+        elif self.rank == 0:
             write_text(self.folder / "config.yaml", to_yaml(config))
-            if self.verbose:
-                print(parameter_table(self.model), flush=True)
+        if self.rank == 0 and self.verbose:
+            print(parameter_table(self.model), flush=True)
         if self.rank == 0 and self.step_number == 0:
             bad_batches.forget(self.folder)
         log = RunLog(
@@ -362,7 +364,7 @@ class Trainer:
             again = self.loader.batches(**self.recent[-1 - ago][1])
             try:
                 kept = bad_batches.note(self.folder, step, self.rank, next(again))
-            except OSError as error:
+            except (OSError, DataError) as error:  # a full disk, or data that are gone meanwhile
                 log.say(f"step {step}: not finite, and not noted: {brief(error)}")
                 continue
             finally:
