@@ -286,3 +286,10 @@ def test_a_kill_leaves_no_wrong_manifest(
         export.export_weights(*model, tmp_path / "bundle")
     assert put and not (tmp_path / "bundle" / "manifest.json").exists()
     assert load_model(tmp_path / "bundle"), "files that are whole load without one"
+
+
+def test_what_a_kill_left_is_not_in_the_next_bundle(model: tuple[Config, OPT], tmp_path: Path) -> None:
+    (tmp_path / ".writing-bundle").mkdir()
+    (tmp_path / ".writing-bundle" / "answers.txt").write_text("红\n", encoding="utf-8")
+    export.export_weights(*model, tmp_path / "bundle")
+    assert not (tmp_path / "bundle" / "answers.txt").exists() and not (tmp_path / ".writing-bundle").exists()

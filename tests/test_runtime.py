@@ -66,6 +66,21 @@ def test_distributed_without_a_launcher_is_refused(monkeypatch: pytest.MonkeyPat
     assert "msrun" in message and "scripts/run_distributed_ascend.sh" in message
 
 
+@pytest.mark.parametrize("variable", ["MS_WORKER_NUM", "RANK_TABLE_FILE"])
+def test_either_kind_of_launcher_is_known(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    """msrun sets the one, Ascend's rank table is named by the other."""
+
+    def join() -> None:
+        raise RuntimeError("asked to join the others")
+
+    for name in ("MS_WORKER_NUM", "RANK_TABLE_FILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(variable, "2")
+    monkeypatch.setattr("mindspore.communication.init", join)
+    with pytest.raises(RuntimeError, match="asked to join"):
+        setup(RuntimeConfig(distributed=True), seed=1)
+
+
 @pytest.mark.parametrize(("mode", "expected"), [("graph", ms.GRAPH_MODE), ("pynative", ms.PYNATIVE_MODE)])
 def test_set_up_on_a_cpu(mode: str, expected: int) -> None:
     assert setup(RuntimeConfig(mode=mode), seed=1) == (0, 1)

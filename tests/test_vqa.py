@@ -29,6 +29,7 @@ from src.config import (
     OptimizerConfig,
     RuntimeConfig,
     TrainConfig,
+    VqaConfig,
     load_config,
 )
 from src.data.answers import write_answers
@@ -468,6 +469,11 @@ def test_a_question_is_asked_about_its_own_image_in_every_batch(config: Config) 
     assert found[0] == found[1]
     answers = {example["answer"] for one in found[0]["vqa"].values() for example in one["examples"]}
     assert len(answers) > 5, "the stand-in of a model tells inputs apart"
+    asked = {most: VqaConfig(max_items=most) for most in (0, 3, 99)}
+    for most, count in ((0, 6), (3, 3), (99, 6)):
+        settings = replace(made.eval, batch_size=2, vqa=asked[most])
+        limited = VqaEvaluator(engine).run(SimpleNamespace(loader=QuestionLoader(made, "dev"), settings=settings))
+        assert limited["vqa"]["text+image"]["questions"] == count == len(limited["vqa"]["text+image"]["examples"])
 
 
 @pytest.mark.e2e
