@@ -9,8 +9,8 @@ from PIL import Image
 
 from src.files import ROOT, write_json
 from src.report import plots
-from src.report.page import FONT, Page, style, wrap
-from src.report.plots import loss_curves
+from src.report.page import FONT, Page, new_figure, style, wrap
+from src.report.plots import _curve, _part_numbers, loss_curves
 from src.report.sheets import RIGHT_MARK, WRONG_MARK, caption_sheet, retrieval_sheet
 from src.report.tables import retrieval_table, summary, table, text_table
 
@@ -177,6 +177,24 @@ def test_a_large_confusion_matrix_has_a_bar_and_a_small_one_numbers(tmp_path, mo
     assert len(small.axes) == 1 and len(small.axes[0].texts) == 9
     assert len(large.axes) == 2 and large.axes[1].get_ylabel() == "share of the truth's items"
     assert {axis.get_ylabel() for axis in (small.axes[0], large.axes[0])} == {"truth (items)"}
+
+
+@pytest.mark.parametrize("scale", ["linear", "log"])
+def test_numbers_at_the_ends_of_curves_do_not_meet(scale: str) -> None:
+    """Of runs that end alike; far from others a number stands at its curve's end."""
+    axis = new_figure(4, 3).add_subplot()
+    for last in (4.86, 1.2, 4.9, 4.86):
+        _curve(axis, np.arange(3), np.full(3, last), "red", "-")
+    axis.set_yscale(scale)
+    axis.set_ylim(1, 10)
+    _part_numbers(axis)
+    places = {}
+    for number in axis.texts:
+        end = axis.transData.transform(number.xy)[1] * 72 / axis.figure.dpi
+        places.setdefault(number.get_text(), []).append((end + number.get_position()[1], number.get_position()[1]))
+    heights = sorted(place for group in places.values() for place, _ in group)
+    assert min(np.diff(heights)) >= 11.9 and places["1.2"][0][1] == 0
+    assert min(moved for _, moved in places["4.86"]) == 0 and places["4.9"][0][0] == heights[-1]
 
 
 def test_loss_curves_name_a_file_without_losses(tmp_path):

@@ -23,6 +23,7 @@ RUN_STYLES = (
     ("#E69F00", (0, (3, 1.5))),
     ("#56B4E9", (0, (6, 1.5, 1.5, 1.5, 1.5, 1.5))),
 )
+NUMBER_HEIGHT = 12  # points that a number at the end of a curve takes
 WIDE = 30  # times the smallest last value: runs that end further apart share a panel on a logarithmic axis
 
 
@@ -64,6 +65,8 @@ def loss_curves(metrics: str | Path | Sequence[str | Path], out_png: str | Path)
         figure.text(0.1 / figure.get_figwidth(), 1 - 0.12 / height, CURVES_TITLE, va="top", fontsize=11)
         _legend(figure, list(runs), 1 - 0.38 / height)
         figure.tight_layout(pad=1.4, w_pad=2.5, h_pad=2.0, rect=(0, 0, 1, 1 - 0.72 / height))
+        for axis in figure.axes:
+            _part_numbers(axis)
         save(figure, out_png)
 
 
@@ -172,6 +175,15 @@ def _curve(axis: Any, steps: np.ndarray, values: np.ndarray, colour: str, dashes
         bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.6},
         zorder=5,
     )
+
+
+def _part_numbers(axis: Any) -> None:
+    """Moves the numbers at the ends of curves up where one would cover another."""
+    ends = {number: axis.transData.transform(number.xy)[1] * 72 / axis.figure.dpi for number in axis.texts}
+    free = -np.inf  # in points, above the numbers so far
+    for number in sorted(ends, key=ends.__getitem__):
+        number.set_position((5, max(0.0, free - ends[number])))
+        free = max(ends[number], free) + NUMBER_HEIGHT
 
 
 def _run_names(paths: Sequence[Path]) -> list[str]:
