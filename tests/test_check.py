@@ -3,6 +3,9 @@
 import json
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from operator import length_hint
 from pathlib import Path
 
 import numpy as np
@@ -83,6 +86,18 @@ def test_a_byte_of_a_record(part: str, copy: Path, capsys: pytest.CaptureFixture
         ("index-train.npy", Path.unlink, 1, ["the file is missing", "no record is checked"]),
         ("checksums-dev.npy", lambda path: path.write_bytes(b""), 12, ["the file has 0 bytes", "no record is checked"]),
         (
+            "checksums-train.npy",
+            lambda path: np.save(path, np.load(path)[:-1]),
+            1,
+            ["the file has", "they are of 11 and 12 records, not 12): no record is checked"],
+        ),
+        (
+            "index-train.npy",
+            lambda path: np.save(path, np.concatenate([np.load(path), [[12, 0, 0]]]).astype(np.int32)),
+            1,
+            ["the file has", "they are of 12 and 13 records, not 12): no record is checked"],
+        ),
+        (
             "index-dev.npy",
             lambda path: np.save(path, np.zeros((2, 3), np.int32)),
             12,
@@ -130,3 +145,13 @@ def test_only_the_first_problems_are_listed() -> None:
     for number in range(check.SHOWN + 5):
         found.add(str(number))
     assert found.count == check.SHOWN + 5 and len(found.first) == check.SHOWN
+
+
+@pytest.mark.parametrize("count", [0, 1, check.CHUNK, check.CHUNK + 1, 2 * check.CHUNK, 2 * check.CHUNK + 3])
+def test_chunks_change_neither_order_nor_number(count: int) -> None:
+    rows = iter(range(count))
+    with ThreadPoolExecutor(2) as pool:
+        found = check._in_chunks(pool, str, rows)
+        first = list(islice(found, 1))
+        assert count - length_hint(rows) == min(count, check.CHUNK), "no more are in memory"
+        assert [*first, *found] == [str(number) for number in range(count)]
