@@ -52,6 +52,12 @@ def spoil(path: Path, place: int) -> None:
     path.write_bytes(data)
 
 
+def lengthen(path: Path) -> None:
+    """One record more than there are: the index says which, in its first column."""
+    rows = np.load(path)
+    np.save(path, np.concatenate([rows, np.full_like(rows[:1], RECORDS)]))
+
+
 def test_a_good_folder(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
     check.report(whole, 2)
     assert capsys.readouterr().out == f"{whole}: all 13 records are good\n"
@@ -93,9 +99,15 @@ def test_a_byte_of_a_record(part: str, copy: Path, capsys: pytest.CaptureFixture
         ),
         (
             "index-train.npy",
-            lambda path: np.save(path, np.concatenate([np.load(path), [[12, 0, 0]]]).astype(np.int32)),
+            lengthen,
             1,
             ["the file has", "they are of 12 and 13 records, not 12): no record is checked"],
+        ),
+        (
+            "index-train.npy",
+            lambda path: (lengthen(path), lengthen(path.with_name("checksums-train.npy"))),
+            1,
+            ["the file has", "the file has", "they are of 13 and 13 records, not 12): no record is checked"],
         ),
         (
             "index-dev.npy",
