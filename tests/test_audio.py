@@ -7,7 +7,7 @@ import pytest
 import soundfile
 
 from src.config import AudioEncoderConfig
-from src.data.audio import frame_lengths, load_audio, log_mel, mel_bands, resample
+from src.data.audio import analysis, frame_lengths, load_audio, log_mel, mel_bands, resample
 from src.data.errors import DataError
 
 CONFIG = AudioEncoderConfig()
@@ -64,8 +64,17 @@ def test_tone_lands_in_its_band(hz: int) -> None:
     assert low - 32 <= hz <= high + 32
 
 
-def test_narrow_bands_are_not_empty() -> None:
-    config = AudioEncoderConfig(mels=128)
+@pytest.mark.parametrize(("mels", "bins"), [(64, 257), (128, 257), (200, 513), (500, 1025)])
+def test_the_transform_is_the_smallest_that_leaves_no_band_empty(mels: int, bins: int) -> None:
+    taper, bands = analysis(16000, 400, mels)
+    assert len(taper) == 400 and bands.shape == (bins, mels) and bands.any(axis=0).all()
+    assert np.array_equal(bands, mel_bands(16000, bins, mels))
+    assert bins == 257 or not mel_bands(16000, bins // 2 + 1, mels).any(axis=0).all()
+
+
+@pytest.mark.parametrize("mels", [128, 200])
+def test_narrow_bands_are_not_empty(mels: int) -> None:
+    config = AudioEncoderConfig(mels=mels)
     noise = np.random.default_rng(0).standard_normal(16000).astype(np.float32)
     assert (log_mel(noise, 16000, config).max(axis=0) > 0).all()
 
@@ -124,3 +133,15 @@ def test_bad_audio_are_named(tmp_path: Path) -> None:
         with pytest.raises(DataError, match=f"{name}: .*{message}") as caught:
             load_audio(tmp_path / name)
         assert "\n" not in str(caught.value)
+
+
+def test_a_recording_is_read_up_to_its_damage_and_not_beyond(tmp_path: Path) -> None:
+    path = tmp_path / "a.flac"
+    soundfile.write(path, np.random.default_rng(0).uniform(-0.5, 0.5, 64000), 16000)
+    whole, _ = load_audio(path)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2 : -len(data) // 4] = bytes([255]) * len(data[len(data) // 2 : -len(data) // 4])
+    path.write_bytes(data)
+    assert np.array_equal(load_audio(path, 0.5)[0], whole[:8001])
+    with pytest.raises(DataError, match=r"a.flac: not a readable audio file"):
+        load_audio(path)

@@ -225,6 +225,19 @@ def test_images_alone_are_replaced_too(whole: Config, tmp_path: Path) -> None:
     batches.close()
 
 
+def test_no_image_is_left(whole: Config, tmp_path: Path) -> None:
+    """The only one is damaged: a record that never had one cannot take its place."""
+    folder, rng = tmp_path / "data", np.random.default_rng(0)
+    with DatasetWriter(folder, whole.model.audio, {}) as writer:
+        for index, image in enumerate((None, png(np.full((16, 16, 3), 7, np.uint8)), None)):
+            writer.add("train", replace(tiny_record(rng, 4, whole.model.audio, 16), key=f"r{index}", image=image))
+    spoil(folder, 1)
+    loader = ImageLoader(with_data(whole, path=str(folder), batch_size=2), "train")
+    name = f"{folder}/train-00000.mindrecord: split 'train', record [02] .'r[02]'."
+    with pytest.raises(DataError, match=f"^{name} has no image, and no other image of its source can be read$"):
+        next(loader.batches())
+
+
 def test_evaluation_is_not_measured_on_less(damaged: Config) -> None:
     """Metrics must not change silently."""
     with pytest.raises(BadRecordError, match=r"record 3 \('tiny-3'\) is damaged"):

@@ -3,6 +3,9 @@
 import json
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from operator import length_hint
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +52,12 @@ def spoil(path: Path, place: int) -> None:
     path.write_bytes(data)
 
 
+def lengthen(path: Path) -> None:
+    """One record more than there are: the index says which, in its first column."""
+    rows = np.load(path)
+    np.save(path, np.concatenate([rows, np.full_like(rows[:1], RECORDS)]))
+
+
 def test_a_good_folder(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
     check.report(whole, 2)
     assert capsys.readouterr().out == f"{whole}: all 13 records are good\n"
@@ -82,6 +91,24 @@ def test_a_byte_of_a_record(part: str, copy: Path, capsys: pytest.CaptureFixture
         ("train-00002.mindrecord.db", Path.unlink, 9, ["the file is missing", *["cannot be read"] * 4]),
         ("index-train.npy", Path.unlink, 1, ["the file is missing", "no record is checked"]),
         ("checksums-dev.npy", lambda path: path.write_bytes(b""), 12, ["the file has 0 bytes", "no record is checked"]),
+        (
+            "checksums-train.npy",
+            lambda path: np.save(path, np.load(path)[:-1]),
+            1,
+            ["the file has", "they are of 11 and 12 records, not 12): no record is checked"],
+        ),
+        (
+            "index-train.npy",
+            lengthen,
+            1,
+            ["the file has", "they are of 12 and 13 records, not 12): no record is checked"],
+        ),
+        (
+            "index-train.npy",
+            lambda path: (lengthen(path), lengthen(path.with_name("checksums-train.npy"))),
+            1,
+            ["the file has", "the file has", "they are of 13 and 13 records, not 12): no record is checked"],
+        ),
         (
             "index-dev.npy",
             lambda path: np.save(path, np.zeros((2, 3), np.int32)),
@@ -130,3 +157,13 @@ def test_only_the_first_problems_are_listed() -> None:
     for number in range(check.SHOWN + 5):
         found.add(str(number))
     assert found.count == check.SHOWN + 5 and len(found.first) == check.SHOWN
+
+
+@pytest.mark.parametrize("count", [0, 1, check.CHUNK, check.CHUNK + 1, 2 * check.CHUNK, 2 * check.CHUNK + 3])
+def test_chunks_change_neither_order_nor_number(count: int) -> None:
+    rows = iter(range(count))
+    with ThreadPoolExecutor(2) as pool:
+        found = check._in_chunks(pool, str, rows)
+        first = list(islice(found, 1))
+        assert count - length_hint(rows) == min(count, check.CHUNK), "no more are in memory"
+        assert [*first, *found] == [str(number) for number in range(count)]

@@ -59,12 +59,14 @@ def test_interruption(hint: tuple[str, ...], line: str, capsys: pytest.CaptureFi
     assert caught.value.code == 130 and capsys.readouterr().err == f"{line}\n"
 
 
-def test_a_defect_keeps_its_traceback() -> None:
+@pytest.mark.parametrize("error", [IndexError("a defect"), OSError(9, "Bad file descriptor"), OSError("no number")])
+def test_a_defect_keeps_its_traceback(error: Exception) -> None:
     def main() -> None:
-        raise IndexError("a defect")
+        raise error
 
-    with pytest.raises(IndexError):
+    with pytest.raises(type(error)) as caught:
         cli.run(main)
+    assert caught.value is error
 
 
 @pytest.mark.parametrize("lines", [1, 20_000], ids=["within the buffer", "beyond it"])

@@ -2,8 +2,9 @@
 
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from operator import length_hint
 from pathlib import Path
 
 import mindspore as ms
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 import soundfile
 from conftest import CHARACTERS
-from corpora import LAYOUTS, Dying, Layout, draw, prepare, read, rejected, speak, write_lines
+from corpora import LAYOUTS, Dying, Layout, draw, prepare, read, rejected, speak, write_json, write_lines
 from oracles import tiny_model
 from PIL import Image
 
@@ -23,6 +24,7 @@ from src.data.prepare import common
 from src.data.prepare.caption_lines import join_words, read_captions
 from src.data.prepare.rows import Row
 from src.data.prepare.translations import Translations
+from src.data.prepare.workers import CHUNK, CHUNKS_AHEAD, ordered_map
 from src.data.record import Record
 from src.data.store import read_info
 from src.data.tokenizer import SPECIALS
@@ -317,6 +319,315 @@ def test_digest_table_is_a_dict() -> None:
 def test_errors(arguments: tuple[str, ...], message: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=message):
         prepare(*arguments, "--output", tmp_path / "out")
+
+
+CAPTIONED = {"image_id": "a.jpg", "caption": ["一只猫"]}
+SENTENCES = {"filename": "a.jpg", "split": "train", "sentences": ["a cat", {"raw": "a dog", "sentid": 5}]}
+NARRATIVE = {"image_id": 7, "annotator_id": "p", "caption": "a cat", "voice_recording": "deep/n.ogg"}
+ASKED = {"image_id": 7, "question_id": 70, "question": "What?"}
+ANNOTATED = {"image_id": 7, "question_id": 70, "answer_type": "other", "answers": [{"answer": "cat"}]}
+COCO_IMAGE = {"id": 1, "file_name": "a.jpg"}
+OF_COCO = [{"id": 8, "image_id": 1, "caption": "a cat"}, {"id": 9, "caption": "whose?"}, "a text"]
+OF_COCO += [{"id": 0, "image_id": 3, "caption": "a dog"}, {"id": 11, "image_id": 1, "caption": 5}]
+COCO_CN = "COCO_val2014_000000000007"
+NOT_UTF8 = "not UTF-8 text (invalid start byte at byte 0)"
+
+# corpus, the content of its files beside a.jpg, options, records (key → captions), rejected rows
+MALFORMED = [
+    (
+        "aic",
+        {"a.json": [3, {"image_id": "a.jpg"}, {**CAPTIONED, "caption": "一只猫"}, {**CAPTIONED, "caption": [5, "鱼"]}]},
+        "--annotations a.json --images . --split train",
+        {"a.jpg": ("鱼",)},
+        [
+            ("a.json", 1, "", "the entry is not a JSON object"),
+            ("a.json", 2, "", "the caption is not a list of texts"),
+            ("a.json", 3, "", "the caption is not a list of texts"),
+            ("a.json", 4, "a.jpg", "the caption is not a text"),
+        ],
+    ),
+    (
+        "coco",
+        {"c.json": {"images": [COCO_IMAGE, {"file_name": "b.jpg"}, 5, {"id": 3}], "annotations": OF_COCO}},
+        "--annotations c.json --images .",
+        {"1": ("a cat",)},
+        [
+            ("c.json", 2, "9", "annotation 9 belongs to image None, which is not in the list of images"),
+            ("c.json", 3, "", "annotation None belongs to image None, which is not in the list of images"),
+            ("c.json", 5, "11", "the caption is not a text"),
+            ("c.json", 2, "", "the image has no id"),
+            ("c.json", 3, "", "the image has no id"),
+            ("c.json", 4, "", "the image has no file name"),
+        ],
+    ),
+    (
+        "karpathy",
+        {"k.json": {"images": [3, {"filename": "a.jpg", "split": "train"}, SENTENCES, {"split": "train"}]}},
+        "--input k.json --images .",
+        {"a": ("a dog",)},
+        [
+            ("k.json", 1, "", "the entry is not a JSON object"),
+            ("k.json", 2, "", "the image has no list of sentences"),
+            ("k.json", 3, "a", "sentence None: the caption is not a text"),
+            ("k.json", 4, "", "the image has no file name"),
+        ],
+    ),
+    (
+        "coco-cn",
+        {
+            "coco-cn_train.txt": "\n\udcff\nCOCO_test2014_000000000007\nplain\n",
+            "coco-cn_val.txt": f" {COCO_CN} \n",
+            "coco-cn_test.txt": "",
+            "imageid.human-written-caption.txt": f"\u3000\n#0\t没有\n{COCO_CN}#0 一只猫\n\udcff\n.jpg\t没有",
+        },
+        "--annotations . --images .",
+        {COCO_CN: ("一只猫",)},
+        [
+            ("coco-cn_train.txt", 2, "", NOT_UTF8),
+            ("imageid.human-written-caption.txt", 2, "#0", "the line does not begin with the name of an image"),
+            ("imageid.human-written-caption.txt", 4, "", NOT_UTF8),
+            ("imageid.human-written-caption.txt", 5, ".jpg", "the line does not begin with the name of an image"),
+            ("coco-cn_train.txt", 3, "COCO_test2014_000000000007", "the name is not that of an image of COCO 2014"),
+            ("coco-cn_train.txt", 4, "plain", "the name is not that of an image of COCO 2014"),
+        ],
+    ),
+    (
+        "cc3m",
+        {
+            "c.tsv": "a cat\thttp://x/1\n\udcff\na dog\thttp://x/2\n",
+            "m.tsv": "\udcff\n7\n \ta.jpg\n8\t \nhttp://x/1\ta.jpg",
+        },
+        "--annotations c.tsv --images . --mapping m.tsv --first-row 4",
+        {"4": ("a cat",)},
+        [
+            ("m.tsv", 1, "", NOT_UTF8),
+            *(("m.tsv", line, "", "the line is not row<TAB>path or URL<TAB>path") for line in (2, 3, 4)),
+            ("c.tsv", 2, "", NOT_UTF8),
+            ("c.tsv", 3, "6", "the image is not in the mapping (m.tsv)"),
+        ],
+    ),
+    (
+        "cc3m",
+        {"c.tsv": "caption\turl\n\u3000\na cat\thttp://x/1\na dog\tu\tv\ncaption\turl\n"},
+        "--annotations c.tsv --images . --name {row:012}.jpg --first-row 6 --split val",
+        {"dev/7": ("a cat",)},
+        [
+            ("c.tsv", 4, "dev/8", "the line is not caption<TAB>URL (3 columns)"),
+            ("c.tsv", 5, "dev/9", "000000000009.jpg: no such image file"),
+        ],
+    ),
+    (
+        "librispeech",
+        {"1/2/1-2.trans.txt": "\udcff\n1-2-0000\n1-2-0001 A CAT\n"},
+        "--input .",
+        {"1-2-0001": ("A CAT",)},
+        [("1-2.trans.txt", 1, "", NOT_UTF8), ("1-2.trans.txt", 2, "1-2-0000", "the transcript is empty")],
+    ),
+    (
+        "aishell",
+        {"transcript/aishell_transcript_v0.8.txt": "\u3000\n\udcff\na 红 色\nb\n"},
+        "--input .",
+        {"a": ("红色",)},
+        [
+            ("aishell_transcript_v0.8.txt", 2, "", NOT_UTF8),
+            ("aishell_transcript_v0.8.txt", 4, "b", "wav: no such recording (b.wav)"),
+            ("c.wav", 1, "c", "the recording has no line among the transcripts"),
+        ],
+    ),
+    (
+        "speech",
+        {"s.tsv": "\udcff\n\t红色\nn.ogg 红色\n n.ogg\t红色\t蓝色"},
+        "--transcripts s.tsv --audio .",
+        {"n.ogg": ("红色\t蓝色",)},
+        [
+            ("s.tsv", 1, "", NOT_UTF8),
+            ("s.tsv", 2, "", "the line is not a path, a tab and a text"),
+            ("s.tsv", 3, "n.ogg 红色", "the line is not a path, a tab and a text"),
+        ],
+    ),
+    (
+        "localized-narratives",
+        {
+            "n.jsonl": [
+                {**NARRATIVE, "image_id": None},
+                {**NARRATIVE, "annotator_id": ""},
+                {**NARRATIVE, "image_id": 7.0},
+                {**NARRATIVE, "voice_recording": 3},
+                {**NARRATIVE, "voice_recording": ""},
+                NARRATIVE,
+                [NARRATIVE],
+            ]
+        },
+        "--annotations n.jsonl --images . --name {image_id:0>12}.jpg --recordings .",
+        {"7/p": ("a cat",)},
+        [
+            *(
+                (
+                    "n.jsonl",
+                    line,
+                    "",
+                    "the image_id or the annotator_id is missing, or neither a text nor a whole number",
+                )
+                for line in (1, 2, 3)
+            ),
+            *(("n.jsonl", line, "7/p", "the voice_recording is not a path") for line in (4, 5)),
+            ("n.jsonl", 7, "", "the line is not a JSON object"),
+        ],
+    ),
+    (
+        "manifest",
+        {
+            "m.jsonl": [
+                {"id": 0, "image": 3},
+                {"id": 1, "image": ""},
+                {"id": 2, "regions": ["a.npz"]},
+                {"id": 3, "caption": "猫", "audio": 3},
+                {"id": 4, "caption": "猫", "image": None, "regions": None},
+            ]
+        },
+        "--input m.jsonl",
+        {"4": ("猫",)},
+        [
+            ("m.jsonl", 1, "0", "image is not a path"),
+            ("m.jsonl", 2, "1", "image is not a path"),
+            ("m.jsonl", 3, "2", "regions is not a path"),
+            (
+                "m.jsonl",
+                4,
+                "3",
+                "the audio is neither a path nor a list of paths, lists of paths, and nulls",
+            ),
+        ],
+    ),
+    (
+        "vqa2",
+        {
+            "q.json": {
+                "data_subtype": "val2014",
+                "questions": [ASKED, {**ASKED, "question_id": 71, "image_id": True}, {**ASKED, "question_id": 72}],
+            },
+            "a.json": {"annotations": [ANNOTATED, ANNOTATED, {**ANNOTATED, "question_id": True}]},
+        },
+        "--questions q.json --annotations a.json --images val2014",
+        {COCO_CN: ("What?",)},
+        [
+            ("q.json", 2, "71", "the question has no image_id"),
+            ("a.json", 2, "70", "question 70 is not in q.json, or was annotated before"),
+            ("a.json", 3, "True", "the entry has no question_id"),
+            ("q.json", 0, "72", "the question has no annotation"),
+        ],
+    ),
+]
+
+
+@pytest.fixture
+def download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, object]], None]:
+    """Writes files into the current folder, which is empty; halves of surrogates become bytes beyond UTF-8."""
+    monkeypatch.chdir(tmp_path)
+
+    def write(files: dict[str, object]) -> None:
+        for name, content in files.items():
+            if isinstance(content, list) and name.endswith(".jsonl"):
+                write_lines(Path(name), content)
+            elif isinstance(content, str):
+                Path(name).parent.mkdir(parents=True, exist_ok=True)
+                Path(name).write_bytes(content.encode("utf-8", "surrogateescape"))
+            else:
+                write_json(Path(name), content)
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("name", "files", "options", "records", "wanted"),
+    MALFORMED,
+    ids=[f"{case[0]}-{case[2][:14]}" for case in MALFORMED],
+)
+def test_malformed_entries_are_told_by_file_line_and_id(
+    name: str,
+    files: dict[str, object],
+    options: str,
+    records: dict[str, tuple[str, ...]],
+    wanted: list[tuple[str, int, str, str]],
+    download: Callable[[dict[str, object]], None],
+) -> None:
+    """And what is well formed beside them is prepared."""
+    download(files)
+    for image in ("a.jpg", "000000000007.jpg", f"val2014/{COCO_CN}.jpg"):
+        draw(Path(image))
+    for recording in ("n.ogg", "1/2/1-2-0001.flac", "wav/train/S1/a.wav", "wav/test/S2/c.wav"):
+        speak(Path(recording))
+    shares = ("--dev-share", 0, "--test-share", 0)
+    prepare(name, *options.split(), "--output", "out", "--workers", 1, "--max-bad", 1, *shares)
+    found = [(entry["file"], entry["line"], entry["id"], entry["reason"]) for entry in rejected(Path("out"))]
+    assert found == wanted
+    info = read_info(Path("out"))
+    splits = info["splits"]
+    assert {key: record.captions for split in splits for key, record in read(Path("out"), split).items()} == records
+    assert info["about"]["rejected"] == len(wanted) and info["about"]["rows"] == len(wanted) + len(records)
+    if "narratives" in name:
+        assert splits["train"]["audio"] == 1, "the recording is found by its name alone"
+
+
+EMPTY_VQA = {"data_subtype": "val2014", "questions": []}
+
+
+@pytest.mark.parametrize(
+    ("command", "files", "message"),
+    [
+        ("aic --annotations x --images .", {"x": {}}, "x is not in AI Challenger's caption format: it is no list"),
+        ("coco --annotations x --images .", {"x": []}, "x is not in COCO's caption format: it has no list of images"),
+        ("coco --annotations x --images .", {"x": {"images": {}, "annotations": []}}, "it has no list of images"),
+        ("coco --annotations x --images .", {"x": {"images": []}}, "it has no list of annotations"),
+        ("karpathy --input x --images .", {"x": []}, "x is not in the format of Karpathy's splits: it has no list of"),
+        ("karpathy --input x --images .", {"x": {"images": {}}}, "splits: it has no list of images"),
+        (
+            "vqa2 --questions x --annotations y --images .",
+            {"x": {"questions": []}, "y": []},
+            "x is not in the format of VQA v2: it has no data_subtype",
+        ),
+        (
+            "vqa2 --questions x --annotations y --images .",
+            {"x": {"data_subtype": "a"}, "y": []},
+            "x is not in the format of VQA v2: it has no list of questions",
+        ),
+        (
+            "vqa2 --questions x --annotations y --images .",
+            {"x": EMPTY_VQA, "y": []},
+            "y is not in the format of VQA v2: it has no list of annotations",
+        ),
+        ("vqa2 --questions x --annotations y --images .", {"x": EMPTY_VQA}, "--questions, --annotations y: no such"),
+        ("aishell --input .", {"wav/a": ""}, "expected one transcript/aishell_transcript….txt, found 0"),
+        (
+            "aishell --input .",
+            {"wav/a": "", "transcript/aishell_transcript_1.txt": "", "transcript/aishell_transcript_2.txt": ""},
+            "expected one transcript/aishell_transcript….txt, found 2",
+        ),
+        ("manifest --input x", {"x": "\n\u3000\n"}, "there are no rows to write to out"),
+        ("manifest --input x --max-bad 1", {"x": "[]"}, "there are no rows to write to out"),
+        ("manifest --input x --max-bad -0.01", {"x": ""}, "--max-bad must be between 0 and 1"),
+        ("manifest --input x --max-bad 1.01", {"x": ""}, "--max-bad must be between 0 and 1"),
+        ("manifest --input x --dev-share -0.01", {"x": ""}, "--dev-share and --test-share must not be negative"),
+        ("manifest --input x --test-share -0.01", {"x": ""}, "--dev-share and --test-share must not be negative"),
+        ("manifest --input x --dev-share 0.5 --test-share 0.5", {"x": ""}, "and their sum must be below 1"),
+        ("manifest --input x --dev-share 0.5 --test-share 0.49", {"x": ""}, "there are no rows to write"),
+    ],
+)
+def test_what_is_no_such_corpus(
+    command: str, files: dict[str, object], message: str, download: Callable[[dict[str, object]], None]
+) -> None:
+    download(files)
+    with pytest.raises(DataError, match=re.escape(message)):
+        prepare(*command.split(), "--output", "out")
+
+
+def test_results_come_in_order_and_items_are_read_a_little_ahead() -> None:
+    """From more processes than one: also once more chunks have been read than may be waited for."""
+    items = iter(range(300))
+    results = ordered_map(np.negative, items, 2)
+    first = next(results)
+    assert 300 - length_hint(items) == (2 * CHUNKS_AHEAD + 1) * CHUNK, "bounded memory"
+    assert [first, *results] == [-item for item in range(300)]
 
 
 @pytest.mark.parametrize("splits", [("train", "test"), ()])

@@ -321,7 +321,52 @@ def test_settings_say_how_audio_is_stored(tmp_path: Path) -> None:
     assert (stored["mels"], stored["max_frames"]) == (48, 208)
 
 
-def test_counts_of_nothing_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="--scenes 0"):
-        demo.run(arguments(tmp_path / "data", "--scenes", "0"))
+@pytest.mark.parametrize(
+    ("failures", "rows", "told"),
+    [
+        (0, [["train", "6", "6", "0", "2", "0.39"], ["dev", "3", "3", "0", "1", "0.39"]], ""),
+        (1, [["train", "6", "6", "0", "2", "0.39"], ["dev", "3", "3", "0", "1", "0.39"]], "spoken again"),
+        (2, [["train", "6", "0", "6", "0", "0.00"], ["dev", "3", "3", "0", "1", "0.39"]], "6 captions stay silent"),
+    ],
+)
+def test_what_was_spoken_is_counted_and_what_failed_is_told(
+    failures: int,
+    rows: list[list[str]],
+    told: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    """A third of the clips of each split has the full length; train is spoken first."""
+    silent, _ = failing_worker(failures, subprocess.TimeoutExpired("worker", 1))
+
+    def worker(captions, audio, voice):
+        clips = silent(captions, audio, voice)
+        full = len(clips) // 3
+        return [np.zeros((audio.max_frames, audio.mels), np.uint8)] * full + clips[full:]
+
+    monkeypatch.setattr(speech, "available", lambda: True)
+    monkeypatch.setattr(speech, "run_worker", worker)
+    demo.run(arguments(tmp_path / "data", "model.audio.max_frames=48", "model.audio.hop_ms=20"))
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split() for line in lines if line.startswith(("train", "dev"))] == rows
+    trouble = [line for line in lines if line.startswith("speech: ")]
+    assert len(trouble) == bool(told) and all(line.endswith(f" s; {told}") for line in trouble)
+    stored = Dataset(tmp_path / "data", "train")
+    assert sum(record.audio[0] is not None for record in stored.read(range(6))) == int(rows[0][2])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--scenes", "0"), "--scenes 0: give at least one scene"),
+        (("--dev", "0"), "--dev 0: give at least one scene"),
+        (("--test", "-1"), "--test -1: give at least one scene"),
+        (("--seed", "-1"), "--seed -1: give 0 or more"),
+        (("model.audio.input=feature", "model.audio.feature_dim=8"), "model.audio.input=feature, but the demo makes"),
+    ],
+)
+def test_what_no_demo_can_be_made_of_is_refused(words: tuple[str, ...], message: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=f"^{message}"):
+        demo.run(arguments(tmp_path / "data", *words))
     assert not (tmp_path / "data").exists()

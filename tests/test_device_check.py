@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import mindspore
 import numpy as np
 import pytest
 from mindspore import Tensor, nn, ops
@@ -129,3 +130,27 @@ def test_the_quick_check_is_one_line() -> None:
     done = subprocess.run(command, capture_output=True, text=True)
     (line,) = done.stdout.splitlines()
     assert done.returncode == 0 and line.startswith("CPU: MindSpore 2.10") and "off by" in line
+
+
+@pytest.mark.parametrize(("off", "refused"), [(0.0, False), (0.19, False), (0.21, True), (-0.21, True), (np.nan, True)])
+def test_a_product_that_is_off_is_refused(monkeypatch: pytest.MonkeyPatch, off: float, refused: bool) -> None:
+    real = ops.matmul
+    one = np.zeros((64, 64), np.float32)
+    one[63, 0] = off
+    monkeypatch.setattr(ops, "matmul", lambda *factors: real(*factors) + Tensor(one))
+    if not refused:
+        line = runtime.check_product()
+        assert line.startswith(f"CPU: MindSpore {mindspore.__version__}, a product of two matrices is off by ")
+        assert float(line.split()[-1]) == pytest.approx(off, abs=0.01)
+        return
+    with pytest.raises(RuntimeSetupError, match=f"^CPU: a product of two matrices is off by {abs(off):.1e}: check the"):
+        runtime.check_product()
+
+
+def test_a_device_that_gives_no_product_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*factors: Tensor) -> Tensor:
+        raise RuntimeError("\n----\n- Launch kernel failed:\n----\nNo driver is there.\nAt mindspore/ccsrc")
+
+    monkeypatch.setattr(ops, "matmul", missing)
+    with pytest.raises(RuntimeSetupError, match="^CPU: cannot multiply two matrices: No driver is there.$"):
+        runtime.check_product()

@@ -279,6 +279,9 @@ def test_metrics_of_captions_and_transcripts() -> None:
     assert {"bleu4", "cider_d", "characters"} <= metrics.keys()
     assert "facts_right" not in caption_metrics(generated, references, None)
     assert FactMetric("demo").compare("红", references[0]) == dict.fromkeys(metrics["facts"], False)
+    among_others = FactMetric("demo").score(["红", *generated], [["一只猫在睡觉"], *references])
+    assert among_others == FactMetric("demo").score(generated, references), "what is no caption of the world is no item"
+    assert FactMetric("demo").score(generated, [["一只猫在睡觉"], []]) == {}
     transcribed = transcript_metrics(generated, [references[0][0]] * 2, FactMetric("demo"))
     assert transcribed["facts_right"] == 0.5 and transcribed["sentences_right"] == 0.0
     assert transcript_metrics(["一二三"], ["一，二四"], None)["character_error_rate"] == pytest.approx(1 / 3)

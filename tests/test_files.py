@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from src.files import digest, replace_folder, write_bytes, write_json, write_text
+from src.files import digest, json_line, replace_folder, write_bytes, write_json, write_text
 from tests.disk import Disk
 
 
@@ -44,6 +44,13 @@ def test_json_keeps_six_digits_of_large_and_small_numbers(tmp_path: Path) -> Non
     with pytest.raises(ValueError, match=r"b\.json: a\[1\] is nan, which JSON cannot hold"):
         write_json(tmp_path / "b.json", {"a": [0.0, float("nan")]})
     assert os.listdir(tmp_path) == ["a.json"]
+
+
+@pytest.mark.parametrize(
+    ("value", "line"), [({"a": "猫\n"}, '{"a": "猫\\n"}'), (["\udcba", "猫"], '["\\udcba", "\\u732b"]')]
+)
+def test_a_line_of_json_is_one_line_of_utf_8(value: object, line: str) -> None:
+    assert json_line(value) == line.encode() and json.loads(json_line(value)) == value
 
 
 def test_a_file_is_on_the_disk_before_it_takes_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -72,3 +72,14 @@ def test_the_chosen_captions_are_of_the_grammar() -> None:
         patch.setattr("src.demo.gallery.CHOSEN", ("红底，左边一只恐龙",))
         with pytest.raises(ValueError, match="恐龙"):
             scenes()
+
+
+def test_without_synthesiser_there_is_a_hint_and_no_clip(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(speech, "available", lambda: False)
+    write_gallery(tmp_path / "new")
+    assert capsys.readouterr().out == f"{speech.HINT}\n"
+    made = {path.name: path.read_bytes() for path in (tmp_path / "new").iterdir()}
+    assert made.keys() == {path.name for path in GALLERY.glob("*.png")} | {"captions.tsv"}
+    assert made["captions.tsv"] == (GALLERY / "captions.tsv").read_bytes()

@@ -118,3 +118,16 @@ def test_a_file_that_is_gone_or_another(folder: Path, tmp_path: Path, name: str,
     with pytest.raises(READ_ERRORS):
         open_shards(copy).row(3)
     assert open_shards(copy).row(SHARD)["key"] == record(SHARD).key
+
+
+def test_columns_that_are_not_as_they_were_written() -> None:
+    """Lengths of another row, and what is no map: read here, and not by MindSpore, which would end the process."""
+    parts = [bytes([number]) * number for number in range(1, len(BYTES) + 1)]
+    data = b"".join(len(part).to_bytes(8, "big") + part for part in parts)
+    assert mindrecord._unpack_blobs(data) == dict(zip(BYTES, parts, strict=True))
+    for wrong in (data + b"\0", data[:-1], data[:7] + b"\2" + data[8:], b""):
+        with pytest.raises(ValueError, match="its bytes are not as they were written"):
+            mindrecord._unpack_blobs(wrong)
+    for wrong in (b"", b"\x92\xa1a\xa1b", b"\xa1a"):
+        with pytest.raises(ValueError, match="its texts are not as they were written"):
+            mindrecord._unpack_texts(wrong)

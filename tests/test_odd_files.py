@@ -20,14 +20,14 @@ from PIL import Image, PngImagePlugin
 from src import cli
 from src.checkpoints.files import own_files
 from src.config import AudioEncoderConfig, EvalConfig, load_config
-from src.config.paths import path_setting
+from src.config.paths import path_setting, resolve
 from src.data import audio
 from src.data.decoding import decoding, parse_json, read_bytes, whole_text
 from src.data.errors import DataError
 from src.data.image import decode_image, open_rgb
-from src.data.prepare.media import pack_image
-from src.data.prepare.rows import read_lines
-from src.data.record import ROOM, Record, pack, unpack
+from src.data.prepare.media import pack_image, read_row
+from src.data.prepare.rows import Row, read_lines
+from src.data.record import ROOM, Record, image_room, pack, unpack
 from src.data.regions import load_features, load_regions
 from src.data.schema import AUDIO, IMAGE, TEXT
 from src.evaluation.evaluator import Split
@@ -135,6 +135,9 @@ def test_every_orientation_is_pillows(turn: int) -> None:
 def test_an_unreadable_exif_block_leaves_the_image() -> None:
     data = rotated(b"Exif\0\0" + b"MM\0*\0\0\xff\xff" + bytes(range(40)))
     assert open_rgb(data, "p").size == (40, 40)
+    word = b"II*\0" + struct.pack("<IH", 8, 1) + struct.pack("<HHI4s", 0x112, 2, 4, b"six\0") + bytes(4)
+    stored = open_rgb(rotated(b"Exif\0\0" + word), "p")
+    assert np.array_equal(np.asarray(stored), np.asarray(Image.open(io.BytesIO(rotated()))))
 
 
 def test_texts_beside_pixels_do_not_matter() -> None:
@@ -174,6 +177,17 @@ def test_a_file_larger_than_a_record_is_stored_smaller(tmp_path: Path) -> None:
     Image.new("RGB", (300, 200), "red").save(flat, compress_level=0)
     again = Image.open(io.BytesIO(pack_image(flat, 512, 100_000)))  # it fits once it is compressed
     assert again.format == "PNG" and np.array_equal(np.asarray(again), np.asarray(Image.open(flat)))
+
+
+def test_an_image_leaves_room_for_what_its_record_holds_beside_it(tmp_path: Path) -> None:
+    path, model = noise(tmp_path / "a.png", 200, 150), tiny_model()
+    size = path.stat().st_size
+    for beside, kept in ((1, True), (ROOM - 2 * size, True), (ROOM - size, False), (ROOM - size // 9, False)):
+        record = read_row(Row("m", 1, "k", path, ("a" * beside,)), model, 512)
+        assert (record.image == path.read_bytes()) == kept
+        assert len(record.image) <= image_room(record)
+        assert unpack(pack(record, model.audio), np.uint8, (64,)).image == record.image
+        assert Image.open(io.BytesIO(record.image)).width >= 40, "no smaller than it must be"
 
 
 def test_of_a_large_animation_the_first_frame_is_stored(tmp_path: Path) -> None:
@@ -419,6 +433,14 @@ def test_a_path_is_a_path_whatever_yaml_reads_in_it(name: str, tmp_path: Path) -
     assert Path(found) == Path(name) and not Path(found).is_absolute()
     (vocab,) = own_files(Path(name))
     assert Path(load_config(tmp_path / "c.yaml", [vocab]).model.text.vocab) == Path(name) / "vocab.txt"
+
+
+def test_a_tilde_is_a_home_or_part_of_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home of mine")
+    for text, path in (("~/data", "/home of mine/data"), ("~", "/home of mine"), ("a/~", "a/~")):
+        assert resolve(text, shipped=False) == path
+    for text in ("~no_such_user/data", "config/a~"):
+        assert resolve(text, shipped=False) == text
 
 
 def test_json_holds_names_of_any_bytes(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Batches: what is in them, that they repeat and resume, and that errors name the sample."""
 
+import re
 import shutil
 import threading
 import time
@@ -19,7 +20,7 @@ from src.data.masking import sample_rng
 from src.data.pipeline import Batch, Loader
 from src.data.prefetch import prefetch
 from src.data.record import Record
-from src.data.schema import AUDIO, IMAGE, TEXT, batch_fields, check_batch
+from src.data.schema import AUDIO, IMAGE, TEXT, Field, batch_fields, check_batch
 from src.data.writer import DatasetWriter
 
 
@@ -52,6 +53,24 @@ def test_batches_follow_the_schema_and_the_records(config: Config) -> None:
             check_row(values, next(loader.dataset.read([record])), caption, loader)
             assert batch["image_id"][row] == image
     assert len(seen) == 24
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"a": None}, "batch field 'a' is missing"),
+        ({"c": np.zeros(2)}, "batch field 'c' is not in the schema"),
+        ({"a": np.zeros((2, 3), np.int64)}, "batch field 'a' is int64[3], the schema says int32[3]"),
+        ({"a": np.zeros((3, 2), np.int32)}, "batch field 'a' is int32[2], the schema says int32[3]"),
+        ({"b": np.zeros((2, 1), np.float32)}, "batch field 'b' is float32[1], the schema says float32[]"),
+    ],
+)
+def test_a_batch_that_is_not_of_the_schema_is_named(change: dict[str, np.ndarray | None], message: str) -> None:
+    fields = {"a": Field(np.int32, (3,), "three numbers"), "b": Field(np.float32, (), "one")}
+    good = {"a": np.zeros((2, 3), np.int32), "b": np.zeros(2, np.float32)}
+    check_batch(good, fields)
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        check_batch({name: value for name, value in (good | change).items() if value is not None}, fields)
 
 
 def test_an_image_of_two_records_is_once_in_a_step(tmp_path: Path, tiny: Config) -> None:

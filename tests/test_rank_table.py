@@ -43,7 +43,8 @@ def of_ranks() -> dict:
 def write(tmp_path: Path) -> Callable[[Any], Path]:
     def write_table(table: Any) -> Path:
         path = tmp_path / "hccl.json"
-        path.write_text(table if isinstance(table, str) else json.dumps(table), encoding="utf-8")
+        text = table if isinstance(table, str) else json.dumps(table)
+        path.write_text(text, encoding="utf-8", errors="surrogateescape")
         return path
 
     return write_table
@@ -111,6 +112,7 @@ LAYER = ("rank_list", 0, "level_list", 0)
     ("table", "words"),
     [
         ("{", "line 1, column 2: not JSON"),
+        ('{"version": "\udcff"}', "expected JSON in UTF-8"),
         ([], "expected an object with the keys version, status and server_list or rank_list"),
         (changed(of_devices(), ("version",), None), "version is missing: expected '1.0', '1.2' or '2.0'"),
         (changed(of_devices(), ("version",), "0.9"), "version is '0.9': expected '1.0', '1.2' or '2.0'"),
@@ -204,6 +206,14 @@ def test_a_table_says_which_machine_this_is(write) -> None:
         (Request(port=1, ranks=0), "RANK_SIZE is 0: expected 1 or more"),
         (Request(port=1, node=-1), "NODE_RANK is -1: expected 0 or more"),
         (Request(port=1, node=1), "NODE_RANK is 1: expected 0 to 0"),
+        (
+            Request(port=1, nodes=2, node=0, ranks=5, address=HOST),
+            "RANK_SIZE is 5, the ranks of all machines: expected a multiple of NNODES, 2",
+        ),
+        (
+            Request(port=1, nodes=2, node=0, address=ELSEWHERE),
+            f"MASTER_ADDR is {ELSEWHERE}, no address of this machine, whose NODE_RANK is 0",
+        ),
         (Request(port=1, nodes=2, node=0, address="no-such-host.invalid"), "no such host is known on this machine"),
     ],
 )
@@ -226,6 +236,10 @@ def test_msrun_is_told_the_place(tmp_path: Path) -> None:
     assert words[1:3] == ["-m", "mindspore.parallel.cluster.run"] and words[-3:] == ["train.py", "--config", "x"]
     expected = {"--worker_num=6", "--local_worker_num=2", "--node_rank=2", f"--master_addr={ELSEWHERE}"}
     assert expected < set(words) and "--master_port=9000" in words and f"--log_dir={tmp_path}" in words
+    assert not any(word.startswith("--rank_table_file") for word in words)
+    words = msrun_command(Place(8, 1, 0, HOST, 9000), tmp_path, tmp_path / "hccl.json", ["train.py"])
+    assert words[-2:] == [f"--rank_table_file={tmp_path}/hccl.json", "train.py"]
+    assert not any(word.startswith("--node_rank") for word in words), "of one machine"
 
 
 def test_ipv6() -> None:

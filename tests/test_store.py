@@ -1,5 +1,6 @@
 """Datasets: what is written is read back in any order, and whatever is wrong with a folder is named."""
 
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from src.data.record import PAGE_BYTES, Record
 from src.data.regions import Regions
 from src.data.schema import AUDIO, IMAGE, TEXT
 from src.data.store import Dataset, read_info
-from src.data.writer import DatasetWriter
+from src.data.writer import WRITE_ROWS, DatasetWriter
 from tests.disk import Disk
 
 AUDIO_CONFIG = AudioEncoderConfig(max_frames=16, mels=8)
@@ -47,6 +48,17 @@ def test_round_trip_in_any_order(tmp_path: Path) -> None:
     assert names == [f"train-0000{index}.mindrecord" for index in range(3)]
     assert dataset.info["about"] == {"from": "试验"}
     assert not list(tmp_path.glob(".writing-*"))
+
+
+@pytest.mark.parametrize("shard", [WRITE_ROWS - 1, WRITE_ROWS, WRITE_ROWS + 1, 10 * WRITE_ROWS])
+def test_rows_handed_over_in_parts_keep_their_order(tmp_path: Path, shard: int) -> None:
+    keys = [f"r{number}" for number in range(2 * WRITE_ROWS + 3)]
+    with DatasetWriter(tmp_path, AUDIO_CONFIG, {}, shard_records=shard) as writer:
+        for key in keys:
+            writer.add("train", Record(key, None, (f"{key}.",), ()))
+    dataset = Dataset(tmp_path, "train", AUDIO_CONFIG)
+    assert [(record.key, *record.captions) for record in dataset.read(range(len(keys)))] == [(k, f"{k}.") for k in keys]
+    assert len(list(tmp_path.glob("*.mindrecord"))) == -(-len(keys) // shard)
 
 
 def test_all_is_on_the_disk_before_something_says_that_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,6 +185,17 @@ def test_any_changed_byte_of_dataset_json_is_named_or_harmless(copy: Path) -> No
             named += 1
             assert str(copy) in str(error) and "\n" not in str(error)
     assert named > 50
+
+
+@pytest.mark.parametrize("key", ["samples", "index", "checksums"])
+def test_an_index_or_checksums_of_another_number_are_named(copy: Path, key: str) -> None:
+    """Whole files, but of another split."""
+    splits = read_info(copy)["splits"]
+    splits["train"][key] = splits["dev"][key]
+    edit_info(copy, {"splits": splits})
+    with pytest.raises(DataError, match="^" + re.escape(f"{copy}/dataset.json is damaged: ")):
+        Dataset(copy, "train")
+    Dataset(copy, "dev")
 
 
 @pytest.mark.parametrize("name", ["index-train.npy", "checksums-train.npy"])

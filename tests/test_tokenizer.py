@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from src.data.errors import DataError
-from src.data.tokenizer import SPECIALS, Tokenizer, build_vocab, split_words
+from src.data.tokenizer import SPECIALS, Tokenizer, build_vocab, split_words, write_vocab
 from tools import build_vocab as command
 
 HAN = "红色背景上左边有一只大猫右边两个苹果天安门广场電腦龍"
@@ -190,6 +190,14 @@ def test_builder_command(tmp_path: Path) -> None:
     assert failed.returncode == 2 and failed.stderr.strip().endswith("b.txt: no such text file")
 
 
+def test_a_corpus_that_is_no_text_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("一只猫\n", encoding="utf-8")
+    (tmp_path / "b.txt").write_text("两只大狗\n", encoding="gbk")
+    with pytest.raises(DataError, match=f"^{tmp_path}/b.txt: not UTF-8 text$"):
+        write_vocab(tmp_path / "vocab.txt", [tmp_path / "a.txt", tmp_path / "b.txt"], 100)
+    assert not (tmp_path / "vocab.txt").exists()
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -197,12 +205,13 @@ def test_builder_command(tmp_path: Path) -> None:
         ("[PAD]\n[UNK]\n[CLS]\n[SEP]\n", "has no [MASK]"),
         ("\n".join([*SPECIALS, "a", "a"]), "'a'"),
         ("\n".join([*SPECIALS, "", "a"]), "line 6 of the vocabulary is empty"),
+        ("\n".join([*SPECIALS, "\udcff"]), "the vocabulary is not UTF-8 text"),
     ],
 )
 def test_bad_vocabulary(tmp_path: Path, content: str | None, message: str) -> None:
     path = tmp_path / "vocab.txt"
     if content is not None:
-        path.write_text(content, encoding="utf-8")
+        path.write_text(content, encoding="utf-8", errors="surrogateescape")
     with pytest.raises(DataError, match=message.replace("[", r"\[")) as caught:
         Tokenizer(path)
     assert str(path) in str(caught.value)

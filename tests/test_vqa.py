@@ -182,6 +182,23 @@ def test_captions_are_no_questions(config: Config, tmp_path: Path) -> None:
     data = replace(config.data, path=str(tmp_path / "data"))
     with pytest.raises(DataError, match="'train' holds no questions with answers, which task=vqa reads"):
         QuestionLoader(replace(config, data=data), "train")
+    with pytest.raises(DataError, match=f"^{tmp_path}/data, {tmp_path}/data: no question with an answer$"):
+        write_answers(tmp_path / "answers.txt", [tmp_path / "data"] * 2, 3)
+    assert not (tmp_path / "answers.txt").exists()
+
+
+def test_an_image_without_a_question_has_no_answer_in_its_row(config: Config, tmp_path: Path) -> None:
+    first, other, last = (record(number, config) for number in range(3))
+    with DatasetWriter(tmp_path / "data", config.model.audio, {}) as writer:
+        for made in (first, replace(other, captions=(), questions=(), audio=()), last):
+            writer.add("train", made)
+    data = replace(config.data, path=str(tmp_path / "data"))
+    batch, n, names = next(QuestionLoader(replace(config, data=data), "train").evaluation(B))
+    assert n == 5 and [key for key, _ in names] == ["r0", "r0", "r1", "r2", "r2"]
+    for name in ("answer_given", "answer_classes", "answer_values", "answer_ids", "answer_mask"):
+        assert not batch[name][2].any(), name
+    for name in ("answer_given", "answer_values", "answer_ids", "answer_mask"):
+        assert batch[name][[0, 1, 3, 4]].any(axis=1).all(), name
 
 
 def test_the_soft_loss_equals_torchs() -> None:

@@ -24,7 +24,7 @@ def add_arguments(parser: CommandParser) -> None:
 def run(args: Arguments) -> None:
     groups = file_groups(args)
     about = describe_inputs("aic", args.annotations, "--annotations")
-    contents = [read_json(path, "--annotations") for path in args.annotations]
+    contents = list(map(read_json, args.annotations))
     for path, content in zip(args.annotations, contents, strict=True):
         if not isinstance(content, list):
             raise DataError(f"{path} is not in AI Challenger's caption format: it is no list")

@@ -38,7 +38,7 @@ class _Captions:
 
     def __init__(self, path: Path, images: Path, split: str | None, chinese: Translations) -> None:
         self.file, self.folder, self.split, self.chinese = path.name, images, split, chinese
-        content = read_json(path, "--annotations")
+        content = read_json(path)
         for name in ("images", "annotations"):
             if not isinstance(content, dict) or not isinstance(content.get(name), list):
                 raise DataError(f"{path} is not in COCO's caption format: it has no list of {name}")
@@ -64,7 +64,7 @@ class _Captions:
                 raise DataError(f"annotation {key} belongs to image {owner}, which is not in the list of images")
             self.captions[owner].append((key, check_caption(_get(entry, "caption"))))
         except DataError as error:
-            return Row(self.file, index + 1, str(key), reason=str(error))
+            return Row(self.file, index + 1, "" if key is None else str(key), reason=str(error))
         return None
 
     def _row(self, number: int, entry: Any) -> Row:

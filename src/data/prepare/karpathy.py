@@ -37,7 +37,7 @@ def add_arguments(parser: CommandParser) -> None:
 def run(args: Arguments) -> None:
     check_folder(args.images, "--images")
     about = describe_inputs("karpathy", [args.input], "--input")
-    content = read_json(args.input, "--input")
+    content = read_json(args.input)
     if not isinstance(content, dict) or not isinstance(content.get("images"), list):
         raise DataError(f"{args.input} is not in the format of Karpathy's splits: it has no list of images")
     chinese = Translations(args.translations)

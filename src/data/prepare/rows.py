@@ -120,10 +120,8 @@ def describe_files(paths: list[Path], option: str) -> list[dict[str, Any]]:
     return [{"name": path.name, "bytes": path.stat().st_size} for path in paths]
 
 
-def read_json(path: Path, option: str) -> Any:
-    """The content of a JSON file that an option names."""
-    if not os.path.isfile(path):
-        raise DataError(f"{option} {path}: no such file")
+def read_json(path: Path) -> Any:
+    """The content of a JSON file; :func:`describe_inputs` has seen that it is there."""
     return parse_json(path.read_bytes(), f"{path} is not JSON")
 
 
@@ -132,21 +130,23 @@ def count_lines(paths: list[Path]) -> int:
     total = 0
     for path in paths:
         with path.open("rb") as file:
-            total += sum(bool(line.strip()) for line in file)
+            total += sum(bool(line.decode("utf-8-sig", "replace").strip()) for line in file)
     return total
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, str | Row]]:
-    """Numbers (from 1) and texts of the lines that are not blank; a rejected row for a line that is not UTF-8."""
+    """Numbers (from 1) and texts of the lines that are not blank; a rejected row for a line that is not UTF-8.
+
+    A line of nothing but ideographic spaces is blank, too.
+    """
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
             try:
                 text: str | Row = line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
             except UnicodeDecodeError as error:
                 text = Row(path.name, number, reason=f"not UTF-8 text ({error.reason} at byte {error.start})")
-            yield number, text
+            if isinstance(text, Row) or text.strip():
+                yield number, text
 
 
 def read_objects(path: Path) -> Iterator[tuple[int, dict[str, Any] | Row]]:

@@ -54,7 +54,7 @@ class _Questions:
     def __init__(self, questions: Path, annotations: Path, images: Path, split: str | None, types: str) -> None:
         self.questions_file, self.file, self.folder, self.split = questions.name, annotations.name, images, split
         self.types, self.rejected = types, []
-        content = read_json(questions, "--questions")
+        content = read_json(questions)
         entries, subtype = _listed(content, "questions", questions), content.get("data_subtype")
         if not isinstance(subtype, str):
             raise DataError(f"{questions} is not in the format of VQA v2: it has no data_subtype")
@@ -64,7 +64,7 @@ class _Questions:
             self._take(self._take_question, number, entry, self.questions_file)
         del content, entries
         self.images: dict[int, list[tuple[int, str, Question]]] = {}  # image_id → place, question and its answers
-        for number, entry in enumerate(_listed(read_json(annotations, "--annotations"), "annotations", annotations), 1):
+        for number, entry in enumerate(_listed(read_json(annotations), "annotations", annotations), 1):
             self._take(self._take_answers, number, entry, self.file)
         for key in self.texts:
             self.rejected.append(Row(self.questions_file, 0, str(key), reason="the question has no annotation"))
@@ -85,7 +85,7 @@ class _Questions:
                 raise DataError("the entry has no question_id")
             take(number, entry, key)
         except DataError as error:
-            self.rejected.append(Row(file, number, str(key or ""), reason=str(error)))
+            self.rejected.append(Row(file, number, "" if key is None else str(key), reason=str(error)))
 
     def _take_question(self, number: int, entry: dict[str, Any], key: int) -> None:
         if not _whole(entry.get("image_id")):
