@@ -27,6 +27,7 @@ from src.files import ROOT
 from src.inference import inputs, library, load
 from src.inference.engine import Engine
 from src.inference.library import Model
+from src.inference.media import Medium
 from src.inference.rerank import Proposal
 from src.models.build import build_model
 from tests.conftest import tiny_dataset
@@ -328,6 +329,13 @@ def test_nothing_is_an_answer_about_nothing(model: Model) -> None:
     assert model.match(text=[], image=[]).shape == (0,) and model.classify([], ["猫"]).cosines.shape == (0, 1)
 
 
+GONE = [Path("gone.png"), Path("lost.png")]
+
+
+def left_out(number: int, error: DataError) -> None:
+    """As ``on_error``."""
+
+
 MISTAKES = [
     (lambda m: m.embed_text("一只猫"), "texts: expected a list of them, not str"),
     (lambda m: m.embed_text(["猫", " "]), r"texts\[1\]: the text is empty"),
@@ -356,6 +364,14 @@ MISTAKES = [
     (lambda m: m.rank("猫", IMAGES, 5, np.zeros((3, 128), np.float32)), "vectors: 3 of them for a gallery of 12 items"),
     (lambda m: m.rank(Path("a.pdf"), IMAGES), r"query: a\.pdf: expected a file that ends in"),
     (lambda m: m.generate_image([IMAGES[0]]), r"prompts\[0\]: an image: expected a text or an audio clip"),
+    (lambda m: m.embed_image([Medium("猫", TEXT, "猫")]), r"images\[0\]: text, expected image"),
+    (lambda m: m.classify(["none/a.txt"], ["猫"]), r"none/a\.txt: a text: expected images or audio clips"),
+    (lambda m: m.classify([3], ["猫"]), r"items\[0\]: int: expected a text, an image or audio"),
+    (lambda m: m.rank("猫", GONE, 1, on_error=left_out), "gallery: nothing of it can be read"),
+    (
+        lambda m: m.rank("猫", GONE * 20, 1, np.zeros((40, m.dim), np.float32), on_error=left_out),
+        "gallery: none of the best 16 can be read",
+    ),
 ]
 
 

@@ -372,6 +372,16 @@ def test_odd_files_of_a_gallery_are_skipped(tmp_path: Path) -> None:
     assert found[2].content == "猫"
 
 
+@pytest.mark.parametrize(
+    ("content", "told"), [("红色".encode("gb18030"), "not UTF-8 text"), ("\ufeff \n".encode(), "the text is empty")]
+)
+def test_a_text_of_a_gallery_is_utf8_and_not_empty(tmp_path: Path, content: bytes, told: str) -> None:
+    (tmp_path / "a.txt").write_bytes(content)
+    with pytest.raises(DataError) as caught:
+        media.read_file(tmp_path / "a.txt", tiny_model())
+    assert str(caught.value) == f"{tmp_path / 'a.txt'}: {told}"
+
+
 @pytest.mark.parametrize("name", ["memo.m4a", "photo.jfif", "noending"])
 def test_a_file_of_another_kind_is_no_text(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"x")
