@@ -8,6 +8,7 @@ import subprocess
 import sys
 import weakref
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,7 @@ from src.data.schema import AUDIO, IMAGE, MATCH_CASES, TEXT
 from src.files import ROOT
 from src.inference import inputs, library, load
 from src.inference.engine import Engine
+from src.inference.inputs import modality_of, read_item
 from src.inference.library import Model
 from src.inference.media import Medium
 from src.inference.rerank import Proposal
@@ -380,6 +382,20 @@ def test_mistakes_are_one_line(model: Model, call, message: str) -> None:
     with pytest.raises(DataError, match=message) as caught:
         call(model)
     assert "\n" not in str(caught.value)
+
+
+def test_what_another_network_makes_is_read_from_files() -> None:
+    """Not from memory, where it would be pixels and samples."""
+    model = tiny_model()
+    regions = replace(model, image=replace(model.image, input="region"))
+    features = replace(model, audio=replace(model.audio, input="feature"))
+    image, clip = np.zeros((8, 8, 3), np.uint8), (np.zeros(800, np.float32), 8000)
+    with pytest.raises(DataError, match=r"^images\[0\]: model.image.input=region reads paths of regions \(.npz\)$"):
+        read_item(image, IMAGE, "images[0]", regions)
+    with pytest.raises(DataError, match=r"^clips\[0\]: model.audio.input=feature reads paths of features \(.npy\)$"):
+        read_item(clip, AUDIO, "clips[0]", features)
+    assert read_item(image, IMAGE, "images[0]", features).content.shape == (model.image.size, model.image.size, 3)
+    assert [modality_of(item, "") for item in (image, clip, "a.png", Path("a.PNG"))] == [IMAGE, AUDIO, TEXT, IMAGE]
 
 
 def test_a_text_that_means_nothing_is_told(model: Model) -> None:
