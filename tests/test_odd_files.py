@@ -508,6 +508,19 @@ def test_an_earlier_index_is_read(tmp_path: Path) -> None:
     assert (found.folder, found.names) == (tmp_path, kept.names)
 
 
+def test_an_index_of_a_later_version_is_not_guessed_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = made_gallery(tmp_path, ["a.png"])
+    gallery.keep(tmp_path / "i", kept, "f")
+    assert gallery.load(tmp_path / "i", "f").names == ["a.png"]
+    with monkeypatch.context() as later:
+        later.setattr(gallery, "FORMAT", "3")
+        gallery.keep(tmp_path / "i", kept, "f")
+    with pytest.raises(
+        DataError, match=r"is no index of a gallery, or damaged: make one with --gallery FOLDER --save-i"
+    ):
+        gallery.load(tmp_path / "i", "f")
+
+
 COMMAND = """
 import sys
 from src import cli
