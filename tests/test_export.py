@@ -3,6 +3,7 @@
 import hashlib
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import mindspore as ms
@@ -15,6 +16,7 @@ from src import cli, runtime
 from src.checkpoints.checkpoint import save_checkpoint
 from src.config import Config, load_config
 from src.data.schema import Field
+from src.data.tokenizer import Tokenizer
 from src.export import export
 from src.export.graphs import Graph
 from src.inference.loading import load_model
@@ -267,6 +269,28 @@ def test_weights_without_graphs_are_a_bundle(model: tuple[Config, OPT], tmp_path
     for (name, ours), theirs in zip(loaded.parameters_and_names(), model[1].get_parameters(), strict=True):
         assert ours.dtype == ms.float32
         np.testing.assert_allclose(ours.asnumpy(), theirs.asnumpy(), rtol=1e-3, atol=1e-6, err_msg=name)
+
+
+def test_graphs_bring_the_answers_that_they_choose_of(
+    model: tuple[Config, OPT], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, network = model
+    (tmp_path / "list.txt").write_text("红\n绿\n", encoding="utf-8")
+    monkeypatch.setattr(export, "build_graphs", lambda *_: {})
+    for answers, expected in (("", ""), (str(tmp_path / "list.txt"), "answers.txt")):
+        made = replace(config, model=replace(config.model, answers=answers))
+        export.export_graphs(made, network, tmp_path / "graphs", "MINDIR", 0)
+        assert load_config(tmp_path / "graphs" / "config.yaml").model.answers == expected
+        assert (tmp_path / "graphs" / "answers.txt").exists() == bool(answers)
+    assert (tmp_path / "graphs" / "answers.txt").read_bytes() == (tmp_path / "list.txt").read_bytes()
+
+
+def test_what_stands_before_a_graph_of_waveforms(model: tuple[Config, OPT]) -> None:
+    config = model[0].model
+    audio = replace(config.audio, input="wav2vec2", max_frames=25, hop_ms=20, sample_rate=8000)
+    found = export.describe_preprocessing(replace(config, audio=audio), Tokenizer(config.text.vocab))["audio"]
+    assert found.keys() == {"sample_rate", "samples", "layout"} and "int16, full scale 32767" in found["layout"]
+    assert (found["sample_rate"], found["samples"]) == (8000, 4000)
 
 
 def test_a_kill_leaves_no_wrong_manifest(

@@ -138,6 +138,12 @@ RUN = ["--checkpoint", "run"]
         ([*RUN, "--query", "猫", "--gallery", "gallery", "--top", "0"], "--top must be at least 1"),
         ([*RUN, "--query", "猫", "--gallery", "g", "--with-image", "a.png"], "--with-image goes with --input"),
         ([*RUN, "--input", "gallery", "--samples", "2"], "--samples goes with --generate"),
+        ([*RUN, "--generate", "猫", "--samples", "0"], "--samples goes with --generate and must be at least 1"),
+        (
+            [*RUN, "--input", "gallery", "--classify", "猫", "--with-image", "a.png"],
+            "--classify goes without --with-image",
+        ),
+        ([*RUN, "--input", "gallery", "--ask", "猫？", "--with-image", "a.png"], "--ask goes without --classify and"),
     ],
 )
 def test_mistakes_are_one_line(run: Run, home: Path, arguments: list[str], message: str) -> None:

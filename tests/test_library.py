@@ -8,6 +8,7 @@ import subprocess
 import sys
 import weakref
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,9 @@ from src.data.schema import AUDIO, IMAGE, MATCH_CASES, TEXT
 from src.files import ROOT
 from src.inference import inputs, library, load
 from src.inference.engine import Engine
+from src.inference.inputs import modality_of, read_item
 from src.inference.library import Model
+from src.inference.media import Medium
 from src.inference.rerank import Proposal
 from src.models.build import build_model
 from tests.conftest import tiny_dataset
@@ -328,6 +331,13 @@ def test_nothing_is_an_answer_about_nothing(model: Model) -> None:
     assert model.match(text=[], image=[]).shape == (0,) and model.classify([], ["猫"]).cosines.shape == (0, 1)
 
 
+GONE = [Path("gone.png"), Path("lost.png")]
+
+
+def left_out(number: int, error: DataError) -> None:
+    """As ``on_error``."""
+
+
 MISTAKES = [
     (lambda m: m.embed_text("一只猫"), "texts: expected a list of them, not str"),
     (lambda m: m.embed_text(["猫", " "]), r"texts\[1\]: the text is empty"),
@@ -356,6 +366,14 @@ MISTAKES = [
     (lambda m: m.rank("猫", IMAGES, 5, np.zeros((3, 128), np.float32)), "vectors: 3 of them for a gallery of 12 items"),
     (lambda m: m.rank(Path("a.pdf"), IMAGES), r"query: a\.pdf: expected a file that ends in"),
     (lambda m: m.generate_image([IMAGES[0]]), r"prompts\[0\]: an image: expected a text or an audio clip"),
+    (lambda m: m.embed_image([Medium("猫", TEXT, "猫")]), r"images\[0\]: text, expected image"),
+    (lambda m: m.classify(["none/a.txt"], ["猫"]), r"none/a\.txt: a text: expected images or audio clips"),
+    (lambda m: m.classify([3], ["猫"]), r"items\[0\]: int: expected a text, an image or audio"),
+    (lambda m: m.rank("猫", GONE, 1, on_error=left_out), "gallery: nothing of it can be read"),
+    (
+        lambda m: m.rank("猫", GONE * 20, 1, np.zeros((40, m.dim), np.float32), on_error=left_out),
+        "gallery: none of the best 16 can be read",
+    ),
 ]
 
 
@@ -364,6 +382,20 @@ def test_mistakes_are_one_line(model: Model, call, message: str) -> None:
     with pytest.raises(DataError, match=message) as caught:
         call(model)
     assert "\n" not in str(caught.value)
+
+
+def test_what_another_network_makes_is_read_from_files() -> None:
+    """Not from memory, where it would be pixels and samples."""
+    model = tiny_model()
+    regions = replace(model, image=replace(model.image, input="region"))
+    features = replace(model, audio=replace(model.audio, input="feature"))
+    image, clip = np.zeros((8, 8, 3), np.uint8), (np.zeros(800, np.float32), 8000)
+    with pytest.raises(DataError, match=r"^images\[0\]: model.image.input=region reads paths of regions \(.npz\)$"):
+        read_item(image, IMAGE, "images[0]", regions)
+    with pytest.raises(DataError, match=r"^clips\[0\]: model.audio.input=feature reads paths of features \(.npy\)$"):
+        read_item(clip, AUDIO, "clips[0]", features)
+    assert read_item(image, IMAGE, "images[0]", features).content.shape == (model.image.size, model.image.size, 3)
+    assert [modality_of(item, "") for item in (image, clip, "a.png", Path("a.PNG"))] == [IMAGE, AUDIO, TEXT, IMAGE]
 
 
 def test_a_text_that_means_nothing_is_told(model: Model) -> None:

@@ -16,14 +16,16 @@ from src.config import Config
 from src.data.errors import DataError
 from src.data.labels import read_label_names, read_labels
 from src.data.record import Record
+from src.data.regions import Regions
 from src.data.schema import AUDIO, IMAGE, TEXT
 from src.data.writer import DatasetWriter
 from src.demo.facts import FactMetric
 from src.evaluation.linear_probe import LinearProbe
-from src.evaluation.probe_data import ProbeData, _Found, _split, of_dataset, of_files
+from src.evaluation.probe_data import ProbeData, ProbeSplit, _Found, _split, of_dataset, of_files, read_data
 from src.inference import engine, load, logistic, representations
 from src.inference.library import Model
-from src.inference.representations import EMBEDDING, FUSED, RAW, Representations, name_of, subsets
+from src.inference.media import Medium
+from src.inference.representations import EMBEDDING, FUSED, RAW, Representations, name_of, raw_of, subsets
 from src.metrics.classes import average_precision
 from tests.commands import Run, command, make_home
 from tests.conftest import edit_info, png
@@ -316,6 +318,46 @@ def test_a_dataset_with_labels_of_its_own_and_of_a_table(tmp_path: Path, model: 
     assert named.labels == ["a", "b"] and [len(split) for split in named.splits] == [3, 3, 3]
     with pytest.raises(DataError, match=r"no labels that 3 training items have and some of the test \(--min-items\)"):
         of_dataset(config, (IMAGE,), [labels], fewest=3)
+    labels.write_text("id,label\n" + "".join(row for row in rows if not row.startswith("dev")))
+    with pytest.raises(DataError, match=r"data, labels.csv: split 'dev' has no text with image of which labels are kn"):
+        of_dataset(config, (IMAGE, TEXT), [labels])
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"names": Path("names.csv")}, "--names goes with --labels"),
+        ({"path": Path("files"), "names": Path("names.csv")}, "--labels and --names go with a dataset: the files of"),
+        ({"most": -1}, "--items -1, --min-items 1: expected 0 or more, and at least 1"),
+        ({"fewest": 0}, "--items 0, --min-items 0: expected 0 or more, and at least 1"),
+    ],
+)
+def test_what_contradicts_itself_is_refused_before_anything_is_read(asked: dict, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        read_data(Config(), **asked)
+
+
+def test_of_a_model_of_regions_they_are_what_is_read(tmp_path: Path) -> None:
+    """As the detector found them; there is nothing raw to compare with, nor is there of audio features."""
+    base = Config().model
+    config = replace(Config(), model=replace(base, image=replace(base.image, input="region", region_dim=4)))
+    boxes = np.array([[0, 0, 50, 100], [50, 50, 100, 100]], np.float32)
+    with DatasetWriter(tmp_path / "data", base.audio, {"source": "demo", "world": "demo"}) as writer:
+        for number, split in enumerate(("train", "dev", "test")):
+            features = np.full((2, 4), number, np.float16)
+            regions = Regions(features, boxes, np.zeros(2, np.int32), np.zeros(2, np.float32), 100, 100)
+            image = png(np.full((8, 8, 3), number, np.uint8))
+            writer.add(split, Record(split, image, ("红底，左边一只猫，右边一只狗",), (None,), regions))
+    data = of_dataset(at(config, tmp_path / "data"), (IMAGE,))
+    read = [split.read(0)[IMAGE] for split in data.splits]
+    assert [medium.content.features.tolist() for medium in read] == [[[float(number)] * 4] * 2 for number in range(3)]
+    engine = SimpleNamespace(config=config)
+    with pytest.raises(DataError, match="model.image.input=region: there are no pixels: compare with untrained alone"):
+        raw_of(read[0], engine)
+    audio = replace(base.audio, input="feature", feature_dim=4)
+    engine = SimpleNamespace(config=replace(config, model=replace(base, audio=audio)))
+    with pytest.raises(DataError, match="model.audio.input=feature: there are no log-mels: compare with untrained alo"):
+        raw_of(Medium("a.npy", AUDIO, np.zeros((3, 4), np.float16)), engine)
 
 
 def test_folders_of_classes(home: Path, tmp_path: Path, model: Model) -> None:
@@ -332,6 +374,51 @@ def test_folders_of_classes(home: Path, tmp_path: Path, model: Model) -> None:
     both = of_files(model.config, tmp_path / "table.csv")
     assert both.multiple and both.labels == ["a", "any", "b", "c"]
     assert all("any" in row and len(row) == 2 for part in ("train", "dev", "test") for row in table_of(both, part))
+
+
+def labelled(folder: Path, **splits: str) -> Path:
+    """A folder with an image of each class of each split."""
+    for split, names in splits.items():
+        for at, name in enumerate(names):
+            (folder / split / name).mkdir(parents=True)
+            (folder / split / name / "0.png").write_bytes(png(np.full((9, 8, 3), 80 * at, np.uint8)))
+    return folder
+
+
+def test_a_split_of_which_nothing_is_left_is_named(model: Model, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """Its labels do not count, or none of its files can be read."""
+    files = labelled(tmp_path / "files", train="abc", dev="cd", test="ab")
+    told = "files: no item of split 'dev' has a label that 1 training items and some of the test have"
+    with pytest.raises(DataError, match=told):
+        of_files(model.config, files)
+    files = labelled(tmp_path / "other", train="abc", dev="abc", test="abc")
+    for name in "abc":
+        (files / "dev" / name / "0.png").write_bytes(b"none")
+    probe = LinearProbe(model.engine, of_files(model.config, files), against=())
+    with pytest.raises(DataError, match=r"other: nothing of split 'dev' can be read; .*/dev/a/0\.png: not a readable"):
+        probe.run()
+    said = capsys.readouterr().err
+    assert [said.count(f"skipped: {files / 'dev' / name / '0.png'}: ") for name in "abc"] == [1, 1, 1]
+
+
+def test_the_weakest_penalty_that_was_tried_is_told(capsys: pytest.CaptureFixture) -> None:
+    """Of each choice of modalities and kind of feature of which it was the best."""
+    strengths = iter([*logistic.STRENGTHS[-2:], logistic.STRENGTHS[0], logistic.STRENGTHS[-1]])
+    features = SimpleNamespace(numbers=[0], of=lambda kind, given: (kind, given))
+    split = ProbeSplit("train", csr_matrix(np.eye(1)), lambda number: {})
+    probe = SimpleNamespace(
+        data=SimpleNamespace(splits=[split] * 3, source="files", labels=["a"], left_out=0, multiple=False),
+        representations=SimpleNamespace(kinds=(RAW, EMBEDDING), given=[(IMAGE,), (IMAGE, AUDIO)]),
+        _read=lambda split: features,
+        _fit=lambda *columns: {"strength": next(strengths)},
+        chance=lambda labels: 0.5,
+    )
+    results = LinearProbe.run(probe)["results"]
+    told = "a weaker penalty than any that was tried may be better"
+    said = capsys.readouterr().err
+    assert said.count("note: ") == 2
+    assert said.splitlines()[-2:] == [f"note: image, raw: {told}", f"note: image+audio, raw: {told}"]
+    assert results["image"][RAW]["strength"] == results["image+audio"][RAW]["strength"] == 1e-6
 
 
 # the command

@@ -386,6 +386,16 @@ def test_odd_files_of_a_gallery_are_skipped(tmp_path: Path) -> None:
     assert found[2].content == "猫"
 
 
+@pytest.mark.parametrize(
+    ("content", "told"), [("红色".encode("gb18030"), "not UTF-8 text"), ("\ufeff \n".encode(), "the text is empty")]
+)
+def test_a_text_of_a_gallery_is_utf8_and_not_empty(tmp_path: Path, content: bytes, told: str) -> None:
+    (tmp_path / "a.txt").write_bytes(content)
+    with pytest.raises(DataError) as caught:
+        media.read_file(tmp_path / "a.txt", tiny_model())
+    assert str(caught.value) == f"{tmp_path / 'a.txt'}: {told}"
+
+
 @pytest.mark.parametrize("name", ["memo.m4a", "photo.jfif", "noending"])
 def test_a_file_of_another_kind_is_no_text(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"x")
@@ -518,6 +528,19 @@ def test_an_earlier_index_is_read(tmp_path: Path) -> None:
     (tmp_path / "i").write_bytes(save({"embeddings": kept.embeddings, "stamps": kept.stamps}, about))
     found = gallery.load(tmp_path / "i", "f")
     assert (found.folder, found.names) == (tmp_path, kept.names)
+
+
+def test_an_index_of_a_later_version_is_not_guessed_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = made_gallery(tmp_path, ["a.png"])
+    gallery.keep(tmp_path / "i", kept, "f")
+    assert gallery.load(tmp_path / "i", "f").names == ["a.png"]
+    with monkeypatch.context() as later:
+        later.setattr(gallery, "FORMAT", "3")
+        gallery.keep(tmp_path / "i", kept, "f")
+    with pytest.raises(
+        DataError, match=r"is no index of a gallery, or damaged: make one with --gallery FOLDER --save-i"
+    ):
+        gallery.load(tmp_path / "i", "f")
 
 
 COMMAND = """

@@ -94,6 +94,9 @@ def test_what_a_checkpoint_carries_is_used(made: tuple[Config, Path], tmp_path: 
     nowhere = replace(config, data=replace(config.data, codes=str(tmp_path / "nowhere")))
     with pytest.raises(CheckpointError, match="no checkpoint in .*nowhere"):
         export_weights(nowhere, build_model(config), tmp_path / "bundle")
+    another = replace(config, data=replace(config.data, codes=str(bundle)))
+    with pytest.raises(ConfigError, match=r"bundle is a checkpoint of task=pretrain: name an image tokenizer"):
+        load_image_tokenizer(another)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").touch()
     with pytest.raises(ExportError, match="something else"):

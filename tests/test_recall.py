@@ -151,6 +151,26 @@ def test_recall_of_known_ranks():
 
 
 @pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: recall(np.zeros(0, np.int64)), "recall of no queries: the split is empty"),
+        (
+            lambda: rerank(np.zeros((2, 3), np.int64), np.zeros((2, 2))),
+            r"second scores have shape \[2, 2\], the candidates \[2, 3\]",
+        ),
+        (
+            lambda: rerank(np.zeros((3, 2), np.int64), np.array([[0, 1], [0, np.nan], [np.nan, 1]])),
+            "the second score of query 1 is not a number",
+        ),
+    ],
+)
+def test_unusable_scores_are_named(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+    assert rerank(np.array([[4, 7]]), np.array([[-np.inf, 0.0]])).tolist() == [[7, 4]], "but such a score is the lowest"
+
+
+@pytest.mark.parametrize(
     ("change", "message"),
     [
         (lambda q, g, qi, gi: (q[:, :3], g, qi, gi), r"gallery embeddings have shape \[101, 24\], expected \[n, 3\]"),

@@ -11,7 +11,14 @@ from src.files import ROOT, write_json
 from src.report import plots
 from src.report.page import FONT, Page, new_figure, style, wrap
 from src.report.plots import _curve, _part_numbers, loss_curves
-from src.report.sheets import RIGHT_MARK, WRONG_MARK, caption_sheet, retrieval_sheet
+from src.report.sheets import (
+    RIGHT_MARK,
+    WRONG_MARK,
+    album_sheet,
+    caption_sheet,
+    reconstruction_sheet,
+    retrieval_sheet,
+)
 from src.report.tables import retrieval_table, summary, table, text_table
 
 DIRECTIONS = (
@@ -81,6 +88,19 @@ def test_summary_shows_what_there_is():
     lines = summary({"embeddings": {"text": spread}}).splitlines()
     assert lines[0].split() == ["embeddings", "mean", "cosine", "effective", "rank", "dimensions"]
     assert lines[-1].split() == ["text", "0.250", "17.500", "64"]
+
+
+def test_summary_shows_folds_beside_the_whole_gallery():
+    whole = {"audio_to_text": RECALL | {"gallery": 5000, "chance_R@1": 0.0002}}
+    smaller = {"audio_to_text": RECALL | {"R@1": 0.75, "gallery": 1000.0, "chance_R@1": 0.001}}
+    again = {"audio_to_text": {"R@1": 0.875, "R@5": 0.95, "R@10": 1.0, "median_rank": 1.0}}
+    for reranked, cells in (({}, []), (again, ["0.875", "0.950", "1.000"])):
+        folds = {"count": 5, "gallery": 1000, "retrieval": smaller, "reranked": reranked}
+        parts = summary({"retrieval": whole, "reranked": {}, "gallery": 5000, "folds": folds}).split("\n\n")
+        titles, (first, second) = parts[::2], (part.splitlines()[-1].split()[3:] for part in parts[1::2])
+        assert titles == ["Retrieval, gallery of 5,000", "Retrieval, mean of 5 galleries of 1,000"]
+        assert first == ["5000", "2.0e-04", "0.612", "0.900", "0.990", "1.5"]
+        assert second == ["1000", "0.001", "0.750", "0.900", "0.990", "1.5", *cells]
 
 
 def test_json_is_plain_and_rounded(tmp_path):
@@ -202,6 +222,8 @@ def test_loss_curves_name_a_file_without_losses(tmp_path):
     path.write_text('{"step": 1, "lr": 0.1}\n')
     with pytest.raises(ValueError, match="metrics.jsonl: no line holds a step and a loss"):
         loss_curves(path, tmp_path / "loss.png")
+    with pytest.raises(ValueError, match="none.jsonl: no such metrics file"):
+        loss_curves(tmp_path / "none.jsonl", tmp_path / "loss.png")
 
 
 @pytest.mark.filterwarnings("error")  # a missing Chinese glyph is a warning
@@ -264,3 +286,8 @@ def test_empty_sheets_are_refused(tmp_path):
         retrieval_sheet(tmp_path / "a.png", "title", [])
     with pytest.raises(ValueError, match="no captions to draw"):
         caption_sheet(tmp_path / "a.png", "title", [])
+    with pytest.raises(ValueError, match="album sheet: no images to draw"):
+        album_sheet(tmp_path / "a.png", "title", [])
+    with pytest.raises(ValueError, match="reconstruction sheet: no images to draw"):
+        reconstruction_sheet(tmp_path / "a.png", "title", [])
+    assert not list(tmp_path.iterdir())

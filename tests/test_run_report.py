@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import re
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -16,17 +17,19 @@ import pytest
 import soundfile
 from PIL import Image
 
-from src.config import load_config, to_yaml
+from src.config import Config, load_config, to_yaml
+from src.data.store import read_info
 from src.files import ROOT
 from src.report.comparison import differing
 from src.report.curves import POINTS, thinned
 from src.report.document import page, write_report
 from src.report.examples import RATE, SIDE, Card, ExampleBook
 from src.report.html import Markup, tag
-from src.report.measures import RECALLS, Measure, _image_generation, headlines
+from src.report.measures import RECALLS, Measure, _image_generation, headlines, measures
 from src.report.runs import ReportError, names, read_runs
 from src.report.warned import findings
-from src.report.words import seconds_of_steps
+from src.report.words import number, seconds_of_steps, sentences
+from tests.conftest import edit_info
 
 EVIL = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'&"
 RECALL = {"R@5": 0.75, "R@10": 0.875, "median_rank": 1.5, "gallery": 200, "different": 200, "best_R@1": 1.0}
@@ -189,6 +192,12 @@ def test_a_folder_of_runs_is_all_of_them(tmp_path: Path):
 def test_runs_of_one_name_are_told_apart():
     assert names([Path("/a/x/run"), Path("/a/y/run"), Path("/a/y/other")]) == ["x/run", "y/run", "y/other"]
     assert names([Path("/a/x/run"), Path("/a/x/other")]) == ["run", "other"]
+
+
+def test_a_run_and_a_link_to_it_are_told_apart_by_how_they_were_named(tmp_path: Path):
+    run, link = make_run(tmp_path / "run"), tmp_path / "link"
+    link.symlink_to(run)
+    assert [each.name for each in read_runs([run, link, run])] == [str(run), str(link)]
 
 
 @pytest.mark.parametrize("place", ["caption", "file", "setting", "logged"])
@@ -454,5 +463,144 @@ def test_a_thinned_curve_keeps_its_peaks_both_ways() -> None:
 
 def test_a_lower_median_rank_of_generated_images_is_better() -> None:
     found = dict.fromkeys(RECALLS, 0.5) | {"median_rank": 3.0}
-    measures = {each.name: each.sign for each in _image_generation({"image_generation": {"text": found}})}
-    assert measures == dict.fromkeys(RECALLS, 1) | {"median rank": -1}
+    signs = {each.name: each.sign for each in _image_generation({"image_generation": {"text": found}})}
+    assert signs == dict.fromkeys(RECALLS, 1) | {"median rank": -1}
+
+
+def test_folds_are_measures_of_their_own() -> None:
+    """With the chance of a smaller gallery, which re-ranking has as well."""
+    first = {"R@1": 0.75, **RECALL, "best_R@1": 0.875, "chance_R@1": 0.001}
+    second = {"R@1": 0.8125, "R@5": 0.9, "R@10": 1.0, "median_rank": 1.0}
+    folds = {"count": 5, "gallery": 1000, "retrieval": {"text_to_image": first}}
+    by_embeddings, reranked = (
+        f"Retrieval {how}, mean of 5 galleries of 1,000" for how in ("by embeddings", "re-ranked")
+    )
+    expected = [
+        Measure(by_embeddings, "text → image", "R@1", 0.75, 0.001),
+        Measure(by_embeddings, "text → image", "R@5", 0.75),
+        Measure(by_embeddings, "text → image", "R@10", 0.875),
+        Measure(by_embeddings, "text → image", "median rank", 1.5, sign=-1),
+        Measure(by_embeddings, "text → image", "best R@1 that equal inputs allow", 0.875, sign=0),
+    ]
+    assert measures({"folds": folds}) == measures({"folds": folds | {"reranked": {}}}) == expected
+    found = measures(METRICS | {"folds": folds | {"reranked": {"text_to_image": second}}})
+    assert [one for one in found if one.section == by_embeddings] == expected
+    assert [one for one in found if one.section == reranked] == [
+        Measure(reranked, "text → image", "R@1", 0.8125, 0.001),
+        Measure(reranked, "text → image", "R@5", 0.9),
+        Measure(reranked, "text → image", "R@10", 1.0),
+        Measure(reranked, "text → image", "median rank", 1.0, sign=-1),
+    ]
+    whole = [one.chance for one in found if one.section.endswith("among 200") and one.name == "R@1"]
+    assert whole == [0.005, 0.005], "the whole gallery has its own"
+
+
+def test_answers_are_measured_as_a_whole_and_by_type_of_question() -> None:
+    """Beside the best constant answer of each; the whole is what a run is judged by."""
+    types = {
+        "colour": {"accuracy": 0.75, "majority": 0.25, "answer": "红", "questions": 900},
+        "count": {"accuracy": 0.5, "majority": 0.625, "answer": "1", "questions": 300},
+    }
+    spoken = {"accuracy": 0.25, "majority": 0.375, "questions": 4, "types": {}}
+    found = {"text+image": {"accuracy": 0.6875, "majority": 0.3125, "questions": 1200, "types": types}}
+    rows = measures({"vqa": found | {"image+audio": spoken}})
+    typed, heard = "1,200 questions answered from text+image", "4 questions answered from image+audio"
+    assert rows == [
+        Measure(typed, "all", "VQA accuracy", 0.6875, 0.3125),
+        Measure(typed, "colour", "VQA accuracy", 0.75, 0.25),
+        Measure(typed, "count", "VQA accuracy", 0.5, 0.625),
+        Measure(heard, "all", "VQA accuracy", 0.25, 0.375),
+    ]
+    assert [row.at_chance for row in rows] == [False, False, True, True] and headlines(rows) == [rows[0], rows[3]]
+
+
+DATA = {"samples": 1234, "regions": 0, "text": 1230, "image": 1000, "audio": 0}
+
+
+@pytest.mark.parametrize(
+    ("settings", "data", "said"),
+    [
+        (("data.path=data",), {}, "Data: data."),
+        (("data.path=data", "data.train_split=other"), {"splits": {"train": DATA}}, "Data: data."),
+        (
+            ("data.path=data",),
+            {"splits": {"dev": DATA | {"samples": 5}, "train": DATA}, "about": {"source": "flickr8k"}},
+            "Data: data (corpus flickr8k), 1,234 training samples: 1,230 with text, 1,000 with image.",
+        ),
+        (
+            ("data.path=data",),
+            {"splits": {"train": DATA | {"audio": 7}}},
+            "Data: data, 1,234 training samples: 1,230 with text, 1,000 with image, 7 with audio.",
+        ),
+        (
+            ("data.path=", "data.sources=[{path: a, weight: 1}, {path: b, weight: 2}]"),
+            {},
+            "Data: 2 sources, see data.sources.",
+        ),
+    ],
+)
+def test_the_summary_says_what_the_data_holds(tmp_path: Path, settings: tuple, data: dict, said: str) -> None:
+    (run,) = read_runs([make_run(tmp_path / "mine", *settings)])
+    run.data = data
+    assert said in sentences(run)
+
+
+def test_the_data_is_found_from_where_a_run_was_started(
+    tmp_path: Path, tiny: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its settings name it and the run's folder from there; who reports may be elsewhere, and the run have moved."""
+    run, data = make_run(tmp_path / "start" / "runs" / "mine", "train.output=runs/mine"), tmp_path / "start" / "data"
+    data.mkdir()
+    shutil.copy(Path(tiny.data.path) / "dataset.json", data)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    (found,) = read_runs([run])
+    assert found.data == read_info(tiny.data.path) and not found.problems
+    (found,) = read_runs([shutil.move(run, tmp_path / "start" / "runs" / "other")])
+    told = "what the training data holds is not known: data: no such dataset folder"
+    assert not found.data and [problem.partition(" (")[0] for problem in found.problems] == [told]
+    monkeypatch.chdir(tmp_path / "start")
+    assert read_runs([Path("runs/other")])[0].data
+    edit_info(data, {"about": "flickr8k"})
+    (problem,) = read_runs([Path("runs/other")])[0].problems
+    assert problem.startswith("what the training data holds is not known: data/dataset.json is damaged")
+
+
+def test_a_checkpoint_that_says_nothing_of_processes_is_of_one(tmp_path: Path) -> None:
+    """Whatever its state.json holds, the rest of the run is read."""
+    run = make_run(tmp_path / "mine", "data.batch_size=32")
+    place = run / "checkpoints" / "step-00000003"
+    place.mkdir(parents=True)
+    (run / "checkpoints" / "latest").write_text("step-00000003\n")
+    for content, told in (
+        ('{"ranks": 4}', "3 steps of 128 samples in 4 processes"),
+        ('{"ranks": "4"}', "3 steps of 32 samples,"),
+        ("[4]", "3 steps of 32 samples,"),
+        ("{", "3 steps of 32 samples,"),
+    ):
+        (place / "state.json").write_text(content)
+        assert told in report(run)[1].text, content
+
+
+def test_a_loss_that_is_not_finite_at_either_end_is_said(tmp_path: Path) -> None:
+    for name, losses in (("first", (None, 2.0, 1.5)), ("last", (4.0, 2.0, None))):
+        (run,) = read_runs([make_run(tmp_path / name)])
+        run.series["loss"] = dict(enumerate(losses, 1))
+        assert "The loss was not finite at its first or last logged step." in sentences(run)
+    run.series["loss"] = {1: 4.0, 2: None, 3: 1.5}
+    assert "The loss went from 4 to 1.5." in sentences(run)
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (1234567, "1,234,567"),
+        (12, "12"),
+        (1234.6, "1,235"),
+        (-2000.4, "-2,000"),
+        (999.96, "1000"),
+        (0.0123456, "0.01235"),
+    ],
+)
+def test_numbers_have_four_digits_and_whole_ones_all(value: float, said: str) -> None:
+    assert number(value) == said

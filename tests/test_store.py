@@ -198,6 +198,13 @@ def test_an_index_or_checksums_of_another_number_are_named(copy: Path, key: str)
     Dataset(copy, "dev")
 
 
+@pytest.mark.parametrize("about", [None, "flickr8k", ["flickr8k"]])
+def test_a_description_of_the_corpus_that_is_none_is_named(copy: Path, about: object) -> None:
+    edit_info(copy, {"about": about})
+    with pytest.raises(DataError, match="dataset.json is damaged"):
+        Dataset(copy, "train")
+
+
 @pytest.mark.parametrize("name", ["index-train.npy", "checksums-train.npy"])
 def test_a_changed_byte_of_an_index_is_named(copy: Path, name: str) -> None:
     """A wrong number there would be another caption, or the damage of a good record."""

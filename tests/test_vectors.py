@@ -174,9 +174,29 @@ def test_another_works_beginning_is_left_alone(model: Model, home: Path, tmp_pat
     with pytest.MonkeyPatch.context() as kill, pytest.raises(Killed):
         killed_after(0, kill)
         vectors.embed_input(model, locate(home / "run"), texts, tmp_path / "a.npy")
-    (tmp_path / ".writing-a.npy" / "state.json").write_text(json.dumps({"plan": "another"}))
-    with pytest.raises(DataError, match="holds the beginning of another model's or input's vectors"):
-        vectors.embed_input(model, locate(home / "run"), texts, tmp_path / "a.npy")
+    for content in (json.dumps({"plan": "another"}), "{", "[3]", '{"plans": 3}'):
+        (tmp_path / ".writing-a.npy" / "state.json").write_text(content)
+        with pytest.raises(
+            DataError, match=r"writing-a\.npy holds the beginning of another model's or input's vectors"
+        ):
+            vectors.embed_input(model, locate(home / "run"), texts, tmp_path / "a.npy")
+        assert (tmp_path / ".writing-a.npy" / "state.json").read_text() == content
+
+
+def test_lines_that_are_not_utf8_are_named_and_the_others_read(
+    model: Model, home: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Of a file of texts and of a manifest; a byte order mark is no text."""
+    texts, rows = tmp_path / "texts.txt", tmp_path / "rows.jsonl"
+    lines = ["\ufeff一只猫".encode(), "一只狗".encode("gb18030"), b"", "一条鱼".encode()]
+    texts.write_bytes(b"\n".join(lines))
+    rows.write_bytes(b'{"captions": ["' + b'"]}\n{"captions": ["'.join(lines[1::2]) + b'"]}\n')
+    for source, number, kept in ((texts, 2, ["一只猫", "一条鱼"]), (rows, 1, ["一条鱼"])):
+        output = tmp_path / f"{source.stem}.npy"
+        vectors.embed_input(model, locate(home / "run"), source, output)
+        assert f"skipped: {source}, line {number}: not UTF-8 text\n" in capsys.readouterr().err
+        assert [one["name"] for one in names_of(output.with_suffix(".jsonl"))] == kept
+        np.testing.assert_allclose(np.load(output), model.embed_text(kept), atol=1e-6)
 
 
 @pytest.mark.parametrize("rows", [0, 3, 10**12])

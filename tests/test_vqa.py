@@ -54,6 +54,7 @@ from src.training.muon import build_optimizer
 from src.training.schedule import learning_rates
 from src.training.step import TrainStep
 from src.training.trainer import Trainer, trained_parameters
+from src.web.service import Service, Shown
 from tests.oracles import differentiate, randomise, run_mode, take, tensors, tiny_model
 
 COLOURS = {"红": (220, 30, 30), "绿": (30, 200, 30), "蓝": (30, 30, 220)}
@@ -509,6 +510,22 @@ def test_the_library_answers_in_order(trained: dict[str, Path], files: dict[str,
         model.answer([image], ["上", "下"])
     with pytest.raises(DataError, match=r"an image: expected a text or an audio clip"):
         model.answer([image], [np.zeros((4, 4, 3), np.uint8)])
+
+
+@pytest.mark.e2e
+def test_the_page_asks_the_library(trained: dict[str, Path], files: dict[str, Path]) -> None:
+    """A visitor's question in text or speech, about the image beside it, and what of it the model does not know."""
+    model = load(trained["classify"], ["runtime.mode=pynative"], batch_size=4)
+    worker = SimpleNamespace(call=lambda function, *given: function(*given))
+    service = Service(worker, [Shown("", model, None, [], []), None])
+    for question in ("上", files["said"]):
+        told = service.ask(files["image"], question)
+        assert told.texts == model.answer([files["image"]], [question])
+        assert not told.notes
+    (note, *_) = service.ask(files["image"], "上猫").notes
+    assert note == "not in the vocabulary: 猫 (50% of the tokens of '上猫')"
+    with pytest.raises(DataError, match="^lost.png: no such"):
+        service.ask(files["image"].with_name("lost.png"), "上")
 
 
 def test_exported_weights_bring_their_answers(trained: dict[str, Path], files: dict[str, Path], tmp_path: Path) -> None:

@@ -2,13 +2,14 @@
 
 import base64
 import io
+import re
 import shutil
 import subprocess
 import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -25,7 +26,7 @@ with warnings.catch_warnings():
     from starlette.testclient import TestClient
 
 from src.checkpoints.checkpoint import save_checkpoint
-from src.config import Config
+from src.config import Config, ConfigError
 from src.data.errors import DataError
 from src.data.regions import Regions
 from src.data.schema import AUDIO, IMAGE, TEXT
@@ -129,6 +130,8 @@ def test_what_is_wrong_with_an_input_is_a_sentence(service: Service, tmp_path: P
         service.describe(None, None)
     with pytest.raises(DataError, match="give either an image or an audio clip"):
         service.match(QUERY, None, None)
+    with pytest.raises(ConfigError, match="task=pretrain: this model was not trained to answer"):
+        service.ask(tmp_path / "none.png", QUERY)
     notes = service.search("昨天的会议改到下周三下午三点", 3).notes
     assert any("not in the vocabulary" in note for note in notes) and any("unlike" in note for note in notes)
 
@@ -190,6 +193,126 @@ def test_what_a_model_lacks_is_a_sentence(service: Service, other: Service) -> N
     assert "generate-button" not in tiny and "tab-compare" in tiny
 
 
+@pytest.fixture(scope="module")
+def answering(other: Service) -> dict[str, Callable[..., str]]:
+    """What a page with every tab does where a visitor asks in one; of search in that of a text."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Service, "lacks", lambda self, check: "")
+        blocks = page.build(other, "en")
+    events = [(event.outputs[0].elem_id, event.fn) for event in blocks.fns.values() if event.outputs]
+    return {name.removesuffix("-answer"): answer for name, answer in reversed(events)}
+
+
+def said(message: str) -> str:
+    return cards.message(ENGLISH, "error", ENGLISH[message])
+
+
+IMAGE_FILE, CLIP_FILE = "/uploads/01.png", "/uploads/speech.wav"
+
+
+@pytest.mark.parametrize(
+    ("tab", "given", "message"),
+    [
+        ("search", (" ", 3), "no_text"),
+        ("search", (None, 3), "no_text"),
+        ("describe", (None, None), "no_input"),
+        ("generate", (" ", None, 4, 0.0, 3), "no_prompt"),
+        ("match", (QUERY, None, None), "no_either"),
+        ("match", (QUERY, IMAGE_FILE, CLIP_FILE), "no_either"),
+        ("ask", (None, QUERY, None), "no_image"),
+        ("ask", (None, " ", CLIP_FILE), "no_image"),
+        ("ask", (IMAGE_FILE, " ", None), "no_question"),
+        ("compare", (" ", None, None), "no_one"),
+        ("compare", (QUERY, IMAGE_FILE, None), "no_one"),
+        ("compare", (" ", IMAGE_FILE, CLIP_FILE), "no_one"),
+        ("compare", (QUERY, IMAGE_FILE, CLIP_FILE), "no_one"),
+    ],
+)
+def test_what_is_missing_is_asked_for(answering: dict, tab: str, given: tuple, message: str) -> None:
+    """Whatever else is given, and no model is bothered with it."""
+    assert answering[tab](*given) == said(message)
+
+
+@pytest.mark.parametrize(
+    ("tab", "given", "asked"),
+    [
+        ("describe", (IMAGE_FILE, None), [("Caption", f"describe {IMAGE_FILE} None")]),
+        ("describe", (None, CLIP_FILE), [("Transcript", f"describe None {CLIP_FILE}")]),
+        ("describe", (IMAGE_FILE, CLIP_FILE), [("Caption", "of both"), ("Transcript", "of both")]),
+        ("ask", (IMAGE_FILE, QUERY, None), [("Answer", f"ask {IMAGE_FILE} {QUERY}")]),
+        ("ask", (IMAGE_FILE, QUERY, CLIP_FILE), [("Answer", f"ask {IMAGE_FILE} {QUERY}")]),
+        ("ask", (IMAGE_FILE, " ", CLIP_FILE), [("Answer", f"ask {IMAGE_FILE} {CLIP_FILE}")]),
+    ],
+)
+def test_texts_stand_under_what_they_are_of(
+    answering: dict, tab: str, given: tuple, asked: list, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A question that is typed counts more than one that is spoken."""
+    for name in ("describe", "ask"):
+
+        def tell(self, *items, name: str = name) -> Told:
+            assert all(isinstance(item, Path) for item in items if item not in (None, QUERY))
+            return Told(
+                ["of both"] * 2 if None not in items and name == "describe" else [" ".join([name, *map(str, items)])],
+                [],
+            )
+
+        monkeypatch.setattr(Service, name, tell)
+    assert re.findall("<small>(.*?)</small><p>(.*?)</p>", answering[tab](*given)) == asked
+
+
+@pytest.mark.parametrize(
+    ("given", "item"),
+    [
+        ((f" {QUERY}", None, None), QUERY),
+        ((" ", IMAGE_FILE, None), Path(IMAGE_FILE)),
+        (("", None, CLIP_FILE), Path(CLIP_FILE)),
+    ],
+)
+def test_one_item_is_compared_by_all_models(
+    answering: dict, given: tuple, item: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(page, "one_answer", lambda service, words, which, item: (f"model {which}", repr(item)))
+    expected = cards.pair((f"model {which}", repr(item)) for which in (0, 1))
+    assert answering["compare"](*given) == expected
+
+
+def test_a_mistake_is_a_sentence_and_a_defect_says_nothing_of_the_machine(
+    answering: dict, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """Whoever runs the page sees where a defect is."""
+    for error, shown in (
+        (DataError(f"a.png: {MARKUP}"), cards.message(ENGLISH, "error", f"a.png: {MARKUP}")),
+        (RuntimeError("/home/somebody"), said("failed")),
+    ):
+
+        def fail(*given, error: Exception = error):
+            raise error
+
+        monkeypatch.setattr(Service, "search", fail)
+        assert answering["search"](QUERY, 3) == shown and MARKUP not in shown
+    assert capsys.readouterr().err.count("RuntimeError: /home/somebody") == 1
+
+
+def test_a_clip_is_heard_where_browsers_can_and_it_is_not_large(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may have gone since the gallery was encoded; where nothing is to be seen of it, either, its name is shown."""
+    monkeypatch.setattr(cards, "MOST_AUDIO", 4)
+    for name, content, heard in (
+        ("a.wav", b"1234", "data:audio/wav;base64,MTIzNA=="),
+        ("b.MP3", b"12", "data:audio/mpeg;base64,MTI="),
+        ("c.wav", b"12345", ""),
+        ("d.wav", b"", ""),
+        ("e.npy", b"12", ""),
+        ("f.wav", None, ""),
+    ):
+        if content is not None:
+            (tmp_path / name).write_bytes(content)
+        assert cards.player(tmp_path / name) == (f'<audio controls src="{heard}"></audio>' if heard else ""), name
+    assert cards.picture(None, MARKUP) == f"<blockquote>{cards.escape(MARKUP)}</blockquote>"
+
+
 def test_two_models_answer_side_by_side(other: Service, gallery: Path) -> None:
     names, answers = zip(*(page.one_answer(other, ENGLISH, which, QUERY) for which in range(2)), strict=True)
     assert names == tuple(shown.name for shown in other.shown) and answers[0] != answers[1]
@@ -228,6 +351,9 @@ def test_a_map_darkens_what_is_not_looked_at(service: Service) -> None:
     light = words.spread(regions, np.array([1.0, 3.0]))
     half = words.SIDE // 2
     assert (light[:, :half] == 1).all() and (light[half:, half:] == 3).all() and not light[:half, half:].any()
+    black = words.shade(Medium("a.npz", IMAGE, regions), np.array([1.0, 2.0]))
+    assert black.shape == (words.SIDE, words.SIDE, 4) and black[half - 1, half, 3] == darkest
+    assert (black[:, :half, 3] == darkest // 2).all() and not black[half:, half:, 3].any()
     found = MatchMap(["猫", "狗"], np.array([0, 1]), np.log([0.5, 0.25]), np.stack([values, 2 * values]))
     shown = words.matched(ENGLISH, service.shown[0], Matched(found, image, []))
     assert shown.count('type="radio"') == 2 and shown.count(" checked>") == 1 and "<small>25%</small>" in shown
@@ -271,6 +397,8 @@ def test_only_what_was_uploaded_is_served_and_that_not_for_long(service: Service
         answer = client.get("/", headers={"accept-language": "zh-CN"}, follow_redirects=False)
         assert answer.headers["location"] == "/zh/"
         assert answer.headers["content-security-policy"].startswith("default-src 'self'; ")
+        icon = client.get("/favicon.ico")
+        assert (icon.status_code, icon.content) == (204, b""), "none, and no error in a browser's console"
         assert client.get("/font.otf").content == server.FONT.read_bytes()
         assert client.get("/", headers={"host": "elsewhere.example"}).status_code == 400
         until = time.monotonic() + 30
@@ -296,7 +424,7 @@ def test_a_visitor_names_no_file_of_the_machine(service: Service, monkeypatch) -
         inputs = [[names[component] for component in event["inputs"]] for event in config["dependencies"]]
 
         def ask(event: list[str], **file: str) -> str:
-            given = file | {"orig_name": "01.png", "meta": {"_type": "gradio.FileData"}}
+            given = file | {"orig_name": "01.png", "meta": {"_type": "gradio.FileData"}} if file else None
             body = {"data": [given, 3], "fn_index": inputs.index(event), "session_hash": "visitor"}
             assert client.post("/en/gradio_api/queue/join", json=body).status_code == 200
             return client.get("/en/gradio_api/queue/data", params={"session_hash": "visitor"}).text
@@ -305,6 +433,7 @@ def test_a_visitor_names_no_file_of_the_machine(service: Service, monkeypatch) -
         for path in (GALLERY / "01.png", f"{folder}/../../../{GALLERY}/01.png", "http://127.0.0.1:9/01.png"):
             for event in (by_image, ["search-text", "search-top"], by_image):
                 assert "this is no uploaded file" in ask(event, path=str(path))
+        assert "Give an image first." in ask(by_image)
         assert not list(folder.rglob("*.png")) and not asked
         (place,) = client.post("/en/gradio_api/upload", files={"files": ("01.png", b"")}).json()
         assert "this is no uploaded file" not in ask(by_image, path=place)

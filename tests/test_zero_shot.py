@@ -108,6 +108,9 @@ def test_a_table(home: Path) -> None:
         table.write_text(text)
         with pytest.raises(DataError, match=message):
             read_labelled(table, ("image",))
+    table.write_bytes("path,label\na.png,红色\n".encode("gb18030"))
+    with pytest.raises(DataError, match="table.csv: not UTF-8 text$"):
+        read_labelled(table, ("image",))
     with pytest.raises(DataError, match="no such folder or CSV"):
         read_labelled(home / "none", ("image",))
 
@@ -117,6 +120,12 @@ def test_prompts_and_names(home: Path, tmp_path: Path) -> None:
     assert read_names(str(home / "names.csv"), ["dog", "cat"]) == ["狗", "猫"] and read_names("", ["x"]) == ["x"]
     (tmp_path / "bad.txt").write_text("{}\n一只\n", encoding="utf-8")
     with pytest.raises(DataError, match="bad.txt, line 2: no {}"):
+        read_templates(str(tmp_path / "bad.txt"))
+    (tmp_path / "bad.txt").write_text("\n \n", encoding="utf-8")
+    with pytest.raises(DataError, match=r"bad.txt holds no template: write texts with {} in the label's place"):
+        read_templates(str(tmp_path / "bad.txt"))
+    (tmp_path / "bad.txt").write_bytes("红色的{}\n".encode("gb18030"))
+    with pytest.raises(DataError, match="bad.txt: not UTF-8 text$"):
         read_templates(str(tmp_path / "bad.txt"))
     with pytest.raises(DataError, match="no name of the class 'bird'"):
         read_names(str(home / "names.csv"), ["bird"])
@@ -168,6 +177,16 @@ def test_an_evaluation_is_what_counting_by_hand_finds(run: Run, home: Path, mode
     else:
         assert metrics["items"] == 12 and "top_5" not in metrics
     assert (home / output / "figures" / "classes.png").stat().st_size > 1000
+
+
+def test_an_evaluation_of_which_nothing_can_be_read_is_one_line(run: Run, home: Path) -> None:
+    for label in ("cat", "dog"):
+        (home / "broken" / label).mkdir(parents=True)
+        (home / "broken" / label / "0.png").write_bytes(b"none")
+    code, _, err = run("eval.zero_shot.path=broken")
+    assert code == 2 and err.count("skipped: broken/") == 2
+    told = "error: broken: none of 2 items can be read; broken/cat/0.png: not a readable image"
+    assert err.strip().splitlines()[-1].startswith(told)
 
 
 def test_images_with_their_audio_are_the_sum_of_both(model: Model, home: Path) -> None:

@@ -202,7 +202,7 @@ def _is_whole(info: dict[str, Any]) -> bool:
     try:
         audio = info["audio"]
         stored = all(isinstance(audio[key], int) for key in AUDIO_KEYS[audio["input"]])
-        return stored and all(map(_is_whole_split, info["splits"].values()))
+        return stored and isinstance(info["about"], dict) and all(map(_is_whole_split, info["splits"].values()))
     except (KeyError, TypeError, AttributeError, ValueError):
         return False
 

@@ -4,7 +4,6 @@ After Radford et al. 2021, section 3.1.4: a class is the mean of the unit vector
 """
 
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +77,3 @@ class ZeroShotEvaluator(Evaluator):
         if len(failed) == len(self.items):
             raise DataError(f"{self.model.name}: none of {len(failed)} items can be read; {failed[0]}")
         return [item for at, item in enumerate(self.items) if at not in failed], found.cosines
-
-    def logged(self, metrics: Mapping[str, Any]) -> dict[str, float]:
-        return {"zero_shot_top_1": metrics["zero_shot"]["top_1"]}

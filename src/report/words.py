@@ -6,8 +6,6 @@ from src.report.runs import Evaluation, Run
 
 def number(value: float) -> str:
     """Four significant digits; whole numbers as they are."""
-    if isinstance(value, int):
-        return f"{value:,}"
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
