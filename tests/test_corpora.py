@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 from conftest import CHARACTERS
-from corpora import LAYOUTS, Dying, Layout, draw, prepare, read, rejected, speak, write_lines
+from corpora import LAYOUTS, Dying, Layout, draw, prepare, read, rejected, speak, write_json, write_lines
 from oracles import tiny_model
 from PIL import Image
 
@@ -319,8 +319,17 @@ def test_errors(arguments: tuple[str, ...], message: str, tmp_path: Path) -> Non
         prepare(*arguments, "--output", tmp_path / "out")
 
 
-@pytest.mark.parametrize("splits", [("train", "test"), ()])
-def test_recordings_of_two_folders_may_have_one_name(tmp_path: Path, splits: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(
+    ("splits", "ids"),
+    [
+        (("train", "test"), ("train/a.wav", "test/a.wav")),
+        (("dev", "val"), ("dev/one/a.wav", "dev/other/a.wav")),
+        ((), ("one/a.wav", "other/a.wav")),
+    ],
+)
+def test_recordings_of_two_folders_may_have_one_name(
+    tmp_path: Path, splits: tuple[str, ...], ids: tuple[str, str]
+) -> None:
     arguments: list[object] = []
     for number, name in enumerate(("one", "other")):
         speak(tmp_path / name / "a.wav", 16000 + number)
@@ -328,7 +337,78 @@ def test_recordings_of_two_folders_may_have_one_name(tmp_path: Path, splits: tup
         arguments += ["--transcripts", lines, "--audio", tmp_path / name]
         arguments += ["--split", splits[number]] if splits else []
     prepare("speech", *arguments, "--output", tmp_path / "out", "--workers", 1, "--dev-share", 0, "--test-share", 0)
-    found = [read(tmp_path / "out", split) for split in splits or ("train",)]
-    texts = {key: record.captions for records in found for key, record in records.items()}
-    first, second = splits or ("one", "other")
-    assert texts == {f"{first}/a.wav": ("one",), f"{second}/a.wav": ("other",)}
+    assert captions_of(tmp_path / "out") == dict(zip(ids, (("one",), ("other",)), strict=True))
+
+
+def captions_of(folder: Path) -> dict[str, tuple[str, ...]]:
+    """The captions of all splits, by the ids of their records."""
+    records = {}
+    for split in read_info(folder)["splits"]:
+        records |= read(folder, split)
+    return {key: record.captions for key, record in records.items()}
+
+
+@pytest.mark.parametrize(
+    ("splits", "starts"),
+    [
+        (("train", "train", "test"), ("train/a/t.tsv/", "train/b/t.tsv/", "test/")),
+        (("train", "test", "dev"), ("train/", "test/", "dev/")),
+        ((), ("a/t.tsv/", "b/t.tsv/", "c/t.tsv/")),
+    ],
+)
+def test_rows_of_several_files_have_ids_of_their_own(
+    tmp_path: Path, splits: tuple[str, ...], starts: tuple[str, ...]
+) -> None:
+    arguments: list[object] = ["--name", "{row}.png", "--dev-share", 0, "--test-share", 0, "--workers", 1]
+    wanted = {}
+    for number, name in enumerate("abc"):
+        for row in range(2):
+            draw(tmp_path / name / f"{row}.png", (20 + number, 20))
+            wanted[f"{starts[number]}{row}"] = (f"{name} {row}",)
+        lines = write_lines(tmp_path / name / "t.tsv", [f"{name} {row}\thttp://x/{row}" for row in range(2)])
+        arguments += ["--annotations", lines, "--images", tmp_path / name]
+        arguments += ["--split", splits[number]] if splits else []
+    translated = f"{starts[1]}1"
+    chinese = write_lines(tmp_path / "zh.tsv", [f"{translated}\t乙"])
+    prepare("cc3m", *arguments, "--output", tmp_path / "out", "--translations", chinese)
+    assert captions_of(tmp_path / "out") == {**wanted, translated: ("乙",)}
+
+
+def write_captions(corpus: str, folder: Path, captions: dict[str, str]) -> Path:
+    """A file of a corpus: a caption of each image by its name, which is a number."""
+    if corpus == "flickr30k-cn":
+        return write_lines(folder / "t.txt", [f"{name}.jpg#0\t{text}" for name, text in captions.items()])
+    if corpus == "aic":
+        entries = [{"image_id": f"{name}.jpg", "caption": [text]} for name, text in captions.items()]
+        return write_json(folder / "t.json", entries)
+    images = [{"id": int(name), "file_name": f"{name}.jpg"} for name in captions]
+    texts = [{"id": int(name), "image_id": int(name), "caption": text} for name, text in captions.items()]
+    return write_json(folder / "t.json", {"images": images, "annotations": texts})
+
+
+@pytest.mark.parametrize(
+    ("corpus", "splits", "ids"),
+    [
+        ("aic", ("train", "test"), ("1.jpg", "train/2.jpg", "test/2.jpg", "3.jpg")),
+        ("aic", ("train", "train"), ("1.jpg", "train/a/2.jpg", "train/b/2.jpg", "3.jpg")),
+        ("flickr30k-cn", ("train", "test"), ("1", "train/2", "test/2", "3")),
+        ("flickr30k-cn", (), ("1", "a/2", "b/2", "3")),
+        ("coco", ("train", "test"), ("train/1", "train/2", "test/2", "test/3")),
+        ("coco", ("train", "train"), ("train/1", "train/a/2", "train/b/2", "train/3")),
+        ("coco", (), ("1", "a/2", "b/2", "3")),
+    ],
+)
+def test_images_of_two_folders_may_have_one_name(
+    tmp_path: Path, corpus: str, splits: tuple[str, ...], ids: tuple[str, ...]
+) -> None:
+    """Names that one folder alone has stay ids as they are."""
+    arguments: list[object] = ["--dev-share", 0, "--test-share", 0, "--workers", 1]
+    for number, (folder, names) in enumerate({"a": "12", "b": "23"}.items()):
+        for name in names:
+            draw(tmp_path / folder / f"{name}.jpg", (20 + number, 20))
+        file = write_captions(corpus, tmp_path / folder, {name: folder + name for name in names})
+        arguments += ["--annotations", file, "--images", tmp_path / folder]
+        arguments += ["--split", splits[number]] if splits else []
+    prepare(corpus, *arguments, "--output", tmp_path / "out")
+    wanted = [("a1",), ("a2",), ("b2",), ("b3",)]
+    assert captions_of(tmp_path / "out") == dict(zip(ids, wanted, strict=True))
