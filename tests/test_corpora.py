@@ -64,7 +64,9 @@ def step(config: Config) -> Iterator[TrainStep]:
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_from_download_to_a_trained_step(name: str, tmp_path: Path, config: Config, step: TrainStep) -> None:
+def test_from_download_to_a_trained_step(
+    name: str, tmp_path: Path, config: Config, step: TrainStep, capsys: pytest.CaptureFixture[str]
+) -> None:
     layout: Layout = LAYOUTS[name](tmp_path / "download")
     settings, output = tmp_path / "config.yaml", tmp_path / "out"
     settings.write_text(to_yaml(config), encoding="utf-8")
@@ -85,6 +87,8 @@ def test_from_download_to_a_trained_step(name: str, tmp_path: Path, config: Conf
     if "english" in about:
         assert about["english"] == sum(caption.isascii() for caption in texts)
         assert about["translated"] == len(texts) - about["english"] > 0
+        assert about["unused_translations"] == 1
+        assert re.search("^translations that no caption used: 1, the first one of id '", capsys.readouterr().out, re.M)
     assert info["splits"]["train"]["audio"] == layout.spoken
     data = replace(config.data, path=str(output), batch_size=B, workers=1)
     batch = next(Loader(replace(config, data=data), "train").batches())
@@ -196,6 +200,16 @@ def test_translations(tmp_path: Path) -> None:
     assert Translations(None).apply([(1, "one")]) == (("one",), 0)
     with pytest.raises(DataError, match="--translations .*none.tsv: no such file"):
         Translations(tmp_path / "none.tsv")
+
+
+def test_a_translation_may_name_the_split_as_the_command_does(tmp_path: Path) -> None:
+    lines = ["val/0\t零", "dev/1\t一", "validation/2\t二", "valid/1\t又", "test/9\t九"]
+    chinese = Translations(write_lines(tmp_path / "zh.tsv", list(lines)), by_split=True)
+    assert chinese.apply([(f"dev/{row}", "en") for row in range(4)]) == (("零", "一", "二", "en"), 3)
+    assert [row.line for row in chinese.rejected] == [4] and "before" in chinese.rejected[0].reason
+    assert chinese.unused() == ["test/9"]
+    plain = Translations(write_lines(tmp_path / "zh.tsv", list(lines)))
+    assert plain.apply([("dev/0", "en"), ("val/0", "en")]) == (("en", "零"), 1) and len(plain.unused()) == 4
 
 
 def test_narratives_in_pieces(tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ def run(args: Arguments) -> None:
     about = describe_inputs("cc3m", [*args.annotations, *(args.mapping or ())], "--annotations or --mapping")
     if args.mapping:
         check_one_each(args, "annotations", "mapping", ", or none at all")
-    chinese = Translations(args.translations)
+    chinese = Translations(args.translations, by_split=bool(args.split))
     rejected = list(chinese.rejected)
     finders = []
     for number in range(len(groups)):
@@ -61,7 +61,7 @@ def run(args: Arguments) -> None:
     ]
     about |= {"first_row": args.first_row, "name": None if args.mapping else args.name}
     total = len(rejected) + count_lines(args.annotations)
-    write_dataset(Corpus(chain(rejected, *rows), total, about, english=True), args)
+    write_dataset(Corpus(chain(rejected, *rows), total, about, english=True, unused=chinese.unused), args)
 
 
 def _by_name(name: str) -> Finder:
@@ -135,6 +135,6 @@ class _Captions:
             raise DataError(f"the line is not caption<TAB>URL ({len(columns)} columns)")
         if _is_url(columns[0]) and not _is_url(columns[1]):
             raise DataError("the columns are the other way round: the line is URL<TAB>caption, not caption<TAB>URL")
-        image = self.images / self.find(row, columns[1].strip())
         text, translated = self.chinese(key, check_caption(columns[0]))
+        image = self.images / self.find(row, columns[1].strip())
         return Row(self.path.name, number, key, image, (text,), (), self.split, translated)

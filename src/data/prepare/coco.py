@@ -36,7 +36,8 @@ def run(args: Arguments) -> None:
     _, folders, splits = zip(*groups, strict=True)
     ids = ids_of(splits, folders, [map(str, source.captions) for source in sources], by_split=True)
     rows = chain(chinese.rejected, *(source.rows(called) for source, called in zip(sources, ids, strict=True)))
-    write_dataset(Corpus(rows, sum(map(len, [chinese.rejected, *sources])), about, english=True), args)
+    total = sum(map(len, [chinese.rejected, *sources]))
+    write_dataset(Corpus(rows, total, about, english=True, unused=chinese.unused), args)
 
 
 class _Captions:

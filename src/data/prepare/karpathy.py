@@ -42,7 +42,8 @@ def run(args: Arguments) -> None:
         raise DataError(f"{args.input} is not in the format of Karpathy's splits: it has no list of images")
     chinese = Translations(args.translations)
     rows = chain(chinese.rejected, _rows(content["images"], args.input.name, args.images, chinese))
-    write_dataset(Corpus(rows, len(chinese.rejected) + len(content["images"]), about, english=True), args)
+    total = len(chinese.rejected) + len(content["images"])
+    write_dataset(Corpus(rows, total, about, english=True, unused=chinese.unused), args)
 
 
 def _rows(entries: list[Any], file: str, images: Path, chinese: Translations) -> Iterator[Row]:

@@ -68,7 +68,8 @@ def run(args: Arguments) -> None:
     chinese = Translations(args.translations)
     rows = [_Narratives(*group, args, chinese) for group in groups]
     total = len(chinese.rejected) + count_lines(args.annotations)
-    write_dataset(Corpus(chain(chinese.rejected, *rows), total, about, english=True), args)
+    corpus = Corpus(chain(chinese.rejected, *rows), total, about, english=True, unused=chinese.unused)
+    write_dataset(corpus, args)
 
 
 class _Narratives:
