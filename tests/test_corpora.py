@@ -19,7 +19,7 @@ from src.config import OBJECTIVES, AudioEncoderConfig, Config, ObjectivesConfig,
 from src.data.digests import DigestTable, digest
 from src.data.errors import DataError
 from src.data.pipeline import Loader
-from src.data.prepare import common
+from src.data.prepare import common, localized_narratives
 from src.data.prepare.caption_lines import join_words, read_captions
 from src.data.prepare.rows import Row
 from src.data.prepare.translations import Translations
@@ -247,6 +247,20 @@ def test_narratives_in_pieces(tmp_path: Path) -> None:
     assert "n.ogg: the audio is empty after 9.0 s" in reasons[2]
     with pytest.raises(DataError, match="--pieces must be more than 0"):
         prepare("localized-narratives", *arguments, "--pieces", 0)
+
+
+def test_an_utterance_without_text_costs_only_itself() -> None:
+    """It makes no piece of its own, neither begins nor ends another one, and pieces are counted without it."""
+
+    def timed(*utterances: tuple[str, float, float]) -> list[dict[str, object]]:
+        return [dict(zip(localized_narratives.TIMED, utterance, strict=True)) for utterance in utterances]
+
+    alone = timed(("a", 0, 2), ("", 5, 6), ("b", 9, 11))
+    assert localized_narratives.cut(alone, 3) == [("a", 0, 2), ("b", 9, 11)]
+    joined = timed((" ", 0, 1), ("a", 1, 2), ("\n", 2, 3), ("b", 3, 4), ("", 4, 5))
+    assert localized_narratives.cut(joined, 3) == [("a b", 1, 4)]
+    with pytest.raises(DataError, match="no utterance of the timed_caption has a text"):
+        localized_narratives.cut(timed(("", 0, 1), (" ", 1, 2)), 3)
 
 
 def test_a_worker_that_dies_is_one_line(tmp_path: Path) -> None:
