@@ -19,11 +19,11 @@ from src.config import OBJECTIVES, AudioEncoderConfig, Config, ObjectivesConfig,
 from src.data.digests import DigestTable, digest
 from src.data.errors import DataError
 from src.data.pipeline import Loader
-from src.data.prepare import common, localized_narratives
+from src.data.prepare import common, karpathy, localized_narratives, questions
 from src.data.prepare.caption_lines import join_words, read_captions
 from src.data.prepare.rows import Row
 from src.data.prepare.translations import Translations
-from src.data.record import Record
+from src.data.record import Question, Record
 from src.data.store import read_info
 from src.data.tokenizer import SPECIALS
 from src.data.writer import DatasetWriter
@@ -269,6 +269,18 @@ def test_a_worker_that_dies_is_one_line(tmp_path: Path) -> None:
         with pytest.raises(DataError, match="a worker process died at or after m.jsonl:1.*fewer --workers.*--resume"):
             list(common._results(writer, rows, Dying(), 2))
         writer.add("train", Record("r", None, ("字",), ()))
+
+
+def test_a_null_is_a_key_that_is_missing(tmp_path: Path) -> None:
+    asked = {"image": "a.png", "question": "几只猫？", "answers": "两只"}
+    entries = [asked, {**asked, **dict.fromkeys(("id", "type", "audio", "split", "comment"))}]
+    files = [write_lines(tmp_path / str(number) / "q.jsonl", [entry]) for number, entry in enumerate(entries)]
+    missing, null = (list(questions.read_rows(file, tmp_path)) for file in files)
+    assert missing == null and missing[0].questions == (Question("question", ("两只",)),)
+    entry = {"filename": "a.png", "split": "train", "sentences": [{"raw": "a cat"}]}
+    images = [entry, {**entry, "filepath": None}]
+    missing, null = (next(karpathy._rows([image], "k.json", tmp_path, Translations(None))) for image in images)
+    assert missing == null and missing.image == tmp_path / "a.png"
 
 
 def test_words_are_joined() -> None:

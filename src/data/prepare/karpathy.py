@@ -72,7 +72,8 @@ def _image(entry: Any) -> tuple[str, Path, str]:
     """Key, file and split of an image."""
     if not isinstance(entry, dict):
         raise DataError("the entry is not a JSON object")
-    name, folder = check_name(entry.get("filename")), entry.get("filepath", "")
+    name, folder = check_name(entry.get("filename")), entry.get("filepath")
+    folder = "" if folder is None else folder
     if not isinstance(folder, str):
         raise DataError("the filepath is not a text")
     if not isinstance(entry.get("split"), str) or entry["split"] not in SPLITS:
