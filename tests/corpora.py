@@ -80,7 +80,8 @@ def coco(folder: Path) -> Layout:
         "images": [{**entry, "file_name": "000000000139.jpg", "id": 139}],
         "annotations": [{"image_id": 139, "id": 7, "caption": "a bird"}],
     }
-    chinese = write_lines(folder / "zh.tsv", ["100\t一只猫", "102\t一只狗", "no tab", "7\t一只鸟", "100\t又一只猫"])
+    told = ["100\t一只猫", "102\t一只狗", "no tab", "7\t一只鸟", "100\t又一只猫", "999\t别的"]
+    chinese = write_lines(folder / "zh.tsv", told)
     arguments = [
         *("--annotations", write_json(folder / "captions_train2017.json", train), "--images", folder / "train2017"),
         *("--split", "train", "--annotations", write_json(folder / "captions_val2017.json", val)),
@@ -116,7 +117,8 @@ def karpathy(folder: Path) -> Layout:
                 **{"split": split, "sentences": sentences, "cocoid": number},
             }
         )
-    chinese = write_lines(folder / "zh.jsonl", [{"id": 0, "caption": "一个人"}, {"id": "3", "caption": "一辆车"}])
+    told = {0: "一个人", "3": "一辆车", "99": "别的"}
+    chinese = write_lines(folder / "zh.jsonl", [{"id": key, "caption": text} for key, text in told.items()])
     file = write_json(folder / "dataset_coco.json", {"images": images, "dataset": "coco"})
     records = {
         "train": {
@@ -201,7 +203,7 @@ def cc3m(folder: Path) -> Layout:
     draw(folder / "validation" / "hen.png")
     mapping = write_lines(folder / "val.tsv", ["http://x/hen\then.png", "http://x/hen\tother.png", "a.png\t7"])
     mapped = write_lines(folder / "train.tsv", [f"{row}\t{row:09}.jpg" for row in range(7)])
-    chinese = write_lines(folder / "zh.tsv", ["train/1\t一只猫", "dev/0\t一只鸡"])
+    chinese = write_lines(folder / "zh.tsv", ["train/1\t一只猫", "val/0\t一只鸡", "0\t别的"])
     arguments = [
         *("--annotations", train, "--images", folder / "training", "--split", "train", "--mapping", mapped),
         *("--annotations", val, "--images", folder / "validation", "--split", "val", "--mapping", mapping),
@@ -236,7 +238,8 @@ def localized_narratives(folder: Path) -> Layout:
         )
     lines += ['{"dataset_id": "open', {**lines[0], "annotator_id": 9, "voice_recording": "gone.ogg"}]
     lines += [{**lines[2], "annotator_id": 8, "voice_recording": lines[1]["voice_recording"]}]
-    chinese = write_lines(folder / "zh.jsonl", [{"id": "000b2f2fa3d2ad2c/1", "caption": "图片里有猫"}])
+    told = {"000b2f2fa3d2ad2c/1": "图片里有猫", "000b2f2fa3d2ad2c": "别的"}
+    chinese = write_lines(folder / "zh.jsonl", [{"id": key, "caption": text} for key, text in told.items()])
     file = write_lines(folder / "open_images_train_v6_localized_narratives-00000-of-00010.jsonl", lines)
     arguments = ["--annotations", file, "--images", folder / "train", "--split", "train"]
     arguments += ["--recordings", folder / "voice-recordings", "--translations", chinese]

@@ -20,12 +20,12 @@ from src.config import OBJECTIVES, AudioEncoderConfig, Config, ObjectivesConfig,
 from src.data.digests import DigestTable, digest
 from src.data.errors import DataError
 from src.data.pipeline import Loader
-from src.data.prepare import common
+from src.data.prepare import common, karpathy, localized_narratives, questions
 from src.data.prepare.caption_lines import join_words, read_captions
 from src.data.prepare.rows import Row
 from src.data.prepare.translations import Translations
 from src.data.prepare.workers import CHUNK, CHUNKS_AHEAD, ordered_map
-from src.data.record import Record
+from src.data.record import Question, Record
 from src.data.store import read_info
 from src.data.tokenizer import SPECIALS
 from src.data.writer import DatasetWriter
@@ -66,7 +66,9 @@ def step(config: Config) -> Iterator[TrainStep]:
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_from_download_to_a_trained_step(name: str, tmp_path: Path, config: Config, step: TrainStep) -> None:
+def test_from_download_to_a_trained_step(
+    name: str, tmp_path: Path, config: Config, step: TrainStep, capsys: pytest.CaptureFixture[str]
+) -> None:
     layout: Layout = LAYOUTS[name](tmp_path / "download")
     settings, output = tmp_path / "config.yaml", tmp_path / "out"
     settings.write_text(to_yaml(config), encoding="utf-8")
@@ -87,6 +89,8 @@ def test_from_download_to_a_trained_step(name: str, tmp_path: Path, config: Conf
     if "english" in about:
         assert about["english"] == sum(caption.isascii() for caption in texts)
         assert about["translated"] == len(texts) - about["english"] > 0
+        assert about["unused_translations"] == 1
+        assert re.search("^translations that no caption used: 1, the first one of id '", capsys.readouterr().out, re.M)
     assert info["splits"]["train"]["audio"] == layout.spoken
     data = replace(config.data, path=str(output), batch_size=B, workers=1)
     batch = next(Loader(replace(config, data=data), "train").batches())
@@ -200,6 +204,16 @@ def test_translations(tmp_path: Path) -> None:
         Translations(tmp_path / "none.tsv")
 
 
+def test_a_translation_may_name_the_split_as_the_command_does(tmp_path: Path) -> None:
+    lines = ["val/0\t零", "dev/1\t一", "validation/2\t二", "valid/1\t又", "test/9\t九"]
+    chinese = Translations(write_lines(tmp_path / "zh.tsv", list(lines)), by_split=True)
+    assert chinese.apply([(f"dev/{row}", "en") for row in range(4)]) == (("零", "一", "二", "en"), 3)
+    assert [row.line for row in chinese.rejected] == [4] and "before" in chinese.rejected[0].reason
+    assert chinese.unused() == ["test/9"]
+    plain = Translations(write_lines(tmp_path / "zh.tsv", list(lines)))
+    assert plain.apply([("dev/0", "en"), ("val/0", "en")]) == (("en", "零"), 1) and len(plain.unused()) == 4
+
+
 def test_narratives_in_pieces(tmp_path: Path) -> None:
     draw(tmp_path / "1.jpg")
     wave = np.repeat([0.0, 0.5, 0.1], 16000) * np.sin(np.arange(48000))
@@ -237,12 +251,38 @@ def test_narratives_in_pieces(tmp_path: Path) -> None:
         prepare("localized-narratives", *arguments, "--pieces", 0)
 
 
+def test_an_utterance_without_text_costs_only_itself() -> None:
+    """It makes no piece of its own, neither begins nor ends another one, and pieces are counted without it."""
+
+    def timed(*utterances: tuple[str, float, float]) -> list[dict[str, object]]:
+        return [dict(zip(localized_narratives.TIMED, utterance, strict=True)) for utterance in utterances]
+
+    alone = timed(("a", 0, 2), ("", 5, 6), ("b", 9, 11))
+    assert localized_narratives.cut(alone, 3) == [("a", 0, 2), ("b", 9, 11)]
+    joined = timed((" ", 0, 1), ("a", 1, 2), ("\n", 2, 3), ("b", 3, 4), ("", 4, 5))
+    assert localized_narratives.cut(joined, 3) == [("a b", 1, 4)]
+    with pytest.raises(DataError, match="no utterance of the timed_caption has a text"):
+        localized_narratives.cut(timed(("", 0, 1), (" ", 1, 2)), 3)
+
+
 def test_a_worker_that_dies_is_one_line(tmp_path: Path) -> None:
     rows = iter([Row("m.jsonl", number) for number in range(1, 4)])
     with DatasetWriter(tmp_path, AudioEncoderConfig(), {}) as writer:
         with pytest.raises(DataError, match="a worker process died at or after m.jsonl:1.*fewer --workers.*--resume"):
             list(common._results(writer, rows, Dying(), 2))
         writer.add("train", Record("r", None, ("字",), ()))
+
+
+def test_a_null_is_a_key_that_is_missing(tmp_path: Path) -> None:
+    asked = {"image": "a.png", "question": "几只猫？", "answers": "两只"}
+    entries = [asked, {**asked, **dict.fromkeys(("id", "type", "audio", "split", "comment"))}]
+    files = [write_lines(tmp_path / str(number) / "q.jsonl", [entry]) for number, entry in enumerate(entries)]
+    missing, null = (list(questions.read_rows(file, tmp_path)) for file in files)
+    assert missing == null and missing[0].questions == (Question("question", ("两只",)),)
+    entry = {"filename": "a.png", "split": "train", "sentences": [{"raw": "a cat"}]}
+    images = [entry, {**entry, "filepath": None}]
+    missing, null = (next(karpathy._rows([image], "k.json", tmp_path, Translations(None))) for image in images)
+    assert missing == null and missing.image == tmp_path / "a.png"
 
 
 def test_words_are_joined() -> None:
@@ -632,6 +672,19 @@ def test_results_come_in_order_and_items_are_read_a_little_ahead() -> None:
 
 @pytest.mark.parametrize("splits", [("train", "test"), ()])
 def test_recordings_of_two_folders_may_have_one_name(tmp_path: Path, splits: tuple[str, ...]) -> None:
+
+
+@pytest.mark.parametrize(
+    ("splits", "ids"),
+    [
+        (("train", "test"), ("train/a.wav", "test/a.wav")),
+        (("dev", "val"), ("dev/one/a.wav", "dev/other/a.wav")),
+        ((), ("one/a.wav", "other/a.wav")),
+    ],
+)
+def test_recordings_of_two_folders_may_have_one_name(
+    tmp_path: Path, splits: tuple[str, ...], ids: tuple[str, str]
+) -> None:
     arguments: list[object] = []
     for number, name in enumerate(("one", "other")):
         speak(tmp_path / name / "a.wav", 16000 + number)
@@ -639,7 +692,78 @@ def test_recordings_of_two_folders_may_have_one_name(tmp_path: Path, splits: tup
         arguments += ["--transcripts", lines, "--audio", tmp_path / name]
         arguments += ["--split", splits[number]] if splits else []
     prepare("speech", *arguments, "--output", tmp_path / "out", "--workers", 1, "--dev-share", 0, "--test-share", 0)
-    found = [read(tmp_path / "out", split) for split in splits or ("train",)]
-    texts = {key: record.captions for records in found for key, record in records.items()}
-    first, second = splits or ("one", "other")
-    assert texts == {f"{first}/a.wav": ("one",), f"{second}/a.wav": ("other",)}
+    assert captions_of(tmp_path / "out") == dict(zip(ids, (("one",), ("other",)), strict=True))
+
+
+def captions_of(folder: Path) -> dict[str, tuple[str, ...]]:
+    """The captions of all splits, by the ids of their records."""
+    records = {}
+    for split in read_info(folder)["splits"]:
+        records |= read(folder, split)
+    return {key: record.captions for key, record in records.items()}
+
+
+@pytest.mark.parametrize(
+    ("splits", "starts"),
+    [
+        (("train", "train", "test"), ("train/a/t.tsv/", "train/b/t.tsv/", "test/")),
+        (("train", "test", "dev"), ("train/", "test/", "dev/")),
+        ((), ("a/t.tsv/", "b/t.tsv/", "c/t.tsv/")),
+    ],
+)
+def test_rows_of_several_files_have_ids_of_their_own(
+    tmp_path: Path, splits: tuple[str, ...], starts: tuple[str, ...]
+) -> None:
+    arguments: list[object] = ["--name", "{row}.png", "--dev-share", 0, "--test-share", 0, "--workers", 1]
+    wanted = {}
+    for number, name in enumerate("abc"):
+        for row in range(2):
+            draw(tmp_path / name / f"{row}.png", (20 + number, 20))
+            wanted[f"{starts[number]}{row}"] = (f"{name} {row}",)
+        lines = write_lines(tmp_path / name / "t.tsv", [f"{name} {row}\thttp://x/{row}" for row in range(2)])
+        arguments += ["--annotations", lines, "--images", tmp_path / name]
+        arguments += ["--split", splits[number]] if splits else []
+    translated = f"{starts[1]}1"
+    chinese = write_lines(tmp_path / "zh.tsv", [f"{translated}\t乙"])
+    prepare("cc3m", *arguments, "--output", tmp_path / "out", "--translations", chinese)
+    assert captions_of(tmp_path / "out") == {**wanted, translated: ("乙",)}
+
+
+def write_captions(corpus: str, folder: Path, captions: dict[str, str]) -> Path:
+    """A file of a corpus: a caption of each image by its name, which is a number."""
+    if corpus == "flickr30k-cn":
+        return write_lines(folder / "t.txt", [f"{name}.jpg#0\t{text}" for name, text in captions.items()])
+    if corpus == "aic":
+        entries = [{"image_id": f"{name}.jpg", "caption": [text]} for name, text in captions.items()]
+        return write_json(folder / "t.json", entries)
+    images = [{"id": int(name), "file_name": f"{name}.jpg"} for name in captions]
+    texts = [{"id": int(name), "image_id": int(name), "caption": text} for name, text in captions.items()]
+    return write_json(folder / "t.json", {"images": images, "annotations": texts})
+
+
+@pytest.mark.parametrize(
+    ("corpus", "splits", "ids"),
+    [
+        ("aic", ("train", "test"), ("1.jpg", "train/2.jpg", "test/2.jpg", "3.jpg")),
+        ("aic", ("train", "train"), ("1.jpg", "train/a/2.jpg", "train/b/2.jpg", "3.jpg")),
+        ("flickr30k-cn", ("train", "test"), ("1", "train/2", "test/2", "3")),
+        ("flickr30k-cn", (), ("1", "a/2", "b/2", "3")),
+        ("coco", ("train", "test"), ("train/1", "train/2", "test/2", "test/3")),
+        ("coco", ("train", "train"), ("train/1", "train/a/2", "train/b/2", "train/3")),
+        ("coco", (), ("1", "a/2", "b/2", "3")),
+    ],
+)
+def test_images_of_two_folders_may_have_one_name(
+    tmp_path: Path, corpus: str, splits: tuple[str, ...], ids: tuple[str, ...]
+) -> None:
+    """Names that one folder alone has stay ids as they are."""
+    arguments: list[object] = ["--dev-share", 0, "--test-share", 0, "--workers", 1]
+    for number, (folder, names) in enumerate({"a": "12", "b": "23"}.items()):
+        for name in names:
+            draw(tmp_path / folder / f"{name}.jpg", (20 + number, 20))
+        file = write_captions(corpus, tmp_path / folder, {name: folder + name for name in names})
+        arguments += ["--annotations", file, "--images", tmp_path / folder]
+        arguments += ["--split", splits[number]] if splits else []
+    prepare(corpus, *arguments, "--output", tmp_path / "out")
+    wanted = [("a1",), ("a2",), ("b2",), ("b3",)]
+    assert captions_of(tmp_path / "out") == dict(zip(ids, wanted, strict=True))

@@ -247,5 +247,7 @@ def test_rows_are_counted_and_the_share_of_bad_ones_may_be_reached(tmp_path: Pat
         tally.check(0.5, tmp_path)
         with pytest.raises(DataError, match="2 of 4 rows are bad.*the first is m:3: broken"):
             tally.check(0.49, tmp_path)
+        tally.unused = ["7", "8", "9"]
         found = tally.about()
-    assert found == {"rows": 4, "rejected": 2, "moved": 2, "translated": 2, "english": 2}
+    counts = {"rows": 4, "rejected": 2, "moved": 2, "translated": 2, "english": 2, "unused_translations": 3}
+    assert found == counts

@@ -170,15 +170,38 @@ def test_jieba_leaves_no_cache(tmp_path: Path) -> None:
 
 def test_builder_spells_its_corpus(tmp_path: Path) -> None:
     texts = ["红色背景，一只猫", "Hello world", "hello WORLD42"]
-    vocab = build_vocab(texts)
+    vocab, left = build_vocab(texts)
+    assert not left
     assert vocab[:5] == list(SPECIALS) and len(set(vocab)) == len(vocab)
     assert "hello" in vocab and "world42" not in vocab  # frequent words whole, rare ones in pieces
     path = tmp_path / "vocab.txt"
     path.write_text("\n".join(vocab), encoding="utf-8")
     tokenizer = Tokenizer(path)
     assert all(tokenizer.unk_id not in tokenizer.encode(text, 40)[0] for text in texts)
-    assert build_vocab(reversed(texts)) == vocab
-    assert len(build_vocab(texts, 12)) == 12
+    assert build_vocab(reversed(texts)) == (vocab, [])
+    characters = [token for token in vocab[5:] if len(token.removeprefix("##")) == 1]
+    assert build_vocab(texts, 12) == (vocab[:12], characters[7:])
+    assert build_vocab(texts, 5 + len(characters)) == ([*SPECIALS, *characters], [])
+
+
+@pytest.mark.parametrize("size", [-3, 0, 5])
+def test_a_vocabulary_has_room_for_more_than_special_tokens(tmp_path: Path, size: int) -> None:
+    (tmp_path / "a.txt").write_text("一只猫\n", encoding="utf-8")
+    (tmp_path / "vocab.txt").write_text("mine", encoding="utf-8")
+    with pytest.raises(DataError, match=f"^--size {size}: there are 5 special tokens: make it 6 or more$"):
+        write_vocab(tmp_path / "vocab.txt", [tmp_path / "a.txt"], size)
+    assert (tmp_path / "vocab.txt").read_text(encoding="utf-8") == "mine"
+
+
+def test_characters_that_have_no_room_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.txt").write_text("一只猫\n一只狗\n一群\n", encoding="utf-8")
+    for size, lines in ((6, 2), (10, 1)):
+        write_vocab(tmp_path / "vocab.txt", [tmp_path / "a.txt"], size)
+        told = capsys.readouterr().out.splitlines()
+        assert told[0] == f"{tmp_path / 'vocab.txt'}: {size} tokens" and len(told) == lines
+        parts = "--size 6 has no room for", ": 4, the first is '只'", "--size 10 holds"
+        assert size == 10 or all(part in told[1] for part in parts)
+    assert Tokenizer(tmp_path / "vocab.txt").unknown_characters("一群猫") == []
 
 
 def test_builder_command(tmp_path: Path) -> None:

@@ -232,13 +232,22 @@ def _spaced(text: str, token: str) -> bool:
     return token[0] not in CLOSING and text[-1] not in OPENING
 
 
-def build_vocab(texts: Iterable[str], size: int = 21128) -> list[str]:
+def build_vocab(texts: Iterable[str], size: int = 21128) -> tuple[list[str], list[str]]:
     """A vocabulary that spells every text: special tokens, characters (with ## inside words), frequent words.
 
     Args:
         texts: the corpus.
         size: at most so many tokens; characters come before words, frequent ones before rare ones.
+
+    Returns:
+        The vocabulary, and the tokens of characters that it has no room for.
+
+    Raises:
+        DataError: there is no room for the special tokens and one more.
     """
+    room = size - len(SPECIALS)
+    if room < 1:
+        raise DataError(f"--size {size}: there are {len(SPECIALS)} special tokens: make it {len(SPECIALS) + 1} or more")
     counts: Counter[str] = Counter()
     for text in texts:
         counts.update(split_words(text))
@@ -248,7 +257,7 @@ def build_vocab(texts: Iterable[str], size: int = 21128) -> list[str]:
             single[f"##{char}" if index else char] += count
     words = Counter({word: count for word, count in counts.items() if 1 < len(word) <= LONGEST_WORD and count > 1})
     order = [sorted(counter, key=lambda token: (-counter[token], token)) for counter in (single, words)]
-    return [*SPECIALS, *order[0], *order[1]][:size]
+    return [*SPECIALS, *order[0], *order[1]][:size], order[0][room:]
 
 
 def _texts(paths: Iterable[Path]) -> Iterator[str]:
@@ -272,7 +281,12 @@ def _texts(paths: Iterable[Path]) -> Iterator[str]:
 
 
 def write_vocab(output: Path, files: Iterable[Path], size: int) -> None:
-    """Builds a vocabulary of text files and dataset folders, writes it and prints its size."""
-    vocab = build_vocab(_texts(files), size)
+    """Builds a vocabulary of text files and dataset folders, writes it and prints its size, and what it leaves out."""
+    vocab, left = build_vocab(_texts(files), size)
     write_text(output, "\n".join(vocab) + "\n")
     print(f"{output}: {len(vocab)} tokens")
+    if left:
+        print(
+            f"characters that --size {size} has no room for, and that become [UNK]: {len(left)}, the first is "
+            f"{left[0]!r} (## begins those inside of words); --size {size + len(left)} holds them all"
+        )

@@ -3,6 +3,8 @@
     aic --annotations caption_train_annotations_20170902.json --images caption_train_images_20170902 --split train \\
         --annotations caption_validation_annotations_20170910.json --images caption_validation_images_20170910 \\
         --split test --output data/aic
+
+A record's id is the image's name, or SPLIT/NAME (SPLIT/FOLDER/NAME, FOLDER/NAME) where several folders have that name.
 """
 
 from collections.abc import Iterator
@@ -13,6 +15,7 @@ from typing import Any
 from src.cli import Arguments, CommandParser
 from src.data.errors import DataError
 from src.data.prepare.common import add_common_arguments, add_file_arguments, file_groups, write_dataset
+from src.data.prepare.ids import Ids, ids_of
 from src.data.prepare.rows import Corpus, Row, check_caption, check_name, describe_inputs, read_json
 
 
@@ -28,11 +31,18 @@ def run(args: Arguments) -> None:
     for path, content in zip(args.annotations, contents, strict=True):
         if not isinstance(content, list):
             raise DataError(f"{path} is not in AI Challenger's caption format: it is no list")
-    rows = (_rows(content, *group) for content, group in zip(contents, groups, strict=True))
+    _, folders, splits = zip(*groups, strict=True)
+    ids = ids_of(splits, folders, [_names(content) for content in contents])
+    rows = (_rows(content, *group, called) for content, group, called in zip(contents, groups, ids, strict=True))
     write_dataset(Corpus(chain.from_iterable(rows), sum(map(len, contents)), about), args)
 
 
-def _rows(entries: list[Any], path: Path, images: Path, split: str | None) -> Iterator[Row]:
+def _names(entries: list[Any]) -> Iterator[str]:
+    names = (entry.get("image_id") for entry in entries if isinstance(entry, dict))
+    return (name for name in names if isinstance(name, str))
+
+
+def _rows(entries: list[Any], path: Path, images: Path, split: str | None, called: Ids) -> Iterator[Row]:
     """A row for each image, and a rejected one for each bad caption."""
     for number, entry in enumerate(entries, 1):
         try:
@@ -44,10 +54,10 @@ def _rows(entries: list[Any], path: Path, images: Path, split: str | None) -> It
         except DataError as error:
             yield Row(path.name, number, reason=str(error))
             continue
-        captions = []
+        key, captions = called(name), []
         for caption in listed:
             try:
                 captions.append(check_caption(caption))
             except DataError as error:
-                yield Row(path.name, number, name, reason=str(error))
-        yield Row(path.name, number, name, images / name, tuple(captions), (), split)
+                yield Row(path.name, number, key, reason=str(error))
+        yield Row(path.name, number, key, images / name, tuple(captions), (), split)

@@ -3,6 +3,7 @@
     cc3m --annotations Train_GCC-training.tsv --images cc3m/train --name "{row}.jpg" --split train --output data/cc3m
 
 Images are named by row (--name, as in "{row:09d}.jpg"), or by a mapping file of lines row<TAB>path or URL<TAB>path.
+A record's id is SPLIT/ROW, or SPLIT/FILE/ROW where a split has several files; ROW or FILE/ROW without --split.
 """
 
 import functools
@@ -14,6 +15,7 @@ from src.cli import Arguments, CommandParser, user_path
 from src.data.errors import DataError
 from src.data.prepare import translations
 from src.data.prepare.common import add_common_arguments, add_file_arguments, check_one_each, file_groups, write_dataset
+from src.data.prepare.ids import prefixes
 from src.data.prepare.rows import Corpus, Row, check_caption, count_lines, describe_inputs, guard, read_lines
 from src.data.prepare.translations import Translations
 
@@ -37,7 +39,8 @@ def add_arguments(parser: CommandParser) -> None:
         metavar="FILE",
         help="TSV of row or URL and path, instead of --name; one for each --annotations",
     )
-    translations.add_argument(parser, "SPLIT/ROW, or ROW without --split")
+    ids = "SPLIT/ROW, or SPLIT/FILE/ROW where a split has several files; ROW or FILE/ROW without --split"
+    translations.add_argument(parser, ids)
     add_common_arguments(parser)
 
 
@@ -46,15 +49,19 @@ def run(args: Arguments) -> None:
     about = describe_inputs("cc3m", [*args.annotations, *(args.mapping or ())], "--annotations or --mapping")
     if args.mapping:
         check_one_each(args, "annotations", "mapping", ", or none at all")
-    chinese = Translations(args.translations)
+    chinese = Translations(args.translations, by_split=bool(args.split))
     rejected = list(chinese.rejected)
     finders = []
     for number in range(len(groups)):
         finders.append(_mapping(args.mapping[number], rejected) if args.mapping else _by_name(args.name))
-    rows = [_Captions(*group, find, args.first_row, chinese) for group, find in zip(groups, finders, strict=True)]
+    starts = prefixes([split for _, _, split in groups], args.annotations)
+    rows = [
+        _Captions(*group, start, find, args.first_row, chinese)
+        for group, start, find in zip(groups, starts, finders, strict=True)
+    ]
     about |= {"first_row": args.first_row, "name": None if args.mapping else args.name}
     total = len(rejected) + count_lines(args.annotations)
-    write_dataset(Corpus(chain(rejected, *rows), total, about, english=True), args)
+    write_dataset(Corpus(chain(rejected, *rows), total, about, english=True, unused=chinese.unused), args)
 
 
 def _by_name(name: str) -> Finder:
@@ -102,12 +109,12 @@ def _names_row(text: str) -> bool:
 
 
 class _Captions:
-    """The rows of one file, one a line."""
+    """The rows of one file, one a line; their ids begin with ``start``."""
 
     def __init__(
-        self, path: Path, images: Path, split: str | None, find: Finder, first: int, chinese: Translations
+        self, path: Path, images: Path, split: str | None, start: str, find: Finder, first: int, chinese: Translations
     ) -> None:
-        self.path, self.images, self.split = path, images, split
+        self.path, self.images, self.split, self.start = path, images, split, start
         self.find, self.first, self.chinese = find, first, chinese
 
     def __iter__(self) -> Iterator[Row]:
@@ -118,7 +125,7 @@ class _Captions:
             elif isinstance(line, Row):
                 yield line
             else:
-                key = f"{self.split}/{first + number}" if self.split else str(first + number)
+                key = f"{self.start}{first + number}"
                 row = functools.partial(self._row, number, first + number, key, line)
                 yield guard(row, self.path.name, number, key)
 
@@ -128,6 +135,6 @@ class _Captions:
             raise DataError(f"the line is not caption<TAB>URL ({len(columns)} columns)")
         if _is_url(columns[0]) and not _is_url(columns[1]):
             raise DataError("the columns are the other way round: the line is URL<TAB>caption, not caption<TAB>URL")
-        image = self.images / self.find(row, columns[1].strip())
         text, translated = self.chinese(key, check_caption(columns[0]))
+        image = self.images / self.find(row, columns[1].strip())
         return Row(self.path.name, number, key, image, (text,), (), self.split, translated)

@@ -2,6 +2,9 @@
 
     coco --annotations captions_train2017.json --images train2017 --split train \\
          --annotations captions_val2017.json --images val2017 --split test --output data/coco
+
+A record's id is SPLIT/ID, or SPLIT/FOLDER/ID where several folders of a split have an image of that id; ID or FOLDER/ID
+without --split.
 """
 
 import functools
@@ -14,6 +17,7 @@ from src.cli import Arguments, CommandParser
 from src.data.errors import DataError
 from src.data.prepare import translations
 from src.data.prepare.common import add_common_arguments, add_file_arguments, file_groups, write_dataset
+from src.data.prepare.ids import Ids, ids_of
 from src.data.prepare.rows import Corpus, Row, check_caption, check_name, describe_inputs, guard, read_json
 from src.data.prepare.translations import Translations
 
@@ -29,8 +33,11 @@ def run(args: Arguments) -> None:
     about = describe_inputs("coco", args.annotations, "--annotations")
     chinese = Translations(args.translations)
     sources = [_Captions(*group, chinese) for group in groups]
-    rows = chain(chinese.rejected, *sources)
-    write_dataset(Corpus(rows, sum(map(len, [chinese.rejected, *sources])), about, english=True), args)
+    _, folders, splits = zip(*groups, strict=True)
+    ids = ids_of(splits, folders, [map(str, source.captions) for source in sources], by_split=True)
+    rows = chain(chinese.rejected, *(source.rows(called) for source, called in zip(sources, ids, strict=True)))
+    total = sum(map(len, [chinese.rejected, *sources]))
+    write_dataset(Corpus(rows, total, about, english=True, unused=chinese.unused), args)
 
 
 class _Captions:
@@ -51,10 +58,10 @@ class _Captions:
     def __len__(self) -> int:
         return len(self.rejected) + len(self.images)
 
-    def __iter__(self) -> Iterator[Row]:
+    def rows(self, called: Ids) -> Iterator[Row]:
         yield from self.rejected
         for number, entry in enumerate(self.images, 1):
-            yield guard(functools.partial(self._row, number, entry), self.file, number)
+            yield guard(functools.partial(self._row, number, entry, called), self.file, number)
 
     def _take(self, index: int, entry: Any) -> Row | None:
         """Adds a caption to its image; returns a rejected row if that is impossible."""
@@ -67,14 +74,13 @@ class _Captions:
             return Row(self.file, index + 1, "" if key is None else str(key), reason=str(error))
         return None
 
-    def _row(self, number: int, entry: Any) -> Row:
+    def _row(self, number: int, entry: Any, called: Ids) -> Row:
         key = _get(entry, "id")
         if key is None:
             raise DataError("the image has no id")
         image = self.folder / check_name(_get(entry, "file_name"))
         captions, translated = self.chinese.apply(self.captions[key])
-        key = f"{self.split}/{key}" if self.split else str(key)  # COCO's ids repeat in other collections
-        return Row(self.file, number, key, image, captions, (), self.split, translated)
+        return Row(self.file, number, called(str(key)), image, captions, (), self.split, translated)
 
 
 def _get(entry: Any, name: str) -> Any:

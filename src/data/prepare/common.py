@@ -140,6 +140,7 @@ def write_dataset(corpus: Corpus, args: Arguments) -> None:
                 wanted, split = _store(writer, number, row, result, args)
                 tally.store(row, moved=wanted != split)
         tally.check(args.max_bad, args.output)
+        tally.unused = corpus.unused()
         writer.about.update(tally.about())
     tally.print(args.output)
 

@@ -5,6 +5,7 @@
 
 A line consists of the image's name (with or without .jpg and #number), white space and the caption. The files of the
 first distribution, such as seg.flickr30kzhbbosontrain.caption.txt, separate words by spaces and need --segmented.
+A record's id is the image's name, or SPLIT/NAME (SPLIT/FOLDER/NAME, FOLDER/NAME) where several folders have that name.
 """
 
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from pathlib import Path
 from src.cli import Arguments, CommandParser
 from src.data.prepare.caption_lines import read_captions
 from src.data.prepare.common import add_common_arguments, add_file_arguments, file_groups, write_dataset
+from src.data.prepare.ids import Ids, ids_of
 from src.data.prepare.rows import Corpus, Row, describe_inputs
 
 
@@ -28,7 +30,10 @@ def run(args: Arguments) -> None:
     about = describe_inputs("flickr30k-cn", args.annotations, "--annotations")
     sources = [_Captions(*group, args.segmented) for group in groups]
     about["segmented"] = args.segmented
-    write_dataset(Corpus(chain(*sources), sum(map(len, sources)), about), args)
+    _, folders, splits = zip(*groups, strict=True)
+    ids = ids_of(splits, folders, [source.images for source in sources])
+    rows = (source.rows(called) for source, called in zip(sources, ids, strict=True))
+    write_dataset(Corpus(chain.from_iterable(rows), sum(map(len, sources)), about), args)
 
 
 class _Captions:
@@ -47,7 +52,7 @@ class _Captions:
     def __len__(self) -> int:
         return len(self.rejected) + len(self.images)
 
-    def __iter__(self) -> Iterator[Row]:
+    def rows(self, called: Ids) -> Iterator[Row]:
         yield from self.rejected
         for name, (number, captions) in self.images.items():
-            yield Row(self.file, number, name, self.folder / f"{name}.jpg", tuple(captions), (), self.split)
+            yield Row(self.file, number, called(name), self.folder / f"{name}.jpg", tuple(captions), (), self.split)

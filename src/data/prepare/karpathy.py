@@ -42,7 +42,8 @@ def run(args: Arguments) -> None:
         raise DataError(f"{args.input} is not in the format of Karpathy's splits: it has no list of images")
     chinese = Translations(args.translations)
     rows = chain(chinese.rejected, _rows(content["images"], args.input.name, args.images, chinese))
-    write_dataset(Corpus(rows, len(chinese.rejected) + len(content["images"]), about, english=True), args)
+    total = len(chinese.rejected) + len(content["images"])
+    write_dataset(Corpus(rows, total, about, english=True, unused=chinese.unused), args)
 
 
 def _rows(entries: list[Any], file: str, images: Path, chinese: Translations) -> Iterator[Row]:
@@ -71,7 +72,8 @@ def _image(entry: Any) -> tuple[str, Path, str]:
     """Key, file and split of an image."""
     if not isinstance(entry, dict):
         raise DataError("the entry is not a JSON object")
-    name, folder = check_name(entry.get("filename")), entry.get("filepath", "")
+    name, folder = check_name(entry.get("filename")), entry.get("filepath")
+    folder = "" if folder is None else folder
     if not isinstance(folder, str):
         raise DataError("the filepath is not a text")
     if not isinstance(entry.get("split"), str) or entry["split"] not in SPLITS:

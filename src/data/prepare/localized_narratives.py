@@ -68,7 +68,8 @@ def run(args: Arguments) -> None:
     chinese = Translations(args.translations)
     rows = [_Narratives(*group, args, chinese) for group in groups]
     total = len(chinese.rejected) + count_lines(args.annotations)
-    write_dataset(Corpus(chain(chinese.rejected, *rows), total, about, english=True), args)
+    corpus = Corpus(chain(chinese.rejected, *rows), total, about, english=True, unused=chinese.unused)
+    write_dataset(corpus, args)
 
 
 class _Narratives:
@@ -115,6 +116,8 @@ def _key(entry: dict[str, Any]) -> str:
 def cut(timed: Any, longest: float) -> list[tuple[str, float, float]]:
     """The utterances of a timed caption, joined to pieces of at most ``longest`` seconds; a longer one stays as it is.
 
+    Utterances without text are passed over, as silence is.
+
     Returns:
         text, start and end of each piece.
     """
@@ -126,8 +129,12 @@ def cut(timed: Any, longest: float) -> list[tuple[str, float, float]]:
         numbers = all(isinstance(time, (int, float)) and math.isfinite(time) for time in (start, end))
         if not isinstance(text, str) or not numbers or not 0 <= start <= end:
             raise DataError(f"an utterance of the timed_caption lacks {TIMED[0]}, or its times are not in order")
+        if not text.strip():
+            continue
         if pieces and end - pieces[-1][1] <= longest:
             pieces[-1] = (f"{pieces[-1][0]} {text.strip()}", pieces[-1][1], max(pieces[-1][2], end))
         else:
             pieces.append((text.strip(), start, end))
+    if not pieces:
+        raise DataError("no utterance of the timed_caption has a text")
     return [(check_caption(text), start, end) for text, start, end in pieces]

@@ -4,7 +4,8 @@
     {"image": "42.jpg", "question": "背景是什么颜色？", "answers": "红色", "audio": "42b.wav"}
 
 Lines of one image and split that follow each other share a record. Its id is that of the first, or the image's path and
-the number of the line. ``type`` groups the questions of an evaluation; ``audio`` is the spoken question.
+the number of the line. ``type`` groups the questions of an evaluation; ``audio`` is the spoken question. A null counts as
+missing.
 """
 
 from collections.abc import Iterator
@@ -86,6 +87,7 @@ def _row(file: str, media: Path, group: list[tuple[int, _Line]]) -> Row:
 
 
 def _parse(entry: dict[str, Any], media: Path) -> _Line:
+    entry = {name: value for name, value in entry.items() if value is not None}
     unknown = sorted(entry.keys() - set(KEYS))
     if unknown:
         raise DataError(f"unknown key {unknown[0]!r}: the keys are {', '.join(KEYS)}")

@@ -18,11 +18,15 @@ class Tally(contextlib.AbstractContextManager):
     Args:
         rejected: file to write, one JSON object a row: file, line, id, reason.
         english: captions that are not translated are English.
+
+    Attributes:
+        unused: to be set before the counts are read: ids of translations that no caption used.
     """
 
     def __init__(self, rejected: Path, english: bool) -> None:
         self.path, self.english = rejected, english
         self.rows = self.bad = self.moved = self.captions = self.translated = 0
+        self.unused: list[str] = []
         self._reasons: Counter[str] = Counter()
         self._first = ""
         self._file = rejected.open("w", encoding="utf-8", errors="backslashreplace")
@@ -60,6 +64,7 @@ class Tally(contextlib.AbstractContextManager):
         counts = {"rows": self.rows, "rejected": self.bad, "moved": self.moved}
         if self.english:
             counts |= {"translated": self.translated, "english": self.captions - self.translated}
+            counts["unused_translations"] = len(self.unused)
         return counts
 
     def print(self, folder: Path) -> None:
@@ -70,6 +75,8 @@ class Tally(contextlib.AbstractContextManager):
             print(f"{split:12}" + "".join(f"{entry[name]:10}" for name in columns.values()))
         if self.english:
             print(f"captions: {self.translated} translated, {self.captions - self.translated} kept in English")
+        if self.unused:
+            print(f"translations that no caption used: {len(self.unused)}, the first one of id {self.unused[0]!r}")
         if self.moved:
             print(f"rows moved to the split that already has their image: {self.moved}")
         print(f"rejected rows: {self.bad}" + (f" of {self.rows}, listed in {self.path}" if self.bad else ""))

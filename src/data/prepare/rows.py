@@ -46,12 +46,14 @@ class Corpus:
         total: the number of rows, for the progress bar.
         about: where the data came from, for dataset.json; the same for the same input.
         english: captions that are not translated are English, and are counted.
+        unused: called after all rows; the ids of translations that none of them used.
     """
 
     rows: Iterator[Row]
     total: int
     about: dict[str, Any] = field(default_factory=dict)
     english: bool = False
+    unused: Callable[[], list[str]] = list
 
 
 def guard(make: Callable[[], Row], file: str, line: int, key: str = "") -> Row:

@@ -4,7 +4,8 @@
            --split test --output data/speech
 
 A line is a recording's path in --audio, a tab and what is said: a/1.wav<TAB>今天下雨. WAV, FLAC, Ogg and MP3 are read.
-A record's id is that path; with several folders, SPLIT/PATH, or FOLDER/PATH where no --split is given.
+A record's id is that path; with several folders, SPLIT/PATH, or SPLIT/FOLDER/PATH where a split has several of them, or
+FOLDER/PATH where no --split is given.
 """
 
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from pathlib import Path
 
 from src.cli import Arguments, CommandParser, user_path
 from src.data.prepare.common import add_common_arguments, add_split, check_one_each, splits_of, write_dataset
+from src.data.prepare.ids import prefixes
 from src.data.prepare.rows import Corpus, Row, check_folder, count_lines, describe_inputs, read_lines
 from src.data.prepare.transcripts import spoken_row
 
@@ -31,10 +33,8 @@ def run(args: Arguments) -> None:
     about = describe_inputs("speech", args.transcripts, "--transcripts")
     folders = [check_folder(folder, "--audio") for folder in args.audio]
     several = len({folder.resolve() for folder in folders}) > 1
-    rows = [
-        _rows(file, folder, split, f"{split or folder.resolve().name}/" if several else "")
-        for file, folder, split in zip(args.transcripts, folders, splits, strict=True)
-    ]
+    starts = prefixes(splits, folders) if several else [""] * len(folders)
+    rows = map(_rows, args.transcripts, folders, splits, starts)
     write_dataset(Corpus(chain(*rows), count_lines(args.transcripts), about), args)
 
 

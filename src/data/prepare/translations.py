@@ -11,6 +11,7 @@ from typing import Any
 
 from src.cli import CommandParser, user_path
 from src.data.errors import DataError
+from src.data.prepare.common import SPLIT_NAMES
 from src.data.prepare.rows import Row, check_caption, read_lines, read_objects
 
 
@@ -25,15 +26,17 @@ class Translations:
 
     Args:
         path: the file, or None for no translations at all.
+        by_split: the ids begin with a split, which may be called by any of its names (``val/0`` is ``dev/0``).
 
     Attributes:
         rejected: a rejected row for each line that cannot be used.
     """
 
-    def __init__(self, path: Path | None) -> None:
+    def __init__(self, path: Path | None, by_split: bool = False) -> None:
         self.path = path
         self.rejected: list[Row] = []
         self._texts: dict[str, str] = {}
+        self._used: set[str] = set()
         for number, line in _lines(path) if path else ():
             if isinstance(line, Row):
                 self.rejected.append(line)
@@ -43,9 +46,10 @@ class Translations:
                 caption = check_caption(text)
                 if not isinstance(key, (str, int)) or not str(key):
                     raise DataError("the id is missing or neither a text nor a whole number")
-                if str(key) in self._texts:
+                name = _with_stored_split(str(key)) if by_split else str(key)
+                if name in self._texts:
                     raise DataError(f"{key!r}: there has been a translation of this id before")
-                self._texts[str(key)] = caption
+                self._texts[name] = caption
             except DataError as error:
                 self.rejected.append(Row(path.name, number, str(key or ""), reason=str(error)))
 
@@ -55,12 +59,24 @@ class Translations:
     def __call__(self, key: Any, english: str) -> tuple[str, int]:
         """The translation and 1, or the English caption and 0 if there is no translation of this id."""
         found = self._texts.get(str(key))
-        return (english, 0) if found is None else (found, 1)
+        if found is None:
+            return english, 0
+        self._used.add(str(key))
+        return found, 1
+
+    def unused(self) -> list[str]:
+        """The ids whose translation no caption has taken so far, as in the file but for the names of splits."""
+        return [key for key in self._texts if key not in self._used]
 
     def apply(self, captions: list[tuple[Any, str]]) -> tuple[tuple[str, ...], int]:
         """The captions of an image, translated where possible, and the number of translated ones."""
         pairs = [self(key, english) for key, english in captions]
         return tuple(text for text, _ in pairs), sum(found for _, found in pairs)
+
+
+def _with_stored_split(key: str) -> str:
+    split, slash, rest = key.partition("/")
+    return SPLIT_NAMES.get(split, split) + slash + rest
 
 
 def _lines(path: Path) -> Iterator[tuple[int, tuple[Any, Any] | Row]]:
