@@ -670,10 +670,6 @@ def test_results_come_in_order_and_items_are_read_a_little_ahead() -> None:
     assert [first, *results] == [-item for item in range(300)]
 
 
-@pytest.mark.parametrize("splits", [("train", "test"), ()])
-def test_recordings_of_two_folders_may_have_one_name(tmp_path: Path, splits: tuple[str, ...]) -> None:
-
-
 @pytest.mark.parametrize(
     ("splits", "ids"),
     [

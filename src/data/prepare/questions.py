@@ -4,8 +4,8 @@
     {"image": "42.jpg", "question": "背景是什么颜色？", "answers": "红色", "audio": "42b.wav"}
 
 Lines of one image and split that follow each other share a record. Its id is that of the first, or the image's path and
-the number of the line. ``type`` groups the questions of an evaluation; ``audio`` is the spoken question. A null counts as
-missing.
+the number of the line. ``type`` groups the questions of an evaluation; ``audio`` is the spoken question. A null is the
+same as no value.
 """
 
 from collections.abc import Iterator
