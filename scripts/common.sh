@@ -19,7 +19,7 @@ show_launcher_help() {
   cat <<'TEXT'
 
 Shared by all launchers:
-  key=value ...   settings that win over the configuration, for instance train.steps=100
+  key=value ...   settings that win over the configuration, for instance train.steps=100; not what names an existing path
   DEVICE_TARGET   CPU, GPU or Ascend (default)
   PYTHON          the Python to run with (default: .venv of this repository, else python on PATH)
 The run starts in the current folder: relative paths start from it, those of arguments and settings as well as runs/…
@@ -28,6 +28,16 @@ TEXT
 }
 
 # Arrays that may be empty are expanded as ${NAME[@]+"${NAME[@]}"}: under set -u, bash 4.3 takes an empty array for unset.
+
+# is_there PATH: whether it exists, of RUN@best the run.
+is_there() {
+  [[ -e $1 || ($1 == *@* && -e ${1%@*}) ]]
+}
+
+# is_setting WORD: whether it is key=value. A folder may be called lr=0.1, and no key holds a slash.
+is_setting() {
+  [[ $1 == ?*=* && ${1%%=*} != */* ]] && ! is_there "$1"
+}
 
 # parse_arguments NAME=DEFAULT ... -- ARGUMENT ...: sets the variables NAME from the positional arguments, in that
 # order; key=value goes to SETTINGS, what begins with -- to OPTIONS.
@@ -54,11 +64,14 @@ parse_arguments() {
         shift
         ;;
       --*) OPTIONS+=("$1") ;;
-      ?*=*) SETTINGS+=("$1") ;;
       *)
-        ((${#names[@]})) || die "one argument too many: '$1'; --help shows the usage"
-        [[ $1 == - || -z $1 ]] || printf -v "${names[0]}" %s "$1"
-        names=("${names[@]:1}")
+        if is_setting "$1"; then
+          SETTINGS+=("$1")
+        else
+          ((${#names[@]})) || die "one argument too many: '$1'; --help shows the usage"
+          [[ $1 == - || -z $1 ]] || printf -v "${names[0]}" %s "$1"
+          names=("${names[@]:1}")
+        fi
         ;;
     esac
     shift
@@ -70,7 +83,7 @@ parse_arguments() {
 existing_path() {
   local path="${!1}"
   [[ $path == \~/* ]] && path="$HOME/${path:2}"
-  [[ -z $path || -e $path || ($path == *@* && -e ${path%@*}) ]] || die "$1 '$path' does not exist; --help shows the usage"
+  [[ -z $path ]] || is_there "$path" || die "$1 '$path' does not exist; --help shows the usage"
   printf -v "$1" %s "$path"
 }
 

@@ -21,7 +21,7 @@ if [[ ${1:-} == -h || ${1:-} == --help ]]; then
   exit
 fi
 install_into_venv requirements-web.txt
-if (($#)) && [[ $1 != -* && $1 != *=* ]]; then
+if (($#)) && [[ $1 != -* ]] && ! is_setting "$1"; then
   set -- --checkpoint "$@"
 fi
 exec "$VENV_PYTHON" "$ROOT/tools/web.py" "$@"

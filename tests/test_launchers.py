@@ -206,6 +206,22 @@ def test_a_bundled_checkpoint_is_named_as_in_every_command(house: House, name: s
     refused(house.run("train_caption.sh", "-", f"{name}s"), house, "PRETRAINED_MODEL", "does not exist", calls=2)
 
 
+@pytest.mark.parametrize("name", ["runs/lr=0.1", "lr=0.1", "lr=0.1@best", "./lr=0.1"])
+def test_a_path_may_hold_an_equals_sign(house: House, name: str):
+    (house.elsewhere / name.removesuffix("@best")).mkdir(parents=True)
+    assert house.run("test_caption.sh", "-", name, "train.output=lr=0.1").returncode == 0
+    assert house.run("train_caption.sh", "-", name, "optimizer.lr=0.1").returncode == 0
+    evaluation, training = (call["arguments"] for call in house.calls())
+    assert evaluation[3:] == ["--checkpoint", name, "runtime.device=CPU", "train.output=lr=0.1"]
+    assert training[3:] == ["runtime.device=CPU", f"train.init_from={name}", "optimizer.lr=0.1"]
+
+
+def test_a_path_with_an_equals_sign_that_is_not_there(house: House):
+    refused(house.run("train_caption.sh", "-", "runs/lr=0.1"), house, "'runs/lr=0.1' does not exist")
+    assert house.run("train_caption.sh", "optimizer.lr=0.1", "data.path=/data/a=b").returncode == 0
+    assert house.calls()[0]["arguments"][3:] == ["runtime.device=CPU", "optimizer.lr=0.1", "data.path=/data/a=b"]
+
+
 def test_questions_are_measured_on_the_run_that_is_there(house: House):
     (house.elsewhere / "runs" / "demo" / "vqa" / "checkpoints").mkdir(parents=True)
     assert house.run("test_vqa.sh", "eval.batch_size=5").returncode == 0

@@ -81,6 +81,8 @@ def test_the_page_takes_a_checkpoint_first(house: House):
     assert page == f"python {house.root}/tools/web.py --checkpoint runs/my run --port 1 runtime.mode=graph"
     house.run("scripts/run_web.sh", "runtime.mode=graph")
     assert house.calls() == [f"python {house.root}/tools/web.py runtime.mode=graph"]
+    house.run("scripts/run_web.sh", "runs/lr=0.1")
+    assert house.calls() == [f"python {house.root}/tools/web.py --checkpoint runs/lr=0.1"]
 
 
 def test_changed_pins_are_installed(house: House):
