@@ -11,7 +11,9 @@ from src.checkpoints import checkpoint
 from src.checkpoints.checkpoint import load_checkpoint_config, save_checkpoint
 from src.checkpoints.places import locate
 from src.config import Config, ConfigError, load_config, to_yaml
+from src.data.errors import DataError
 from src.data.image_codes import tokenizer_fingerprint
+from src.data.tokenizer import SPECIALS
 from src.models.build import build_model
 from src.training.continuation import check_init, check_resume, describe_changes
 from tests.conftest import tiny_dataset
@@ -96,6 +98,17 @@ def test_resume_keeps_vocabulary_and_image_tokenizer(saved: tuple[Config, Path],
     message = refused(lambda: check_resume(changed(config, tmp_path, f"data.codes={other}"), folder))
     assert message.startswith(f"--resume: data.codes={other} is another image tokenizer")
     check_resume(changed(config, tmp_path, f"data.codes={locate(config.data.codes)}"), folder)
+
+
+def test_resume_refuses_what_is_no_vocabulary(saved: tuple[Config, Path], tmp_path: Path) -> None:
+    config, folder = saved
+    path = tmp_path / "gbk.txt"
+    path.write_bytes("\n".join([*SPECIALS, "你"]).encode("gbk"))
+    with pytest.raises(DataError, match=rf"^{path}: the vocabulary is not UTF-8 text$"):
+        check_resume(changed(config, tmp_path, f"model.text.vocab={path}"), folder)
+    path.unlink()
+    with pytest.raises(DataError, match=rf"^{path}: no such vocabulary file"):
+        check_resume(changed(config, tmp_path, f"model.text.vocab={path}"), folder)
 
 
 def test_init_from_compares_shared_parts_alone(saved: tuple[Config, Path], tmp_path: Path) -> None:

@@ -279,7 +279,7 @@ def _value(config: Config, key: str) -> Any:
 def _check_vocabulary(config: Config, folder: Path) -> None:
     """The same tokens in the same rows as in the checkpoint's vocabulary."""
     path = Path(config.model.text.vocab)
-    ours, theirs = (place.read_text(encoding="utf-8").rstrip("\n").split("\n") for place in (path, folder / VOCAB))
+    ours, theirs = (Tokenizer(place).vocab for place in (path, folder / VOCAB))
     if ours == theirs:
         return
     row = next((row for row, pair in enumerate(zip(ours, theirs, strict=False)) if pair[0] != pair[1]), None)
