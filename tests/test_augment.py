@@ -43,6 +43,21 @@ def test_a_crop_is_a_part_of_the_stated_size_stretched_to_the_square() -> None:
     assert len({vary(CROP, seed).tobytes() for seed in range(20)}) == 20
 
 
+def test_a_crop_of_an_image_of_the_networks_size_is_a_part_of_it() -> None:
+    """It need not be made smaller before."""
+    for seed in range(5):
+        view = vary(CROP, seed, size=SIDE).astype(float)
+        assert (view[-1, -1] - view[0, 0])[0] < 0.8 * SIDE
+
+
+@pytest.mark.parametrize("name", ["flip", *COLOURS])
+def test_each_change_alone_counts_as_one(name: str) -> None:
+    """As does a crop: with image codes all are refused."""
+    assert AugmentConfig(**{name: 0.4}).augments_images and AugmentConfig(crop_scale=(0.5, 1.0)).augments_images
+    config = AugmentConfig(**{name: 1.0})
+    assert any(not np.array_equal(vary(config, seed), vary(AugmentConfig())) for seed in range(3))
+
+
 @pytest.mark.parametrize("width,height", [(200, 200), (640, 80), (3, 500), (1, 1)])
 def test_a_crop_stays_within_any_image(width: int, height: int) -> None:
     for numbers in (*np.random.default_rng(0).random((200, 4)), (0, 0, 0, 0), (1, 1, 1, 1)):

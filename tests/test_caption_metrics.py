@@ -54,6 +54,13 @@ def test_equal_to_the_reference_implementation(seed, images):
     assert cider_d(predictions, references) == pytest.approx(Cider().compute_score(given, found)[0], abs=1e-9)
 
 
+@pytest.mark.parametrize("lengths", [(6, 4), (4, 6)])
+def test_of_two_references_as_close_the_shorter_one_counts(lengths: tuple[int, int]) -> None:
+    """In whatever order they stand, as pycocoevalcap has it: five words are then not too short."""
+    values = bleu([list("abcde")], [[list("abcdef")[:length] for length in lengths]])
+    assert values[0] == pytest.approx(1.0)
+
+
 def test_metrics_worked_out_by_hand():
     prediction, reference = list("abcd"), list("acdef")
     # Three of four words, one of three pairs (c d), no triple; one word too short.

@@ -303,6 +303,12 @@ def test_null_is_no_path(tmp_path: Path) -> None:
     assert "train.output" in refused(path, "train.output=null")
 
 
+def test_a_waveform_has_no_stride(tmp_path: Path) -> None:
+    path = write(tmp_path, "model: {audio: {stride: 4}}")
+    load_config(path, ["model.audio.input=wav2vec2", "model.audio.max_frames=250"])
+    assert "must divide max_frames=250" in refused(path, "model.audio.max_frames=250")
+
+
 SOURCES = "data: {sources: [{path: one, weight: 3}, {path: two}]}"
 
 

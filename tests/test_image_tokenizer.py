@@ -8,7 +8,7 @@ from pathlib import Path
 import mindspore as ms
 import numpy as np
 import pytest
-from conftest import kill_after, tiny_dataset
+from conftest import kill_after, png, tiny_dataset
 from mindspore import Tensor
 from test_board import images as shown_images
 
@@ -377,6 +377,16 @@ def test_the_loader_shows_each_image_once(config):
     again.close()
     np.testing.assert_array_equal(batch["sample_id"], epoch[2 * B : 3 * B])
     assert batch.keys() == {"sample_id", "image"} and batch["image"].shape == (B, 16, 16, 3)
+
+
+def test_an_image_of_two_records_is_one(config, tmp_path):
+    """As two people's narratives of it are stored: it is trained on and measured once."""
+    with DatasetWriter(tmp_path / "data", config.model.audio, {}) as writer:
+        for key, colour in (("a", 10), ("b", 20), ("again", 10)):
+            writer.add("train", Record(key, png(np.full((16, 16, 3), colour, np.uint8)), (key, key), (None, None)))
+    data = replace(config.data, path=str(tmp_path / "data"))
+    ((batch, count, names),) = ImageLoader(replace(config, data=data), "train").evaluation(4)
+    assert count == 2 and [int(image[0, 0, 0]) for image in batch["image"][:2]] == [10, 20]
 
 
 def test_another_image_stands_in_where_there_is_none(config, tmp_path):

@@ -102,6 +102,7 @@ def test_given_falls_back_to_what_there_is_of_the_choices() -> None:
     rng = np.random.default_rng(0)
     assert sample_given(("image+audio",), np.array([1, 1, 0]), 0.0, rng).tolist() == [0, 1, 0]
     assert sample_given(("image+audio",), np.array([1, 0, 1]), 0.0, rng).tolist() == [0, 0, 1]
+    assert sample_given(("image+audio", "audio"), np.array([1, 1, 0]), 0.0, rng).tolist() == [0, 1, 0]
     assert sample_given(("image",), np.array([1, 0, 1]), 0.0, rng).tolist() == [0, 0, 0]
     assert sample_given(("audio",), np.array([1, 1, 0]), 0.0, rng).tolist() == [0, 0, 0]
     assert sample_given(("text",), np.array([0, 1, 1]), 0.0, rng).tolist() == [0, 0, 0]

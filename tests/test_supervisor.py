@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from src.cli import STOPPED
+from src.launch.processes import descendants, is_alive
 from src.launch.supervisor import Follower, last_lines
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -327,3 +328,14 @@ def test_two_machines(folder: Path) -> None:
         lines = output.splitlines()
         assert f"rank {node} of 2" in lines and "sum 3.0" in lines
     assert sorted(log.name for log in folder.glob("logs-*/*.log")) == ["scheduler.log", "worker_0.log", "worker_1.log"]
+
+
+def test_a_name_with_brackets_hides_no_process(tmp_path: Path) -> None:
+    """As systemd's (sd-pam) has it; what follows in /proc/PID/stat is the state and the parent."""
+    program = tmp_path / "(a) Z 1 b"
+    shutil.copy(shutil.which("sleep"), program)
+    with subprocess.Popen([program, "600"]) as process:
+        try:
+            assert process.pid in descendants() and is_alive(process.pid)
+        finally:
+            process.kill()

@@ -168,6 +168,12 @@ def test_jieba_leaves_no_cache(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [tmp_path / "jieba.cache"]
 
 
+def test_frequent_characters_come_before_those_of_many_words() -> None:
+    """Where --size cuts the characters off, it is by how often they stand in the texts."""
+    vocab, left = build_vocab([*["猫"] * 9, "鱼塘", "鱼缸", "鱼"], len(SPECIALS) + 2)
+    assert vocab == [*SPECIALS, "猫", "鱼"] and left == ["塘", "缸"]
+
+
 def test_builder_spells_its_corpus(tmp_path: Path) -> None:
     texts = ["红色背景，一只猫", "Hello world", "hello WORLD42"]
     vocab, left = build_vocab(texts)

@@ -171,10 +171,21 @@ def test_a_batch_holds_targets_of_either_head(config: Config) -> None:
 
 
 def test_over_epochs_every_answer_is_generated(config: Config) -> None:
+    """Of each question, and in turn from its text and from its speech."""
     batches = QuestionLoader(config, "train").batches()
-    said = {tuple(row) for _ in range(8) for row in next(batches)["answer_ids"][:, 1:2].tolist()}
+    said: dict[int, set[int]] = {}
+    given: dict[int, set[tuple[int, ...]]] = {}
+    for _ in range(48):
+        batch = next(batches)
+        for number, answer_ids, shown in zip(
+            *(batch[name].tolist() for name in ("sample_id", "answer_ids", "answer_given")), strict=True
+        ):
+            said.setdefault(number, set()).add(answer_ids[1])
+            given.setdefault(number, set()).add(tuple(shown))
     batches.close()
-    assert len(said) == 4  # 红绿蓝, and 黄 of one person in three
+    assert len(set().union(*said.values())) == 4  # 红绿蓝, and 黄 of one person in three
+    assert len(said) == 16 and all(len(answers) == 2 for answers in said.values())
+    assert all(choices == {(1, 1, 0), (0, 1, 1)} for choices in given.values())
 
 
 def test_captions_are_no_questions(config: Config, tmp_path: Path) -> None:
