@@ -5,8 +5,9 @@ python export.py --checkpoint runs/demo/retrieval --output runs/demo/export --ba
 python export.py --checkpoint runs/demo/pretrain --format WEIGHTS --output shipped
 
 The folder holds a graph a file, export.json (inputs, outputs, differences, checksums, preprocessing), config.yaml and
-vocab.txt. With --format WEIGHTS it holds what evaluation reads, as pretrained/ does. The first line of config.yaml says
-which weights were exported: those of the last step, or with --ema their average.
+vocab.txt; the head that chooses answers and the image decoder have no graph. With --format WEIGHTS it holds what
+evaluation reads, as pretrained/ does. The first line of config.yaml says which weights were exported: those of the last
+step, or with --ema their average.
 """
 
 from dataclasses import replace
@@ -58,6 +59,8 @@ def main() -> None:
     for entry in report["graphs"].values():
         compared = f"differs by at most {entry['max_abs_diff']:.1e}" if "max_abs_diff" in entry else "not compared"
         print(f"{args.output / entry['file']}: {compared}")
+    if report["without_graph"]:
+        print(f"no graph has the {' and the '.join(report['without_graph'])}: infer.py reads --format WEIGHTS")
     print(args.output / REPORT)
 
 

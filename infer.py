@@ -71,7 +71,7 @@ def main() -> None:
     elif question:
         answers.ask(model, files, question, args.output or results_folder(folder) / "answers")
     elif files:
-        answers.describe(model, files, args.output, image)
+        answers.describe(model, files, args.output or results_folder(folder) / "captions", image)
     else:
         answers.generate(model, subject, args.output or results_folder(folder) / "generated")
 

@@ -193,5 +193,8 @@ def test_the_command_writes_what_the_loader_reads(copied):
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     np.testing.assert_array_equal(open_codes(Dataset(folder, "train"), copied), before)
+    found = {code for path in folder.glob("codes-*.npy") for code in np.unique(np.load(path)).tolist()}
+    assert -1 in found, "a record has no image"
+    assert f", {len(found) - 1} of {copied.model.image_tokenizer.codes} codes in use" in done.stdout
     done = subprocess.run([*command[:-1], str(folder)], cwd=folder, capture_output=True, text=True, timeout=300)
     assert done.returncode == 2 and done.stderr.startswith("error: no checkpoint in")

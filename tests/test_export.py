@@ -18,10 +18,11 @@ from src.config import Config, load_config
 from src.data.schema import Field
 from src.data.tokenizer import Tokenizer
 from src.export import export
-from src.export.graphs import Graph
+from src.export.graphs import Graph, without_graph
 from src.inference.loading import load_model
 from src.models.build import build_model
 from src.models.opt import OPT
+from tests.oracles import VOCAB, tiny_model
 
 PARTS = ("text", "image", "audio", "cross", "text_decoder")
 TINY = [f"model.{part}.{size}" for part in PARTS for size in ("width=16", "layers=1", "heads=2", "ffn=32")]
@@ -121,6 +122,7 @@ def test_graphs_reproduce_the_model_from_files_to_logits(exported: Path, model: 
 def test_report(exported: Path) -> None:
     report = report_of(exported)
     assert list(report["graphs"]) == ["text_encoder", "image_encoder", "audio_encoder", "cross_encoder", "text_decoder"]
+    assert report["without_graph"] == ["image_decoder"]
     assert 0 <= report["max_abs_diff"] <= 1e-4
     assert report["max_abs_diff"] == max(entry["max_abs_diff"] for entry in report["graphs"].values())
     for entry in report["graphs"].values():
@@ -248,7 +250,18 @@ def test_command(
     monkeypatch.setattr(sys, "argv", ["export.py", *arguments])
     cli.run(command.main)
     assert report_of(tmp_path / "out")["batch_size"] == "B"
-    assert "scaled.mindir: differs by at most 0.0e+00" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "scaled.mindir: differs by at most 0.0e+00" in said
+    assert "no graph has the image_decoder: infer.py reads --format WEIGHTS" in said
+    monkeypatch.setattr(export, "without_graph", lambda _: [])
+    cli.run(command.main)
+    assert "no graph has" not in capsys.readouterr().out
+
+
+def test_what_has_no_graph_is_told_by_its_name() -> None:
+    assert without_graph(OPT(tiny_model(), VOCAB)) == ["image_decoder"]
+    plain = replace(tiny_model(), image_codes=False)
+    assert without_graph(OPT(plain, VOCAB)) == [] and without_graph(OPT(plain, VOCAB, answers=3)) == ["answer_head"]
 
 
 def test_weights_without_graphs_are_a_bundle(model: tuple[Config, OPT], tmp_path: Path) -> None:

@@ -8,8 +8,12 @@ import numpy as np
 import pytest
 
 import infer
+from src.checkpoints.checkpoint import load_checkpoint_config
+from src.checkpoints.places import locate
+from src.data.errors import DataError
 from src.data.schema import IMAGE, MODALITIES, TEXT
 from src.inference import media
+from src.inference.answers import read_companion
 from src.inference.encode import Encoder
 from src.inference.gallery import Gallery, keep
 from tests.commands import Run, command, make_home, write_wave
@@ -107,6 +111,18 @@ def test_captions_and_transcripts(run: Run, home: Path) -> None:
     assert code == 0 and "a.png" in out and "a.WAV" in out and "skipped 1 of 7 files" in err
     entries = json.loads((home / "described" / "captions.json").read_text())
     assert len(entries) == 6 and all(entry.keys() == {"image_id", "caption"} for entry in entries)
+    code, _, _ = run("--checkpoint", "run", "--input", "gallery/a.png")
+    assert code == 0 and (home / "run" / "captions" / "captions.json").exists(), "beside the run, as other answers"
+
+
+def test_the_image_of_clips_may_stand_beside_other_files(home: Path) -> None:
+    """One clip among the files is enough; none is a mistake."""
+    image, config = home / "gallery" / "a.png", load_checkpoint_config(locate(home / "run"))
+    files = [home / "gallery" / "a.WAV", image]
+    for order in (files, files[::-1], files[:1]):
+        assert read_companion(image, order, config).modality == IMAGE
+    with pytest.raises(DataError, match="--with-image .*--input holds no audio clip that it could belong to"):
+        read_companion(image, [image], config)
 
 
 RUN = ["--checkpoint", "run"]

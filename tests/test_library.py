@@ -125,6 +125,11 @@ def test_an_item_is_the_same_in_every_form(model: Model, tmp_path: Path) -> None
     spoken = model.embed_audio(clips)
     assert (spoken == spoken[0]).all()
 
+    twice = np.repeat(wave, 2)  # at twice the rate it lasts as long, and all of it is heard
+    later = np.concatenate([twice[: len(wave)], np.zeros(len(wave), np.float32)])
+    double, half = model.embed_audio([(twice, 2 * rate), (later, 2 * rate)])
+    assert double @ spoken[0] > 0.99 > half @ spoken[0]
+
     (tmp_path / "a.txt").write_text(f"\ufeff{TEXTS[0]}\n", encoding="utf-8")
     texts = model.embed_text([TEXTS[0], tmp_path / "a.txt"])
     assert (texts[0] == texts[1]).all()
@@ -248,6 +253,14 @@ def test_classes_are_the_normalised_means_of_their_prompts(model: Model) -> None
     assert found.best == [labels[at] for at in cosines.argmax(1)]
     spoken = model.classify([str(SPEECH)], labels)
     np.testing.assert_allclose(spoken.cosines, model.similarity(model.embed_audio([SPEECH]), model.embed_text(labels)))
+
+
+def test_a_batch_of_which_some_are_encoded_has_all_its_rows(model: Model) -> None:
+    media = [medium for batch in model.embed_each("image", IMAGES[:2]) for medium in batch.media]
+    known = model.encoded(media[:1])
+    assert known[0].encoding is not None
+    mixed = model.engine.encode([*known, media[1]])
+    np.testing.assert_allclose(mixed.embeddings, model.embed_image(IMAGES[:2]), atol=1e-5)
 
 
 def test_generated_images_depend_on_prompt_and_seed_alone(model: Model) -> None:

@@ -21,7 +21,7 @@ from src.data.schema import Field
 from src.data.store import AUDIO_KEYS
 from src.data.tokenizer import SPECIALS, Tokenizer
 from src.errors import UserError
-from src.export.graphs import Graph, build_graphs
+from src.export.graphs import Graph, build_graphs, without_graph
 from src.files import replace_folder, write_json
 from src.inference.loading import load_model
 from src.models.opt import OPT
@@ -151,6 +151,7 @@ def _write_all(
         "batch_size": rows,
         "max_abs_diff": max(compared, default=None),
         "graphs": entries,
+        "without_graph": without_graph(model),
         "preprocessing": describe_preprocessing(config.model, tokenizer),
         "mindspore": ms.__version__,
     }

@@ -6,6 +6,8 @@
     cross_encoder    tokens, masks and presence         → fused, fused_mask, match_logits
     text_decoder     text_ids, fused, fused_mask        → text_logits
 
+The head that chooses answers and the image decoder have no graph (:func:`without_graph`).
+
 Equal names fit together: the encoders feed the cross-modal encoder, which feeds the decoder. Images and log-mel
 frames enter as bytes and are scaled inside the graph.
 """
@@ -91,6 +93,11 @@ def build_graphs(model: OPT, config: ModelConfig) -> dict[str, Graph]:
         )
         for name, (kind, inputs, outputs) in plan.items()
     }
+
+
+def without_graph(model: OPT) -> list[str]:
+    """Parts of a network by which it answers or generates, and which only Python can use."""
+    return [part for part in ("answer_head", "image_decoder") if getattr(model, part, None) is not None]
 
 
 def _handed_fields(model: OPT, config: ModelConfig) -> dict[str, Field]:

@@ -190,8 +190,8 @@ def read_inputs(model: Model, files: list[Path], modality: int, failures: list[s
             yield read_closely(model, things)
 
 
-def describe(model: Model, files: list[Path], output: Path | None, image: Medium | None = None) -> list[str]:
-    """Prints captions of images and transcripts of audio clips; saves them in COCO's result format.
+def describe(model: Model, files: list[Path], output: Path, image: Medium | None = None) -> list[str]:
+    """Prints captions of images and transcripts of audio clips, and saves them in COCO's result format.
 
     What of a file the model does not read is said; what cannot be read is named and left out.
 
@@ -209,8 +209,7 @@ def describe(model: Model, files: list[Path], output: Path | None, image: Medium
         names += [medium.name for medium in things]
     media.report(failures, len(files), bool(names))
     print(table(list(zip(names, texts, strict=True)), ["file", "text"]))
-    if output:
-        save_captions(output / "captions.json", names, texts)
+    save_captions(output / "captions.json", names, texts)
     return texts
 
 

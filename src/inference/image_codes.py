@@ -56,7 +56,8 @@ def make_codes(data: Path, checkpoint: Path, settings: Sequence[str] = ()) -> No
     datasets = {name: Dataset(data, name) for name in splits}
     codes = {name: encode_split(encode, dataset, network, size) for name, dataset in datasets.items()}
     write_codes(data, network, fingerprint, datasets, codes)
-    used = len(np.unique(np.concatenate([np.unique(array) for array in codes.values()])))
+    found = np.unique(np.concatenate([np.unique(array) for array in codes.values()]))
+    used = int((found >= 0).sum())  # a record without an image has −1
     grid = network.image_tokenizer
     print(
         f"{data}: codes by image tokenizer {fingerprint[:12]}, resize={network.image.resize}, "
