@@ -307,3 +307,21 @@ def test_folds_are_the_mean_over_consecutive_galleries(config: Config, retrieval
 def test_folds_are_reported(config: Config, evaluation: Evaluation) -> None:
     metrics = evaluation.run("dev", settings=folds(config, 3))["folds"]
     assert metrics["count"] == 3 and metrics["gallery"] == 26 and len(metrics["retrieval"]) == 2 * len(COUPLES)
+
+
+def test_joint_items_are_alike_where_both_of_their_parts_are(engine: Engine, items: dict[int, Items]) -> None:
+    """By their inputs: of one text with two clips, or two texts with one clip, the model can tell them apart."""
+    texts, clips = items[TEXT], items[AUDIO]
+    places = [clips.samples.tolist().index(sample) for sample in texts.samples.tolist() if sample in clips.samples][:3]
+    heard = clips.take(np.array(places))
+    said = texts.take(np.flatnonzero(np.isin(texts.samples, heard.samples))[:3])
+    for of_text, of_clip, groups in (
+        ((1, 1, 2), (5, 6, 6), (0, 1, 2)),
+        ((1, 1, 1), (5, 6, 5), (0, 1, 0)),
+        ((5, 6, 5), (6, 5, 6), (0, 1, 0)),
+    ):
+        joint = engine.encoder.joint(
+            replace(said, inputs=np.array(of_text, np.uint64)), replace(heard, inputs=np.array(of_clip, np.uint64))
+        )
+        found = joint.inputs.tolist()
+        assert [found.index(one) for one in found] == list(groups)
