@@ -21,7 +21,7 @@ from src.checkpoints.files import EMA, MODEL, OPTIMIZER, CheckpointError, read_t
 from src.checkpoints.places import locate
 from src.config import Config, ConfigError, ObjectivesConfig, OptimizerConfig, TrainConfig, WeightsConfig
 from src.export import export
-from src.inference import features, library
+from src.inference import features, library, load
 from src.inference.loading import load_model
 from src.models.build import build_model
 from src.training.average import WeightAverage
@@ -247,6 +247,13 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = unlisted(folder / "plain" / "checkpoints" / made.name)
     (place / EMA).replace(place / MODEL)
     return folder
+
+
+def test_remarks_are_measured_for_the_plain_weights(home: Path, run: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What inputs are usual is no measure for the averages, whose vectors are others."""
+    monkeypatch.setattr(library.outliers, "load", lambda folder: "measured")
+    for ema, usual in ((True, None), (False, "measured")):
+        assert load(home / "averaged", ["runtime.mode=pynative"], ema=ema).engine.outliers == usual
 
 
 def arrays_of(model: nn.Cell) -> Arrays:

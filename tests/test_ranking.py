@@ -1,6 +1,7 @@
 """Retrieval and re-ranking against a slow ranking by hand, with tables in the place of the network's scores."""
 
 import itertools
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,11 +11,13 @@ from mindspore import Tensor
 
 from src.config import EvalConfig, RerankConfig, RetrievalConfig
 from src.data.schema import AUDIO, IMAGE, TEXT
+from src.evaluation import sheets
 from src.evaluation.evaluator import Split
+from src.evaluation.relevance import relevance
 from src.evaluation.retrieval import RetrievalEvaluator, _mean
 from src.evaluation.tuning import grid
 from src.inference.encode import Items
-from src.inference.rerank import Reranker, softmax
+from src.inference.rerank import Ranking, Reranker, softmax
 from src.inference.scorers import _chunks
 from src.metrics.recall import recall
 
@@ -289,3 +292,27 @@ def test_the_gallery_is_that_of_the_first_images() -> None:
     assert metrics["retrieval"]["image_to_text"]["gallery"] == (TEXTS < 5).sum()
     assert metrics["rerank"]["weights"] == {"matching": 1.0} and metrics["rerank"]["top_k"] == 2
     assert found.run(split_of({TEXT: ALL[TEXT]})) == {}
+
+
+def test_a_sheet_marks_what_belongs_to_its_own_query(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Queries that nothing belongs to are not ranked: the place of one among the ranked is not that of its item."""
+    wanted = relevance(ALL, TEXT, IMAGE)
+    queries = np.flatnonzero(wanted.answerable)[2:]
+    assert queries[0] > 0 and len(queries) > 3
+    indices = np.stack([np.roll(np.arange(len(IMAGES)), -turn) for turn in range(len(queries))])
+    drawn: list[Any] = []
+    monkeypatch.setattr(sheets, "retrieval_sheet", lambda path, title, rows: drawn.extend(rows))
+    monkeypatch.setattr(sheets, "_query", lambda found, which: found.sample)
+    monkeypatch.setattr(sheets, "_hit", lambda which, found, share, relevant: (found.sample, relevant))
+    monkeypatch.setattr(
+        sheets.Sheets, "media", lambda _, sample: SimpleNamespace(sample=sample, card=lambda *_: ("card",))
+    )
+    monkeypatch.setattr(sheets.ExampleBook, "add", lambda *_: None)
+    ranking = Ranking(queries, indices, np.full(indices.shape, 1 / len(IMAGES)))
+    sheets.Sheets(None, tmp_path).retrieval(ALL, {"text_to_image": ranking})
+    assert len(drawn) == min(len(queries), sheets.ROWS)
+    for said, hits in drawn:
+        own = wanted.take(np.array([said])).at(indices[[queries.tolist().index(said)]])[0]
+        for (offered, relevant), right, index in zip(hits, own, indices[queries.tolist().index(said)], strict=False):
+            assert offered == index and relevant == bool(right)
+    assert any(relevant for _, hits in drawn for _, relevant in hits)

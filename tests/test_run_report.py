@@ -456,6 +456,7 @@ def test_long_curves_keep_their_peaks_and_the_page_its_size(tmp_path: Path):
 
 def test_a_thinned_curve_keeps_its_peaks_both_ways() -> None:
     values = dict.fromkeys(range(5 * POINTS), 1.0) | {123: 9.0, 456: -9.0, 789: None}
+    values |= {5 * POINTS - 3: 1.5, 5 * POINTS - 2: 0.5}  # the last value is neither end of its stretch
     found = thinned(values)
     assert len(found) <= POINTS + 1 and (found[123], found[456]) == (9.0, -9.0)
     assert found.items() <= values.items() and list(found) == sorted(found) and max(found) == max(values)

@@ -65,6 +65,17 @@ def opened(*given) -> Service:
     return worker.call(open_service, worker, *given)
 
 
+def test_an_index_is_of_the_first_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others encode the gallery: another model's embeddings are nothing to them."""
+    monkeypatch.setattr("src.web.service._open", lambda *given: given)
+    settings = (["seed=2"], True)
+    service = opened([Path("a"), Path("b"), Path("c")], Path("gallery"), Path("kept.index"), *settings)
+    assert service.shown == [
+        (Path(name), Path("gallery"), index, *settings)
+        for name, index in (("a", Path("kept.index")), ("b", None), ("c", None))
+    ]
+
+
 @pytest.fixture(scope="module")
 def service(gallery: Path) -> Iterator[Service]:
     service = opened([Path("opt_demo")], gallery, None)
