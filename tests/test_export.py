@@ -261,7 +261,7 @@ def test_command(
 def test_what_has_no_graph_is_told_by_its_name() -> None:
     assert without_graph(OPT(tiny_model(), VOCAB)) == ["image_decoder"]
     plain = replace(tiny_model(), image_codes=False)
-    assert without_graph(OPT(plain, VOCAB)) == [] and without_graph(OPT(plain, VOCAB, answers=3)) == ["answer_head"]
+    assert without_graph(OPT(plain, VOCAB)) == []
 
 
 def test_weights_without_graphs_are_a_bundle(model: tuple[Config, OPT], tmp_path: Path) -> None:

@@ -36,14 +36,17 @@ from src.data.answers import write_answers
 from src.data.errors import DataError
 from src.data.questions import QuestionLoader
 from src.data.record import Question, Record, pack, unpack
-from src.data.schema import AUDIO, IMAGE, TEXT, audio_layout, batch_fields, check_batch
+from src.data.schema import AUDIO, IMAGE, MODALITIES, TEXT, audio_layout, batch_fields, check_batch
 from src.data.tokenizer import SPECIALS, write_vocab
 from src.data.writer import DatasetWriter
 from src.evaluation.vqa import VqaEvaluator
+from src.export import export
 from src.export.export import export_weights
+from src.export.graphs import build_graphs
 from src.files import ROOT
 from src.inference import load
 from src.inference.loading import load_model
+from src.inference.questions import _Classify
 from src.losses.classification import soft_binary_cross_entropy
 from src.metrics.vqa import VqaAccuracy
 from src.models.build import build_model
@@ -537,6 +540,38 @@ def test_the_page_asks_the_library(trained: dict[str, Path], files: dict[str, Pa
     assert note == "not in the vocabulary: 猫 (50% of the tokens of '上猫')"
     with pytest.raises(DataError, match="^lost.png: no such"):
         service.ask(files["image"].with_name("lost.png"), "上")
+
+
+@pytest.mark.parametrize("given", [BOTH, ("text",), ("image+audio",)])
+def test_an_exported_head_answers_as_the_library(config: Config, tmp_path: Path, given: tuple[str, ...]) -> None:
+    """From whatever a row is given; and the file that deployment reads computes the same."""
+    made = replace(config, objectives=answer("classify", given))
+    model = build_model(made)
+    randomise(model, seed=3, spread=0.3)
+    model.set_train(False)
+    with run_mode("graph"):
+        graphs = build_graphs(model, made.model, given)
+        head, cross = graphs["answer_head"], graphs["cross_encoder"]
+        assert len(head.inputs) == (2 if given == ("text",) else 9)
+        everything = AnswerObjectives(model, replace(made, objectives=answer("classify", BOTH)))
+        encoded = everything.encode(tensors(first_batch(made)))
+        handed = {f"{name}_tokens": pair[0] for name, pair in zip(MODALITIES, encoded, strict=True)}
+        handed |= {f"{name}_mask": pair[1] for name, pair in zip(MODALITIES, encoded, strict=True)}
+        for choice in given:
+            present = tuple(sorted(MODALITIES.index(name) for name in choice.split("+")))
+            presence = np.zeros((B, 3), np.int32)
+            presence[:, present] = 1
+            handed["presence"] = Tensor(presence)
+            handed["fused"], handed["fused_mask"], _ = cross.cell(*(handed[name] for name in cross.inputs))
+            logits = head.cell(*(handed[name] for name in head.inputs)).asnumpy()
+            classes = _Classify(model, present)(*(array for which in present for array in encoded[which])).asnumpy()
+            assert logits.shape == (B, 3) and np.array_equal(logits.argmax(1), classes)
+        if given == BOTH:
+            file = export._write_graph(head, tmp_path, "answer_head", "MINDIR", export.ANY)["file"]
+            compared = export.compare(head, tmp_path / file, export.ANY, {})
+            assert compared["max_abs_diff"] < 1e-4
+            assert [port["name"] for port in compared["outputs"]] == ["answer_logits"]
+    assert "answer_head" not in build_graphs(model, made.model)
 
 
 def test_exported_weights_bring_their_answers(trained: dict[str, Path], files: dict[str, Path], tmp_path: Path) -> None:

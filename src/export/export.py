@@ -137,7 +137,8 @@ def _write_all(
     rows = batch_size or ANY
     limits = {"text_ids": (0, tokenizer.size), "audio_frames": (1, config.model.audio.length + 1)}
     entries = {}
-    for name, graph in build_graphs(model, config.model).items():
+    answers_from = config.objectives.answer.given if config.model.answers else ()
+    for name, graph in build_graphs(model, config.model, answers_from).items():
         entries[name] = _write_graph(graph, folder, name, file_format, rows)
         if file_format == "MINDIR":
             entries[name] |= compare(graph, folder / entries[name]["file"], rows, limits)
