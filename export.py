@@ -5,8 +5,8 @@ python export.py --checkpoint runs/demo/retrieval --output runs/demo/export --ba
 python export.py --checkpoint runs/demo/pretrain --format WEIGHTS --output shipped
 
 The folder holds a graph a file, export.json (inputs, outputs, differences, checksums, preprocessing), config.yaml and
-vocab.txt; the image decoder has no graph. With --format WEIGHTS it holds what evaluation reads, as pretrained/ does. The
-first line of config.yaml says which weights were exported: those of the last step, or with --ema their average.
+vocab.txt; the image decoder has no graph. With --format WEIGHTS it holds what evaluation reads, as pretrained/ does.
+The first line of config.yaml says which weights were exported: those of the last step, or with --ema their average.
 """
 
 from dataclasses import replace
