@@ -494,10 +494,14 @@ def test_half_precision_is_that_of_floats_alone(tmp_path: Path, config: Config) 
     cell = nn.Cell()
     cell.insert_param_to_cell("weight", Parameter(Tensor(np.array([0.1, 2.0], np.float32)), name="weight"))
     cell.insert_param_to_cell("count", Parameter(Tensor(100_001, ms.int32), name="count"))
+    for name, largest in (("most", 65504.0), ("more", -7e4)):
+        cell.insert_param_to_cell(name, Parameter(Tensor(np.array([0.1, largest], np.float32)), name=name))
     write_model(tmp_path, config, cell, half=True)
     found = read_tensors(tmp_path / MODEL)
     assert found["weight"].dtype == np.float16 and found["weight"].tolist() == [np.float16(0.1), 2.0]
     assert found["count"].dtype == np.int32 and found["count"] == 100_001
+    assert found["most"].dtype == np.float16 and found["most"][1] == 65504
+    assert found["more"].dtype == np.float32 and found["more"].tolist() == [np.float32(0.1), -7e4], "not infinity"
 
 
 @pytest.mark.parametrize("wrong", ["a", "b", "c"])

@@ -22,7 +22,7 @@ from src.export.graphs import Graph, without_graph
 from src.inference.loading import load_model
 from src.models.build import build_model
 from src.models.opt import OPT
-from tests.oracles import VOCAB, tiny_model
+from tests.oracles import VOCAB, randomise, tiny_model
 
 PARTS = ("text", "image", "audio", "cross", "text_decoder")
 TINY = [f"model.{part}.{size}" for part in PARTS for size in ("width=16", "layers=1", "heads=2", "ffn=32")]
@@ -330,3 +330,36 @@ def test_what_a_kill_left_is_not_in_the_next_bundle(model: tuple[Config, OPT], t
     (tmp_path / ".writing-bundle" / "answers.txt").write_text("红\n", encoding="utf-8")
     export.export_weights(*model, tmp_path / "bundle")
     assert not (tmp_path / "bundle" / "answers.txt").exists() and not (tmp_path / ".writing-bundle").exists()
+
+
+def test_what_belonged_to_other_weights_goes_with_them(model: tuple[Config, OPT], tmp_path: Path) -> None:
+    """Answers, measures and an image tokenizer would be read with the new weights; a user's files stay."""
+    config, network = model
+    folder = export.export_weights(*model, tmp_path / "bundle")
+    (folder / "README.md").write_text("my model card")
+    (folder / "outliers.safetensors").write_bytes(b"measured for these weights")
+    export.export_weights(*model, folder)
+    assert (folder / "outliers.safetensors").exists(), "the same weights once more"
+    (folder / "answers.txt").write_text("红\n", encoding="utf-8")
+    (folder / "reranking.yaml").write_text("{}")
+    (folder / "tokenizer").mkdir()
+    (folder / "tokenizer" / "model.safetensors").write_bytes(b"of another one")
+    other = build_model(config)
+    randomise(other, seed=5)
+    export.export_weights(config, other, folder)
+    kept = {path.name for path in folder.iterdir()}
+    assert kept == {"README.md", "config.yaml", "manifest.json", "model.safetensors", "vocab.txt"}
+    assert load_model(folder)
+
+
+def test_graphs_and_weights_have_folders_of_their_own(model: tuple[Config, OPT], tmp_path: Path, scaled: Graph) -> None:
+    """One vocabulary and one configuration in a folder fit one of them."""
+    export.export_graphs(*model, tmp_path / "graphs", "MINDIR", 0)
+    with pytest.raises(export.ExportError, match="graphs holds exported graphs: name another folder for --format WEI"):
+        export.export_weights(*model, tmp_path / "graphs")
+    export.export_weights(*model, tmp_path / "weights")
+    with pytest.raises(export.ExportError, match="weights holds something else than an export"):
+        export.export_graphs(*model, tmp_path / "weights", "MINDIR", 0)
+    (tmp_path / "weights" / "export.json").write_text("{}")
+    with pytest.raises(export.ExportError, match="weights holds exported weights: name another folder for --format MI"):
+        export.export_graphs(*model, tmp_path / "weights", "MINDIR", 0)

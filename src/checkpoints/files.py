@@ -120,24 +120,29 @@ def write_tensors(path: Path, parameters: Mapping[str, Parameter | np.ndarray], 
     It is the file that the library's ``save_file`` writes, which holds copies of all tensors while it does.
 
     Args:
-        half: float32 as float16.
+        half: float32 as float16, but for tensors with a value that float16 has not.
 
     Returns:
         The file's sha256, of what was handed to the disk: whatever it gives back later is compared with that.
     """
 
+    def array(name: str) -> np.ndarray:
+        value = parameters[name]
+        return value.asnumpy() if isinstance(value, Tensor) else value  # on a CPU without a copy
+
     def kind(name: str) -> np.dtype:
         dtype = parameters[name].dtype
         dtype = dtype if isinstance(dtype, np.dtype) else np.dtype(dtype_to_nptype(dtype))
-        return np.dtype(np.float16) if half and dtype == np.float32 else dtype
+        shorter = half and dtype == np.float32 and np.abs(array(name)).max(initial=0.0) <= np.finfo(np.float16).max
+        return np.dtype(np.float16) if shorter else dtype
 
-    ranks = {dtype: rank for rank, dtype in enumerate(TYPES)}
-    names = sorted(parameters, key=lambda name: (ranks[kind(name).name], name))
+    ranks, kinds = {dtype: rank for rank, dtype in enumerate(TYPES)}, {name: kind(name) for name in parameters}
+    names = sorted(parameters, key=lambda name: (ranks[kinds[name].name], name))
     header, end = {}, 0
     for name in names:
-        begin, end = end, end + kind(name).itemsize * parameters[name].size
+        begin, end = end, end + kinds[name].itemsize * parameters[name].size
         shape = list(parameters[name].shape)
-        header[name] = {"dtype": TYPES[kind(name).name], "shape": shape, "data_offsets": [begin, end]}
+        header[name] = {"dtype": TYPES[kinds[name].name], "shape": shape, "data_offsets": [begin, end]}
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     found = hashlib.sha256()
@@ -149,9 +154,7 @@ def write_tensors(path: Path, parameters: Mapping[str, Parameter | np.ndarray], 
 
         write(len(text).to_bytes(8, "little") + text)
         for name in names:
-            value = parameters[name]
-            array = value.asnumpy() if isinstance(value, Tensor) else value  # on a CPU without a copy
-            write(np.ascontiguousarray(array, kind(name)).data)
+            write(np.ascontiguousarray(array(name), kinds[name]).data)
         file.flush()
         os.fsync(file.fileno())
     return found.hexdigest()

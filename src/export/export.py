@@ -12,7 +12,19 @@ import numpy as np
 from mindspore import Tensor, nn
 
 from src.checkpoints.checkpoint import write_model
-from src.checkpoints.files import ANSWERS, CONFIG, EMA, MANIFEST, MODEL, REPORT, STATE, TOKENIZER, VOCAB
+from src.checkpoints.files import (
+    ANSWERS,
+    CONFIG,
+    EMA,
+    MANIFEST,
+    MODEL,
+    OUTLIERS,
+    REPORT,
+    RERANKING,
+    STATE,
+    TOKENIZER,
+    VOCAB,
+)
 from src.checkpoints.manifest import write_manifest
 from src.config import AudioEncoderConfig, Config, ImageEncoderConfig, ModelConfig, to_yaml
 from src.data.audio import DECADES
@@ -22,7 +34,7 @@ from src.data.store import AUDIO_KEYS
 from src.data.tokenizer import SPECIALS, Tokenizer
 from src.errors import UserError
 from src.export.graphs import Graph, build_graphs, without_graph
-from src.files import replace_folder, write_json
+from src.files import digest, replace_folder, write_json
 from src.inference.loading import load_model
 from src.models.opt import OPT
 
@@ -47,9 +59,13 @@ def check_request(device: str, output: Path, file_format: str, batch_size: int) 
         raise ExportError("--format AIR has fixed shapes: give --batch-size")
     if file_format == "WEIGHTS" and batch_size:
         raise ExportError(f"--batch-size {batch_size}: --format WEIGHTS has no inputs, leave it out")
-    if file_format == "WEIGHTS" and (output / MODEL).is_file() and not (output / STATE).exists():
+    graphs, weights = (output / REPORT).is_file(), (output / MODEL).is_file()
+    if graphs and (weights or file_format == "WEIGHTS"):  # a vocabulary and a configuration for both would fit one
+        held = "weights" if weights else "graphs"
+        raise ExportError(f"--output {output} holds exported {held}: name another folder for --format {file_format}")
+    if file_format == "WEIGHTS" and weights and not (output / STATE).exists():
         return  # what an earlier call wrote, perhaps with a model card beside it
-    if output.exists() and not (output / REPORT).is_file() and (not output.is_dir() or any(output.iterdir())):
+    if output.exists() and not graphs and (not output.is_dir() or any(output.iterdir())):
         raise ExportError(f"--output {output} holds something else than an export: name another folder")
 
 
@@ -86,7 +102,7 @@ def export_graphs(
 
 
 def export_weights(config: Config, model: OPT, output: Path, weights: str = MODEL) -> Path:
-    """Writes what evaluation reads, the weights in half precision; other files in the folder stay.
+    """Writes what evaluation reads, the weights in half precision; files of a user's in the folder stay.
 
     The image tokenizer that data.codes names goes along, if the model generates its codes.
 
@@ -115,6 +131,7 @@ def export_weights(config: Config, model: OPT, output: Path, weights: str = MODE
         write_manifest(beside, {}, {})
         output.mkdir(exist_ok=True)
         (output / MANIFEST).unlink(missing_ok=True)  # a kill leaves files without one, not with a wrong one
+        _remove_other_models(output, beside)
         for path in sorted(beside.iterdir(), key=lambda path: path.name == MANIFEST):
             put = replace_folder if path.is_dir() else Path.replace
             put(path, output / path.name)
@@ -123,6 +140,17 @@ def export_weights(config: Config, model: OPT, output: Path, weights: str = MODE
     finally:
         shutil.rmtree(beside, ignore_errors=True)
     return output
+
+
+def _remove_other_models(output: Path, new: Path) -> None:
+    """Removes what lies beside the weights of another model than the new one and would be read with the new weights."""
+    old = output / MODEL
+    if not old.is_file() or digest(old) == digest(new / MODEL):
+        return
+    for name in (ANSWERS, OUTLIERS, RERANKING):
+        (output / name).unlink(missing_ok=True)
+    if (output / TOKENIZER / MODEL).is_file():
+        shutil.rmtree(output / TOKENIZER)
 
 
 def _write_weights(folder: Path, config: Config, model: nn.Cell, weights: str) -> None:
