@@ -53,27 +53,27 @@ def main() -> None:
     config = load_checkpoint_config(folder, settings, args.config)
     check_network(config)
     # before the model is built, so that mistakes are told at once
-    searches = args.gallery is not None or args.index is not None
-    search = answers.read_search(args.query, args.gallery, args.index, folder, config, args.ema) if searches else None
+    sought = args.query, args.gallery, args.index, args.save_index
+    search = answers.read_search(*sought, folder, config, args.ema) if args.gallery or args.index else None
     files = answers.find_input(args.input, config) if args.input is not None else []
     image = answers.read_companion(args.with_image, files, config) if args.with_image is not None else None
     subject = answers.read_subject(args.generate, config) if args.generate is not None else None
     question = answers.read_question(args.ask, files, config) if args.ask is not None else None
-    if args.output:
-        args.output.mkdir(parents=True, exist_ok=True)
-    if search and search.few:
-        settings.append("runtime.mode=pynative")
+    verb = "query" if search else "classes" if args.classify else "answers" if question else "captions"
+    output = args.output or results_folder(folder) / ("generated" if subject else verb)
+    output.mkdir(parents=True, exist_ok=True)
+    settings += ["runtime.mode=pynative"] if search and search.few else []
     model = load(folder, settings, args.config, ema=args.ema)
     if search:
-        search.run(model, args.top, args.output or results_folder(folder) / "query", args.save_index)
+        search.run(model, args.top, output, args.save_index)
     elif args.classify:
-        answers.classify(model, files, args.classify, args.output or results_folder(folder) / "classes")
+        answers.classify(model, files, args.classify, output)
     elif question:
-        answers.ask(model, files, question, args.output or results_folder(folder) / "answers")
+        answers.ask(model, files, question, output)
     elif files:
-        answers.describe(model, files, args.output or results_folder(folder) / "captions", image)
+        answers.describe(model, files, output, image)
     else:
-        answers.generate(model, subject, args.output or results_folder(folder) / "generated")
+        answers.generate(model, subject, output)
 
 
 if __name__ == "__main__":

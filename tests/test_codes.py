@@ -24,6 +24,7 @@ from src.data.pipeline import Loader
 from src.data.schema import IMAGE, batch_fields, check_batch
 from src.data.store import Dataset
 from src.inference.image_codes import Encode, encode_split
+from src.inference.loading import load_model
 from src.models.image_tokenizer import ImageTokenizer
 
 ROOT = Path(__file__).parent.parent
@@ -198,3 +199,22 @@ def test_the_command_writes_what_the_loader_reads(copied):
     assert f", {len(found) - 1} of {copied.model.image_tokenizer.codes} codes in use" in done.stdout
     done = subprocess.run([*command[:-1], str(folder)], cwd=folder, capture_output=True, text=True, timeout=300)
     assert done.returncode == 2 and done.stderr.startswith("error: no checkpoint in")
+
+
+def test_a_damaged_record_has_no_codes(made, copied, capsys):
+    """As a record without an image; more than data.max_bad of them are an error."""
+    data = Path(copied.data.path)
+    dataset = Dataset(data, "train")
+    whole = np.load(data / "codes-train.npy")
+    number = int(np.flatnonzero((whole >= 0).all(1))[1])
+    (record,) = dataset.read([number])
+    path = data / "train-00000.mindrecord"
+    content = bytearray(path.read_bytes())
+    content[content.index(record.image) + len(record.image) // 2] ^= 1
+    path.write_bytes(content)
+    model = load_model(copied.data.codes)[1]
+    found = encode_split(Encode(model), Dataset(data, "train"), copied.model, 5, max_bad=1)
+    assert (found[number] == -1).all() and np.array_equal(np.delete(found, number, 0), np.delete(whole, number, 0))
+    assert f"no codes: {data}/train-00000.mindrecord" in capsys.readouterr().out
+    with pytest.raises(DataError, match="more than data.max_bad=0 records"):
+        encode_split(Encode(model), Dataset(data, "train"), copied.model, 5)

@@ -288,7 +288,7 @@ def test_region_files_can_be_asked_for(
 ) -> None:
     model = Model(Engine(paper, build_model(paper).set_train(False), rows=4), "paper", 4)
     folder = made / "regions" / "deep"
-    search = answers.read_search(str(folder / "1.png.npz"), folder, None, home / "run", paper)
+    search = answers.read_search(str(folder / "1.png.npz"), folder, None, None, home / "run", paper)
     search.run(model, 3, made.parent / "query", None)
     assert "1.png.npz" in capsys.readouterr().out and (made.parent / "query" / "query-image.png").is_file()
     clips = answers.find_input(made / "audio" / "deep", paper)

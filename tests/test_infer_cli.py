@@ -1,6 +1,7 @@
 """The inference command as a user calls it: with a query, on files, and with what can go wrong."""
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,10 +11,11 @@ import pytest
 import infer
 from src.checkpoints.checkpoint import load_checkpoint_config
 from src.checkpoints.places import locate
+from src.config import load_config
 from src.data.errors import DataError
-from src.data.schema import IMAGE, MODALITIES, TEXT
+from src.data.schema import AUDIO, IMAGE, MODALITIES, TEXT
 from src.inference import media
-from src.inference.answers import read_companion
+from src.inference.answers import _was_trained, read_companion
 from src.inference.encode import Encoder
 from src.inference.gallery import Gallery, keep
 from tests.commands import Run, command, make_home, write_wave
@@ -23,7 +25,10 @@ from tests.oracles import tiny_model
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_home(tmp_path_factory.mktemp("infer"))
+    home = make_home(tmp_path_factory.mktemp("infer"))
+    (home / "folder.png").mkdir()
+    shutil.copy(home / "gallery" / "a.png", home / "folder.png")
+    return home
 
 
 @pytest.fixture
@@ -65,7 +70,7 @@ def test_an_index_answers_as_the_folder_does(run: Run, home: Path, monkeypatch: 
     encode = Encoder._run
     monkeypatch.setattr(Encoder, "_run", lambda self, *given: encoded.append(len(given[1][0])) or encode(self, *given))
     code, _, err = run(*ask, "--index", "kept/gallery.index", "--output", "indexed")
-    assert code == 0 and encoded == [1, 3, 3], "the query, and of images and audio clips the best three"
+    assert code == 0 and encoded == [1, 2, 2], "the query, and of images and audio clips the candidates"
     plain, indexed = (json.loads((home / name / "query.json").read_text()) for name in ("plain", "indexed"))
     for result in (plain, indexed):
         for hit in (hit for modality in MODALITIES for hit in result[modality]):
@@ -125,6 +130,46 @@ def test_the_image_of_clips_may_stand_beside_other_files(home: Path) -> None:
         read_companion(image, [image], config)
 
 
+def test_pictures_of_an_earlier_answer_do_not_stay(run: Run, home: Path) -> None:
+    ask = ("--checkpoint", "run", "--query", "猫", "--output", "twice", "--gallery")
+    (home / "images").mkdir()
+    shutil.copy(home / "gallery" / "a.png", home / "images")
+    (home / "twice").mkdir()
+    (home / "twice" / "query-mine.png").write_bytes(b"a user's")
+    for gallery, kinds in (("gallery", {"image", "audio", "text"}), ("images", {"image"})):
+        assert run(*ask, gallery)[0] == 0
+        assert {path.stem.removeprefix("query-") for path in (home / "twice").glob("*.png")} == kinds | {"mine"}
+
+
+def test_an_index_that_cannot_be_written_costs_no_answer(run: Run, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device", "kept.index")
+
+    monkeypatch.setattr("src.inference.gallery.keep", full)
+    asked = ("--query", "猫", "--gallery", "gallery", "--save-index", "kept.index", "--output", "answered")
+    code, out, err = run("--checkpoint", "run", *asked)
+    assert code == 2 and "kept.index: No space left on device" in err
+    assert "3 images" in out and (home / "answered" / "query.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "untrained"),
+    [
+        ([], {IMAGE, AUDIO}),
+        (["objectives.weights.denoise_text=1"], set()),
+        (["objectives.weights.denoise_text=1", "objectives.denoise_text.given=[image]"], {AUDIO}),
+        (["objectives.weights.denoise_text=1", "objectives.denoise_text.given=[image+audio]"], set()),
+        (["train.init_from=elsewhere"], set()),
+    ],
+)
+def test_texts_of_a_decoder_that_was_never_trained_are_told(
+    tmp_path: Path, settings: list[str], untrained: set[int]
+) -> None:
+    (tmp_path / "config.yaml").write_text("")
+    config = load_config(tmp_path / "config.yaml", settings)
+    assert {kind for kind in (IMAGE, AUDIO) if not _was_trained(config, kind)} == untrained
+
+
 RUN = ["--checkpoint", "run"]
 
 
@@ -136,6 +181,8 @@ RUN = ["--checkpoint", "run"]
         ([*RUN, "--input", "gallery", "--config", "none.yaml"], "cannot read config none.yaml"),
         ([*RUN, "--input", "gallery", "--output", "gallery/a.png/x"], "gallery/a.png/x: Not a directory"),
         ([*RUN, "--input", "none"], "none: no such file or folder"),
+        ([*RUN, "--query", "folder.png", "--gallery", "gallery"], "--query folder.png is a folder: expected a text"),
+        ([*RUN, "--gallery", "gallery", "--save-index", "gallery"], "--save-index gallery is a folder: name a file"),
         ([*RUN, "--input", "gallery/notes.pdf"], "gallery/notes.pdf: expected a file that ends in"),
         ([*RUN, "--input", "gallery/broken.jpg"], "gallery/broken.jpg: not a readable image"),
         ([*RUN, "--input", "empty"], "empty holds nothing to read"),

@@ -200,6 +200,32 @@ def test_a_ranking_is_re_ranked_by_the_second_score(model: Model) -> None:
     assert hit.index == scores.argmax() != cosines.argmin()
 
 
+def test_candidates_are_as_many_as_the_configuration_says(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many hits are shown; those behind the candidates follow by their cosines."""
+    rerank = replace(model.config.eval.rerank, top_k=3)
+    config = replace(model.config, eval=replace(model.config.eval, rerank=rerank))
+    monkeypatch.setattr(model.engine, "config", config)
+    few, all_hits = (model.rank(TEXTS[0], IMAGES, top) for top in (3, len(IMAGES)))
+    assert [hit.index for hit in all_hits[:3]] == [hit.index for hit in few]
+    cosines = [hit.cosine for hit in all_hits]
+    assert min(cosines[:3]) >= cosines[3] and cosines[3:] == sorted(cosines[3:], reverse=True)
+    shares = [hit.share for hit in all_hits]
+    assert shares == sorted(shares, reverse=True) and sum(shares) == pytest.approx(1.0)
+
+
+def test_what_says_no_modality_is_passed_over_where_errors_are(model: Model) -> None:
+    """Also as the first one, which says of what modality the others are."""
+    odd = [Path("nope.xyz"), None, IMAGES[0]]
+    assert len(model.classify(odd, ["猫", "狗"], on_error="skip").best) == 1
+    (hit,) = model.rank("猫", odd, on_error="skip")
+    assert hit.index == 2
+    for ask in (lambda: model.classify(odd, ["猫", "狗"]), lambda: model.rank("猫", odd)):
+        with pytest.raises(DataError, match=r"nope\.xyz: expected a file that ends in"):
+            ask()
+    with pytest.raises(DataError, match="None"):
+        model.rank("猫", odd[:2], on_error="skip")
+
+
 def test_a_candidate_that_is_gone_takes_no_other_ones_cosine(model: Model, tmp_path: Path) -> None:
     """Where vectors were made before, the nearest file may have been deleted since."""
     others, gone = IMAGES[:5], IMAGES[5]
@@ -357,6 +383,10 @@ MISTAKES = [
     (lambda m: m.embed_text([3]), r"texts\[0\]: expected a text, not int"),
     (lambda m: m.embed_image(np.zeros((8, 8, 3), np.uint8)), "images: expected a list of them, not ndarray"),
     (lambda m: m.embed_image(["none.png"]), "none.png: no such file"),
+    (lambda m: m.classify(np.zeros((8, 8, 3), np.uint8), ["猫"]), "items: expected a list of them, not ndarray"),
+    (lambda m: m.classify(Image.new("RGB", (8, 8)), ["猫"]), "items: expected a list of them, not Image"),
+    (lambda m: m.classify(str(IMAGES[0]), ["猫"]), "items: expected a list of them, not str"),
+    (lambda m: m.rank("猫", IMAGES[0]), "gallery: expected a list of them, not PosixPath"),
     (lambda m: m.embed_image([GALLERY]), "gallery is a folder: expected a file of image"),
     (lambda m: m.embed_image([SPEECH]), r"speech\.wav: expected a file that ends in \.png"),
     (lambda m: m.embed_image([None]), r"images\[0\]: expected a path, a Pillow image or an array, not NoneType"),

@@ -1,5 +1,6 @@
 """Answers about the user's own files: rank, caption, transcribe, classify, answer questions, generate images."""
 
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -45,26 +46,44 @@ class Search:
         return self.plan.fresh <= FEW
 
     def run(self, model: Model, top: int, output: Path, index: Path | None) -> None:
-        """Answers the query and keeps the gallery in an index, or does one of both."""
-        found = gallery.embed(self.plan, model)
+        """Keeps the gallery in an index and answers the query, also where the disk does not take the index, or does
+        one of both."""
+        found, failed = gallery.embed(self.plan, model), None
         if index is not None:
-            gallery.keep(index, found, self.fingerprint)
-            print(f"{index} holds {len(found.names)} files of {found.folder}", end="\n\n")
+            try:
+                gallery.keep(index, found, self.fingerprint)
+                print(f"{index} holds {len(found.names)} files of {found.folder}", end="\n\n")
+            except (OSError, DataError) as error:
+                failed = error
         if self.query is not None:
             rank_gallery(model, self.query, found, top, output)
+        if failed:
+            raise failed
 
 
 def read_search(
-    query: str | None, folder: Path | None, index: Path | None, checkpoint: Path, config: Config, ema: bool = False
+    query: str | None,
+    folder: Path | None,
+    index: Path | None,
+    kept: Path | None,
+    checkpoint: Path,
+    config: Config,
+    ema: bool = False,
 ) -> Search:
     """Reads the query and looks at the gallery or its index.
 
     Args:
+        kept: the index that will be written.
         ema: the checkpoint's averaged weights will answer.
 
     Raises:
         DataError: a file or folder is missing, empty or unreadable, or the index is another checkpoint's.
+        OSError: the folder of the index that will be written cannot be made.
     """
+    if kept is not None:
+        if kept.is_dir():
+            raise DataError(f"--save-index {kept} is a folder: name a file")
+        kept.parent.mkdir(parents=True, exist_ok=True)
     asked = media.read_query(query, config.model) if query is not None else None
     fingerprint = gallery.fingerprint_of(checkpoint, config.model, ema)
     return Search(asked, gallery.plan(folder, index, fingerprint), fingerprint)
@@ -145,6 +164,7 @@ SCORES = (
 def rank_gallery(model: Model, query: Medium, offered: Gallery, top: int, output: Path) -> dict[str, Any]:
     """Prints a ranked table for each modality of the gallery and writes query.json and a figure of each."""
     (query,) = read_closely(model, [query])
+    _remove_earlier(output, r"query-(text|image|audio)\.png")
     results: dict[str, Any] = {"query": query.name}
     for kind, places in offered.groups().items():
         failures: list[str] = []  # of files that have gone since an index was made
@@ -199,6 +219,10 @@ def describe(model: Model, files: list[Path], output: Path, image: Medium | None
         image: that belongs to every audio clip.
     """
     names, texts, failures = [], [], []
+    for kind, read in ((IMAGE, images_among(files)), (AUDIO, len(files) - len(images_among(files)))):
+        if read and not _was_trained(model.config, kind):
+            what = f"its training has no objective that writes texts from {media.plural(kind)}"
+            _remark([f"{model.name}: {what} (objectives.denoise_text): what it writes may mean nothing"])
     if image is not None:
         (image,) = read_closely(model, [image])
     for things in read_inputs(model, files, IMAGE, failures):
@@ -264,6 +288,7 @@ def generate(model: Model, subject: Medium, output: Path) -> list[float]:
     (subject,) = read_closely(model, [subject])
     (made,) = model.generate_image([subject])
     output.mkdir(parents=True, exist_ok=True)
+    _remove_earlier(output, r"generated-\d+\.png")
     files = [output / f"generated-{rank}.png" for rank in range(1, len(made.images) + 1)]
     for file, image in zip(files, made.images, strict=True):
         Image.fromarray(image).save(file)
@@ -275,6 +300,21 @@ def generate(model: Model, subject: Medium, output: Path) -> list[float]:
     entries = [{"file": file.name, "score": score} for file, score in zip(files, found, strict=True)]
     write_json(output / "generated.json", {"subject": subject.name, "images": entries})
     return found
+
+
+def _was_trained(config: Config, modality: int) -> bool:
+    """Whether texts are written from a modality by what a run trained, or perhaps by what it started from."""
+    objectives = config.objectives
+    given = "+".join(objectives.denoise_text.given).split("+")
+    trained = objectives.weights.denoise_text > 0 and MODALITIES[modality] in given
+    return trained or bool(config.train.init_from)
+
+
+def _remove_earlier(output: Path, pattern: str) -> None:
+    """Pictures of an earlier answer, of which there may be more than of this one."""
+    for path in output.glob("*.png"):
+        if re.fullmatch(pattern, path.name):
+            path.unlink()
 
 
 def _query(query: Medium, model: ModelConfig) -> Query:

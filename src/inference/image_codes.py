@@ -14,6 +14,7 @@ from tqdm import tqdm
 from src.checkpoints.checkpoint import load_checkpoint_config
 from src.checkpoints.places import locate
 from src.config import ModelConfig, Resize
+from src.data.errors import DataError
 from src.data.image import decode_image
 from src.data.image_codes import code_type, tokenizer_fingerprint, write_codes
 from src.data.prefetch import prefetch
@@ -54,7 +55,8 @@ def make_codes(data: Path, checkpoint: Path, settings: Sequence[str] = ()) -> No
     network, size = config.model, config.eval.batch_size
     encode = Encode(model.set_train(False))
     datasets = {name: Dataset(data, name) for name in splits}
-    codes = {name: encode_split(encode, dataset, network, size) for name, dataset in datasets.items()}
+    most = config.data.max_bad
+    codes = {name: encode_split(encode, dataset, network, size, most) for name, dataset in datasets.items()}
     write_codes(data, network, fingerprint, datasets, codes)
     found = np.unique(np.concatenate([np.unique(array) for array in codes.values()]))
     used = int((found >= 0).sum())  # a record without an image has −1
@@ -65,29 +67,47 @@ def make_codes(data: Path, checkpoint: Path, settings: Sequence[str] = ()) -> No
     )
 
 
-def encode_split(encode: nn.Cell, dataset: Dataset, model: ModelConfig, batch_size: int) -> np.ndarray:
-    """The codes of a split's records [records, C], −1 where a record has no image."""
+def encode_split(
+    encode: nn.Cell, dataset: Dataset, model: ModelConfig, batch_size: int, max_bad: int = 0
+) -> np.ndarray:
+    """The codes of a split's records [records, C], −1 where a record has no image.
+
+    Args:
+        max_bad: records that may fail to be read, whose codes are −1 as well and which training replaces.
+
+    Raises:
+        DataError: one more cannot be read.
+    """
     grid = model.image_tokenizer
     codes = np.full((dataset.records, grid.side**2), -1, code_type(grid.codes))
     with tqdm(total=dataset.records, desc=dataset.split, unit="record", dynamic_ncols=True) as bar:
-        for rows, images in prefetch(_images(dataset, grid.size, model.image.resize, batch_size, bar), PREFETCH):
-            found = encode(Tensor(pad_rows(images, batch_size))).asnumpy()
-            codes[rows] = found[: len(rows)]
+        found = _images(dataset, grid.size, model.image.resize, batch_size, max_bad, bar)
+        for rows, images in prefetch(found, PREFETCH):
+            encoded = encode(Tensor(pad_rows(images, batch_size))).asnumpy()
+            codes[rows] = encoded[: len(rows)]
     return codes
 
 
 def _images(
-    dataset: Dataset, size: int, resize: Resize, batch_size: int, bar: tqdm
+    dataset: Dataset, size: int, resize: Resize, batch_size: int, max_bad: int, bar: tqdm
 ) -> Generator[tuple[list[int], np.ndarray], None, None]:
-    """Batches of (record numbers, uint8 [n, S, S, 3]); records without an image are skipped."""
+    """Batches of (record numbers, uint8 [n, S, S, 3]); records without an image are skipped, bad ones are named."""
     rows: list[int] = []
     images: list[np.ndarray] = []
-    for index, record in enumerate(dataset.read(range(dataset.records))):
+    bad = 0
+    for index in range(dataset.records):
         bar.update()
-        if record.image is not None:
-            name = f"{dataset.folder}: split {dataset.split!r}, record {record.key!r}"
-            rows.append(index)
-            images.append(decode_image(record.image, size, resize, name))
+        try:
+            (record,) = dataset.read([index])
+            if record.image is not None:
+                name = f"{dataset.folder}: split {dataset.split!r}, record {record.key!r}"
+                images.append(decode_image(record.image, size, resize, name))
+                rows.append(index)
+        except DataError as error:
+            bad += 1
+            if bad > max_bad:
+                raise DataError(f"{error} (more than data.max_bad={max_bad} records)") from None
+            bar.write(f"no codes: {error}")
         if len(rows) == batch_size:
             yield rows, np.stack(images)
             rows, images = [], []

@@ -78,6 +78,7 @@ class ImageGenerator:
         self.sampling = Sampling(settings.samples, settings.temperature, settings.top_k, settings.guidance, config.seed)
         self.batch_size, self.encoder, self.rank_by = config.eval.batch_size, encoder, settings.rank_by
         self.matching, self.image_size = Matching(model), config.model.image.size
+        self.judges = config.model.image.input == "patch"  # its image encoder reads what is generated
         self.sampler = CodeSampler(model.cross_encoder, model.image_decoder, config.eval.batch_size)
         self.decode = _DecodeCodes(tokenizer)
 
@@ -100,8 +101,8 @@ class ImageGenerator:
         """All N images for each text or audio clip, uint8 [n, N, S, S, 3], and how well each suits it, float64 [n, N].
 
         By ``eval.image_generation.rank_by`` that is the cosine of the embeddings, or the matching head's log p. A
-        single sample is not scored. ``sampling`` stands in for the configuration's. An item that stands in no split
-        gets the same images whatever stands beside it.
+        single sample is not scored, nor is any where the model reads regions of images. ``sampling`` stands in for
+        the configuration's. An item that stands in no split gets the same images whatever stands beside it.
         """
         rows = given.samples.tolist() if len(given.samples) else [0] * len(given)
         sampling = sampling or self.sampling
@@ -110,7 +111,7 @@ class ImageGenerator:
         size = fitting_size(len(flat), self.batch_size)
         images = run_batched(self.decode, size, (flat,), "decoding")[0]
         shape = codes.shape[:2]
-        if shape[1] == 1:
+        if shape[1] == 1 or not self.judges:
             scores = np.zeros(shape)
         else:
             generated = self.encode(images)

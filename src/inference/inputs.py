@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, count, islice, zip_longest
 from pathlib import Path
 from typing import Literal
@@ -58,9 +58,7 @@ def read_each(
     if on_error not in ("raise", "skip") and not callable(on_error):
         raise ValueError(f"on_error={on_error!r}: expected 'raise', 'skip' or a function of place and error")
     for which, items in columns.items():
-        single = isinstance(items, np.ndarray) and items.ndim < 4
-        if single or isinstance(items, str | Path | Image.Image | Medium):
-            raise DataError(f"{NAMES[which]}: expected a list of them, not {type(items).__name__}")
+        _check_several(items, NAMES[which])
     rows = zip_longest(*columns.values(), fillvalue=MISSING)
     for number, row in zip(count() if numbers is None else numbers, rows, strict=False):
         if any(item is MISSING for item in row):
@@ -129,16 +127,48 @@ def modality_of(item: Item, name: str) -> int:
     raise DataError(f"{name}: {item if isinstance(item, Path) else type(item).__name__}: expected {known}")
 
 
-def first_modality(items: Iterable[Item]) -> tuple[int, Iterable[Item]]:
-    """IMAGE or AUDIO, as the first item says, where a ``str`` is a path; and all items. IMAGE where there are none."""
+def first_modality(items: Iterable[Item], on_error: OnError) -> tuple[int, Iterable[Item]]:
+    """IMAGE or AUDIO, as the first item says, where a ``str`` is a path; and all items. IMAGE where none says it.
+
+    Raises:
+        DataError: it is a single item or, with ``"raise"``, the first one is neither; otherwise such are passed over.
+    """
+    _check_several(items, "items")
     rest = iter(items)
-    head = list(islice(rest, 1))
-    if not head:
-        return IMAGE, head
-    which = modality_of(Path(head[0]) if isinstance(head[0], str) else head[0], "items[0]")
-    if which == TEXT:
-        raise DataError(f"{head[0]}: a text: expected images or audio clips")
-    return which, chain(head, rest)
+    head: list[Item] = []
+    for number, item in enumerate(rest):
+        head.append(item)
+        try:
+            which = modality_of(Path(item) if isinstance(item, str) else item, f"items[{number}]")
+            if which == TEXT:
+                raise DataError(f"{item}: a text: expected images or audio clips")
+            return which, chain(head, rest)
+        except DataError:
+            if on_error == "raise":
+                raise
+    return IMAGE, head
+
+
+def gallery_modality(gallery: Sequence[Item], on_error: OnError) -> int:
+    """The modality of a gallery, as its first item says; with ``on_error`` the first one that says any.
+
+    Raises:
+        DataError: it is a single item, or no item says it.
+    """
+    _check_several(gallery, "gallery")
+    for number, item in enumerate(gallery):
+        try:
+            return modality_of(item, f"gallery[{number}]")
+        except DataError:
+            if on_error == "raise" or number == len(gallery) - 1:
+                raise
+    raise DataError("gallery: there is nothing to rank")
+
+
+def _check_several(items: Iterable[Item], name: str) -> None:
+    single = isinstance(items, np.ndarray) and items.ndim < 4
+    if single or isinstance(items, str | Path | Image.Image | Medium):
+        raise DataError(f"{name}: expected a list of them, not {type(items).__name__}")
 
 
 def _read_path(path: Path, modality: int, model: ModelConfig) -> Medium:

@@ -31,6 +31,7 @@ from src.inference.inputs import (
     OnError,
     TextLike,
     first_modality,
+    gallery_modality,
     modality_of,
     read_batches,
     read_each,
@@ -241,11 +242,9 @@ class Model:
         Raises:
             DataError: the query or an item cannot be read, or nothing of the gallery can.
         """
-        if not len(gallery):
-            raise DataError("gallery: there is nothing to rank")
         model = self.config.model
         asked = read_item(query, modality_of(query, "query"), "query", model)
-        kind = modality_of(gallery[0], "gallery[0]")
+        kind = gallery_modality(gallery, on_error)
         places = np.arange(len(gallery))
         if vectors is None:
             batches = list(self.embed_each(MODALITIES[kind], gallery, on_error))
@@ -494,7 +493,7 @@ class Model:
         """
         classes = self.embed_labels(labels, templates)
         if clips is None:
-            modality, items = first_modality(items)
+            modality, items = first_modality(items, on_error)
             vectors = self._embed(modality, items, on_error)
         else:
             vectors = self.embed_together(items, clips, on_error)
@@ -537,13 +536,20 @@ class Model:
         return self.engine.encode(media).take(np.minimum(np.arange(self.batch_size), len(media) - 1))
 
     def _second_scores(self, modality: int, asked: Items, media: list[Medium], cosines: np.ndarray) -> np.ndarray:
-        """The scores of candidates, float64 [n], re-ranked as the configuration says."""
-        reranker, kind = self.engine.reranker, media[0].modality
-        if not (self.config.eval.rerank.top_k and reranker.active and kind != modality):
-            return reranker.logit_scale() * cosines
+        """The scores of candidates, float64 [n], the best ``eval.rerank.top_k`` of them re-ranked.
+
+        The others follow in their order, as far behind the last of those as their cosines are behind its own.
+        """
+        reranker, kind, depth = self.engine.reranker, media[0].modality, self.config.eval.rerank.top_k
+        first = reranker.logit_scale() * cosines
+        if not (depth and reranker.active and kind != modality):
+            return first
+        media = media[:depth]
         items = {modality: asked, kind: self.engine.encode(media)}
         pairs = np.stack([np.zeros(len(media), np.int64), np.arange(len(media))], 1)
-        return reranker.scores(Proposal(items, pairs if modality < kind else pairs[:, ::-1], cosines))
+        pairs = pairs if modality < kind else pairs[:, ::-1]
+        second = reranker.scores(Proposal(items, pairs, cosines[:depth]))
+        return np.concatenate([second, second.min() + first[depth:] - first[len(media) - 1]])
 
 
 def open_model(

@@ -133,12 +133,11 @@ def read_file(file: Path, model: ModelConfig) -> Medium:
 
 def read_query(query: str, model: ModelConfig, option: str = "--query") -> Medium:
     """An image or audio where the query ends like a file of one, otherwise text."""
-    ending = Path(query).suffix.lower()
-    if ending in MODALITY:
-        (file,) = find_files(Path(query), (IMAGE, AUDIO, TEXT))
-        return read_file(file, model)
     if os.path.isdir(query):
         raise DataError(f"{option} {query} is a folder: expected a text, an image or an audio clip")
+    if Path(query).suffix.lower() in MODALITY:
+        (file,) = find_files(Path(query), (IMAGE, AUDIO, TEXT))
+        return read_file(file, model)
     if not query.strip():
         raise DataError(f"{option} is empty: expected a text, an image or an audio clip")
     known = " ".join(ending for endings in ENDINGS.values() for ending in endings)

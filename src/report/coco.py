@@ -7,8 +7,10 @@ from pathlib import Path
 
 from src.files import write_json
 
-# the keys of COCO's records: of its own annotations a number, perhaps behind the split; elsewhere the file's name
-COCO_KEY = re.compile(r"(?:(?:train|dev|val|test)/)?(0|[1-9][0-9]*)|COCO_(?:train|val|test)20[0-9]{2}_([0-9]{12})")
+# the keys of COCO's records: of its own annotations a number, perhaps behind the split; elsewhere the image's file
+COCO_KEY = re.compile(
+    r"(?:(?:train|dev|val|test)/)?(0|[1-9][0-9]*)|(?:.*/)?COCO_(?:train|val|test)20[0-9]{2}_([0-9]{12})(?:\.\w+)?"
+)
 
 
 def save_captions(path: Path, names: Sequence[str], captions: Sequence[str]) -> None:
