@@ -130,13 +130,14 @@ def test_words_and_their_parts() -> None:
     np.testing.assert_array_equal(found.of("猫"), looks[2])
     np.testing.assert_array_equal(found.of("果"), (looks[1] + looks[4]) / 2)
     np.testing.assert_array_equal(found.of("苹果"), looks[[0, 1, 3, 4]].mean(0))
-    np.testing.assert_array_equal(found.of("WiFi"), (looks[5] + looks[6]) / 2)
+    for word in ("WiFi", "wífi", "wi fi"):  # case, accents and spaces make no difference to a model
+        np.testing.assert_array_equal(found.of(word), (looks[5] + looks[6]) / 2)
     words = found.words()
     assert [word for word, _, _ in words] == ["苹果", "猫", "苹果", "wifi"]
     assert [likely for _, likely, _ in words] == pytest.approx([0.25, 0.5, 0.25, 0.25])
     np.testing.assert_array_equal(words[0][2], (looks[0] + looks[1]) / 2)
     for word in ("狗", " "):
-        with pytest.raises(DataError, match="is not in the text '苹果猫苹果wifi': name a word of it"):
+        with pytest.raises(DataError, match="not in what the model reads of the text, '苹果猫苹果wifi': name a"):
             found.of(word)
 
 
@@ -164,3 +165,6 @@ def test_what_is_asked_must_be_one_thing(model: Model) -> None:
 def test_a_long_text_is_cut(model: Model) -> None:
     found = model.match_map("猫" * 40, image=GALLERY / "01.png")
     assert len(found.tokens) == len(found.logs) == model.config.model.text.max_len - 1
+    found = model.match_map("猫" * 40 + "狗", image=GALLERY / "01.png")
+    with pytest.raises(DataError, match=f"'狗' is not in what the model reads of the text, '{'猫' * 31}': name a word"):
+        found.of("狗")

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from src.data.errors import DataError
+from src.data.tokenizer import split_words
 from src.inference.media import Medium
 
 
@@ -68,7 +69,8 @@ class Classes:
 class MatchMap:
     """Where the text decoder looks in an image or in an audio clip for each token of a text.
 
-    ``places`` are the rows and columns of an image's patches, an image's regions, or the tokens of the audio encoder.
+    Of a text that is longer than the model reads, they are those of its beginning. ``places`` are the rows and columns
+    of an image's patches, an image's regions, or the tokens of the audio encoder.
     """
 
     tokens: list[str]
@@ -89,16 +91,16 @@ class MatchMap:
         """The map of a word, or of any part of the text, float64 [*places]: the mean over its tokens.
 
         Raises:
-            DataError: the text does not hold it.
+            DataError: what was read of the text does not hold it.
         """
-        pieces, sought = self._pieces(), "".join(word.lower().split())
+        pieces, sought = self._pieces(), "".join(split_words(word))
         text, ends = "".join(pieces), np.cumsum([len(piece) for piece in pieces])
         starts = ends - [len(piece) for piece in pieces]
         chosen = np.zeros(len(pieces), bool)
         for match in re.finditer(re.escape(sought), text) if sought else ():
             chosen |= (starts < match.end()) & (ends > match.start())
         if not chosen.any():
-            raise DataError(f"{word!r} is not in the text {text[:40]!r}: name a word of it")
+            raise DataError(f"{word!r} is not in what the model reads of the text, {text!r}: name a word of that")
         return self.weights[chosen].mean(0)
 
     def _pieces(self) -> list[str]:
