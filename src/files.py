@@ -83,6 +83,11 @@ def content_digest(arrays: Mapping[str, np.ndarray]) -> str:
     return found.hexdigest()
 
 
+def is_same_file(one: Path, other: Path) -> bool:
+    """Whether two paths lead to one file that exists."""
+    return one.exists() and other.exists() and one.samefile(other)
+
+
 def is_lfs_pointer(path: Path) -> bool:
     """Whether a file is only Git LFS' pointer to the content, as a clone without ``git lfs`` has it."""
     with path.open("rb") as file:

@@ -49,7 +49,7 @@ from src.metrics import captions
 from src.metrics.errors import edit_distance, error_rates, spoken_words
 from src.models.build import build_model
 from src.models.opt import OPT
-from src.report.coco import save_captions
+from src.report.coco import coco_ids, keys_of_files, save_captions
 from src.tasks import registry
 from tests.conftest import png, tiny_dataset
 from tests.oracles import random, randomise, run_mode, tiny_model
@@ -320,6 +320,14 @@ def test_examples_are_from_all_over_a_split(
     assert len(whole) == 8
     monkeypatch.setattr("src.evaluation.text_generation.EXAMPLES", 4)
     assert captions.run("dev")["examples"] == [whole[row] for row in (0, 2, 5, 7)]
+
+
+def test_files_of_coco_have_its_ids(tmp_path: Path) -> None:
+    """As a user's captions of its images are handed in."""
+    files = ["val2014/COCO_val2014_000000391895.jpg", "photos/391895.jpg", "COCO_val2014_000000000042.png"]
+    assert coco_ids(keys_of_files(files)) == [391895, "photos/391895.jpg", 42]
+    twice = ["a/COCO_val2014_000000000042.jpg", "b/COCO_val2014_000000000042.jpg"]
+    assert coco_ids(keys_of_files(twice)) == twice
 
 
 def test_saved_captions_have_the_ids_of_coco(tmp_path: Path) -> None:

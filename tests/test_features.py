@@ -5,6 +5,8 @@ on them, is evaluated and exported.
 """
 
 import json
+import os
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +30,7 @@ from src.data.schema import AUDIO
 from src.data.tokenizer import SPECIALS
 from src.evaluation.run import Evaluation
 from src.export.export import export_graphs
-from src.inference import answers, features
+from src.inference import answers, feature_sources, features
 from src.inference.engine import Engine
 from src.inference.feature_manifest import named_files, read_manifest, safe_name, write_manifest
 from src.inference.library import Model
@@ -143,8 +145,19 @@ def test_what_is_there_is_not_made_again(
     before, content = kept.stat().st_mtime_ns, gone.read_bytes()
     gone.unlink()
     (gone.parent / f".writing-{gone.name}").write_bytes(b"cut")  # what a kill leaves
+    with (made / "sources.jsonl").open("ab") as file:
+        file.write(b'{"features": "regions/deep/1.png.npz", "sour')
+    changed, copied = home / "media" / "deep" / "3.png", home / "media" / "deep" / "1.png"
+    changed.write_bytes(png(np.full((10, 16, 3), 200, np.uint8)))
+    for path in (changed, copied):
+        os.utime(path, (1, 1))  # as a copy or an archive may leave it: older than the features
     call(monkeypatch, home, made)
     assert kept.stat().st_mtime_ns == before and gone.read_bytes() == content
+    _, model = tokens(home)
+    pixels = decode_image(changed.read_bytes(), 8, "crop", "")
+    expected = model.encode_image((ms.Tensor(pixels[None]),))[0].asnumpy()[0]
+    found = load_regions(made / "regions" / "deep" / "3.png.npz", 24).features
+    np.testing.assert_allclose(found, expected, rtol=2e-3, atol=2e-3)
     said = capsys.readouterr().out
     assert f"image: {ROWS} of {ROWS + 1} files" in said and "skipped files: 2" in said
     assert "model.image.input=region model.image.regions=4 model.image.region_dim=24" in said
@@ -160,6 +173,72 @@ def test_what_cannot_be_read_is_named(
     assert not (tmp_path / "out" / "audio").exists()
     row = json.loads((tmp_path / "out" / "manifest.jsonl").read_text(encoding="utf-8").splitlines()[1])
     assert (tmp_path / "out" / row["audio"]).resolve() == (home / "media" / "deep" / "1.wav").resolve()
+    call(monkeypatch, home, tmp_path / "out", "--only", "audio")
+    assert f"image: {ROWS} of {ROWS + 1} files" in capsys.readouterr().out
+    row = json.loads((tmp_path / "out" / "manifest.jsonl").read_text(encoding="utf-8").splitlines()[1])
+    assert row["regions"] == "regions/deep/1.png.npz", "what the call before has made"
+    assert row["audio"] == "audio/deep/1.wav.npy"
+
+
+def test_a_manifest_of_the_user_is_not_replaced(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    media = shutil.copytree(home / "media", tmp_path / "media")
+    content = (media / "manifest.jsonl").read_bytes()
+    with pytest.raises(
+        DataError, match=r"--output .* would replace .*manifest\.jsonl, which is --input: choose another"
+    ):
+        features.extract_features(media / "manifest.jsonl", media, home / "run")
+    (media / "rows.jsonl").write_bytes(content)
+    with pytest.raises(DataError, match=r"would replace .*manifest\.jsonl, which names no features"):
+        features.extract_features(media / "rows.jsonl", media, home / "run")
+    (media / "manifest.jsonl").rename(media / "other.jsonl")
+    (media / "regions" / "deep").mkdir(parents=True)
+    (media / "regions" / "deep" / "1.png.npz").write_bytes(b"a detector's")
+    with pytest.raises(DataError, match=r"regions/deep/1\.png\.npz is there and was not extracted: choose another"):
+        features.extract_features(media / "rows.jsonl", media, home / "run")
+    assert (media / "other.jsonl").read_bytes() == content and not (media / "features.json").exists()
+
+
+def test_features_of_other_media_are_refused(
+    home: Path, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whose files have the same names."""
+    other = shutil.copytree(home / "media", tmp_path / "media")
+    (other / "deep" / "1.png").write_bytes(png(np.zeros((10, 16, 3), np.uint8)))
+    before = {path: path.read_bytes() for path in made.rglob("*") if path.is_file()}
+    wanted = r"1\.png\.npz holds features of .*media/deep/1\.png, not of .*: choose another --output"
+    with pytest.raises(DataError, match=wanted):
+        call(monkeypatch, home, made, "--media", str(other))
+    lines = (made / "sources.jsonl").read_bytes()  # in which the copies of the files before it have been noted
+    assert {path: path.read_bytes() for path in made.rglob("*") if path.is_file()} == before | {
+        made / "sources.jsonl": lines
+    }
+
+
+def test_features_are_of_their_medium_wherever_it_lies(tmp_path: Path) -> None:
+    """By content: also moved together with it, or where it is gone; those of earlier versions are taken as they are."""
+    first, moved = tmp_path / "first", tmp_path / "moved"
+    for name, content in (("media/1.wav", b"one"), ("media/2.wav", b"two"), ("out/1.wav.npy", b"made")):
+        (first / name).parent.mkdir(parents=True, exist_ok=True)
+        (first / name).write_bytes(content)
+
+    def found(place: Path, medium: str) -> bool:
+        job = feature_sources.Job(place / medium, place / "out" / "1.wav.npy")
+        return feature_sources.Sources(place / "out", begun=True).has_features(job)
+
+    assert found(first, "media/1.wav") and len((first / "out" / "sources.jsonl").read_bytes().splitlines()) == 1
+    with pytest.raises(DataError, match=r"1\.wav\.npy holds features of .*media/1\.wav, not of .*media/2\.wav"):
+        found(first, "media/2.wav")
+    shutil.copytree(first, moved)
+    shutil.copytree(first / "media", moved / "copy")
+    os.utime(moved / "copy" / "1.wav", (1, 1))
+    assert found(moved, "media/1.wav") and found(moved, "copy/1.wav")
+    (moved / "media" / "1.wav").write_bytes(b"new")
+    assert not found(moved, "media/1.wav")
+    (moved / "media" / "1.wav").unlink()
+    assert found(moved, "media/1.wav")
+    (moved / "copy" / "1.wav").unlink()
+    with pytest.raises(DataError, match="holds features of"):
+        found(moved, "copy/1.wav")
 
 
 def test_errors_are_one_line(home: Path, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -210,6 +210,15 @@ def test_characters_that_have_no_room_are_told(tmp_path: Path, capsys: pytest.Ca
     assert Tokenizer(tmp_path / "vocab.txt").unknown_characters("一群猫") == []
 
 
+def test_a_vocabulary_does_not_replace_a_text_that_it_is_built_of(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("一只猫\n", encoding="utf-8")
+    (tmp_path / "link.txt").symlink_to(tmp_path / "a.txt")
+    for output in ("a.txt", "link.txt"):
+        with pytest.raises(DataError, match=f"--output .*{output} is one of the texts: name another file"):
+            write_vocab(tmp_path / output, iter([tmp_path / "a.txt"]), 100)
+    assert (tmp_path / "a.txt").read_text(encoding="utf-8") == "一只猫\n"
+
+
 def test_builder_command(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("一只猫\n两只狗\n", encoding="utf-8")
     build = [sys.executable, command.__file__, "--output", str(tmp_path / "v" / "vocab.txt")]

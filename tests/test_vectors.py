@@ -88,6 +88,21 @@ def test_texts_and_a_manifest(run: Run, home: Path, model: Model) -> None:
     np.testing.assert_allclose(np.load(home / "two.npy"), np.load(home / "rows.npy")[[2, 5]], atol=1e-6)
 
 
+def test_no_file_but_an_earlier_calls_names_is_replaced(run: Run, home: Path) -> None:
+    """The names stand in the .jsonl of the vectors' name: of a manifest too that lies beside them, or is the input."""
+    (home / "own.txt").write_text("一只猫\n", encoding="utf-8")
+    for content in ('{"id": "1", "captions": ["一只猫"]}\n', "[]\n", '"kind name"\n', "{", ""):
+        (home / "own.jsonl").write_text(content, encoding="utf-8")
+        for source in ("own.jsonl", "own.txt"):
+            code, _, err = run("--input", source, "--output", "own.npy")
+            assert code == 2 and "--output own.npy would replace own.jsonl, which holds no names of vectors" in err
+            assert (home / "own.jsonl").read_text(encoding="utf-8") == content and not (home / "own.npy").exists()
+    (home / "own.jsonl").unlink()
+    for _ in range(2):
+        assert run("--input", "own.txt", "--output", "own.npy")[0] == 0
+        assert names_of(home / "own.jsonl") == [{"kind": "text", "name": "一只猫"}]
+
+
 class Killed(BaseException):
     pass
 
@@ -192,7 +207,7 @@ def test_lines_that_are_not_utf8_are_named_and_the_others_read(
     texts.write_bytes(b"\n".join(lines))
     rows.write_bytes(b'{"captions": ["' + b'"]}\n{"captions": ["'.join(lines[1::2]) + b'"]}\n')
     for source, number, kept in ((texts, 2, ["一只猫", "一条鱼"]), (rows, 1, ["一条鱼"])):
-        output = tmp_path / f"{source.stem}.npy"
+        output = tmp_path / f"{source.stem}-vectors.npy"
         vectors.embed_input(model, locate(home / "run"), source, output)
         assert f"skipped: {source}, line {number}: not UTF-8 text\n" in capsys.readouterr().err
         assert [one["name"] for one in names_of(output.with_suffix(".jsonl"))] == kept

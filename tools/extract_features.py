@@ -4,7 +4,8 @@ python tools/extract_features.py --input manifest.jsonl --checkpoint runs/mine -
 python tools/extract_features.py --input manifest.jsonl --config mine.yaml --output data/features   by its init_from
 
 The output folder gets an image's patches as regions in regions/….npz, an audio clip's tokens in audio/….npy, and
-manifest.jsonl, which names them. An interrupted call goes on when it is repeated.
+manifest.jsonl, which names them. An interrupted call goes on when it is repeated; images and clips that have changed
+since are read again, those of another folder are refused. Calls with --only share a folder and its manifest.
 """
 
 import sys

@@ -12,7 +12,7 @@ import numpy as np
 from src.data.digests import short_digest
 from src.data.errors import DataError
 from src.data.segmenter import segmenter
-from src.files import write_text
+from src.files import is_same_file, write_text
 
 PAD, UNK, CLS, SEP, MASK = SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 LONGEST_WORD = 100  # characters; BERT gives up on longer ones
@@ -281,7 +281,14 @@ def _texts(paths: Iterable[Path]) -> Iterator[str]:
 
 
 def write_vocab(output: Path, files: Iterable[Path], size: int) -> None:
-    """Builds a vocabulary of text files and dataset folders, writes it and prints its size, and what it leaves out."""
+    """Builds a vocabulary of text files and dataset folders, writes it and prints its size, and what it leaves out.
+
+    Raises:
+        DataError: the vocabulary would replace one of the files.
+    """
+    files = list(files)
+    if any(is_same_file(output, file) for file in files):
+        raise DataError(f"--output {output} is one of the texts: name another file")
     vocab, left = build_vocab(_texts(files), size)
     write_text(output, "\n".join(vocab) + "\n")
     print(f"{output}: {len(vocab)} tokens")

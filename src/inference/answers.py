@@ -25,7 +25,7 @@ from src.inference.library import Model
 from src.inference.media import MODALITY, Medium
 from src.inference.questions import check_answers, check_reads
 from src.inference.results import Hit
-from src.report.coco import save_captions
+from src.report.coco import keys_of_files, save_captions
 from src.report.sheets import Query, album_sheet, retrieval_sheet
 from src.report.tables import table
 
@@ -233,7 +233,7 @@ def describe(model: Model, files: list[Path], output: Path, image: Medium | None
         names += [medium.name for medium in things]
     media.report(failures, len(files), bool(names))
     print(table(list(zip(names, texts, strict=True)), ["file", "text"]))
-    save_captions(output / "captions.json", names, texts)
+    save_captions(output / "captions.json", keys_of_files(names), texts)
     return texts
 
 

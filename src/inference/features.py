@@ -1,14 +1,15 @@
 """Writes features of a manifest's images and audio clips with trained encoders, for models that read features instead.
 
 The folder gets an image's patches as regions in regions/….npz, an audio clip's tokens in audio/….npy, and
-manifest.jsonl, which names them. Features that are there already are not made again: repeat an interrupted call.
+manifest.jsonl, which names them. Features that are there already are not made again, unless their image or clip has
+changed: repeat an interrupted call.
 """
 
 import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,8 +26,9 @@ from src.data.errors import DataError
 from src.data.image import Placement, open_rgb, place, quiet, read_part
 from src.data.regions import half
 from src.data.schema import audio_layout
-from src.files import write_text
+from src.files import is_same_file, write_text
 from src.inference.feature_manifest import MANIFEST, Entry, named_files, read_manifest, safe_name, write_manifest
+from src.inference.feature_sources import Job, Sources
 from src.inference.loading import load_model
 from src.models.batches import pad_rows
 from src.models.build import build_model
@@ -86,14 +88,7 @@ class AudioFeatures:
 
 
 Extractor = ImageFeatures | AudioFeatures
-
-
-@dataclass(frozen=True)
-class Job:
-    """A file of media and where its features go."""
-
-    source: Path
-    target: Path
+EXTRACTORS: dict[str, type[Extractor]] = {"image": ImageFeatures, "audio": AudioFeatures}
 
 
 def patch_boxes(placed: Placement, width: int, height: int, side: int) -> np.ndarray:
@@ -128,11 +123,18 @@ def extract_features(
         only: of KINDS; None: what the encoders read.
         settings: ``key=value`` settings that win over the configuration.
         ema: use the average of the checkpoint's weights.
+
+    Raises:
+        DataError: nothing can be read, or the folder holds a manifest or features of something else.
     """
     media = media or manifest.parent
     entries = read_manifest(manifest)
     if not media.is_dir():
         raise DataError(f"--media {media}: no such folder")
+    check_output(output, manifest)
+    sources = Sources(output, begun=(output / ABOUT).is_file())
+    jobs = {kind: plan(entries, kind, media, output) for kind in KINDS}
+    todo = {kind: [job for job in jobs[kind].values() if not sources.has_features(job)] for kind in KINDS}
     folder = None if config_file else locate(checkpoint, ema)
     config = load_config(config_file, settings) if config_file else load_checkpoint_config(folder, settings)
     kinds = usable(config.model, only)
@@ -140,14 +142,16 @@ def extract_features(
     model = initialised(config, kinds) if config_file else load_model(folder, settings, ema=ema)[1]
     model.set_train(False)
     claim(output, model, config.model, kinds)
-    names, failed = {}, 0
+    failed = 0
+    lacking = {kind: set(todo[kind]) for kind in KINDS}
     for kind in kinds:
-        extractor = (ImageFeatures if kind == "image" else AudioFeatures)(model, config.model)
-        jobs = plan(entries, kind, media, output, extractor)
-        bad = extract(extractor, list(jobs.values()), config.eval.batch_size)
-        names[kind] = {name: job.target for name, job in jobs.items() if job not in bad}
-        failed += len(bad)
-        print(f"{kind}: {len(jobs) - len(bad)} of {len(jobs)} files in {output / extractor.folder}")
+        extractor = EXTRACTORS[kind](model, config.model)
+        lacking[kind] = extract(extractor, todo[kind], len(jobs[kind]), config.eval.batch_size, sources)
+        failed += len(lacking[kind])
+    names = {kind: {name: job.target for name, job in jobs[kind].items() if job not in lacking[kind]} for kind in KINDS}
+    names = {kind: found for kind, found in names.items() if found or kind in kinds}  # also what earlier calls made
+    for kind, found in names.items():
+        print(f"{kind}: {len(found)} of {len(jobs[kind])} files in {output / EXTRACTORS[kind].folder}")
     write_manifest(output, entries, media, names)
     print(f"{output / MANIFEST}; skipped files: {failed}")
     print("read them with " + " ".join(reading_settings(model, kinds)))
@@ -205,8 +209,18 @@ def claim(folder: Path, model: OPT, config: ModelConfig, kinds: Sequence[str]) -
     write_text(path, json.dumps(known | encoders, indent=1) + "\n")
 
 
-def plan(entries: Sequence[Entry], kind: str, media: Path, output: Path, extractor: Extractor) -> dict[str, Job]:
+def check_output(output: Path, manifest: Path) -> None:
+    """Raises DataError if the folder has a manifest of the user's, which the new one would replace."""
+    made = output / MANIFEST
+    if is_same_file(made, manifest):
+        raise DataError(f"--output {output} would replace {made}, which is --input: choose another folder")
+    if made.exists() and not (output / ABOUT).is_file():
+        raise DataError(f"--output {output} would replace {made}, which names no features: choose another folder")
+
+
+def plan(entries: Sequence[Entry], kind: str, media: Path, output: Path) -> dict[str, Job]:
     """The files to read by their name in the manifest, each once."""
+    extractor = EXTRACTORS[kind]
     jobs: dict[str, Job] = {}
     for entry in entries:
         for name in named_files(entry, kind):
@@ -215,22 +229,25 @@ def plan(entries: Sequence[Entry], kind: str, media: Path, output: Path, extract
     return jobs
 
 
-def extract(extractor: Extractor, jobs: Sequence[Job], batch_size: int) -> set[Job]:
-    """Writes the features that are not there yet; files that cannot be read are named and skipped.
+def extract(extractor: Extractor, jobs: Sequence[Job], total: int, batch_size: int, sources: Sources) -> set[Job]:
+    """Writes features; files that cannot be read are named and skipped.
+
+    Args:
+        total: jobs with those that were done before, for the display.
 
     Returns:
         The jobs that failed.
     """
     failed: set[Job] = set()
-    todo = [job for job in jobs if not job.target.is_file()]
-    with tqdm(total=len(jobs), initial=len(jobs) - len(todo), desc=extractor.folder, dynamic_ncols=True) as bar:
-        for ready in _batches(extractor, todo, batch_size, failed, bar):
+    with tqdm(total=total, initial=total - len(jobs), desc=extractor.folder, dynamic_ncols=True) as bar:
+        for ready in _batches(extractor, jobs, batch_size, failed, bar):
             columns = zip(*(inputs for _, inputs, _ in ready), strict=True)
             outputs = extractor.encode(*[Tensor(pad_rows(np.stack(column), batch_size)) for column in columns])
             _, tokens, mask = (output.asnumpy() for output in outputs)
             for (job, _, beside), row, here in zip(ready, tokens, mask, strict=False):
                 try:
                     _write(extractor, job, half(row[here == 1], job.source, "the features"), beside)
+                    sources.note(job)
                 except DataError as error:
                     _skip(job, error, failed)
                 bar.update()

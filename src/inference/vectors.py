@@ -79,6 +79,9 @@ def check_output(output: Path, source: Path) -> None:
         raise DataError(
             f"--output {output} is inside --input {source}: the next call would read it: name another place"
         )
+    names = output.with_suffix(".jsonl")
+    if output.suffix == ".npy" and names.exists() and not _holds_names(names):
+        raise DataError(f"--output {output} would replace {names}, which holds no names of vectors: name another place")
 
 
 def read_entries(source: Path, media: Path | None = None, only: str | None = None) -> Iterator[Entry | DataError]:
@@ -248,6 +251,18 @@ def write_parquet(path: Path, vectors: np.ndarray, names: Path) -> None:
             columns = [pa.array([one.get(name) for one in about], pa.string()) for name, _ in texts]
             columns.append(pa.FixedSizeListArray.from_arrays(pa.array(rows.reshape(-1)), width))
             writer.write_table(pa.Table.from_arrays(columns, schema=schema))
+
+
+def _holds_names(path: Path) -> bool:
+    """Whether an earlier call wrote the file, as its first line shows: any other one is the user's, maybe the input."""
+    if not path.is_file():
+        return False
+    with open(path, "rb") as file:
+        try:
+            row = parse_json(file.readline(), "no JSON")
+        except DataError:
+            return False
+    return isinstance(row, dict) and {"kind", "name"} <= row.keys() <= {"kind", "name", "id"}
 
 
 def _of_files(files: list[Path], folder: Path) -> Iterator[Entry]:
