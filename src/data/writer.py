@@ -106,8 +106,11 @@ class DatasetWriter:
         self.add_packed(split, pack_record(record, self.audio), self.records)
 
     def add_packed(self, split: str, packed: Packed, row: int) -> None:
-        """Appends a record; ``row`` is its place in the input. Records stand in the order in which they are added,
-        behind those of finished shards, also behind such of later rows: what was rejected may have been mended."""
+        """Appends a record; ``row`` is its place in the input.
+
+        Records stand in the order in which they are added, behind those of finished shards, also of such with later
+        rows: what was rejected may have been mended.
+        """
         if not re.fullmatch(r"[\w-]+", split):
             raise DataError(f"split {split!r} cannot name files: use letters, digits, _ and -")
         state = self._splits.setdefault(split, _Split())

@@ -46,8 +46,11 @@ class Search:
         return self.plan.fresh <= FEW
 
     def run(self, model: Model, top: int, output: Path, index: Path | None) -> None:
-        """Keeps the gallery in an index and answers the query, also where the disk does not take the index, or does
-        one of both."""
+        """Keeps the gallery in an index and answers the query, or does one of both.
+
+        Raises:
+            DataError, OSError: the index cannot be written; the query is answered before.
+        """
         found, failed = gallery.embed(self.plan, model), None
         if index is not None:
             try:
