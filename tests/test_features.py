@@ -30,7 +30,7 @@ from src.data.schema import AUDIO
 from src.data.tokenizer import SPECIALS
 from src.evaluation.run import Evaluation
 from src.export.export import export_graphs
-from src.inference import answers, feature_sources, features
+from src.inference import answers, feature_sources, features, vectors
 from src.inference.engine import Engine
 from src.inference.feature_manifest import named_files, read_manifest, safe_name, write_manifest
 from src.inference.library import Model
@@ -376,3 +376,26 @@ def test_region_files_can_be_asked_for(
         answers.find_input(home / "media" / "deep" / "1.png", paper)
     with pytest.raises(DataError, match=r"1\.wav: model.audio.input=feature needs features \(\.npy, \.npz\)"):
         answers.find_input(home / "media" / "deep" / "1.wav", paper)
+
+
+def test_regions_and_features_of_a_manifest_are_embedded(paper: Config, home: Path, made: Path, tmp_path: Path) -> None:
+    """A row names the image as well; audio features may be an .npz, whose ending regions have too."""
+    model = Model(Engine(paper, build_model(paper).set_train(False), rows=4), "paper", 4)
+    clip = made / "audio" / "deep" / "1.wav.npy"
+    np.savez(tmp_path / "1.npz", features=np.load(clip))
+    row = json.loads((made / "manifest.jsonl").read_text(encoding="utf-8").splitlines()[1])
+    assert row["image"] and row["regions"] == "regions/deep/1.png.npz"
+    rows = [row | {"audio": str(tmp_path / "1.npz")}, {"id": "2", "image": row["image"]}]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    vectors.embed_input(model, home / "run", tmp_path / "rows.jsonl", tmp_path / "out.npy", media=made)
+    lines = (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [(one["kind"], one["name"]) for one in map(json.loads, lines)] == [
+        ("text", row["captions"][0]),
+        ("image", row["regions"]),
+        ("audio", str(tmp_path / "1.npz")),
+    ], "an image without regions is skipped"
+    _, image, audio = np.load(tmp_path / "out.npy")
+    np.testing.assert_allclose(image, model.embed_image([made / row["regions"]])[0], atol=1e-6)
+    np.testing.assert_allclose(audio, model.embed_audio([clip])[0], atol=1e-6)
+    pixels = vectors.read_entries(tmp_path / "rows.jsonl", made, only="image")
+    assert [entry.about["name"] for entry in pixels] == [row["image"]] * 2

@@ -427,7 +427,7 @@ def test_mistakes_are_one_line(model: Model, call, message: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_what_another_network_makes_is_read_from_files() -> None:
+def test_what_another_network_makes_is_read_from_files(tmp_path: Path) -> None:
     """Not from memory, where it would be pixels and samples."""
     model = tiny_model()
     regions = replace(model, image=replace(model.image, input="region"))
@@ -435,10 +435,18 @@ def test_what_another_network_makes_is_read_from_files() -> None:
     image, clip = np.zeros((8, 8, 3), np.uint8), (np.zeros(800, np.float32), 8000)
     with pytest.raises(DataError, match=r"^images\[0\]: model.image.input=region reads paths of regions \(.npz\)$"):
         read_item(image, IMAGE, "images[0]", regions)
-    with pytest.raises(DataError, match=r"^clips\[0\]: model.audio.input=feature reads paths of features \(.npy\)$"):
+    with pytest.raises(
+        DataError, match=r"^clips\[0\]: model.audio.input=feature reads paths of features \(.npy, .npz\)$"
+    ):
         read_item(clip, AUDIO, "clips[0]", features)
     assert read_item(image, IMAGE, "images[0]", features).content.shape == (model.image.size, model.image.size, 3)
     assert [modality_of(item, "") for item in (image, clip, "a.png", Path("a.PNG"))] == [IMAGE, AUDIO, TEXT, IMAGE]
+    frames = np.ones((3, features.audio.feature_dim), np.float16)
+    np.savez(tmp_path / "a.npz", features=frames)
+    assert np.array_equal(read_item(tmp_path / "a.npz", AUDIO, "clips[0]", features).content, frames)
+    with pytest.raises(DataError, match=r"a\.npz: model.audio.input=fbank needs an audio file$"):
+        read_item(tmp_path / "a.npz", AUDIO, "clips[0]", model)
+    assert modality_of(tmp_path / "a.npz", "") == IMAGE, "what its ending says where any kind is asked for"
 
 
 def test_a_text_that_means_nothing_is_told(model: Model) -> None:

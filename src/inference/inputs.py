@@ -175,7 +175,7 @@ def _read_path(path: Path, modality: int, model: ModelConfig) -> Medium:
     if os.path.isdir(path):
         raise DataError(f"{path} is a folder: expected a file of {MODALITIES[modality]}")
     (file,) = find_files(path, (modality,))
-    return read_file(file, model)
+    return read_file(file, model, modality)
 
 
 def _read_text(item: Item, name: str, model: ModelConfig) -> Medium:
@@ -205,7 +205,7 @@ def _read_clip(item: Item, name: str, model: ModelConfig) -> Medium:
         raise DataError(f"{name}: expected a path or (array of samples, rate), not {type(item).__name__}")
     samples, rate = item
     if model.audio.input == "feature":
-        raise DataError(f"{name}: model.audio.input=feature reads paths of features (.npy)")
+        raise DataError(f"{name}: model.audio.input=feature reads paths of features (.npy, .npz)")
     if not isinstance(rate, int | np.integer) or rate < 1:
         raise DataError(f"{name}: a sample rate of {rate!r}: expected Hz, a positive whole number")
     wave = samples[:, None] if samples.ndim == 1 else samples

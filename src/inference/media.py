@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from src.config import AudioEncoderConfig, ModelConfig
-from src.data.audio import KINDS, check_kind, load_audio, longest, spectrogram
+from src.data.audio import FEATURE_ENDINGS, KINDS, check_kind, load_audio, longest, spectrogram
 from src.data.decoding import decoding, read_bytes, whole_text
 from src.data.errors import DataError
 from src.data.image import decode_image, quiet
@@ -23,10 +23,11 @@ IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 REGIONS = ".npz"  # of an image, for a model that reads them
 ENDINGS = {
     IMAGE: (*IMAGES, REGIONS),
-    AUDIO: (".wav", ".flac", ".ogg", ".mp3", ".npy"),  # the last: features, for a model that reads them
+    AUDIO: (".wav", ".flac", ".ogg", ".mp3", *FEATURE_ENDINGS),  # the last: for a model that reads features
     TEXT: (".txt",),
 }
 MODALITY = {ending: modality for modality, endings in ENDINGS.items() for ending in endings}
+MODALITY[REGIONS] = IMAGE  # where nothing but the ending says what a file is
 LONGEST_TEXT = 1 << 20  # bytes of a .txt file
 NAMED = 20  # unknown characters that a remark names
 
@@ -50,14 +51,15 @@ def find_files(path: Path, modalities: tuple[int, ...]) -> list[Path]:
     Raises:
         DataError: there is no such file or folder, or it holds none.
     """
-    endings = [ending for modality in modalities for ending in ENDINGS[modality]]
     if os.path.isdir(path):  # unlike Path's it takes a name that is too long
+        endings = [ending for ending, modality in MODALITY.items() if modality in modalities]
         files = sorted(file for file in _walk(path) if file.suffix.lower() in endings and file.is_file())
         if not files:
             raise DataError(f"{path} holds nothing to read: expected files that end in {' '.join(endings)}")
         return files
     if not os.path.isfile(path):
         raise DataError(f"{path}: no such file or folder")
+    endings = list(dict.fromkeys(ending for modality in modalities for ending in ENDINGS[modality]))
     if path.suffix.lower() not in endings:
         raise DataError(f"{path}: expected a file that ends in {' '.join(endings)}")
     return [path]
@@ -104,13 +106,13 @@ def report(failures: list[str], total: int, some_read: bool) -> None:
         print(f"skipped {len(failures)} of {total} files", file=sys.stderr)
 
 
-def read_file(file: Path, model: ModelConfig) -> Medium:
-    """One file of any modality.
+def read_file(file: Path, model: ModelConfig, modality: int | None = None) -> Medium:
+    """One file of a modality, by default of that which its ending says.
 
     Raises:
         DataError: it cannot be read.
     """
-    modality = MODALITY[file.suffix.lower()]
+    modality = MODALITY[file.suffix.lower()] if modality is None else modality
     with decoding(f"{file}: not a readable file"), quiet():
         if modality == IMAGE and (model.image.input == "region") != (file.suffix.lower() == REGIONS):
             wanted = f"regions ({REGIONS})" if model.image.input == "region" else "images"
@@ -140,7 +142,7 @@ def read_query(query: str, model: ModelConfig, option: str = "--query") -> Mediu
         return read_file(file, model)
     if not query.strip():
         raise DataError(f"{option} is empty: expected a text, an image or an audio clip")
-    known = " ".join(ending for endings in ENDINGS.values() for ending in endings)
+    known = " ".join(MODALITY)
     if os.path.isfile(query):
         raise DataError(f"{option} {query} is a file of another kind: expected a text, or a file that ends in {known}")
     if re.fullmatch(r"\S+\.(?=\w*[A-Za-z])[A-Za-z0-9]{1,5}", query):

@@ -84,12 +84,15 @@ def check_output(output: Path, source: Path) -> None:
         raise DataError(f"--output {output} would replace {names}, which holds no names of vectors: name another place")
 
 
-def read_entries(source: Path, media: Path | None = None, only: str | None = None) -> Iterator[Entry | DataError]:
+def read_entries(
+    source: Path, media: Path | None = None, only: str | None = None, regions: bool = False
+) -> Iterator[Entry | DataError]:
     """The items of a folder, of a .txt with a text a line, or of a manifest; a line that is none as its error.
 
     Args:
         media: folder that a manifest's paths start from; by default its own.
         only: of MODALITIES; None: all.
+        regions: of a manifest's rows that have both, read the regions and not the image.
 
     Raises:
         DataError: it is neither, or holds nothing to read.
@@ -101,7 +104,7 @@ def read_entries(source: Path, media: Path | None = None, only: str | None = Non
     elif source.suffix.lower() == ".txt":
         found = _of_texts(source)
     elif source.suffix.lower() == ".jsonl":
-        found = _of_manifest(source, media or source.parent)
+        found = _of_manifest(source, media or source.parent, ("regions", "image") if regions else ("image", "regions"))
     else:
         raise DataError(f"--input {source}: expected a folder, a .txt with a text a line, or a manifest .jsonl")
     return (entry for entry in found if isinstance(entry, DataError) or only in (None, entry.kind))
@@ -129,7 +132,8 @@ def embed_input(model: Model, checkpoint: Path, source: Path, output: Path, **ch
     if state.items:
         print(f"goes on behind {state.items} items that {work.folder} holds", file=sys.stderr)
     if not state.finished:
-        entries = itertools.islice(read_entries(source, **choice), state.items, None)
+        found = read_entries(source, **choice, regions=config.model.image.input == "region")
+        entries = itertools.islice(found, state.items, None)
         with progress(None, "embedding") as bar:
             while group := list(itertools.islice(entries, GROUP)):
                 work.append(embed_group(model, group), len(group))
@@ -289,7 +293,7 @@ def _of_texts(path: Path) -> Iterator[Entry | DataError]:
         yield line if isinstance(line, DataError) else Entry("text", line, {"kind": "text", "name": line})
 
 
-def _of_manifest(path: Path, media: Path) -> Iterator[Entry | DataError]:
+def _of_manifest(path: Path, media: Path, image: tuple[str, str]) -> Iterator[Entry | DataError]:
     for number, line in _lines(path):
         where = f"{path}, line {number}"
         try:
@@ -301,13 +305,13 @@ def _of_manifest(path: Path, media: Path) -> Iterator[Entry | DataError]:
         elif not isinstance(row, dict):
             yield DataError(f'{where}: expected an object like {{"id": …, "image": …, "captions": […]}}')
         else:
-            yield from _of_row(row, media)
+            yield from _of_row(row, media, image)
 
 
-def _of_row(row: dict[str, Any], media: Path) -> Iterator[Entry]:
-    """The image (or its regions), the captions and the audio clips of a manifest's row."""
+def _of_row(row: dict[str, Any], media: Path, image: tuple[str, str]) -> Iterator[Entry]:
+    """The captions, the image, by the first key of ``image`` that there is, and the audio clips of a manifest's row."""
     key = {"id": str(row["id"])} if isinstance(row.get("id"), str | int) else {}
-    files = [("image", name) for name in named_files(row, "image") or named_files(row, "regions")]
+    files = [("image", name) for name in named_files(row, image[0]) or named_files(row, image[1])]
     files += [("audio", name) for name in named_files(row, "audio")]
     captions = named_files(row, "captions") or named_files(row, "caption")
     yield from (Entry("text", text, {"kind": "text", "name": text} | key) for text in captions)
