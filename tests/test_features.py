@@ -371,7 +371,7 @@ def test_region_files_can_be_asked_for(
     search.run(model, 3, made.parent / "query", None)
     assert "1.png.npz" in capsys.readouterr().out and (made.parent / "query" / "query-image.png").is_file()
     clips = answers.find_input(made / "audio" / "deep", paper)
-    assert len(answers.describe(model, clips, None)) == ROWS
+    assert len(answers.describe(model, clips, made.parent / "described")) == ROWS
     with pytest.raises(DataError, match=r"1\.png: model.image.input=region reads regions \(\.npz\)"):
         answers.find_input(home / "media" / "deep" / "1.png", paper)
     with pytest.raises(DataError, match=r"1\.wav: model.audio.input=feature needs features \(\.npy, \.npz\)"):
