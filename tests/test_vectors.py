@@ -185,6 +185,24 @@ def test_a_kill_between_the_two_names_is_made_up_for(model: Model, home: Path, t
     assert len(np.load(tmp_path / "a.npy")) == len(names_of(tmp_path / "a.jsonl")) == len(CAPTIONS)
 
 
+@pytest.mark.parametrize("first", ["vectors.npy", "names.jsonl", "state.json"])
+def test_a_kill_while_the_rest_is_removed_is_made_up_for(model: Model, home: Path, first: str, tmp_path: Path) -> None:
+    """Whichever file goes first."""
+    parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed")
+    checkpoint, source, output = locate(home / "run"), home / "captions.txt", tmp_path / "a.parquet"
+
+    def mortal(folder: Path) -> None:
+        (folder / first).unlink()
+        raise Killed
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(vectors.shutil, "rmtree", mortal)
+        vectors.embed_input(model, checkpoint, source, output)
+    vectors.embed_input(model, checkpoint, source, output)
+    assert [row["name"] for row in parquet.read_table(output).to_pylist()] == CAPTIONS
+    assert [path.name for path in tmp_path.iterdir()] == ["a.parquet"]
+
+
 def test_another_works_beginning_is_left_alone(model: Model, home: Path, tmp_path: Path) -> None:
     texts = tmp_path / "texts.txt"
     texts.write_text("一只猫\n", encoding="utf-8")

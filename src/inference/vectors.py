@@ -208,9 +208,10 @@ class _Work:
             self.state.finished = True
             self._write_state()
         if self.output.suffix == ".parquet":
-            made = self.folder / "made.parquet"
-            write_parquet(made, np.load(self.vectors, mmap_mode="r"), self.names)
-            os.replace(made, self.output)
+            if self.vectors.exists() and self.names.exists():  # else the kill came while they were removed
+                made = self.folder / "made.parquet"
+                write_parquet(made, np.load(self.vectors, mmap_mode="r"), self.names)
+                os.replace(made, self.output)
         else:
             for path, place in ((self.names, self.output.with_suffix(".jsonl")), (self.vectors, self.output)):
                 if path.exists():
