@@ -1,6 +1,8 @@
 """tools/embed.py: vectors and names of folders, texts and manifests; an interrupted call ends as any other."""
 
+import itertools
 import json
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -183,6 +185,24 @@ def test_a_kill_between_the_two_names_is_made_up_for(model: Model, home: Path, t
     assert len(np.load(tmp_path / "a.npy")) == len(names_of(tmp_path / "a.jsonl")) == len(CAPTIONS)
 
 
+@pytest.mark.parametrize("first", ["vectors.npy", "names.jsonl", "state.json"])
+def test_a_kill_while_the_rest_is_removed_is_made_up_for(model: Model, home: Path, first: str, tmp_path: Path) -> None:
+    """Whichever file goes first."""
+    parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed")
+    checkpoint, source, output = locate(home / "run"), home / "captions.txt", tmp_path / "a.parquet"
+
+    def mortal(folder: Path) -> None:
+        (folder / first).unlink()
+        raise Killed
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(vectors.shutil, "rmtree", mortal)
+        vectors.embed_input(model, checkpoint, source, output)
+    vectors.embed_input(model, checkpoint, source, output)
+    assert [row["name"] for row in parquet.read_table(output).to_pylist()] == CAPTIONS
+    assert [path.name for path in tmp_path.iterdir()] == ["a.parquet"]
+
+
 def test_another_works_beginning_is_left_alone(model: Model, home: Path, tmp_path: Path) -> None:
     texts = tmp_path / "texts.txt"
     texts.write_text("一只猫\n", encoding="utf-8")
@@ -192,10 +212,50 @@ def test_another_works_beginning_is_left_alone(model: Model, home: Path, tmp_pat
     for content in (json.dumps({"plan": "another"}), "{", "[3]", '{"plans": 3}'):
         (tmp_path / ".writing-a.npy" / "state.json").write_text(content)
         with pytest.raises(
-            DataError, match=r"writing-a\.npy holds the beginning of another model's or input's vectors"
+            DataError, match=r"writing-a\.npy was begun with another model, another input or files that have"
         ):
             vectors.embed_input(model, locate(home / "run"), texts, tmp_path / "a.npy")
         assert (tmp_path / ".writing-a.npy" / "state.json").read_text() == content
+
+
+def test_media_that_change_in_between_are_another_input(model: Model, home: Path, tmp_path: Path) -> None:
+    """Of a manifest as of a folder, but for what is not asked for; what is no file's name is skipped as before."""
+    media = shutil.copytree(home / "gallery", tmp_path / "media")
+    rows = [
+        {"image": "a.png", "captions": CAPTIONS[:2], "audio": ["b.WAV"]},
+        {"image": "later.png", "audio": ["nul\0.wav", "\ud800.wav"]},
+    ]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    checkpoint, output, work = locate(home / "run"), tmp_path / "a.npy", tmp_path / ".writing-a.npy"
+
+    def embed_rows(source: str, only: str | None = None) -> None:
+        vectors.embed_input(model, checkpoint, tmp_path / source, output, media=media, only=only)
+
+    def replace_image() -> None:
+        shutil.copy(media / "b.png", media / "a.png")
+
+    changes = (replace_image, (media / "b.WAV").unlink, lambda: shutil.copy(media / "b.png", media / "later.png"))
+    for source, change in [*itertools.product(("rows.jsonl",), changes), ("media", replace_image)]:
+        shutil.copytree(home / "gallery", media, dirs_exist_ok=True)
+        (media / "later.png").unlink(missing_ok=True)
+        with pytest.MonkeyPatch.context() as kill, pytest.raises(Killed):
+            kill.setattr(vectors, "GROUP", 1)
+            killed_after(6, kill)
+            embed_rows(source)
+        assert json.loads((work / "state.json").read_text())["items"] == 6
+        change()
+        with pytest.raises(
+            DataError, match=r"writing-a\.npy was begun with another model, another input or files that have"
+        ):
+            embed_rows(source)
+        shutil.rmtree(work)
+    with pytest.MonkeyPatch.context() as kill, pytest.raises(Killed):
+        kill.setattr(vectors, "GROUP", 1)
+        killed_after(1, kill)
+        embed_rows("rows.jsonl", "text")
+    (media / "a.png").unlink()
+    embed_rows("rows.jsonl", "text")
+    assert [one["name"] for one in names_of(tmp_path / "a.jsonl")] == CAPTIONS[:2]
 
 
 def test_lines_that_are_not_utf8_are_named_and_the_others_read(

@@ -8,6 +8,7 @@ While they are made they stand in .writing-vectors.npy/ with state.json, which s
 embedded in the same groups whether the work was interrupted or not, so that the result is the same.
 """
 
+import functools
 import hashlib
 import importlib.util
 import itertools
@@ -15,7 +16,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -121,10 +122,11 @@ def embed_input(model: Model, checkpoint: Path, source: Path, output: Path, **ch
         DataError: nothing can be read, or the beginning of another work stands where this one's goes.
     """
     config = model.config
+    read = functools.partial(read_entries, source, **choice, regions=config.model.image.input == "region")
     plan = (
         fingerprint_of(checkpoint, config.model, model.engine.ema),
         config.runtime.precision,
-        _identity(source),
+        _identity(source, read()),
         sorted(choice.items()),
     )
     work = _Work(output, hashlib.sha256(repr(plan).encode()).hexdigest(), model.dim)
@@ -132,8 +134,7 @@ def embed_input(model: Model, checkpoint: Path, source: Path, output: Path, **ch
     if state.items:
         print(f"goes on behind {state.items} items that {work.folder} holds", file=sys.stderr)
     if not state.finished:
-        found = read_entries(source, **choice, regions=config.model.image.input == "region")
-        entries = itertools.islice(found, state.items, None)
+        entries = itertools.islice(read(), state.items, None)
         with progress(None, "embedding") as bar:
             while group := list(itertools.islice(entries, GROUP)):
                 work.append(embed_group(model, group), len(group))
@@ -207,9 +208,10 @@ class _Work:
             self.state.finished = True
             self._write_state()
         if self.output.suffix == ".parquet":
-            made = self.folder / "made.parquet"
-            write_parquet(made, np.load(self.vectors, mmap_mode="r"), self.names)
-            os.replace(made, self.output)
+            if self.vectors.exists() and self.names.exists():  # else the kill came while they were removed
+                made = self.folder / "made.parquet"
+                write_parquet(made, np.load(self.vectors, mmap_mode="r"), self.names)
+                os.replace(made, self.output)
         else:
             for path, place in ((self.names, self.output.with_suffix(".jsonl")), (self.vectors, self.output)):
                 if path.exists():
@@ -225,8 +227,8 @@ class _Work:
         except (ValueError, TypeError):
             state = State("")
         if state.plan != plan:
-            held = f"{self.folder} holds the beginning of another model's or input's vectors"
-            raise DataError(f"{held}: remove it, or name another --output")
+            begun = f"{self.folder} was begun with another model, another input or files that have changed since"
+            raise DataError(f"{begun}: remove it, or name another --output")
         return state
 
     def _write_state(self) -> None:
@@ -318,15 +320,23 @@ def _of_row(row: dict[str, Any], media: Path, image: tuple[str, str]) -> Iterato
     yield from (Entry(kind, media / name, {"kind": kind, "name": name} | key) for kind, name in files)
 
 
-def _identity(source: Path) -> str:
-    """What changes where an input does: the content of a file, or the files of a folder with their sizes and times."""
-    if source.is_file():
-        return digest(source)
-    found = hashlib.sha256()
-    for file in find_files(source, (TEXT, IMAGE, AUDIO)):
-        stat = file.stat()
-        found.update(os.fsencode(f"{file.relative_to(source)}\0{stat.st_size} {stat.st_mtime_ns}\n"))
+def _identity(source: Path, entries: Iterable[Entry | DataError]) -> str:
+    """What changes where an input does: a file's content, and sizes and times of the files that it names or holds."""
+    found = hashlib.sha256(digest(source).encode() if source.is_file() else b"")
+    for entry in entries:
+        if isinstance(entry, Entry) and isinstance(entry.item, Path):
+            stamp = f"{entry.about['name']}\0{_stamp(entry.item)}\n"
+            found.update(stamp.encode(errors="surrogatepass"))  # JSON can name what no file is called
     return found.hexdigest()
+
+
+def _stamp(file: Path) -> str:
+    """Size and time of a file; of what is none nothing, as reading it will tell."""
+    try:
+        stat = file.stat()
+    except (OSError, ValueError):
+        return ""
+    return f"{stat.st_size} {stat.st_mtime_ns}"
 
 
 def _sync(file: IO[bytes]) -> None:
