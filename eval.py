@@ -9,6 +9,7 @@ python eval.py --checkpoint runs/demo/caption eval.decoding.beam_size=4 eval.dec
 from dataclasses import replace
 
 from src import cli
+from src.config import TASKS
 
 
 def parse() -> cli.Arguments:
@@ -52,7 +53,9 @@ def main() -> None:
     setup(replace(config.runtime, distributed=False), config.seed)
     config, model = load_model(folder, args.settings, args.config, args.ema)
     evaluation = Evaluation(Engine(config, model, ema=args.ema), registry.get(config.task).evaluators)
-    name = f"eval-{args.split or config.eval.split}{'-ema' if args.ema else ''}"
+    # what is measured of other files than a split's has a folder of its own
+    what = args.split or config.eval.split if TASKS[config.task].trained else config.task
+    name = f"eval-{what}{'-ema' if args.ema else ''}"
     output = args.output or results_folder(folder) / name
     metrics = evaluation.run(args.split, output)
     for line in evaluation.notes(args.split):

@@ -1,6 +1,7 @@
 """Linear probes: the regression against PyTorch, average precision against counting, labels, splits, the command."""
 
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -365,6 +366,10 @@ def test_folders_of_classes(home: Path, tmp_path: Path, model: Model) -> None:
     split = of_files(model.config, home / "files")
     assert not split.multiple and split.labels == LABELS
     assert len(split.train) + len(split.dev) == 36 and 0 < len(split.dev) < 10 and len(split.test) == 6
+    (tmp_path / "classes").mkdir()
+    for name, label in (("train", "a"), ("car", "b"), ("dog", "c")):
+        shutil.copytree(home / "files" / "train" / label, tmp_path / "classes" / name)
+    assert of_files(model.config, tmp_path / "classes").labels == ["car", "dog", "train"], "vehicles are no split"
     whole = of_files(model.config, home / "files" / "train", most=4)
     assert len(whole.train) == 4 and min(map(len, whole.splits)) > 0
     assert table_of(split, "test") == [["a"]] * 2 + [["b"]] * 2 + [["c"]] * 2
@@ -399,6 +404,9 @@ def test_a_split_of_which_nothing_is_left_is_named(model: Model, tmp_path: Path,
         probe.run()
     said = capsys.readouterr().err
     assert [said.count(f"skipped: {files / 'dev' / name / '0.png'}: ") for name in "abc"] == [1, 1, 1]
+    (files / "dev" / "a" / "0.png").write_bytes(png(np.zeros((9, 8, 3), np.uint8)))
+    found = LinearProbe(model.engine, of_files(model.config, files), against=()).run()
+    assert found["items"] == {"train": 3, "dev": 1, "test": 3}, "what was skipped is no item"
 
 
 def test_the_weakest_penalty_that_was_tried_is_told(capsys: pytest.CaptureFixture) -> None:

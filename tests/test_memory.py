@@ -1,5 +1,6 @@
 """What a training step takes of memory: counted in small graphs by hand, and the same however deep the network is."""
 
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -17,6 +18,7 @@ from src.training.memory import estimate, kept_bytes, report, table_bytes
 from src.training.optimizer import AdamW, trained_parameters
 from tests.objectives import only, text_from
 from tests.oracles import VOCAB, run_mode, tiny_model
+from tools import estimate_memory
 
 ROWS, WIDTH, WIDE = 5, 4, 8
 NOTHING = memory.Activations(0, 0, 0)
@@ -133,3 +135,13 @@ def test_the_table_says_both() -> None:
 def test_a_task_without_weighted_objectives_is_refused() -> None:
     with pytest.raises(ConfigError, match="task=image_tokenizer"):
         estimate(replace(Config(), task="image_tokenizer"))
+
+
+@pytest.mark.parametrize("devices", ["0", "-2"])
+def test_devices_are_counted_from_one(
+    devices: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["estimate_memory.py", "--config", "config/model/demo.yaml", "--devices", devices])
+    with pytest.raises(SystemExit) as end:
+        estimate_memory.main()
+    assert end.value.code == 2 and "--devices must be at least 1" in capsys.readouterr().err

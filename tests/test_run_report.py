@@ -376,6 +376,11 @@ def test_matrices_show_what_was_answered(tmp_path: Path):
     found = report(make_run(tmp_path / "mine", metrics=metrics))[1]
     assert found.row("text+audio (7)") == ["0.29", "0.29", "0.43", "0.00", "0.00"]
     assert found.row("cat (2)") == ["0.50", "0.50"]
+    # of the class in the middle nothing could be read: it has no recall, but an answer may be it
+    metrics["zero_shot"] |= {"labels": ["cat", "eel", EVIL], "confusion": [[1, 1, 0], [0, 0, 0], [1, 0, 1]]}
+    found = report(make_run(tmp_path / "unread", metrics=metrics))[1]
+    assert found.row("cat (2)") == ["0.50", "0.50", "0.00"]
+    del metrics["zero_shot"]["labels"]
     metrics["zero_shot"]["confusion"] = [[2, 0], [1, "x"]]
     assert not [row for row in report(make_run(tmp_path / "other", metrics=metrics))[1].rows if row[:1] == ["cat (2)"]]
 
@@ -395,6 +400,11 @@ def test_warnings_come_from_the_log_and_from_evaluations(tmp_path: Path):
     assert "the loss is 9" in report(run)[1].text and "2 warnings" in report(run)[1].text
     fine = METRICS | {"masked": {"mlm_accuracy": 0.625, "mlm_chance": 0.0625}}
     assert "No warnings: fine." in report(make_run(tmp_path / "fine", metrics=fine))[1].text
+
+
+def test_damaged_embeddings_end_no_report(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "mine", metrics=METRICS | {"embeddings": {"image": 3}})
+    assert "Which of text, image and audio belong together" in report(run)[1].text
 
 
 def test_embeddings_that_an_evaluation_finds_collapsed_are_a_warning(tmp_path: Path):

@@ -23,6 +23,8 @@ def main() -> None:
     parser.add_argument("--batch", type=int, metavar="N", help="samples of each device (default: data.batch_size)")
     parser.add_settings()
     args = parser.parse_intermixed_args()
+    if args.devices < 1:
+        parser.error("--devices must be at least 1")
     # not before: they import MindSpore, for which --help and mistakes in the arguments need not wait
     from src.training.memory import estimate, report
 

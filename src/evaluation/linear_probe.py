@@ -68,7 +68,7 @@ class LinearProbe:
                 )
         about = {"source": data.source, "labels": data.labels, "left_out": data.left_out}
         about |= {"metric": "mean average precision" if data.multiple else "accuracy"}
-        about |= {"items": {split.name: len(split) for split in data.splits}}
+        about |= {"items": {split.name: len(found.numbers) for split, found in zip(data.splits, read, strict=True)}}
         return about | {"chance": self.chance(labels), "results": results}
 
     def chance(self, labels: Sequence[Any]) -> float:

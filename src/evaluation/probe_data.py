@@ -178,7 +178,7 @@ def of_files(
     given = tuple(sorted(modalities))
     kinds = tuple(MODALITIES[modality] for modality in given)
     folders = {name: _folder(path, FOLDERS[name]) for name in SPLITS}
-    if folders["train"]:
+    if folders["train"] and any(entry.is_dir() for entry in folders["train"].iterdir()):  # or a class called train
         held = {name: read_labelled(place, kinds, "--input") for name, place in folders.items() if place}
         if "test" not in held and "dev" in held:
             held["test"] = held.pop("dev")

@@ -240,7 +240,7 @@ def _rank_all(items: dict[int, Items], query: int, gallery: int, depth: int) -> 
 
 
 def _mean(metrics: Sequence[Metrics]) -> Metrics:
-    """By direction, over the folds that have it."""
+    """By direction; of those that every fold has, so that all are means over the same folds."""
     names = [name for name in metrics[0] if all(name in fold for fold in metrics)]
     return {
         name: {key: float(np.mean([fold[name][key] for fold in metrics])) for key in metrics[0][name]} for name in names

@@ -39,7 +39,7 @@ class ZeroShotEvaluator(Evaluator):
         return Needs()
 
     def run(self, split: Split) -> dict[str, Any]:
-        """``zero_shot``: items, skipped, top_1, top_5, recall and count by class, confusion [truth][answer].
+        """``zero_shot``: items, skipped, top_1, top_5, recall and count by class, confusion [truth][answer] of labels.
 
         Raises:
             DataError: nothing can be read.
@@ -63,7 +63,7 @@ class ZeroShotEvaluator(Evaluator):
         return {
             "zero_shot": {"path": self.model.name}
             | metrics
-            | {"confusion": counts.tolist(), "templates": len(self.templates)}
+            | {"labels": list(self.labels), "confusion": counts.tolist(), "templates": len(self.templates)}
         }
 
     def classify(self) -> tuple[list[Labelled], np.ndarray]:

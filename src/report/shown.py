@@ -151,8 +151,8 @@ def _reduced(path: Path) -> str:
 def _matrices(evaluation: Evaluation) -> list[tuple[str, list[str], list[list[int]]]]:
     """Heading, names and counts [truth][answer] of those that are whole."""
     zero_shot = evaluation.section("zero_shot")
-    recall = zero_shot.get("recall")
-    labels = sorted(recall) if isinstance(recall, dict) else []
+    recall = zero_shot.get("recall")  # of the classes of which something was read: earlier versions tell no others
+    labels = zero_shot.get("labels") or (sorted(recall) if isinstance(recall, dict) else [])
     found = [
         ("Which of text, image and audio belong together", list(MATCH_CASES), evaluation.section("masked")),
         ("Zero-shot classes", labels, zero_shot),

@@ -47,7 +47,8 @@ def as_line(evaluation: Evaluation, step: int) -> dict[str, Any]:
         line[f"eval/{name}"] = 1 - row.value if turned else row.value
         line[f"chance/{name}"] = 1 - row.chance if turned else row.chance
     for name, found in evaluation.section("embeddings").items():
-        line |= {f"embeddings/{name}_{measure}": value for measure, value in found.items()}
+        if isinstance(found, dict):  # what is damaged is among the problems already
+            line |= {f"embeddings/{name}_{measure}": value for measure, value in found.items()}
     return line
 
 
