@@ -161,6 +161,21 @@ def test_runs_stand_side_by_side_with_their_difference(tmp_path: Path):
     assert [line["run"] for line in curves(html)["loss"]["series"]] == [0, 1]
 
 
+def test_evaluations_of_one_split_stand_beside_each_other(tmp_path: Path) -> None:
+    """As with beam search and without it: their folders tell them apart."""
+    run = make_run(tmp_path / "mine")
+    beams = json.loads(json.dumps(METRICS))
+    beams["retrieval"]["text_to_image"]["R@1"] = 0.875
+    (run / "eval-beams").mkdir()
+    (run / "eval-beams" / "metrics.json").write_text(json.dumps(beams), encoding="utf-8")
+    _, found = report(run)
+    values = {row[1] for row in found.rows if row[:1] == ["text → image"]}
+    assert values == {"0.500", "0.875"}
+    assert "split test (eval-test)" in found.text and "split test (eval-beams)" in found.text
+    _, alone = report(make_run(tmp_path / "alone"))
+    assert "(eval-" not in alone.text
+
+
 def test_only_equal_galleries_are_compared(tmp_path: Path):
     other = METRICS | {"gallery": 1000}
     _, found = report(make_run(tmp_path / "one"), make_run(tmp_path / "two", metrics=other))

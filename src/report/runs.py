@@ -10,8 +10,9 @@ Whatever is missing or damaged is a line of ``problems``; the rest is read all t
 
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -43,12 +44,13 @@ class Evaluation:
     metrics: dict[str, Any]
     rows: list[Measure]  # the numbers among them
     examples: list[dict[str, Any]]  # the sheets of examples.json
+    place: str = ""  # the folder's name, where the run has another evaluation of the same split and weights
 
     @property
     def label(self) -> str:
-        """The split, and which weights were measured if not the last ones."""
+        """The split, which weights were measured if not the last ones, and the place where only that tells it."""
         averaged = ", average of the weights" if str(self.metrics.get("weights", "")).startswith("ema") else ""
-        return f"{self.metrics.get('split', '?')}{averaged}"
+        return f"{self.metrics.get('split', '?')}{averaged}{f' ({self.place})' if self.place else ''}"
 
     def section(self, name: str) -> dict[str, Any]:
         """A part of the metrics; empty where there is none."""
@@ -153,6 +155,10 @@ def _read(folder: Path, name: str) -> Run:
     _read_log(run)
     for place in _evaluation_folders(folder):
         _read_evaluation(run, place)
+    counts = Counter(found.label for found in run.evaluations)
+    run.evaluations = [
+        replace(found, place=found.folder.name) if counts[found.label] > 1 else found for found in run.evaluations
+    ]
     run.state, run.manifest = (_read_checkpoint(folder, file) for file in ("state.json", "manifest.json"))
     if not run.evaluations:
         run.problems.append("not evaluated: eval.py has written no metrics.json for it")
