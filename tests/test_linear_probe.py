@@ -22,7 +22,16 @@ from src.data.schema import AUDIO, IMAGE, TEXT
 from src.data.writer import DatasetWriter
 from src.demo.facts import FactMetric
 from src.evaluation.linear_probe import LinearProbe
-from src.evaluation.probe_data import ProbeData, ProbeSplit, _Found, _split, of_dataset, of_files, read_data
+from src.evaluation.probe_data import (
+    ProbeData,
+    ProbeSplit,
+    _assemble,
+    _Found,
+    _split,
+    of_dataset,
+    of_files,
+    read_data,
+)
 from src.inference import engine, load, logistic, representations
 from src.inference.library import Model
 from src.inference.media import Medium
@@ -396,6 +405,11 @@ def test_a_split_of_which_nothing_is_left_is_named(model: Model, tmp_path: Path,
     told = "files: no item of split 'dev' has a label that 1 training items and some of the test have"
     with pytest.raises(DataError, match=told):
         of_files(model.config, files)
+    parts = [_Found(name, [own], lambda at: {}) for name, own in (("train", ("a",)), ("dev", ("z",)), ("test", ("a",)))]
+    with pytest.raises(
+        DataError, match="data: no item of split 'dev' has a label that 1 training items and some of th"
+    ):
+        _assemble("data", parts, (IMAGE,), 1, multiple=True)
     files = labelled(tmp_path / "other", train="abc", dev="abc", test="abc")
     for name in "abc":
         (files / "dev" / name / "0.png").write_bytes(b"none")

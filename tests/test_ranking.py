@@ -10,8 +10,9 @@ import pytest
 from mindspore import Tensor
 
 from src.config import EvalConfig, RerankConfig, RetrievalConfig
+from src.data.errors import DataError
 from src.data.schema import AUDIO, IMAGE, TEXT
-from src.evaluation import sheets
+from src.evaluation import sheets, tuning
 from src.evaluation.evaluator import Split
 from src.evaluation.relevance import relevance
 from src.evaluation.retrieval import RetrievalEvaluator, _mean
@@ -316,3 +317,15 @@ def test_a_sheet_marks_what_belongs_to_its_own_query(tmp_path: Path, monkeypatch
         for (offered, relevant), right, index in zip(hits, own, indices[queries.tolist().index(said)], strict=False):
             assert offered == index and relevant == bool(right)
     assert any(relevant for _, hits in drawn for _, relevant in hits)
+
+
+def test_a_split_without_pairs_has_no_weights(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    found, _ = evaluator(embedding=1.0)
+    config = SimpleNamespace(task="retrieval", eval=EvalConfig(split="test", rerank=RerankConfig(top_k=3)))
+    evaluation = SimpleNamespace(
+        config=config, engine=SimpleNamespace(encoder=None), evaluators=[found], loader=lambda split: None
+    )
+    monkeypatch.setattr(tuning, "encode_split", lambda *_: {TEXT: ALL[TEXT]})
+    with pytest.raises(DataError, match="split 'dev' has no pairs of text, image and audio to rank"):
+        tuning.tune(evaluation, "dev", tmp_path)
+    assert not list(tmp_path.iterdir())

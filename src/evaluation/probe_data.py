@@ -295,7 +295,7 @@ def _assemble(source: str, parts: Sequence[_Found], given: tuple[int, ...], fewe
     place = {label: at for at, label in enumerate(used)}
     splits = [_split(part, place, multiple) for part in parts]
     for split in splits:
-        if not len(split):
+        if not split.labels.nnz:  # of labels that may meet, an item may have none
             wanted = f"{fewest} training items and some of the test have (--min-items)"
             raise DataError(f"{source}: no item of split {split.name!r} has a label that {wanted}")
     return ProbeData(source, used, multiple, given, *splits, left_out=len(known) - len(used))

@@ -14,6 +14,7 @@ import yaml
 
 from src.checkpoints.files import RERANKING
 from src.config import ConfigError
+from src.data.errors import DataError
 from src.evaluation.retrieval import RetrievalEvaluator, Scored
 from src.evaluation.run import Evaluation
 from src.files import write_json, write_text
@@ -47,6 +48,7 @@ def tune(evaluation: Evaluation, split: str, output: Path) -> Weights:
 
     Raises:
         ConfigError: the task is not judged by retrieval, the split is the reported one, or nothing is re-ranked.
+        DataError: the split has nothing to rank.
     """
     config, engine = evaluation.config, evaluation.engine
     settings = config.eval
@@ -60,6 +62,8 @@ def tune(evaluation: Evaluation, split: str, output: Path) -> Weights:
     items = encode_split(engine.encoder, evaluation.loader(split), settings.retrieval.gallery_size)
     items = evaluator.with_transcripts(items)
     scored = evaluator.second_stage(evaluator.first_stage(items, settings.rerank.top_k), TERMS)
+    if not scored:
+        raise DataError(f"split {split!r} has no pairs of text, image and audio to rank: choose another --split")
     recalls = {weights: measure(scored, weights) for weights in grid()}
     # the earlier of RECALLS counts more
     best = max(recalls, key=lambda weights: [recalls[weights][key] for key in RECALLS])
