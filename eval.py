@@ -37,7 +37,7 @@ def main() -> None:
     args = parse()
     # not before: they import MindSpore, for which --help and mistakes in the arguments need not wait
     from src.checkpoints.checkpoint import load_checkpoint_config
-    from src.checkpoints.places import locate, results_folder
+    from src.checkpoints.places import locate, results_folder, step_beside_latest
     from src.evaluation.run import Evaluation
     from src.inference.engine import Engine
     from src.inference.loading import load_model
@@ -53,9 +53,9 @@ def main() -> None:
     setup(replace(config.runtime, distributed=False), config.seed)
     config, model = load_model(folder, args.settings, args.config, args.ema)
     evaluation = Evaluation(Engine(config, model, ema=args.ema), registry.get(config.task).evaluators)
-    # what is measured of other files than a split's has a folder of its own
+    # what is measured of other files than a split's, or of another checkpoint than the latest, has its own folder
     what = args.split or config.eval.split if TASKS[config.task].trained else config.task
-    name = f"eval-{what}{'-ema' if args.ema else ''}"
+    name = f"eval-{what}{'-ema' if args.ema else ''}{step_beside_latest(folder)}"
     output = args.output or results_folder(folder) / name
     metrics = evaluation.run(args.split, output)
     for line in evaluation.notes(args.split):

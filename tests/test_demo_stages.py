@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -103,6 +104,28 @@ def test_a_missing_folder_is_made_again(tmp_path: Path, run: Recorder):
     (tmp_path / "third").rmdir()
     run_stages(chain(tmp_path), tmp_path, run)
     assert run.names() == ["third"]
+
+
+@pytest.mark.parametrize("earlier", [(), chain(Path("usual"))], ids=["as an earlier version noted it", "now"])
+def test_a_folder_is_known_however_it_is_spelled(
+    tmp_path: Path, run: Recorder, monkeypatch: pytest.MonkeyPatch, earlier: Sequence[Stage]
+) -> None:
+    """Otherwise finished stages would be emptied, and hours of training with them."""
+    usual, spelled = chain(Path("usual")), Path(tmp_path.name)
+    monkeypatch.chdir(tmp_path.parent)
+    run_stages(chain(spelled), spelled, run, earlier)
+    assert run.names() == ["first", "second", "third"]
+    run_stages(chain(spelled), spelled, run, usual)
+    assert run.names() == []
+    if earlier:
+        run_stages(chain(tmp_path), tmp_path, run, usual)
+        assert run.names() == []
+        tmp_path.rename(tmp_path.with_name("moved"))
+        run_stages(chain(tmp_path.with_name("moved")), tmp_path.with_name("moved"), run, usual)
+        assert run.names() == []
+        tmp_path.with_name("moved").rename(tmp_path)
+    run_stages(chain(spelled, second="x"), spelled, run, chain(Path("usual"), second="x"))
+    assert run.names() == ["second"]
 
 
 def test_a_failure_stops_with_the_name_of_the_stage(tmp_path: Path, run: Recorder):

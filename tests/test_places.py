@@ -10,7 +10,7 @@ from conftest import tiny_dataset
 from src.checkpoints.checkpoint import note_evaluation, read_state, save_checkpoint
 from src.checkpoints.files import CheckpointError
 from src.checkpoints.manifest import read_manifest
-from src.checkpoints.places import has_checkpoint, locate
+from src.checkpoints.places import has_checkpoint, locate, step_beside_latest
 from src.config import Config
 from src.files import LFS_POINTER, digest
 from src.models.build import build_model
@@ -68,6 +68,15 @@ def test_names_of_checkpoints(run: Path) -> None:
     assert "has no checkpoint best: it has latest, step-00000005" in refused(f"{run}@best")
     odd = run.rename(run.with_name("run@best"))  # a folder's own name goes first
     assert step_of(odd) == 15 and step_of(f"{odd}@10") == 10
+
+
+def test_results_of_an_earlier_checkpoint_have_their_own_name(run: Path) -> None:
+    for name, at in (("", ""), ("@latest", ""), ("@best", "@step-00000010"), ("@5", "@step-00000005")):
+        assert step_beside_latest(locate(f"{run}{name}")) == at
+    moved = run.rename(run.with_name("moved")) / "checkpoints" / "step-00000005"
+    assert step_beside_latest(moved) == "@step-00000005"
+    shutil.copytree(moved, run.with_name("bundle"))
+    assert step_beside_latest(run.with_name("bundle")) == ""
 
 
 def test_the_manifest_says_what_was_written(run: Path) -> None:

@@ -329,3 +329,10 @@ def test_a_split_without_pairs_has_no_weights(monkeypatch: pytest.MonkeyPatch, t
     with pytest.raises(DataError, match="split 'dev' has no pairs of text, image and audio to rank"):
         tuning.tune(evaluation, "dev", tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_too_many_folds_are_told_before_anything_is_ranked() -> None:
+    found, asked = evaluator(matching=1.0)
+    with pytest.raises(DataError, match="eval.retrieval.folds=99: the gallery has only 8 images: lower it"):
+        found.run(split_of(ALL, folds=99, gallery_size=0))
+    assert asked == [] and found.run(split_of(ALL, folds=1, gallery_size=0))["retrieval"]

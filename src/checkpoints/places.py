@@ -61,6 +61,12 @@ def results_folder(checkpoint: Path) -> Path:
     return checkpoint.parent.parent if checkpoint.parent.name == CHECKPOINTS else Path("runs") / checkpoint.name
 
 
+def step_beside_latest(checkpoint: Path) -> str:
+    """``@step-…`` of a checkpoint that is not its run's latest one, as a user would name it; otherwise nothing."""
+    beside = checkpoint.parent.name == CHECKPOINTS and pointed(checkpoint.parent / LATEST) not in (None, checkpoint)
+    return f"@{checkpoint.name}" if beside else ""
+
+
 def _find(path: Path, check: Callable[[Path], None]) -> Path:
     if (path / MODEL).is_file():
         check(path)

@@ -44,6 +44,7 @@ FAST_EVAL += ("eval.caption.max_items=20", "eval.transcript.max_items=20")
 FAST_EVAL += ("eval.masked.max_items=20",)
 FAST_IMAGE_EVAL = ("eval.image_generation.max_items=8",)
 
+USUAL = Path("runs/demo")  # the folder by which stages are known, whichever they fill
 AT_ONCE = 2  # commands side by side: an evaluation spends much of its time compiling, which keeps one core busy
 POLL_SECONDS = 0.5
 
@@ -151,17 +152,21 @@ def run_commands(*commands: Command) -> int:
             output.close()
 
 
-def run_stages(stages: Sequence[Stage], folder: Path, run: Run = run_commands) -> dict[str, float]:
+def run_stages(
+    stages: Sequence[Stage], folder: Path, run: Run = run_commands, usual: Sequence[Stage] = ()
+) -> dict[str, float]:
     """Runs the stages that are not finished; returns the minutes that each stage took, now or in an earlier call.
+
+    Args:
+        usual: the same stages in another folder, which is always the same: by them a stage is known again however its
+            own folder is spelled, and wherever it has moved.
 
     Raises:
         ConfigError: a configuration cannot be used; nothing has run.
         StageError: a folder is not the demo's, and nothing has run; or a command failed, and the stages before it stay
             finished.
     """
-    digests: dict[str, str] = {}
-    for stage in stages:
-        digests[stage.name] = stage.digest(digests)
+    digests, spelled = _digests(usual or stages), _digests(stages)  # earlier versions noted the second
     book = folder / "stages.json"
     records: dict[str, dict[str, Any]] = _read(book) if book.exists() else {}
     for stage in stages:
@@ -170,7 +175,8 @@ def run_stages(stages: Sequence[Stage], folder: Path, run: Run = run_commands) -
     for number, stage in enumerate(stages, 1):
         title = f"[{number}/{len(stages)}] {stage.name}"
         known = records.get(stage.name)
-        same = known is not None and known["digest"] == digests[stage.name] and stage.is_there()
+        alike = known is not None and known["digest"] in (digests[stage.name], spelled[stage.name])
+        same = alike and stage.is_there()
         if same and known["finished"]:
             print(f"{title}: finished before, in {known['minutes']:.1f} minutes", flush=True)
             continue
@@ -229,7 +235,8 @@ def run_demo(folder: Path, world: str, fast: bool, run: Run = run_commands) -> N
         KeyboardInterrupt: its message says how to go on.
     """
     try:
-        minutes = run_stages(build_stages(folder, world, fast), folder, run)
+        usual = build_stages(USUAL, world, fast)
+        minutes = run_stages(build_stages(folder, world, fast), folder, run, usual)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("the same call goes on from here") from None
     results = summarise(folder, world, minutes)
@@ -283,6 +290,13 @@ def _refuse_foreign(stage: Stage) -> None:
 def _clear(stage: Stage) -> None:
     for folder in stage.folders:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _digests(stages: Sequence[Stage]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for stage in stages:
+        found[stage.name] = stage.digest(found)
+    return found
 
 
 def _resolved(command: Command) -> str:

@@ -112,6 +112,7 @@ class RetrievalEvaluator(Evaluator):
         if settings.rerank.top_k and settings.rerank.likelihood:
             split.items = self.with_transcripts(split.items)
         compared = first_images(split.items, settings.retrieval.gallery_size)
+        _check_folds(compared, settings.retrieval.folds)
         first, second, rankings = self.evaluate(compared, settings.rerank.top_k)
         if not first:
             return {}
@@ -174,16 +175,9 @@ class RetrievalEvaluator(Evaluator):
         return first, second, rankings
 
     def folds(self, items: dict[int, Items], settings: EvalConfig) -> dict[str, Any]:
-        """Retrieval as the mean over smaller galleries of consecutive images.
-
-        Raises:
-            DataError: there are fewer images than galleries.
-        """
-        count, images = settings.retrieval.folds, np.unique(np.concatenate([group.images for group in items.values()]))
-        if len(images) < count:
-            raise DataError(f"eval.retrieval.folds={count}: the gallery has only {len(images)} images: lower it")
-        found = []
-        for part in np.array_split(images, count):
+        """Retrieval as the mean over smaller galleries of consecutive images."""
+        count, found = settings.retrieval.folds, []
+        for part in np.array_split(_images_of(items), count):
             chosen = {which: group.take(np.isin(group.images, part)) for which, group in items.items()}
             chosen = {which: group for which, group in chosen.items() if len(group)}
             found.append(self.evaluate(chosen, settings.rerank.top_k)[:2])
@@ -237,6 +231,16 @@ def _rank_all(items: dict[int, Items], query: int, gallery: int, depth: int) -> 
     ranks = recall.ranks(vectors, offered.embeddings, relevant)
     candidates, cosines = top_k(vectors, offered.embeddings, min(depth or HITS, len(offered)))
     return Direction(query, gallery, queries, relevant, ranks, candidates, cosines)
+
+
+def _images_of(items: dict[int, Items]) -> np.ndarray:
+    return np.unique(np.concatenate([group.images for group in items.values()]))
+
+
+def _check_folds(items: dict[int, Items], count: int) -> None:
+    """Raises DataError, before anything is ranked, if there are fewer images than galleries."""
+    if count > 1 and (images := len(_images_of(items))) < count:
+        raise DataError(f"eval.retrieval.folds={count}: the gallery has only {images} images: lower it")
 
 
 def _mean(metrics: Sequence[Metrics]) -> Metrics:
