@@ -102,6 +102,20 @@ def test_the_image_that_suits_its_text_best_is_kept(
     assert (agreement(best) > agreement(one) + 1e-5).any()
 
 
+def test_a_model_of_regions_generates_images_without_ranking_them(
+    config: Config, model: OPT, tokenizer: ImageTokenizer, items: dict[int, Items]
+) -> None:
+    """Its image encoder does not read what is generated."""
+    model_of_regions = replace(config.model, image=replace(config.model.image, input="region"))
+    of_regions = replace(changed(config, max_items=0), model=model_of_regions)
+    generator = image_generator(of_regions, model, tokenizer, samples=2)
+    generator.encode = None
+    images, scores = generator.generate_all(TEXT, items[TEXT])
+    assert images.shape == (N, 2, 8, 8, 3) and not scores.any()
+    judged = image_generator(config, model, tokenizer, samples=2).generate_all(TEXT, items[TEXT])
+    assert np.array_equal(judged[0], images) and judged[1].any()
+
+
 def test_the_matching_head_ranks_where_it_is_asked_to(
     config: Config, model: OPT, tokenizer: ImageTokenizer, items: dict[int, Items]
 ) -> None:
