@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from src import cli
 from src.config import TASKS
+from src.files import require_writable
 
 
 def parse() -> cli.Arguments:
@@ -48,16 +49,15 @@ def main() -> None:
     folder = locate(args.checkpoint, args.ema)
     # the network is the checkpoint's, with its vocabulary and codes, whichever configuration is used
     config = load_checkpoint_config(folder, args.settings, args.config)
-    if args.output:
-        args.output.mkdir(parents=True, exist_ok=True)  # before the model is built: mistakes are told at once
+    place = require_writable(args.output or results_folder(folder))  # before the model is built: mistakes come early
     setup(replace(config.runtime, distributed=False), config.seed)
     config, model = load_model(folder, args.settings, args.config, args.ema)
     evaluation = Evaluation(Engine(config, model, ema=args.ema), registry.get(config.task).evaluators)
     # what is measured of other files than a split's, or of another checkpoint than the latest, has its own folder
     what = args.split or config.eval.split if TASKS[config.task].trained else config.task
     name = f"eval-{what}{'-ema' if args.ema else ''}{step_beside_latest(folder)}"
-    output = args.output or results_folder(folder) / name
-    metrics = evaluation.run(args.split, output)
+    output = args.output or place / name
+    metrics = evaluation.run(args.split, output, checkpoint=folder)
     for line in evaluation.notes(args.split):
         print(f"note: {line}")
     print(f"{summary(metrics)}\n\n{output / 'metrics.json'}")

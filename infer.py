@@ -9,6 +9,7 @@ python infer.py --checkpoint runs/demo/text_to_image --generate 红底，中间�
 """
 
 from src import cli
+from src.files import require_writable
 from src.inference.requests import check_request, checkpoint_of
 
 CHECKPOINT_HELP = "run (also RUN@best, RUN@step-…) or checkpoint folder (default: one of the bundled in pretrained/)"
@@ -60,8 +61,7 @@ def main() -> None:
     subject = answers.read_subject(args.generate, config) if args.generate is not None else None
     question = answers.read_question(args.ask, files, config) if args.ask is not None else None
     verb = "query" if search else "classes" if args.classify else "answers" if question else "captions"
-    output = args.output or results_folder(folder) / ("generated" if subject else verb)
-    output.mkdir(parents=True, exist_ok=True)
+    output = require_writable(args.output or results_folder(folder) / ("generated" if subject else verb))
     settings += ["runtime.mode=pynative"] if search and search.few else []
     model = load(folder, settings, args.config, ema=args.ema)
     if search:

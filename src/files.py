@@ -8,6 +8,7 @@ import json
 import math
 import os
 import shutil
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,20 @@ def write_bytes(path: str | Path, data: bytes) -> None:
         if isinstance(error, OSError):
             raise OSError(error.errno, error.strerror or str(error), str(path)) from None
         raise
+
+
+def require_writable(folder: Path) -> Path:
+    """Makes the folder and those above it, and tells before long work that nothing could be written there.
+
+    Raises:
+        OSError: it cannot be made, or nothing written in it; it names the folder.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), str(folder)) from None
 
 
 def sync_folder(folder: Path) -> None:

@@ -35,6 +35,7 @@ def test_dataset(run: Run, home: Path) -> None:
     assert code == 0 and "text → image" in out and "transcripts of speech" in out
     metrics = json.loads((home / "run" / "eval-dev" / "metrics.json").read_text())
     assert metrics["split"] == "dev" and metrics["caption"]["images"] <= 4
+    assert Path(metrics["checkpoint"]).parent == Path("run/checkpoints")
     assert "% of the texts are cut at model.text.max_len=" in out and "[UNK]" not in out
 
 
@@ -48,6 +49,7 @@ def test_weights_are_chosen_on_another_split(tune: Run, home: Path) -> None:
     (found,) = [row for row in tried if all(row[name] == best[name] for name in TERMS)]
     assert found["R@1"] == max(row["R@1"] for row in tried) and len(tried) == 5**3 - 4**3
     for arguments, message in (
+        (["--output", "/proc/self"], "/proc/self: "),
         (["--split", "dev"], "--split dev is eval.split, which is reported"),
         (["eval.split=train", "eval.rerank.top_k=0"], "eval.rerank.top_k=0 re-ranks nothing"),
         (["task=caption", "objectives.weights.denoise_text=1"], "task=caption is not judged by retrieval"),

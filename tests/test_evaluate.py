@@ -28,6 +28,7 @@ from src.data.order import evenly_apart
 from src.data.pipeline import Loader
 from src.data.record import Record
 from src.data.schema import AUDIO, IMAGE, MATCH_CASES, TEXT
+from src.data.store import Dataset
 from src.data.writer import DatasetWriter
 from src.demo.facts import FactMetric
 from src.evaluation.evaluator import Needs, Split
@@ -352,7 +353,14 @@ def limited(settings: EvalConfig, gallery_size: int = 1000, max_items: int = 100
 
 
 def test_whole_run(config: Config, evaluation: Evaluation, tmp_path: Path) -> None:
-    metrics = evaluation.run("dev", tmp_path)
+    for left in ("figures/reconstruction.png", "transcripts_with_image.json", "captions.json", "figures/mine.png"):
+        (tmp_path / left).parent.mkdir(exist_ok=True)
+        (tmp_path / left).write_text("of an earlier evaluation")
+    metrics = evaluation.run("dev", tmp_path, checkpoint=Path("runs/mine"))
+    assert metrics["checkpoint"] == "runs/mine" and metrics["weights"] == "model.safetensors"
+    assert metrics["data"] == {"path": config.data.path, "sha256": Dataset(config.data.path, "dev").digest()}
+    assert not (tmp_path / "transcripts_with_image.json").exists()
+    (tmp_path / "figures" / "mine.png").unlink()  # what is not an evaluation's own stays
     couples = (("text", "image"), ("text", "audio"), ("image", "audio"), ("text+audio", "image"))
     directions = {f"{query}_to_{gallery}" for couple in couples for query, gallery in (couple, couple[::-1])}
     assert metrics["retrieval"].keys() == metrics["reranked"].keys() == directions

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from src.files import digest, json_line, replace_folder, write_bytes, write_json, write_text
+from src.files import digest, json_line, replace_folder, require_writable, write_bytes, write_json, write_text
 from tests.disk import Disk
 
 
@@ -127,3 +127,13 @@ def test_the_old_folder_comes_back_when_the_new_one_cannot_be_renamed(
     with pytest.raises(KeyboardInterrupt):
         replace_folder(new, place)
     assert (place / "name").read_text() == "out" and sorted(os.listdir(tmp_path)) == [".writing-out", "out"]
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_the_work(tmp_path: Path) -> None:
+    place = tmp_path / "new" / "folder"
+    assert require_writable(place) == place and place.is_dir() and not list(place.iterdir())
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file" / "folder", Path("/proc/self")):  # the kernel's own is closed to root as well
+        with pytest.raises(OSError) as told:
+            require_writable(folder)
+        assert told.value.filename == str(folder)

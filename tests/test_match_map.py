@@ -160,6 +160,8 @@ def test_what_is_asked_must_be_one_thing(model: Model) -> None:
             model.match_map(CAPTION, **given)
     with pytest.raises(DataError, match="text: the text is empty"):
         model.match_map(" ", image=GALLERY / "01.png")
+    with pytest.raises(DataError, match=r"match_map: '\\u200b' holds nothing that the model reads"):
+        model.match_map("\u200b", image=GALLERY / "01.png")
 
 
 def test_a_long_text_is_cut(model: Model) -> None:

@@ -184,6 +184,19 @@ def test_only_equal_galleries_are_compared(tmp_path: Path):
     assert sum(row[:1] == ["text → image"] for row in found.rows) == 2  # a table each
 
 
+def test_only_equal_samples_are_compared(tmp_path: Path):
+    """Splits of one name and size that hold other samples, or that an earlier version has not named."""
+    data = {digest: METRICS | {"data": {"path": "data", "sha256": digest * 64}} for digest in "ab"}
+    one, again = (make_run(tmp_path / name, metrics=data["a"]) for name in ("one", "again"))
+    _, found = report(one, again)
+    assert sum(row[:1] == ["text → image"] for row in found.rows) == 0  # one table of both, of a line a metric
+    assert "Retrieval by embeddings among 200, split test" in found.text and "data aaaa" not in found.text
+    _, found = report(one, make_run(tmp_path / "other", metrics=data["b"]), make_run(tmp_path / "earlier"))
+    for named in ("aaaaaaaa", "bbbbbbbb", "unknown"):
+        assert f"Retrieval by embeddings among 200, split test, data {named}" in found.text
+    assert sum(row[:1] == ["text → image"] for row in found.rows) == 3
+
+
 def test_settings_that_differ_are_shown(tmp_path: Path):
     first = make_run(tmp_path / "one", "optimizer.lr=0.001")
     second = make_run(tmp_path / "two", "optimizer.lr=0.002", "data.batch_size=48")

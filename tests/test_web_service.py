@@ -453,7 +453,6 @@ def test_a_visitor_names_no_file_of_the_machine(service: Service, monkeypatch) -
 
 def test_a_port_in_use_is_one_line() -> None:
     with server.listen("127.0.0.1", 0) as bound:
-        bound.listen()
         port = bound.getsockname()[1]
         with pytest.raises(WebError, match=f"port {port} of 127.0.0.1 is in use: choose another with --port"):
             server.listen("127.0.0.1", port)

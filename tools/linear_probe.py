@@ -16,6 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # wherever it is called from
 
 from src import cli
+from src.files import require_writable
 
 AGAINST = ("untrained+raw", "untrained", "raw", "none")
 
@@ -54,11 +55,12 @@ def main() -> None:
     config = load_checkpoint_config(folder, args.settings, args.config)
     check_network(config)
     data = read_data(config, args.input, args.given, args.labels, args.names, args.items, args.min_items)
+    place = require_writable(args.output or results_folder(folder))
     setup(replace(config.runtime, distributed=False), config.seed)
     engine = Engine(*load_model(folder, args.settings, args.config, args.ema), ema=args.ema)
     found = linear_probe.LinearProbe(engine, data, args.against.split("+")).run()
     print(linear_probe.summary(found), end="\n\n")
-    print(*linear_probe.write(found, args.output or results_folder(folder) / "linear_probe"), sep="\n")
+    print(*linear_probe.write(found, args.output or place / "linear_probe"), sep="\n")
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # wherever it is called from
 
 from src import cli
+from src.files import require_writable
 
 
 def main() -> None:
@@ -39,13 +40,14 @@ def main() -> None:
     folder = locate(args.checkpoint)
     config = load_checkpoint_config(folder, args.settings)
     check_network(config)
+    output = require_writable(args.output or folder)
     setup(replace(config.runtime, distributed=False), config.seed)
     engine = Engine(*load_model(folder, args.settings))
     found, rows = outliers.measure(engine.encoder, engine.config)
     splits = list(dict.fromkeys(split for row in rows for split in row.beyond))
     cells = [[plural(row.modality), row.fitted, row.limit, *map(row.beyond.get, splits)] for row in rows]
     print(table(cells, ["", "learned from", "limit", *(f"beyond, {split}" for split in splits)]), end="\n\n")
-    print(outliers.keep(args.output or folder, folder, found))
+    print(outliers.keep(output, folder, found))
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # wherever it is called from
 
 from src import cli
+from src.files import require_writable
 
 
 def main() -> None:
@@ -42,10 +43,11 @@ def main() -> None:
 
     folder = locate(args.checkpoint)
     config = load_checkpoint_config(folder, args.settings)
+    output = require_writable(args.output or folder)  # before hours of ranking
     setup(replace(config.runtime, distributed=False), config.seed)
     config, model = load_model(folder, args.settings)
     evaluation = Evaluation(Engine(config, model), registry.get(config.task).evaluators)
-    tune(evaluation, args.split or config.data.eval_split, args.output or folder)
+    tune(evaluation, args.split or config.data.eval_split, output)
 
 
 if __name__ == "__main__":

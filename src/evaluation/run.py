@@ -42,19 +42,22 @@ class Evaluation:
         output: Path | None = None,
         settings: EvalConfig | None = None,
         sheets: Callable[[Loader | None], Sheets] | None = None,
+        checkpoint: Path | None = None,
     ) -> dict[str, Any]:
         """Evaluates a split.
 
         Args:
             split: by default that of the configuration.
-            output: folder for metrics.json, examples.json, captions.json, transcripts.json and figures; None: nothing
-                is written.
+            output: folder for metrics.json and what :class:`src.evaluation.sheets.Sheets` writes; None: nothing is
+                written.
             settings: how much is measured, instead of the configuration's eval; how texts are decoded, candidates
                 weighed and images sampled is the engine's.
             sheets: of the split's loader, what shows samples where there is no ``output``.
+            checkpoint: the folder that the model was read from, as the metrics are to name it.
 
         Returns:
-            task, split, the file that the weights are of, what each evaluator found, seconds, parameters and versions.
+            task, split, the checkpoint and the file in it that the weights are of, the data's folder and digest, what
+            each evaluator found, seconds, parameters and versions.
 
         Raises:
             ConfigError: the settings leave nothing to measure.
@@ -72,7 +75,9 @@ class Evaluation:
         trained = model.training
         model.set_train(False)
         try:
-            return self._run(needs, Split(split or settings.split, settings), output, sheets)
+            source = {"checkpoint": str(checkpoint)} if checkpoint else {}
+            source["weights"] = weights_file(self.engine.ema)
+            return self._run(needs, Split(split or settings.split, settings), output, sheets, source)
         finally:
             model.set_train(trained)
 
@@ -122,14 +127,16 @@ class Evaluation:
         split: Split,
         output: Path | None,
         sheets: Callable[[Loader | None], Sheets] | None,
+        source: Mapping[str, str],
     ) -> dict[str, Any]:
-        weights = weights_file(self.engine.ema)
-        metrics: dict[str, Any] = {"task": self.config.task, "split": split.name, "weights": weights}
+        metrics: dict[str, Any] = {"task": self.config.task, "split": split.name, **source}
         seconds: dict[str, float] = {}
         if self._reads_split:
             split.loader = self.loader(split.name)
+            dataset = split.loader.dataset
+            metrics["data"] = {"path": str(dataset.folder), "sha256": dataset.digest()}
         if output:
-            split.sheets = Sheets(split.loader, output / "figures")
+            split.sheets = Sheets(split.loader, output)
         elif sheets:
             split.sheets = sheets(split.loader)
         with _timed(seconds, "encode"):

@@ -48,6 +48,15 @@ SHEETS = {  # direction → query, gallery, file and title
     "image_to_text": (IMAGE, TEXT, "retrieval_by_image.png", "Texts found by image"),
     "audio_to_text": (AUDIO, TEXT, "texts_by_speech.png", "Texts found by speech"),
 }
+EXAMPLES, CAPTIONS_FILE = "examples.json", "captions.json"
+FILES = (  # all that an evaluation may show, and so what an earlier one may have left in its folder
+    EXAMPLES,
+    CAPTIONS_FILE,
+    *TRANSCRIPT_TITLES,
+    *(f"figures/{file}" for _, _, file, _ in SHEETS.values()),
+    *(f"figures/{name}.png" for name in ("captions", "classes", "generated", "generated_album", "matching")),
+    "figures/reconstruction.png",
+)
 
 
 @dataclass(frozen=True)
@@ -75,20 +84,28 @@ class Media:
 
 
 class Sheets:
-    """Writes into a folder; media are read again from the dataset, so that no evaluation keeps them in memory.
+    """Writes FILES into a folder; media are read again from the dataset, so that no evaluation keeps them in memory.
 
     Args:
         loader: of the split; None where only images in pairs are shown.
-        folder: of the figure files; the examples are written beside it.
+        folder: of the evaluation.
     """
 
     def __init__(self, loader: Loader | None, folder: Path) -> None:
         self.loader, self.folder = loader, folder
         self.book = ExampleBook()
+        self._written: set[str] = set()
 
     def save(self) -> None:
-        """Writes the examples of all sheets as data, for a report."""
-        self.book.save(self.folder.parent / "examples.json")
+        """Writes the examples of all sheets as data, for a report; what an earlier evaluation left beside them goes."""
+        self.book.save(self._place(EXAMPLES))
+        for name in set(FILES) - self._written:
+            (self.folder / name).unlink(missing_ok=True)
+
+    def _place(self, name: str) -> Path:
+        """Where one of FILES is written."""
+        self._written.add(name)
+        return self.folder / name
 
     def retrieval(self, items: dict[int, Items], rankings: dict[str, Ranking]) -> None:
         """A sheet for each direction of SHEETS that was ranked."""
@@ -111,7 +128,7 @@ class Sheets:
                 ranked = [hit.card(gallery, "", f"share {share:.2f}", relevant) for hit, share, relevant in hits]
                 cards.append([found.card(query, "query"), *ranked])
             note = f"each with its share among {ranking.indices.shape[1]} candidates"
-            retrieval_sheet(self.folder / file, f"{title}, {note}", rows)
+            retrieval_sheet(self._place(f"figures/{file}"), f"{title}, {note}", rows)
             self.book.add(title, cards, f"The best {HITS}, {note}; the right ones are framed.")
 
     def media(self, sample: int) -> Media:
@@ -142,26 +159,26 @@ class Sheets:
             pictured = [Card(images=(image,), head=name) for name, image in shown if image is not None]
             cards.append([given.card(AUDIO if AUDIO in images else TEXT, "query"), *pictured])
         title = "Images generated from text and from speech"
-        generation_sheet(self.folder / "generated.png", title, names, rows)
+        generation_sheet(self._place("figures/generated.png"), title, names, rows)
         self.book.add(title, cards)
         album = [(images[TEXT][row], self.media(int(texts[row])).caption) for row in evenly_apart(len(texts), ALBUM)]
-        album_sheet(self.folder / "generated_album.png", "Images generated from text", album)
+        album_sheet(self._place("figures/generated_album.png"), "Images generated from text", album)
         self.book.add("Images generated from text", [[Card(text, (image,)) for image, text in album]])
 
     def reconstructions(self, pairs: list[tuple[np.ndarray, np.ndarray]]) -> None:
         """Images above what the image tokenizer keeps of them."""
         title = "Images, and what their codes keep"
-        reconstruction_sheet(self.folder / "reconstruction.png", title, pairs)
+        reconstruction_sheet(self._place("figures/reconstruction.png"), title, pairs)
         self.book.add(title, [[Card(images=pair) for pair in pairs]], "Above the image, below what is decoded.")
 
     def confusion(self, counts: list[list[int]]) -> None:
         """What matching answered in each of its five cases."""
         title = "Which of text, image and audio belong together"
-        confusion_matrix(self.folder / "matching.png", title, MATCH_CASES, counts)
+        confusion_matrix(self._place("figures/matching.png"), title, MATCH_CASES, counts)
 
     def classes(self, labels: list[str], counts: np.ndarray) -> None:
         """The confusion of classes, [truth][answer]."""
-        confusion_matrix(self.folder / "classes.png", "Zero-shot classes: share of each truth", labels, counts)
+        confusion_matrix(self._place("figures/classes.png"), "Zero-shot classes: share of each truth", labels, counts)
 
     def transcripts(self, file: str, clips: Items, texts: list[str]) -> None:
         """All transcripts, each with the id of its record and which of its captions was spoken; some to show."""
@@ -169,7 +186,7 @@ class Sheets:
         keys = [record.key for record in self.loader.dataset.read(records)]
         rows = zip(keys, captions, texts, strict=True)
         entries = [{"id": key, "caption": caption, "transcript": text} for key, caption, text in rows]
-        write_json(self.folder.parent / file, entries)
+        write_json(self._place(file), entries)
         cards = []
         for row in evenly_apart(len(texts), TRANSCRIPTS):
             said = self.media(int(clips.samples[row]))
@@ -188,7 +205,7 @@ class Sheets:
             right = all(facts.compare(text, group).values()) if facts else text in group
             shown.append((self.media(int(images.samples[row])).image, text, group[0], right))
         title = "Captions generated from the image only"
-        caption_sheet(self.folder / "captions.png", title, shown)
+        caption_sheet(self._place("figures/captions.png"), title, shown)
         cards = [
             Card(text or "–", (image,), detail=f"reference: {one}", right=right) for image, text, one, right in shown
         ]
@@ -196,7 +213,7 @@ class Sheets:
         self.book.add(title, [cards], f"✓, framed green: {stated}.")
         dataset = self.loader.dataset
         keys = [record.key for record in dataset.read(dataset.samples[images.samples, 0])]
-        save_captions(self.folder.parent / "captions.json", keys, generated)
+        save_captions(self._place(CAPTIONS_FILE), keys, generated)
 
 
 def _query(found: Media, which: int) -> Query:

@@ -14,7 +14,7 @@ from PIL import Image
 from src.config import Config, ModelConfig
 from src.data.errors import DataError
 from src.data.schema import AUDIO, IMAGE, MODALITIES, TEXT
-from src.files import write_json
+from src.files import require_writable, write_json
 from src.inference import gallery, media
 from src.inference.encode import ROWS
 from src.inference.gallery import Files, Gallery, Plan
@@ -81,12 +81,12 @@ def read_search(
 
     Raises:
         DataError: a file or folder is missing, empty or unreadable, or the index is another checkpoint's.
-        OSError: the folder of the index that will be written cannot be made.
+        OSError: the folder of the index that will be written cannot be made or written to.
     """
     if kept is not None:
         if kept.is_dir():
             raise DataError(f"--save-index {kept} is a folder: name a file")
-        kept.parent.mkdir(parents=True, exist_ok=True)
+        require_writable(kept.parent)
     asked = media.read_query(query, config.model) if query is not None else None
     fingerprint = gallery.fingerprint_of(checkpoint, config.model, ema)
     return Search(asked, gallery.plan(folder, index, fingerprint), fingerprint)

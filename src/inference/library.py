@@ -424,16 +424,19 @@ class Model:
             text, image, audio: a text, and either an image or a clip.
 
         Raises:
-            DataError: not just one of image and audio is given, or an item cannot be read.
+            DataError: not just one of image and audio is given, the text holds no word, or an item cannot be read.
         """
         if (image is None) == (audio is None):
             raise DataError("match_map: give either an image or an audio clip")
         given = IMAGE if audio is None else AUDIO
         told = read_item(text, TEXT, "text", self.config.model)
         medium = read_item(audio if image is None else image, given, MODALITIES[given], self.config.model)
-        item, tokenizer, room = self.engine.encode([medium]), self.engine.tokenizer, self.config.model.text.max_len
-        logs, weights = self.engine.reader.read(given, item, tokenizer.encode(told.content, room)[0])
+        tokenizer, room = self.engine.tokenizer, self.config.model.text.max_len
         tokens = tokenizer.tokens(told.content)[: room - 1]
+        if not tokens:
+            raise DataError(f"match_map: {told.content!r} holds nothing that the model reads")
+        item = self.engine.encode([medium])
+        logs, weights = self.engine.reader.read(given, item, tokenizer.encode(told.content, room)[0])
         count, places, image = len(tokens), np.flatnonzero(item.mask[0]), self.config.model.image
         shape = (image.size // image.patch,) * 2 if given == IMAGE and image.input == "patch" else places.shape
         owners = tokenizer.words(told.content, room)[1 : count + 1]

@@ -17,7 +17,14 @@ def metrics_section(runs: Sequence[Run]) -> Markup | None:
     columns = [(run.name, evaluation) for run in runs for evaluation in run.evaluations if evaluation.rows]
     if not columns:
         return None
-    found = [(_heading(evaluation, row), name, row) for name, evaluation in columns for row in evaluation.rows]
+    read: dict[str, set[str]] = {}  # by split and weights: the digests of what was measured under that name
+    for _, evaluation in columns:
+        read.setdefault(evaluation.label, set()).add(evaluation.data)
+    found = [
+        (_heading(evaluation, row, len(read[evaluation.label]) > 1), name, row)
+        for name, evaluation in columns
+        for row in evaluation.rows
+    ]
     tables = []
     for heading in dict.fromkeys(heading for heading, _, _ in found):
         by_run: dict[str, dict[tuple[str, str], Measure]] = {}
@@ -33,8 +40,8 @@ def metrics_section(runs: Sequence[Run]) -> Markup | None:
 
 NOTE = (
     "Chance is what a model reaches that looks at nothing. ◦ marks a metric that is no better. Numbers stand side by "
-    "side only where the same split and as many items were measured; the signed number is the difference from the "
-    "first column, ▲ better, ▼ worse."
+    "side only where the same samples of the same split and as many items were measured; the signed number is the "
+    "difference from the first column, ▲ better, ▼ worse."
 )
 
 
@@ -109,8 +116,10 @@ def _environment(run: Run) -> dict[str, str]:
     }
 
 
-def _heading(evaluation: Evaluation, row: Measure) -> str:
-    return f"{row.section}, split {evaluation.label}"
+def _heading(evaluation: Evaluation, row: Measure, telling: bool) -> str:
+    """What was measured of which split; ``telling`` splits of one name apart by their samples."""
+    data = f", data {evaluation.data[:8] or 'unknown'}" if telling else ""
+    return f"{row.section}, split {evaluation.label}{data}"
 
 
 def _one(rows: Mapping[tuple[str, str], Measure]) -> Markup:

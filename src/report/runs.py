@@ -52,6 +52,11 @@ class Evaluation:
         averaged = ", average of the weights" if str(self.metrics.get("weights", "")).startswith("ema") else ""
         return f"{self.metrics.get('split', '?')}{averaged}{f' ({self.place})' if self.place else ''}"
 
+    @property
+    def data(self) -> str:
+        """The digest of the split's samples; empty where eval.py named none."""
+        return str(self.section("data").get("sha256", ""))
+
     def section(self, name: str) -> dict[str, Any]:
         """A part of the metrics; empty where there is none."""
         found = self.metrics.get(name)

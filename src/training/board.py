@@ -81,7 +81,7 @@ class EvaluationSheets:
     """
 
     def __init__(self, loader: Loader | None, folder: Path) -> None:
-        self.sheets, self.folder = Sheets(loader, folder / "figures"), folder / "figures"
+        self.sheets, self.folder = Sheets(loader, folder), folder / "figures"
         self.shown, self.failed = Shown(), list[str]()
 
     def __getattr__(self, name: str) -> Callable[..., None]:

@@ -18,6 +18,7 @@ from src.web.worker import Worker
 FONT = ROOT / "assets" / "fonts" / "NotoSansSC-Regular-subset.otf"
 STYLE = Path(__file__).with_name("style.css")
 MOST_UPLOAD = 20 << 20  # bytes of a file
+BACKLOG = 128  # calls that may wait
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 REQUIREMENTS = "requirements-web.txt"
 POLICY = (  # of what a browser may load and run: only what comes from here
@@ -43,7 +44,9 @@ def check_packages() -> None:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket bound to host and port; 0 is any free port.
+    """A socket that listens on host and port; 0 is any free port.
+
+    Who calls before the models are loaded waits, and a second page on the port is told before it loads any.
 
     Raises:
         WebError: the port is in use, or host or port are none of this machine.
@@ -55,6 +58,7 @@ def listen(host: str, port: int) -> socket.socket:
         bound = socket.socket(family, socket.SOCK_STREAM)
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind(address)
+        bound.listen(BACKLOG)
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             raise WebError(f"port {port} of {host} is in use: choose another with --port, or 0 for any") from None
