@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -210,6 +211,54 @@ def test_rows_that_were_mended_stand_behind_finished_ones(tmp_path: Path) -> Non
         assert len(images) == len(samples) == len(records)
         for number, twin in late.items():
             assert names[number] not in records or images[names[number]] == images[names[twin]] == names[twin]
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        (lambda lines: [lines[7], *lines[:7]], 1),  # a row in front
+        (lambda lines: [lines[0], lines[2], lines[1], *lines[3:]], 2),
+        (lambda lines: [*lines[:2], lines[2] | {"caption": "另一句话"}, *lines[3:]], 3),
+        (lambda lines: [*lines[:3], lines[3] | {"split": "dev"}, *lines[4:]], 4),
+        (lambda lines: [*lines[:3], lines[3] | {"id": ""}, *lines[4:]], 4),
+        (lambda lines: [*lines[:4], lines[4] | {"image": "mended.png"}, *lines[5:], {"id": "8", "image": "8.png"}], 0),
+    ],
+    ids=["moved", "swapped", "another caption", "another split", "malformed", "mended and longer"],
+)
+def test_only_rejected_rows_may_change_before_resume(tmp_path: Path, change: Callable, line: int) -> None:
+    """Rows are told by their place in the input: one that moved would be stored twice, another not at all."""
+    lines: list[dict[str, str]] = [{"id": str(n), "image": f"{n}.png", "caption": f"第{n}张"} for n in range(8)]
+    for name in ("mended.png", *(f"{n}.png" for n in range(9) if n != 4)):
+        draw(tmp_path / name)
+    manifest, output = write_lines(tmp_path / "m.jsonl", lines), tmp_path / "out"
+    arguments = ["manifest", "--input", manifest, "--output", output, "--workers", 1, "--max-bad", 0]
+    arguments += ["--shard-records", 2, "--dev-share", 0, "--test-share", 0]
+    with pytest.raises(DataError, match="1 of 8 rows are bad"):
+        prepare(*arguments)
+    changed = change(lines)
+    write_lines(manifest, changed)
+    if line:
+        with pytest.raises(DataError, match=f"m.jsonl:{line} is not what a finished shard holds of that row"):
+            prepare(*arguments, "--resume")
+        write_lines(manifest, lines[:5])
+        with pytest.raises(DataError, match="the input has 5 rows, finished shards hold later ones: only rows that"):
+            prepare(*arguments, "--resume", "--max-bad", 1)
+        changed = [*lines[:4], {"id": "4", "image": "mended.png", "caption": "第4张"}, *lines[5:]]
+        write_lines(manifest, changed)
+    prepare(*arguments, "--resume")
+    assert sorted(read(output, "train")) == [entry["id"] for entry in changed]
+    assert read_info(output)["about"]["input"] == [{"name": "m.jsonl", "bytes": manifest.stat().st_size}]
+
+
+def test_resume_refuses_another_form_of_sound(tmp_path: Path) -> None:
+    speak(tmp_path / "a.ogg")
+    lines: list[object] = [{"id": "1", "audio": "a.ogg", "caption": "你好"}, {"id": "2", "audio": "no.ogg"}]
+    arguments = ["manifest", "--input", write_lines(tmp_path / "m.jsonl", lines), "--output", tmp_path / "out"]
+    arguments += ["--workers", 1, "--shard-records", 1, "--dev-share", 0, "--test-share", 0, "--max-bad", 0]
+    with pytest.raises(DataError, match="1 of 2 rows are bad"):
+        prepare(*arguments)
+    with pytest.raises(DataError, match="was begun with model.audio.input=fbank, now it is wav2vec2"):
+        prepare(*arguments, "--resume", "model.audio.input=wav2vec2")
 
 
 def test_resume_refuses_other_translations_and_splits(tmp_path: Path) -> None:

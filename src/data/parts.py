@@ -22,45 +22,55 @@ PART = re.compile(r"\.part-(.+)-\d{5}\.npz")
 
 
 def check_progress(path: Path, settings: dict[str, Any]) -> None:
-    """Raises DataError if the unfinished folder was begun with other settings; it names the first that differs."""
+    """Raises DataError if the unfinished folder was begun with other settings; it names the first that differs.
+
+    The input may have been mended since: what the finished shards hold of it is compared row by row.
+    """
     try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-        pairs = {**stored, **stored.pop("about"), **stored["audio"]}
+        stored = _by_name(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, KeyError, TypeError, AttributeError):
         raise DataError(f"{path} does not describe an unfinished dataset: begin without --resume") from None
-    settings = json.loads(json.dumps(settings))  # tuples are lists there
-    wanted = {**settings, **settings["about"], **settings["audio"]}
-    for key in sorted(pairs.keys() | wanted.keys()):
-        if key not in ("about", "audio") and pairs.get(key) != wanted.get(key):
+    wanted = _by_name(json.loads(json.dumps(settings)))  # tuples are lists there
+    for key in sorted(stored.keys() | wanted.keys()):
+        if stored.get(key) != wanted.get(key):
             raise DataError(
-                f"{path.parent} was begun with {key}={pairs.get(key)}, now it is {wanted.get(key)}: "
+                f"{path.parent} was begun with {key}={stored.get(key)}, now it is {wanted.get(key)}: "
                 "use the same settings, or begin without --resume"
             )
 
 
-def write_part(path: Path, shard: dict[str, Any], entries: list[tuple[int, Packed]]) -> None:
+def _by_name(settings: dict[str, Any]) -> dict[str, Any]:
+    """All settings side by side; those of the audio keep their prefix, for one of them has the input's name."""
+    about = {key: value for key, value in settings["about"].items() if key != "input"}
+    audio = {f"model.audio.{key}": value for key, value in settings["audio"].items()}
+    return {key: value for key, value in settings.items() if key not in ("about", "audio")} | about | audio
+
+
+def write_part(path: Path, shard: dict[str, Any], entries: list[tuple[int, int, Packed]]) -> None:
+    """Writes what a shard holds: of each record its row of the input, the digest of what that said, and the record."""
     beside = path.with_name(path.name + ".tmp")
     with beside.open("wb") as file:
         np.savez(
             file,
             shard=np.array(json.dumps(shard)),
-            rows=np.array([row for row, _ in entries], np.int64),
-            samples=np.array([len(packed.presence) for _, packed in entries], np.int32),
-            presence=np.array([presence for _, packed in entries for presence in packed.presence], np.uint8),
-            regions=np.array([packed.regions for _, packed in entries], bool),
-            images=np.array([packed.image for _, packed in entries], np.uint64),
-            checksums=np.array([packed.checksum for _, packed in entries], np.uint32),
+            rows=np.array([row for row, _, _ in entries], np.int64),
+            said=np.array([said for _, said, _ in entries], np.uint64),
+            samples=np.array([len(packed.presence) for _, _, packed in entries], np.int32),
+            presence=np.array([presence for _, _, packed in entries for presence in packed.presence], np.uint8),
+            regions=np.array([packed.regions for _, _, packed in entries], bool),
+            images=np.array([packed.image for _, _, packed in entries], np.uint64),
+            checksums=np.array([packed.checksum for _, _, packed in entries], np.uint32),
         )
         file.flush()
         os.fsync(file.fileno())
     os.replace(beside, path)
 
 
-def read_part(path: Path) -> tuple[dict[str, Any], np.ndarray]:
-    """A part's shard and rows of the input."""
+def read_part(path: Path) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
+    """A part's shard, its rows of the input, and the digests of what these said."""
     try:
         with np.load(path) as part:
-            return json.loads(part["shard"].item()), part["rows"]
+            return json.loads(part["shard"].item()), part["rows"], part["said"]
     except (OSError, ValueError, KeyError, zipfile.BadZipFile):
         raise DataError(f"{path} is damaged: begin without --resume") from None
 

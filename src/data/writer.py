@@ -40,7 +40,7 @@ class _Split:
     checksums: array = field(default_factory=lambda: array("I"))
     images: DigestTable = field(default_factory=DigestTable)  # digest → first record with that image
     writer: Any = None
-    in_shard: list[tuple[int, Packed]] = field(default_factory=list)  # its rows are emptied when they are written
+    in_shard: list[tuple[int, int, Packed]] = field(default_factory=list)  # as write_part takes them, without content
     unwritten: list[dict[str, Any]] = field(default_factory=list)
 
     def index(self, packed: Packed) -> None:
@@ -82,6 +82,7 @@ class DatasetWriter:
         self._splits: dict[str, _Split] = {}
         self._finished = np.zeros(0, np.int8)  # by row of the input: place of its split in _names, or −1
         self._images = np.zeros(0, np.uint64)  # by row of the input: the digest of its image, if it is finished
+        self._said = np.zeros(0, np.uint64)  # the same of what the row said
         self._names: list[str] = []
         if resume and (self.folder / PROGRESS).exists():
             check_progress(self.folder / PROGRESS, settings)
@@ -105,8 +106,8 @@ class DatasetWriter:
         """Appends a record to a split; its samples follow those of the records before it."""
         self.add_packed(split, pack_record(record, self.audio), self.records)
 
-    def add_packed(self, split: str, packed: Packed, row: int) -> None:
-        """Appends a record; ``row`` is its place in the input.
+    def add_packed(self, split: str, packed: Packed, row: int, said: int = 0) -> None:
+        """Appends a record; ``row`` is its place in the input, ``said`` the digest of what stands there.
 
         Records stand in the order in which they are added, behind those of finished shards, also of such with later
         rows: what was rejected may have been mended.
@@ -116,7 +117,7 @@ class DatasetWriter:
         state = self._splits.setdefault(split, _Split())
         state.index(packed)
         state.unwritten.append(packed.row)
-        state.in_shard.append((row, replace(packed, row={})))
+        state.in_shard.append((row, said, replace(packed, row={})))
         if len(state.in_shard) == self.shard_records:
             self._close_shard(split, state)
         elif len(state.unwritten) == WRITE_ROWS:
@@ -126,6 +127,11 @@ class DatasetWriter:
         """The split that holds an image (by its digest) already."""
         return next((name for name, state in self._splits.items() if state.images.get(image) is not None), None)
 
+    @property
+    def rows_finished(self) -> int:
+        """Rows of the input up to the last one in a finished shard of an earlier writer."""
+        return len(self._finished)
+
     def is_finished(self, row: int) -> bool:
         """True for a row of the input that is in a finished shard of an earlier writer."""
         return row < len(self._finished) and self._finished[row] >= 0
@@ -133,6 +139,10 @@ class DatasetWriter:
     def finished(self, row: int) -> tuple[str, int]:
         """The split and the digest of the image of a finished row."""
         return self._names[self._finished[row]], int(self._images[row])
+
+    def says_the_same(self, row: int, said: int) -> bool:
+        """Whether what stands at a finished row of the input is what was there when it was stored."""
+        return int(self._said[row]) == said
 
     def _flush(self, split: str, state: _Split) -> None:
         path = self._shard_path(split, state)
@@ -178,14 +188,14 @@ class DatasetWriter:
         for number, (split, paths) in enumerate(parts.items()):
             state = self._splits[split] = _Split()
             for path in paths:
-                shard, rows = read_part(path)
+                shard, rows, said = read_part(path)
                 if path.name != _part_name(split, state) or not all(map(self._is_whole, shard["files"])):
                     break  # this one and those after it are made again
                 state.shards.append(shard)
                 more = (0, max(0, rows.max() + 1 - len(self._finished)))
                 self._finished = np.pad(self._finished, more, constant_values=-1)
-                self._images = np.pad(self._images, more)
-                self._finished[rows] = number
+                self._images, self._said = np.pad(self._images, more), np.pad(self._said, more)
+                self._finished[rows], self._said[rows] = number, said
                 for row, packed in zip(rows, read_entries(path), strict=True):
                     state.index(packed)
                     self._images[row] = packed.image

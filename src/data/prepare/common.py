@@ -20,6 +20,7 @@ from src.data.record import Packed
 from src.data.writer import DatasetWriter
 
 SPLITS = ("train", "dev", "test")
+UNMOVED = "only rows that were rejected may change before --resume, and none may move or go; or begin without --resume"
 SPLIT_NAMES = dict.fromkeys(("val", "valid", "validation"), "dev")  # what other projects call them
 
 
@@ -172,9 +173,15 @@ def _results(
     waiting: deque[tuple[int, Row]] = deque()
 
     def unread() -> Iterator[Row | None]:
+        number = -1
         for number, row in enumerate(rows):
+            finished = writer.is_finished(number)
+            if finished and not writer.says_the_same(number, row.said()):
+                raise DataError(f"{row.file}:{row.line} is not what a finished shard holds of that row: {UNMOVED}")
             waiting.append((number, row))
-            yield None if writer.is_finished(number) else row
+            yield None if finished else row
+        if number + 1 < writer.rows_finished:
+            raise DataError(f"the input has {number + 1:,} rows, finished shards hold later ones: {UNMOVED}")
 
     try:
         for result in ordered_map(media.read_all, unread(), workers):
@@ -198,7 +205,7 @@ def _store(writer: DatasetWriter, number: int, row: Row, packed: Packed | None, 
     if finished:
         return wanted, finished[0]
     split = (writer.split_of(image) if image else None) or wanted
-    writer.add_packed(split, packed, number)
+    writer.add_packed(split, packed, number, row.said())
     return wanted, split
 
 

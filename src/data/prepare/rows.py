@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from src.data.decoding import brief, parse_json, whole_text
+from src.data.digests import digest
 from src.data.errors import DataError
 from src.data.record import Question
 
@@ -35,6 +36,18 @@ class Row:
     reason: str = ""
     regions: Path | None = None  # what a detector found in the image
     questions: tuple[Question, ...] = ()  # one for each caption, where these are questions
+
+    def said(self) -> int:
+        """A digest of what the row says: all but the place of the files, which may have moved."""
+        files = [_without_folder(file) for file in (self.image, self.regions, *self.audio)]
+        said = (self.key, files, self.captions, self.split, self.questions, self.reason)
+        return digest(repr(said).encode("utf-8", "surrogatepass"))
+
+
+def _without_folder(file: Path | Clip | None) -> object:
+    if isinstance(file, Clip):
+        return file.path.name, file.start, file.seconds
+    return file and file.name
 
 
 @dataclass(frozen=True)
