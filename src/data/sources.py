@@ -44,6 +44,10 @@ class Sources:
     def __len__(self) -> int:
         return len(self.samples)
 
+    def pictured(self) -> np.ndarray:
+        """bool [n]: which samples have an image."""
+        return np.concatenate([dataset.pictured for dataset in self.datasets])
+
     def split(self, ids: np.ndarray) -> list[np.ndarray]:
         """Ascending sample numbers by source."""
         return np.split(ids, np.searchsorted(ids, self.first_samples[1:]))
@@ -74,12 +78,6 @@ class Sources:
             if source in self._codes:
                 row[:] = self._codes[source][index]
         return found
-
-    def others(self, record: int) -> np.ndarray:
-        """The other records of a record's source: those after it, then those before it."""
-        ((source, index),) = self._locate(np.array([record]))
-        records = self.datasets[source].records
-        return self.first_records[source] + (index + np.arange(1, records)) % records
 
     def _locate(self, records: np.ndarray) -> Iterator[tuple[int, int]]:
         """The source of each record and its number there."""

@@ -4,6 +4,7 @@ A *record* is an image with its captions and an audio clip of each caption. A *s
 its image and that caption's audio clip. ``dataset.json`` is written last, so that a folder without it is unfinished.
 """
 
+import functools
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
@@ -17,10 +18,11 @@ from src.data.decoding import brief, whole_text
 from src.data.errors import BadRecordError, DataError
 from src.data.mindrecord import READ_ERRORS, Shards
 from src.data.record import Record, checksum, unpack
-from src.data.schema import MODALITIES, audio_layout
+from src.data.schema import IMAGE, MODALITIES, audio_layout
 from src.files import digest
 
 FORMAT, VERSION = "opt-dataset", 2
+HAS = (1, 2, 4)  # what the index adds up of a sample that has text, image, audio
 AGAIN = "copy it from where the dataset was made, or prepare the dataset again"
 # settings that shape the stored audio, by its kind (model.audio.input)
 AUDIO_KEYS = {
@@ -65,7 +67,8 @@ class Dataset:
         small = self._entry["index"], self._entry["checksums"]
         for file in (*small, *self._files):
             _check_size(self.folder / file["name"], file["bytes"])
-        self.samples, self._checksums = (_load(self.folder / file["name"], file["sha256"]) for file in small)
+        self._index, self._checksums = (_load(self.folder / file["name"], file["sha256"]) for file in small)
+        self.samples = self._index[:, :3]
         if (len(self.samples), len(self._checksums)) != (self._entry["samples"], self.records):
             raise DataError(f"{self.folder / 'dataset.json'} is damaged: {AGAIN}")
         shards = [(self.folder / shard["files"][0]["name"], shard["records"]) for shard in self._entry["shards"]]
@@ -86,6 +89,17 @@ class Dataset:
     def count(self, modality: int) -> int:
         """Samples that have a modality (TEXT, IMAGE, AUDIO)."""
         return self._entry[MODALITIES[modality]]
+
+    @functools.cached_property
+    def pictured(self) -> np.ndarray:
+        """bool [n]: which samples have an image. An index of an earlier version does not say: the records do."""
+        if self._index.shape[1] > 3:
+            return self._index[:, 3] & HAS[IMAGE] > 0
+        if self.count(IMAGE) in (0, len(self)):
+            return np.full(len(self), self.count(IMAGE) > 0)
+        records = self.read_good(range(self.records))
+        found = np.array([record is not None and record.image is not None for record in records])
+        return found[self.samples[:, 0]]
 
     def count_regions(self) -> int:
         """Samples that have features of regions."""

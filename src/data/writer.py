@@ -18,7 +18,7 @@ from src.data.mindrecord import HEADER_BYTES
 from src.data.parts import PART, PROGRESS, check_progress, read_entries, read_part, sync, write_part
 from src.data.record import PAGE_BYTES, SCHEMA, Packed, Record, pack_record
 from src.data.schema import MODALITIES, TEXT
-from src.data.store import AUDIO_KEYS, FORMAT, VERSION, check_folder_name, describe
+from src.data.store import AUDIO_KEYS, FORMAT, HAS, VERSION, check_folder_name, describe
 from src.files import write_text
 
 SPLITS = ("train", "dev", "test")
@@ -34,7 +34,7 @@ class _Split:
     """What the writer keeps of one split: some thirty bytes a sample."""
 
     shards: list[dict[str, Any]] = field(default_factory=list)
-    samples: array = field(default_factory=lambda: array("i"))  # record, caption, image of each
+    samples: array = field(default_factory=lambda: array("i"))  # record, caption, image and HAS bits of each
     counts: np.ndarray = field(default_factory=lambda: np.zeros(3, np.int64))  # samples with text, image, audio
     regions: int = 0  # samples with regions
     checksums: array = field(default_factory=lambda: array("I"))
@@ -47,7 +47,8 @@ class _Split:
         record = len(self.checksums)
         image = self.images.setdefault(packed.image, record) if packed.image else record
         for caption, presence in enumerate(packed.presence):
-            self.samples.extend((record, caption if presence[TEXT] else -1, image))
+            has = sum(bit for bit, present in zip(HAS, presence, strict=True) if present)
+            self.samples.extend((record, caption if presence[TEXT] else -1, image, has))
             self.counts += presence
             self.regions += packed.regions
         self.checksums.append(packed.checksum)
@@ -234,7 +235,7 @@ class DatasetWriter:
                 path.unlink()
 
     def _describe_split(self, name: str, state: _Split) -> dict[str, Any]:
-        samples = np.frombuffer(state.samples, np.int32).reshape(-1, 3)
+        samples = np.frombuffer(state.samples, np.int32).reshape(-1, 4)
         index, checksums = self.folder / f"index-{name}.npy", self.folder / f"checksums-{name}.npy"
         np.save(index, samples)
         np.save(checksums, np.frombuffer(state.checksums, np.uint32))
