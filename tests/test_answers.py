@@ -125,7 +125,7 @@ def test_frequent_answers_come_first() -> None:
 
 def test_targets_are_classes_and_what_they_are_worth(tmp_path: Path) -> None:
     path = tmp_path / "answers.txt"
-    path.write_text("yes\ntwo\n红色\n", encoding="utf-8")
+    path.write_text("\ufeffyes\r\ntwo\r\n红色\r\n", encoding="utf-8", newline="")  # as an editor on Windows saves it
     found = AnswerList(path)
     assert len(found) == 3 and found.answers[1] == "two"
     classes, values = found.targets(["Yes"] * 6 + ["2"] * 2 + ["maybe"] * 2, 4)

@@ -79,6 +79,20 @@ def test_base_is_relative_to_the_file_and_its_keys_lose(tmp_path: Path) -> None:
     assert load_config(path, ["data.batch_size=7", "data.batch_size=8"]).data.batch_size == 8
 
 
+def test_base_in_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    write(tmp_path, "seed: 5", "home/mine.yaml")
+    assert load_config(write(tmp_path, "base: ~/mine.yaml", "run.yaml")).seed == 5
+
+
+def test_a_section_of_which_all_is_commented_out_is_the_parents(tmp_path: Path) -> None:
+    write(tmp_path, "data: {batch_size: 7}\neval: {decoding: {beam_size: 3}}", "parent.yaml")
+    path = write(tmp_path, "base: parent.yaml\ndata:\n#  batch_size: 5\neval:\n  decoding:\nseed: 2", "run.yaml")
+    config = load_config(path)
+    assert (config.data.batch_size, config.eval.decoding.beam_size, config.seed) == (7, 3, 2)
+    assert "unknown key date=None" in refused(write(tmp_path, "date:\n", "other.yaml"))
+
+
 def test_base_that_leads_back(tmp_path: Path) -> None:
     write(tmp_path, "base: two.yaml", "one.yaml")
     write(tmp_path, "base: three.yaml", "two.yaml")

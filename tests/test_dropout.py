@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 from mindspore import Tensor, nn
 
+from src.config import ImageTokenizerConfig
 from src.models.dropout import Dropout, dropouts, salt_dropouts, set_key
+from src.models.image_tokenizer import ImageTokenizer
 from src.models.opt import OPT
 from tests.oracles import VOCAB, random, run_mode, tiny_model
 
@@ -80,6 +82,8 @@ def test_a_network_has_masks_of_its_own_for_every_layer_and_no_weight_more() -> 
     assert {name for name, _ in plain.parameters_and_names()} == {name for name, _ in network.parameters_and_names()}
     found = dropouts(network)
     assert not dropouts(plain) and len({layer.salt for layer in found}) == len(found) > 10
+    tokenizer = dropouts(ImageTokenizer(ImageTokenizerConfig(dropout=0.1)))
+    assert len({layer.salt for layer in tokenizer}) == len(tokenizer) == 8
     again = OPT(tiny_model(dropout=0.1), VOCAB)
     salt_dropouts(again)
     assert [layer.salt for layer in dropouts(again)] == [layer.salt for layer in found]

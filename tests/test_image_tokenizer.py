@@ -160,6 +160,23 @@ def test_dead_codes_begin_anew_and_living_ones_do_not(graph):
     assert int(update(Tensor(True), found).asnumpy()) == 0, "a code that has just begun has time to be found"
 
 
+def test_the_first_batch_fills_a_codebook_of_which_no_code_is_replaced(graph):
+    """With revive_below=0: what the batch uses is its own, all other codes begin at its rows; later none does."""
+    config = replace(TINY, revive_below=0.0)
+    codebook = Codebook(config)
+    update = CodebookUpdate(codebook, config, rows=24)
+    counts = np.array([8.0] * 3 + [0.0] * 9, np.float32)
+    sums = np.arange(72, dtype=np.float32).reshape(12, 6) * counts[:, None]
+    candidates = -1.0 - np.arange(72, dtype=np.float32).reshape(12, 6)
+    assert int(update(Tensor(True), (Tensor(counts), Tensor(sums), Tensor(candidates))).asnumpy()) == 9
+    vectors = codebook.vectors.asnumpy()
+    np.testing.assert_allclose(vectors[:3], sums[:3] / 8, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(vectors[3:], candidates[3:], rtol=1e-3)
+    nothing = Tensor(np.zeros(12, np.float32)), Tensor(np.zeros((12, 6), np.float32)), Tensor(candidates * 2)
+    for _ in range(200):
+        assert int(update(Tensor(True), nothing).asnumpy()) == 0
+
+
 def test_metrics_say_how_many_codes_are_used_and_how_evenly(pynative):
     """Perplexity is the exponential of the entropy of the codes' shares; half of the codebook lies far away."""
     model = filled()

@@ -307,11 +307,17 @@ def test_two_that_are_given_together_are_both_read(opt: OPT) -> None:
         assert losses(opt, config, other)["denoise_text"] != before, name
 
 
+@pytest.mark.parametrize("contrastive", [0.0, 0.7])
 @pytest.mark.parametrize(("given", "column"), [("image", IMAGE), ("audio", AUDIO)])
-def test_a_row_without_the_only_given_modality_costs_nothing(opt: OPT, given: str, column: int) -> None:
-    """Neither by the shortcut, which would read a blank one, nor by the general path, which would read another."""
+def test_a_row_without_the_only_given_modality_costs_nothing(
+    opt: OPT, given: str, column: int, contrastive: float
+) -> None:
+    """Neither by the shortcut, which would read a blank one, nor by the general path, which would read another.
+
+    Beside the contrastive loss the text's is the same mean over its own tokens.
+    """
     batch, rng = tiny_batch(MODEL, B), np.random.default_rng(0)
-    config = text_from(only("denoise_text"), given)
+    config = weighted(text_from(only("denoise_text"), given), contrastive=contrastive)
     fields = {IMAGE: ("image",), AUDIO: ("audio", "audio_frames")}
     for row in (0, 8):  # the loss reads rows 7 to 9
         batch["presence"][row, column] = 0
@@ -322,8 +328,10 @@ def test_a_row_without_the_only_given_modality_costs_nothing(opt: OPT, given: st
     shortcut, general = (Objectives(opt, config, B) for _ in range(2))
     assert shortcut.single_modality == column
     general.single_modality = None
-    found = [float(objectives(tensors(batch))[0]) for objectives in (shortcut, general)]
+    values = [objectives(tensors(batch)) for objectives in (shortcut, general)]
+    found = [float(value[-1]) for value in values]
     assert found[0] == pytest.approx(found[1], rel=1e-5)
+    assert float(values[0][0]) == pytest.approx(float(values[1][0]), rel=1e-5), "the weighted sum"
 
     fused, mask = opt.cross_encoder(*encode(opt, batch), Tensor(batch["denoise_text_presence"]))
     logits = opt.text_decoder(Tensor(batch["text_ids"][:, :-1]), fused, mask).asnumpy().reshape(B, -1, VOCAB)
@@ -331,4 +339,4 @@ def test_a_row_without_the_only_given_modality_costs_nothing(opt: OPT, given: st
     for row in (7, 9):
         ends = int(batch["text_mask"][row].sum()) - 1
         costs.extend(cross_entropy(logits[row, :ends], batch["text_ids"][row, 1 : ends + 1]))
-    assert found[0] == pytest.approx(config.weights.denoise_text * np.mean(costs), rel=1e-4)
+    assert found[0] == pytest.approx(np.mean(costs), rel=1e-4)

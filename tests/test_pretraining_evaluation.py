@@ -20,6 +20,7 @@ from src.config import (
     ObjectivesConfig,
     RerankConfig,
     WeightsConfig,
+    load_config,
 )
 from src.data.image_codes import tokenizer_fingerprint, write_codes
 from src.data.pipeline import Loader
@@ -103,6 +104,13 @@ def test_what_a_checkpoint_carries_is_used(made: tuple[Config, Path], tmp_path: 
         export_weights(config, build_model(config), tmp_path / "mine")
 
 
+GLANCED = (
+    "retrieval.gallery_size",
+    *(f"{name}.max_items" for name in ("caption", "transcript", "image_generation")),
+    *(f"{name}.max_items" for name in ("masked", "reconstruction", "vqa")),
+)
+
+
 def test_one_command_measures_everything(made: tuple[Config, Path], tmp_path: Path) -> None:
     _, bundle = made
     config, model = load_model(bundle)
@@ -124,6 +132,32 @@ def test_one_command_measures_everything(made: tuple[Config, Path], tmp_path: Pa
     recalls = {"mean_R@1", "generated_text_R@10", "generated_speech_R@10"}
     assert recalls | {"mlm_accuracy", "mvm_code_accuracy"} <= logged.keys()
     assert task.best_metric(logged) == logged["mean_R@1"]
+
+
+def test_training_looks_at_no_more_than_eval_asks_for() -> None:
+    """0 is none of what is optional, and all of what belongs to a task."""
+    most = glance(
+        load_config(
+            None, [f"eval.{key}=100000" for key in GLANCED] + ["model.image_codes=true", "data.codes=tokenizer"]
+        ).eval
+    )
+    few = glance(
+        load_config(
+            None, [f"eval.{key}=7" for key in GLANCED] + ["model.image_codes=true", "data.codes=tokenizer"]
+        ).eval
+    )
+    none = glance(
+        load_config(
+            None, [f"eval.{key}=0" for key in GLANCED] + ["model.image_codes=true", "data.codes=tokenizer"]
+        ).eval
+    )
+    for key in GLANCED:
+        section, name = key.split(".")
+        numbers = [getattr(getattr(found, section), name) for found in (most, few, none)]
+        optional = section in ("caption", "transcript", "image_generation")
+        limit = 100 if section == "image_generation" else 500
+        assert numbers == [limit, 7, 0 if optional else limit], key
+    assert most.rerank.top_k == 0 and most.retrieval.folds == 1
 
 
 def test_codes_made_at_evaluation_are_those_of_the_shards(made: tuple[Config, Path]) -> None:

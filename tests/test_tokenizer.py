@@ -181,8 +181,9 @@ def test_builder_spells_its_corpus(tmp_path: Path) -> None:
     assert vocab[:5] == list(SPECIALS) and len(set(vocab)) == len(vocab)
     assert "hello" in vocab and "world42" not in vocab  # frequent words whole, rare ones in pieces
     path = tmp_path / "vocab.txt"
-    path.write_text("\n".join(vocab), encoding="utf-8")
+    path.write_text("\r\n".join(vocab), encoding="utf-8-sig", newline="")  # as an editor on Windows saves it
     tokenizer = Tokenizer(path)
+    assert tokenizer.vocab == vocab
     assert all(tokenizer.unk_id not in tokenizer.encode(text, 40)[0] for text in texts)
     assert build_vocab(reversed(texts)) == (vocab, [])
     characters = [token for token in vocab[5:] if len(token.removeprefix("##")) == 1]

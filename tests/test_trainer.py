@@ -19,7 +19,16 @@ from safetensors.numpy import save_file
 from src.checkpoints.checkpoint import read_state
 from src.checkpoints.files import CheckpointError
 from src.checkpoints.places import locate
-from src.config import Config, ConfigError, ObjectivesConfig, OptimizerConfig, TrainConfig, WeightsConfig
+from src.config import (
+    CaptionConfig,
+    Config,
+    ConfigError,
+    ObjectivesConfig,
+    OptimizerConfig,
+    TrainConfig,
+    TranscriptConfig,
+    WeightsConfig,
+)
 from src.data.errors import DataError
 from src.data.pipeline import Batches, Loader
 from src.data.writer import DatasetWriter
@@ -151,6 +160,13 @@ def test_dropout_is_on_in_every_step_and_off_in_every_evaluation(
     Trainer(with_run(config, tmp_path)).run()
     assert seen["steps"] == [{True}] * 6 and seen["evaluations"] == [{False}] * 3
     assert seen["splits"] == [(config.data.eval_split, 0)] * 3, "a glance at the held-out split"
+
+
+def test_an_evaluation_that_would_measure_nothing_is_told_at_the_start(config: Config, tmp_path: Path) -> None:
+    nothing = replace(config.eval, caption=CaptionConfig(max_items=0), transcript=TranscriptConfig(max_items=0))
+    weights = ObjectivesConfig(weights=WeightsConfig(denoise_text=1.0))
+    with pytest.raises(ConfigError, match="task=caption: eval leaves nothing of caption, transcription to measure"):
+        Trainer(with_run(replace(config, task="caption", eval=nothing, objectives=weights), tmp_path))
 
 
 def test_checkpoints_and_logs_are_written_when_due_and_at_the_end(

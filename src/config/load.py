@@ -6,7 +6,9 @@ parent's those of an earlier one. Every error is one line that names the key, th
 
 import dataclasses
 import difflib
+import functools
 import math
+import os
 import re
 import types
 import typing
@@ -101,7 +103,7 @@ def _read(path: Path, children: tuple[Path, ...]) -> list[tuple[Path, dict]]:
     bases = mapping.pop("base", None) or []
     parents: list[tuple[Path, dict]] = []
     for base in bases if isinstance(bases, list) else [bases]:
-        parents += _read(path.parent / str(base), (*children, path.resolve()))
+        parents += _read(path.parent / os.path.expanduser(str(base)), (*children, path.resolve()))
     return [*parents, (path, mapping)]
 
 
@@ -115,6 +117,8 @@ def _flatten(layers: list[tuple[Path, dict]]) -> tuple[dict[str, Any], dict[str,
             key = f"{prefix}{name}"
             if isinstance(value, dict):
                 visit(f"{key}.", value, path, seen)
+                continue
+            if value is None and key in _sections():  # all that stood in it is commented out
                 continue
             if key in seen:  # once with dots, once in a section
                 raise ConfigError(f"{key} stands twice in {path}: make it one")
@@ -133,6 +137,12 @@ def _keys(cls: type, prefix: str = "") -> dict[str, Any]:
         nested = dataclasses.is_dataclass(kind)
         found.update(_keys(kind, f"{prefix}{name}.") if nested else {f"{prefix}{name}": kind})
     return found
+
+
+@functools.cache
+def _sections() -> frozenset[str]:
+    """Every section of the configuration, by its dotted name."""
+    return frozenset(key[:at] for key in _keys(Config) for at, letter in enumerate(key) if letter == ".")
 
 
 def _build(cls: type, values: dict[str, Any], origins: dict[str, str], prefix: str = "") -> Any:

@@ -151,7 +151,7 @@ class ImageTokenizerConfig:
     dropout: float = 0.0
     ema_decay: float = 0.99  # share of the past in the codebook's moving counts and sums
     commitment: float = 0.25  # β: weight of the commitment loss
-    revive_below: float = 0.1  # codes used less than this share of the mean use are replaced; 0: never
+    revive_below: float = 0.1  # codes used less than this share of the mean are replaced; 0: none after the first step
 
     def __post_init__(self) -> None:
         check_transformer(self)

@@ -102,7 +102,7 @@ class AnswerList:
 
     def __init__(self, path: str | Path) -> None:
         try:
-            lines = Path(path).read_text(encoding="utf-8").splitlines()
+            lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
         except OSError:
             hint = "make one by python tools/build_answers.py"
             raise DataError(f"{path}: no such file of answers (model.answers); {hint}") from None

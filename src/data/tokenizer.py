@@ -39,7 +39,7 @@ class Tokenizer:
 
     def __init__(self, path: str | Path) -> None:
         try:
-            text = Path(path).read_text(encoding="utf-8")
+            text = Path(path).read_text(encoding="utf-8-sig")
         except OSError:
             raise DataError(f"{path}: no such vocabulary file (model.text.vocab)") from None
         except UnicodeDecodeError:

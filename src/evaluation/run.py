@@ -64,13 +64,7 @@ class Evaluation:
             DataError: the split cannot be read, or has nothing to measure.
         """
         settings = settings or self.config.eval
-        needs = {evaluator: evaluator.needs(settings) for evaluator in self.evaluators}
-        needs = {evaluator: need for evaluator, need in needs.items() if need is not None}
-        if not needs:
-            names = ", ".join(evaluator.name for evaluator in self.evaluators)
-            raise ConfigError(
-                f"task={self.config.task}: eval leaves nothing of {names} to measure: raise its max_items"
-            )
+        needs = self.needs(settings)
         model = self.engine.model
         trained = model.training
         model.set_train(False)
@@ -80,6 +74,21 @@ class Evaluation:
             return self._run(needs, Split(split or settings.split, settings), output, sheets, source)
         finally:
             model.set_train(trained)
+
+    def needs(self, settings: EvalConfig) -> dict[Evaluator, Needs]:
+        """What each evaluator reads that has something to do.
+
+        Raises:
+            ConfigError: the settings leave nothing to measure.
+        """
+        found = {evaluator: evaluator.needs(settings) for evaluator in self.evaluators}
+        needs = {evaluator: need for evaluator, need in found.items() if need is not None}
+        if not needs:
+            names = ", ".join(evaluator.name for evaluator in self.evaluators)
+            raise ConfigError(
+                f"task={self.config.task}: eval leaves nothing of {names} to measure: raise its max_items"
+            )
+        return needs
 
     def logged(self, metrics: Mapping[str, Any]) -> dict[str, float]:
         """The metrics that training logs, out of what :meth:`run` returned."""
@@ -177,15 +186,23 @@ def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
 
 
 def glance(settings: EvalConfig) -> EvalConfig:
-    """What training looks at between its steps: fewer items, nothing re-ranked."""
-    generation = settings.image_generation
+    """What training looks at between its steps: no more items than GLANCE, and nothing re-ranked."""
+
+    def fewer(section: Any, most: int = GLANCE) -> Any:
+        return replace(section, max_items=min(section.max_items, most))
+
+    def fewer_of_all(section: Any) -> Any:  # of which 0 means all
+        return replace(section, max_items=min(section.max_items or GLANCE, GLANCE))
+
+    gallery = min(settings.retrieval.gallery_size or GLANCE, GLANCE)
     return replace(
         settings,
-        retrieval=replace(settings.retrieval, gallery_size=GLANCE, folds=1),
+        retrieval=replace(settings.retrieval, gallery_size=gallery, folds=1),
         rerank=replace(settings.rerank, top_k=0),
-        caption=replace(settings.caption, max_items=GLANCE),
-        transcript=replace(settings.transcript, max_items=GLANCE),
-        image_generation=replace(generation, max_items=min(GLANCE_GENERATED, generation.max_items)),
-        reconstruction=replace(settings.reconstruction, max_items=GLANCE),
-        vqa=replace(settings.vqa, max_items=GLANCE),
+        caption=fewer(settings.caption),
+        transcript=fewer(settings.transcript),
+        image_generation=fewer(settings.image_generation, GLANCE_GENERATED),
+        masked=fewer_of_all(settings.masked),
+        reconstruction=fewer_of_all(settings.reconstruction),
+        vqa=fewer_of_all(settings.vqa),
     )

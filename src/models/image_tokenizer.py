@@ -10,6 +10,7 @@ from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import Normal, initializer
 
 from src.config import ImageTokenizerConfig
+from src.models.dropout import salt_dropouts
 from src.models.layers import POSITION_STD, Linear, Transformer
 from src.models.patches import split_patches
 
@@ -92,6 +93,7 @@ class ImageTokenizer(nn.Cell):
         self.encoder = Patches(config, self.pixels, config.code_dim)
         self.codebook = Codebook(config)
         self.decoder = Patches(config, config.code_dim, self.pixels)
+        salt_dropouts(self)
 
     def construct(self, image):
         patches = split_patches(image, self.side, self.patch)
@@ -164,7 +166,7 @@ class CodebookUpdate(nn.Cell):
     """n ← γn + (1−γ)·counts;  m ← γm + (1−γ)·sums;  e ← m / n̂, n̂ = (n + ε)·Σn / (Σn + K·ε).
 
     (van den Oord et al. 2017, appendix A.1, with the smoothing of VQ-VAE-2.) A code whose n is below a share of the
-    mean n begins anew: at its candidate, with the mean n.
+    mean n begins anew: at its candidate, with the mean n. So does, in the first batch, every code that it does not use.
 
     Args:
         codebook: what is moved.
@@ -188,7 +190,8 @@ class CodebookUpdate(nn.Cell):
         n = book.counts * self.decay + counts * (1.0 - self.decay)
         m = book.sums * self.decay + sums * (1.0 - self.decay)
         mean = n.mean()
-        dead = (n < mean * self.revive_below).astype(ms.float32)  # (K,)
+        unused = ops.logical_and(n == 0.0, book.counts.sum() == 0.0)  # of the first batch, which fills the codebook
+        dead = ops.logical_or(n < mean * self.revive_below, unused).astype(ms.float32)  # (K,)
         n = n * (1.0 - dead) + mean * dead
         dead_rows = dead.reshape(-1, 1)  # (K, 1)
         m = m * (1.0 - dead_rows) + candidates * (mean * dead_rows)

@@ -137,7 +137,7 @@ class Objectives(nn.Cell):
         if len(self.levels) == 0:
             return ()
         if self.single_modality is not None:
-            return (self.single_modality_loss(batch, views[0], counts[0]),)
+            return (self.single_modality_loss(batch, views[0], counts[int(self.contrasts)]),)
         stacks = ((), (), (), (), (), (), ())
         for i in range(len(self.levels)):
             stacks = _append(stacks, self.levels[i].rows(batch, views, whole, states[i]))

@@ -46,12 +46,15 @@ class HeldOut:
         shows: whether samples are to be seen: on the rank that writes, if train.log_samples.
 
     Raises:
+        ConfigError: eval leaves nothing to measure.
         DataError: there is no such split, or it cannot be read.
     """
 
     def __init__(self, config: Config, model: nn.Cell, task: Task, crew: Crew, shows: bool = False) -> None:
         self.config, self.task, self.crew, self.shows = config, task, crew, shows
         self.evaluation = Evaluation(Engine(config, model), task.evaluators)
+        self.settings = glance(config.eval)
+        self.evaluation.needs(self.settings)
         self.evaluation.open(config.data.eval_split)
 
     def measure(self) -> Measured:
@@ -70,8 +73,8 @@ class HeldOut:
         shutil.rmtree(folder, ignore_errors=True)  # a kill may have left it
         try:
             with working_together(self.crew):
-                settings = glance(self.config.eval)
-                metrics = self.evaluation.run(self.config.data.eval_split, None, settings, show if self.shows else None)
+                shown = show if self.shows else None
+                metrics = self.evaluation.run(self.config.data.eval_split, None, self.settings, shown)
             for one in sheets:
                 one.finish(metrics)
         finally:
