@@ -109,12 +109,14 @@ class Objectives(nn.Module):
         none = case == MATCH_CASES.index("none")
         other_text = sample(image[:n] @ text.T, other[:n] * have[:, TEXT])
         other_image = sample(text[:n] @ image.T, other[:n] * have[:, IMAGE])
-        third = torch.where(none[:, None], other[other_image[0]], 1.0)
-        other_audio = sample(text[:n] @ audio.T, other[:n] * third * have[:, AUDIO])
+        reads = shown[:, TEXT] > 0
+        third = torch.where((none & reads & (shown[:, IMAGE] > 0))[:, None], other[other_image[0]], 1.0)
+        resembled = torch.where(reads[:, None], text[:n], image[:n])
+        other_audio = sample(resembled @ audio.T, other[:n] * third * have[:, AUDIO])
         own, valid, rows = torch.arange(n, device=none.device), torch.ones(n, device=none.device), []
         swaps = (
             (other_text, case == MATCH_CASES.index("image+audio"), TEXT),
-            (other_image, none | (case == MATCH_CASES.index("text+audio")), IMAGE),
+            (other_image, none & reads | (case == MATCH_CASES.index("text+audio")), IMAGE),
             (other_audio, none | (case == MATCH_CASES.index("text+image")), AUDIO),
         )
         for (index, found), swapped, which in swaps:

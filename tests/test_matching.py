@@ -130,9 +130,8 @@ def test_a_batch_of_one_image_has_no_mismatch_to_offer() -> None:
     assert_rows_are_what_their_cases_say(batch, indices, weights)
     for row in range(B):
         together = TOGETHER[MATCH_CASES[batch.case[row]]]
-        needs = any(
-            batch.shown[row, which] and which not in (together or {TEXT}) for which in range(3)
-        )  # of a row without any match the text stays and the others go
+        stays = together or {TEXT if batch.shown[row, TEXT] else IMAGE}  # the rest of a row without any match goes
+        needs = any(batch.shown[row, which] and which not in stays for which in range(3))
         assert weights[row] == (not needs), (MATCH_CASES[batch.case[row]], batch.shown[row])
 
 
@@ -142,9 +141,8 @@ def test_a_batch_of_two_images_serves_all_but_three_apart() -> None:
     assert len(set(batch.ids)) == 2
     indices, weights = batch.build()
     assert_rows_are_what_their_cases_say(batch, indices, weights)
-    none = (batch.case == MATCH_CASES.index("none")) & (batch.shown[:, IMAGE] * batch.shown[:, AUDIO] == 1)
-    assert not weights[none & (batch.shown[:, TEXT] == 1)].any()
-    assert weights[batch.case != MATCH_CASES.index("none")].all()
+    apart = (batch.case == MATCH_CASES.index("none")) & (batch.shown.sum(1) == 3)
+    assert apart.any() and np.array_equal(weights, np.where(apart, 0, 1))
 
 
 def test_negatives_are_hard() -> None:
@@ -160,6 +158,24 @@ def test_negatives_are_hard() -> None:
         similarity = np.where(other, unit[by] @ unit[which].T, -np.inf)
         rows = np.flatnonzero(batch.case == MATCH_CASES.index(case))
         assert np.array_equal(indices[which, rows], similarity[rows].argmax(1)), case
+
+
+def test_the_clip_of_a_mismatched_pair_resembles_what_it_is_shown_with() -> None:
+    """The text, or the image that stands there alone; no third one matters, and what the sample has besides neither."""
+    batch = Rows(rows=20, lacking=False)
+    batch.case[:], batch.noise[:] = MATCH_CASES.index("none"), 0
+    batch.embeddings = unit = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in batch.embeddings]
+    other = batch.ids[:20, None] != batch.ids[None]
+    for shown, by in (((1, 0, 1), TEXT), ((0, 1, 1), IMAGE)):
+        batch.shown[:] = shown
+        for silent in (False, True):  # a sample without a text has a vector as well: of nothing
+            batch.presence[:20, 1 - by] = 1 - silent
+            if silent and by == IMAGE:
+                batch.embeddings[TEXT][:20] = batch.embeddings[TEXT][0]
+            indices, weights = batch.build(scale=100.0)
+            similarity = np.where(other, unit[by][:20] @ unit[AUDIO].T, -np.inf)
+            assert weights.all() and np.array_equal(indices[AUDIO], similarity.argmax(1))
+            assert np.array_equal(indices[by], np.arange(20)) and len(set(indices[AUDIO].tolist())) > 8
 
 
 @pytest.mark.parametrize("scale", [1.0, 7.0])

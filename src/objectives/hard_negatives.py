@@ -41,7 +41,8 @@ def build_rows(
 
     A row starts from its own triplet; what does not belong, by its case, is replaced by a hard negative: a text
     that resembles the row's image, an image or an audio clip that resembles its text. Samples of the same image or of
-    equal text are never negatives. In the case ``none`` the three come from three images and have three texts.
+    equal text are never negatives. In the case ``none`` the text stays, and the three come from three images and have
+    three texts. Of image and audio without a text the image stays, and the clip resembles it.
 
     Args:
         case: (R,) int32, a column of ``schema.MATCH_CASES``.
@@ -63,20 +64,20 @@ def build_rows(
 
     to_text = ops.matmul(image[:rows], text.T)  # (R, B)
     to_image = ops.matmul(text[:rows], image.T)
-    to_audio = ops.matmul(text[:rows], audio.T)
+    reads = row_presence[:, TEXT].astype(ms.float32).reshape(-1, 1)  # (R, 1)
+    to_audio = ops.matmul(text[:rows] * reads + image[:rows] * (1.0 - reads), audio.T)
     other_text, text_valid = sample_negative(to_text, other * have[:, TEXT].reshape(1, -1), noise)
     other_image, image_valid = sample_negative(to_image, other * have[:, IMAGE].reshape(1, -1), noise)
-    # the audio of a row without any match differs from the replaced image as well
+    none = ops.equal(case, CASE["none"]).astype(ms.int32)
+    swap_text = ops.equal(case, CASE["image+audio"]).astype(ms.int32) * row_presence[:, TEXT]
+    apart_from_text = none * row_presence[:, TEXT]
+    swap_image = (ops.equal(case, CASE["text+audio"]).astype(ms.int32) + apart_from_text) * row_presence[:, IMAGE]
+    swap_audio = (ops.equal(case, CASE["text+image"]).astype(ms.int32) + none) * row_presence[:, AUDIO]
+    # the audio of a row that shows three, none of which match, differs from the replaced image as well
     seen = alike(ops.gather(images, other_image, 0), ops.gather(texts, other_image, 0), images, texts)
-    apart = ops.logical_not(seen).astype(ms.float32)
-    none = ops.equal(case, CASE["none"]).astype(ms.float32)
-    third = apart * none.reshape(-1, 1) + (1.0 - none.reshape(-1, 1))
+    third = 1.0 - seen.astype(ms.float32) * (swap_image * swap_audio).astype(ms.float32).reshape(-1, 1)
     other_audio, audio_valid = sample_negative(to_audio, other * third * have[:, AUDIO].reshape(1, -1), noise)
 
-    all_apart = none.astype(ms.int32)
-    swap_text = ops.equal(case, CASE["image+audio"]).astype(ms.int32) * row_presence[:, TEXT]
-    swap_image = (ops.equal(case, CASE["text+audio"]).astype(ms.int32) + all_apart) * row_presence[:, IMAGE]
-    swap_audio = (ops.equal(case, CASE["text+image"]).astype(ms.int32) + all_apart) * row_presence[:, AUDIO]
     valid = _kept(swap_text, text_valid) * _kept(swap_image, image_valid) * _kept(swap_audio, audio_valid)
     return (
         own * (1 - swap_text) + other_text * swap_text,
