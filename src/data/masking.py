@@ -28,7 +28,7 @@ def sample_rng(seed: int, epoch: int, sample: int, purpose: int = SAMPLE) -> np.
 def mask_words(
     ids: np.ndarray, words: np.ndarray, slots: int, ratio: float, tokenizer: Tokenizer, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Masks whole words: about ``ratio`` of the tokens, but at least one word if there is text.
+    """Masks whole words: a share ``ratio`` of them, but at least one if there is text.
 
     Of the masked tokens 80 % become [MASK], 10 % a random ordinary token, 10 % stay (BERT, section 3.1).
 
@@ -52,18 +52,16 @@ def mask_words(
 
 
 def _masked_tokens(words: np.ndarray, slots: int, ratio: float, rng: np.random.Generator) -> np.ndarray:
-    """Sorted positions of the words to mask.
+    """Sorted positions of the words to mask: each word with the probability ``ratio``, but at least one.
 
-    The word that would exceed the budget is taken with the probability of its remaining part. So the expected share is
-    the ratio, and long words are masked as often as short ones.
+    The number of words is the ratio of all of them, rounded up or down at random. A word that finds no slots any more
+    is left out, and one that is longer than all slots is cut.
     """
     count = int(words.max(initial=-1)) + 1
-    budget = ratio * np.count_nonzero(words >= 0)
+    wanted = max(1, int(ratio * count + rng.random()))
     chosen: list[int] = []
-    for word in rng.permutation(count):
+    for word in rng.permutation(count)[:wanted]:
         tokens = np.flatnonzero(words == word)[:slots]
-        if chosen and rng.random() * len(tokens) >= budget - len(chosen):
-            break
         if len(chosen) + len(tokens) <= slots:
             chosen.extend(tokens)
     return np.array(sorted(chosen), np.int64)

@@ -6,6 +6,7 @@ Letters: ``B`` batch, ``T`` text tokens, ``S`` image side in pixels, ``P`` patch
 A batch is a plain ``dict[str, numpy.ndarray]`` with exactly the fields of :func:`batch_fields`.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +18,7 @@ MODALITIES = ("text", "image", "audio")
 JOINT = 3  # a text and its speech as one embedding; follows the columns of a presence table
 # what retrieval and the contrastive loss compare, each both ways
 COUPLES = ((TEXT, IMAGE), (TEXT, AUDIO), (IMAGE, AUDIO), (JOINT, IMAGE))
+WORD = 4  # tokens of a long word, for which a text's masked slots have room: jieba's words are seldom longer
 # what an image encoder reads, by model.image.input
 IMAGE_FIELDS = {"patch": ("image",), "region": ("regions", "region_boxes", "region_mask")}
 # kernel and stride of wav2vec 2.0's convolutions over the waveform, the same in all its sizes
@@ -35,6 +37,11 @@ class Field:
 def masked_slots(max_len: int, mask_ratio: float) -> int:
     """``K``: how many slots for masked positions a row of ``max_len`` tokens has (at least one)."""
     return max(1, round(max_len * mask_ratio))
+
+
+def masked_word_slots(max_len: int, mask_ratio: float) -> int:
+    """``K`` of a text, of which whole words are masked: the last of them may go beyond the ratio of the tokens."""
+    return min(max_len, math.ceil(max_len * mask_ratio) + WORD - 1)
 
 
 def audio_layout(kind: str, mels: int, feature_dim: int) -> tuple[type, tuple[int, ...]]:
@@ -79,7 +86,7 @@ AUDIO_MEANING = {
 def batch_fields(model: ModelConfig, batch_size: int, mask_ratio: float) -> dict[str, Field]:
     """The fields of a training batch, by name."""
     text, audio = model.text, model.audio
-    slots = masked_slots(text.max_len, mask_ratio)
+    slots = masked_word_slots(text.max_len, mask_ratio)
     patches = masked_slots(model.image.tokens, mask_ratio)
     frames = masked_slots(audio_tokens(audio, audio.length), mask_ratio)
     dtype, frame = audio_layout(audio.input, audio.mels, audio.feature_dim)
