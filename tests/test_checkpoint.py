@@ -301,7 +301,7 @@ def break_at(step: str, error: BaseException, monkeypatch: pytest.MonkeyPatch) -
         case "mkdir":
             wrap(Path, "mkdir", lambda path: ".writing" in path.name)
         case "vocab":
-            wrap(checkpoint.shutil, "copyfile", lambda *_: True)
+            wrap(checkpoint, "write_bytes", lambda path, _: path.name == "vocab.txt")
         case "model" | "optimizer":
             wrap(checkpoint, "write_tensors", lambda path, *_: path.name == f"{step}.safetensors")
         case "rename":

@@ -128,6 +128,18 @@ def test_unfinished_dataset_is_refused_and_replaced(tmp_path: Path) -> None:
         pass
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["index-gallery.npy", "codes.json", "photos-00000.mindrecord", "photos-00000.mindrecord.db", "rejected.jsonl"],
+)
+def test_files_of_other_origin_are_not_replaced(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("mine")
+    for resume in (False, True):
+        with pytest.raises(DataError, match=f"{name} is in the way, and of no unfinished dataset: choose another --"):
+            DatasetWriter(tmp_path, AUDIO_CONFIG, {}, resume=resume)
+    assert [path.name for path in tmp_path.iterdir()] == [name] and (tmp_path / name).read_text() == "mine"
+
+
 def test_a_shard_that_cannot_be_written_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full_disk(*_: object) -> None:
         raise RuntimeError("Exception thrown.\n---\n[ERROR] No free disk to be used\n\n--- C++ Call Stack")

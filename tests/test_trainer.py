@@ -162,6 +162,23 @@ def test_dropout_is_on_in_every_step_and_off_in_every_evaluation(
     assert seen["splits"] == [(config.data.eval_split, 0)] * 3, "a glance at the held-out split"
 
 
+def test_checkpoints_hold_the_words_and_answers_that_the_run_began_with(config: Config, tmp_path: Path) -> None:
+    """Whatever becomes of the files that it read: of as many other words nothing would ever tell."""
+    vocab, answers = tmp_path / "vocab.txt", tmp_path / "answers.txt"
+    began = Path(config.model.text.vocab).read_bytes()
+    vocab.write_bytes(began)
+    answers.write_text("yes\nno\n")
+    text = replace(config.model.text, vocab=str(vocab))
+    config = replace(config, model=replace(config.model, text=text, answers=str(answers)))
+    trainer = Trainer(with_run(config, tmp_path / "run", eval_every=0, steps=2))
+    vocab.write_text("[PAD]\n[UNK]\n")
+    answers.unlink()
+    trainer.run()
+    for step in (1, 2):
+        folder = locate(f"{tmp_path / 'run'}@{step}")
+        assert (folder / "vocab.txt").read_bytes() == began and (folder / "answers.txt").read_text() == "yes\nno\n"
+
+
 def test_an_evaluation_that_would_measure_nothing_is_told_at_the_start(config: Config, tmp_path: Path) -> None:
     nothing = replace(config.eval, caption=CaptionConfig(max_items=0), transcript=TranscriptConfig(max_items=0))
     weights = ObjectivesConfig(weights=WeightsConfig(denoise_text=1.0))

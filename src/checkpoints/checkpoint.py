@@ -52,7 +52,7 @@ from src.checkpoints.manifest import write_manifest
 from src.checkpoints.places import BEST, LATEST, locate, pointed
 from src.checkpoints.renames import rename
 from src.config import Config, load_config, to_yaml
-from src.files import sync_folder, write_text
+from src.files import sync_folder, write_bytes, write_text
 
 DESCRIBED = ("step", "position")  # of the state, what the manifest says, too
 
@@ -163,12 +163,14 @@ def save_checkpoint(
     state: Mapping[str, Any] | None = None,
     keep: int = 0,
     average: Mapping[str, np.ndarray] | None = None,
+    texts: Mapping[str, bytes] | None = None,
 ) -> Path:
     """Writes ``step-…`` under ``checkpoints`` whole or not at all, points ``latest`` at it, removes older ones.
 
     Args:
         keep: how many checkpoints stay, beside the best; 0: all.
         average: moving averages of trained weights by name, to be written beside the weights.
+        texts: what :func:`read_texts` gave when the model was built; None: the files as they are now.
 
     Returns:
         The new folder.
@@ -181,7 +183,7 @@ def save_checkpoint(
     try:
         shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir(parents=True)
-        digests = {MODEL: write_model(beside, config, model)}
+        digests = {MODEL: write_model(beside, config, model, texts=texts)}
         _copy_image_tokenizer(config.data.codes, checkpoints, beside / TOKENIZER)
         if optimizer_state is not None:
             digests[OPTIMIZER] = write_tensors(beside / OPTIMIZER, optimizer_state)
@@ -222,16 +224,29 @@ def _write_state(path: Path, state: Mapping[str, Any]) -> None:
     write_text(path, json.dumps(dict(state), indent=1) + "\n")  # every digit of what a run goes on from
 
 
-def write_model(folder: Path, config: Config, model: nn.Cell, half: bool = False) -> str:
+def read_texts(config: Config) -> dict[str, bytes]:
+    """The vocabulary, and the answers if there are any, by their names in a checkpoint.
+
+    A run reads them once: whatever becomes of these files meanwhile, its checkpoints hold what its model was built for.
+    """
+    sources = {VOCAB: config.model.text.vocab} | ({ANSWERS: config.model.answers} if config.model.answers else {})
+    return {name: Path(source).read_bytes() for name, source in sources.items()}
+
+
+def write_model(
+    folder: Path, config: Config, model: nn.Cell, half: bool = False, texts: Mapping[str, bytes] | None = None
+) -> str:
     """Configuration, vocabulary, answers and weights (``half``: as float16): what evaluation and export need.
+
+    Args:
+        texts: as :func:`save_checkpoint` takes them.
 
     Returns:
         The sha256 of the weights' file.
     """
     write_text(folder / CONFIG, to_yaml(config))
-    _copy(Path(config.model.text.vocab), folder / VOCAB)
-    if config.model.answers:
-        _copy(Path(config.model.answers), folder / ANSWERS)
+    for name, data in (texts or read_texts(config)).items():
+        write_bytes(folder / name, data)
     return write_tensors(folder / MODEL, dict(model.parameters_and_names()), half)
 
 

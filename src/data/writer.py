@@ -23,6 +23,7 @@ from src.files import write_text
 
 SPLITS = ("train", "dev", "test")
 WRITE_ROWS = 128  # rows handed to MindRecord at once
+REJECTED = "rejected.jsonl"  # of who prepares the dataset: rows that it has not taken
 OUR_FILES = re.compile(
     r"(.+-\d{5}\.mindrecord(\.db)?|(index|checksums|\.?codes)-.+\.npy|codes\.json|\.part-.+|\.progress\.json"
     r"|\.writing-(dataset|codes|\.progress)\.json)"
@@ -58,7 +59,8 @@ class DatasetWriter:
     """Writes a dataset folder; use it as a context manager, which finishes the folder unless an exception is raised.
 
     Args:
-        folder: made if necessary; an unfinished dataset in it is replaced, a finished one is an error.
+        folder: made if necessary; an unfinished dataset in it is replaced. A finished one, or files of other origin that
+            have its names, are an error.
         audio: the settings that the stored audio clips were made with.
         about: JSON that says where the data came from; it may be extended before the end.
         shard_records: records a shard file.
@@ -79,6 +81,7 @@ class DatasetWriter:
         if (self.folder / "dataset.json").exists():
             raise DataError(f"{self.folder} already holds a dataset: delete it, or choose another --output")
         self.folder.mkdir(parents=True, exist_ok=True)
+        self._require_own()
         settings = {"version": VERSION, "audio": self._audio(), "about": self.about, "shard_records": shard_records}
         self._splits: dict[str, _Split] = {}
         self._finished = np.zeros(0, np.int8)  # by row of the input: place of its split in _names, or −1
@@ -204,6 +207,14 @@ class DatasetWriter:
     def _is_whole(self, file: dict[str, Any]) -> bool:
         path = self.folder / file["name"]
         return path.is_file() and path.stat().st_size == file["bytes"]
+
+    def _require_own(self) -> None:
+        """Raises DataError where files would be replaced that no unfinished dataset has left."""
+        if (self.folder / PROGRESS).exists():
+            return
+        for path in sorted(self.folder.iterdir()):
+            if not path.name.startswith(".") and (OUR_FILES.fullmatch(path.name) or path.name == REJECTED):
+                raise DataError(f"{path} is in the way, and of no unfinished dataset: choose another --output")
 
     def _clear(self) -> None:
         """Removes the files of an earlier writer except finished shards."""

@@ -89,7 +89,7 @@ class Trainer:
             raise ConfigError(f"task={config.task} is measured by eval.py, not trained")
         self.task = registry.get(config.task)
         self.loader = self.task.loader(config, config.data.train_split, rank, ranks)
-        self.model = build_model(config)
+        self.model, self.texts = build_model(config), checkpoint.read_texts(config)
         self.state: dict[str, Any] = {"step": 0, "best": None, "since_best": 0, "evaluation_due": False}
         self.state |= {"position": 0, "postponed": []}
         if self.place:
@@ -461,6 +461,7 @@ class Trainer:
                 self.state,
                 self.config.train.keep_checkpoints,
                 None if average is None else average.arrays(),
+                self.texts,
             )
         except CheckpointError as error:
             self.place = None

@@ -17,7 +17,7 @@ from src.data.prepare.report import Tally
 from src.data.prepare.rows import Corpus, Row, check_folder, describe_files
 from src.data.prepare.workers import ordered_map
 from src.data.record import Packed
-from src.data.writer import DatasetWriter
+from src.data.writer import REJECTED, DatasetWriter
 
 SPLITS = ("train", "dev", "test")
 UNMOVED = "only rows that were rejected may change before --resume, and none may move or go; or begin without --resume"
@@ -125,7 +125,7 @@ def write_dataset(corpus: Corpus, args: Arguments) -> None:
     _check_arguments(args)
     model = load_config(args.config, args.settings).model
     about = {**corpus.about, **_describe_options(args)}
-    rejected = args.output / "rejected.jsonl"
+    rejected = args.output / REJECTED
     with (
         DatasetWriter(args.output, model.audio, about, args.shard_records, args.resume) as writer,
         Tally(rejected, corpus.english) as tally,
