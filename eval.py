@@ -6,10 +6,11 @@ python eval.py --checkpoint runs/mine --ema                         the average 
 python eval.py --checkpoint runs/demo/caption eval.decoding.beam_size=4 eval.decoding.length_penalty=0.6
 """
 
+import os
 from dataclasses import replace
 
 from src import cli
-from src.config import TASKS
+from src.config import TASKS, Config
 from src.files import require_writable
 
 
@@ -34,6 +35,19 @@ def parse() -> cli.Arguments:
     return parser.parse_intermixed_args()
 
 
+def results_name(own: Config, config: Config, split: str) -> str:
+    """``eval-SPLIT``, and behind it the task and the dataset where these are not the checkpoint's own.
+
+    So that no results take the place of others. A task that measures files of its own has a folder of its own.
+    """
+    if not TASKS[config.task].trained:
+        return f"eval-{config.task}"
+    task = "" if config.task == own.task else f"-{config.task}"
+    ours, theirs = (os.path.abspath(each.data.held_out) for each in (config, own))
+    data = "" if ours == theirs else f"-{os.path.basename(ours)}"
+    return f"eval-{split or config.eval.split}{task}{data}"
+
+
 def main() -> None:
     args = parse()
     # not before: they import MindSpore, for which --help and mistakes in the arguments need not wait
@@ -53,10 +67,8 @@ def main() -> None:
     setup(replace(config.runtime, distributed=False), config.seed)
     config, model = load_model(folder, args.settings, args.config, args.ema)
     evaluation = Evaluation(Engine(config, model, ema=args.ema), registry.get(config.task).evaluators)
-    # what is measured of other files than a split's, or of another checkpoint than the latest, has its own folder
-    what = args.split or config.eval.split if TASKS[config.task].trained else config.task
-    name = f"eval-{what}{'-ema' if args.ema else ''}{step_beside_latest(folder)}"
-    output = args.output or place / name
+    name = results_name(load_checkpoint_config(folder), config, args.split)
+    output = args.output or place / f"{name}{'-ema' if args.ema else ''}{step_beside_latest(folder)}"
     metrics = evaluation.run(args.split, output, checkpoint=folder)
     for line in evaluation.notes(args.split):
         print(f"note: {line}")

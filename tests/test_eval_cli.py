@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 import eval as evaluation
+from src.config import load_config
 from src.inference.rerank import TERMS
 from tests.commands import Run, command, make_home
 from tools import tune_reranking
@@ -37,6 +38,23 @@ def test_dataset(run: Run, home: Path) -> None:
     assert metrics["split"] == "dev" and metrics["caption"]["images"] <= 4
     assert Path(metrics["checkpoint"]).parent == Path("run/checkpoints")
     assert "% of the texts are cut at model.text.max_len=" in out and "[UNK]" not in out
+
+
+def test_results_take_the_place_of_no_others(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder for each split, and beside it one for another task, another dataset, and for files of the task's own."""
+    monkeypatch.chdir(home)
+    own = load_config(None, ["data.path=corpora/mine"])
+    for settings, split, name in (
+        ([], "", "eval-test"),
+        (["eval.split=train"], "dev", "eval-dev"),
+        ([f"data.path={home}/corpora/mine/"], "", "eval-test"),
+        (["task=retrieval"], "", "eval-test-retrieval"),
+        (["data.path=other/yours"], "dev", "eval-dev-yours"),
+        (["task=retrieval", "data.eval_path=yours"], "dev", "eval-dev-retrieval-yours"),
+        (["task=zero_shot", "eval.zero_shot.path=x", "data.path=yours"], "", "eval-zero_shot"),
+    ):
+        config = load_config(None, ["data.path=corpora/mine", *settings])
+        assert evaluation.results_name(own, config, split) == name
 
 
 def test_weights_are_chosen_on_another_split(tune: Run, home: Path) -> None:

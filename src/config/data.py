@@ -85,6 +85,11 @@ class DataConfig:
         require(len(set(folders)) == len(folders), "sources", "a folder is listed twice: give it one weight")
 
     @property
+    def held_out(self) -> str:
+        """The folder whose splits are evaluated."""
+        return self.eval_path or self.mixture[0][0]
+
+    @property
     def mixture(self) -> tuple[tuple[str, float], ...]:
         """The folders that training reads, and their weights."""
         return tuple((source.path, source.weight) for source in self.sources) or ((self.path, 1.0),)

@@ -115,8 +115,7 @@ class Loader:
     @classmethod
     def held_out(cls, config: Config, split: str, **options: bool) -> "Loader":
         """A loader for :meth:`evaluation`, of the one dataset that config.data has for it."""
-        folder = config.data.eval_path or config.data.mixture[0][0]
-        data = replace(config.data, path=folder, sources=())
+        data = replace(config.data, path=config.data.held_out, sources=())
         return cls(replace(config, data=data), split, **options)
 
     def coverage(self) -> list[Coverage]:

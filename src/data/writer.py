@@ -59,8 +59,8 @@ class DatasetWriter:
     """Writes a dataset folder; use it as a context manager, which finishes the folder unless an exception is raised.
 
     Args:
-        folder: made if necessary; an unfinished dataset in it is replaced. A finished one, or files of other origin that
-            have its names, are an error.
+        folder: made if necessary; an unfinished dataset in it is replaced. A finished one is an error, and so are files
+            of other origin that have its names.
         audio: the settings that the stored audio clips were made with.
         about: JSON that says where the data came from; it may be extended before the end.
         shard_records: records a shard file.
