@@ -56,6 +56,8 @@ def test_of_one_person_the_answer_is_right_or_wrong() -> None:
         ("dont know", "don't know"),
         ("couldntve", "couldn't've"),
         ("it's", "it's"),
+        ("don’t know", "don't know"),
+        ("it‘s", "it's"),
         ("well", "well"),
         ("its", "its"),
         ("12:30", "12:30"),

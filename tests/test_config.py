@@ -351,6 +351,7 @@ def test_a_list_of_mappings_is_a_list_of_sources(tmp_path: Path) -> None:
         ("[{path: one, weight: 0}]", "data.sources[0].weight=0.0 in command line: must be positive"),
         ("[{weight: 2}]", "data.sources[0].path in the defaults: every source must name a dataset folder"),
         ("[{path: one}, {path: one}]", "a folder is listed twice: give it one weight"),
+        ("[{path: one}, {path: ./two/../one/}]", "a folder is listed twice: give it one weight"),
     ],
 )
 def test_a_mistake_in_an_item_is_named_with_its_place(tmp_path: Path, value: str, says: str) -> None:
@@ -436,6 +437,7 @@ LIMITS = {
         ("-1",),
         "seed train.eval_every train.patience optimizer.warmup_steps optimizer.weight_decay data.max_bad "
         "data.augment.time_masks data.augment.frequency_masks eval.retrieval.gallery_size eval.rerank.top_k "
+        "eval.rerank.embedding eval.rerank.matching eval.rerank.likelihood "
         "eval.caption.max_items eval.transcript.max_items eval.masked.max_items eval.reconstruction.max_items "
         "eval.image_generation.max_items eval.image_generation.temperature eval.image_generation.top_k "
         "eval.image_generation.guidance eval.decoding.length_penalty eval.decoding.no_repeat_ngram "

@@ -328,6 +328,11 @@ def test_digest_table_is_a_dict() -> None:
             ("localized-narratives", "--annotations", "README.md", "--images", ".", "--name", "{x}"),
             "only {image_id} can be replaced",
         ),
+        (
+            ("localized-narratives", "--annotations", "README.md", "--images", ".", "--name", "x.jpg"),
+            "it must contain the image, as in {image_id}.jpg",
+        ),
+        (("cc3m", "--annotations", "README.md", "--images", ".", "--dev-share", "nan"), "must not be negative"),
         (("aic", "--annotations", "README.md", "--images", "."), "README.md is not JSON"),
         (("karpathy", "--input", "README.md", "--images", "."), "README.md is not JSON"),
         (("coco-cn", "--annotations", ".", "--images", "."), "coco-cn_train.txt: no such file"),

@@ -1,6 +1,7 @@
 """The inference command as a user calls it: with a query, on files, and with what can go wrong."""
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -95,6 +96,11 @@ def test_an_index_follows_its_folder(run: Run, home: Path) -> None:
     hits = json.loads((home / "moved" / "query.json").read_text())["text"]
     assert {Path(hit["file"]).name for hit in hits} == {"b.txt", "c.txt", "d.txt"}
     assert Path(hits[0]["file"]).name == "b.txt" and hits[0]["cosine"] == pytest.approx(1, abs=1e-5)
+    os.chdir(folder)  # the index of a relative path is one of that folder all the same
+    elsewhere = ("--checkpoint", home / "run", "--query", "两个大苹果", "--output", home / "moved")
+    code, _, err = run(*elsewhere, "--index", home / "moving.index")
+    assert code == 0 and "its folder" not in err
+    os.chdir(home)
     folder.rename(home / "elsewhere")
     code, _, err = run(*ask, "--index", "moving.index")
     assert code == 2 and "its folder" in err and "say with --gallery where the files are" in err

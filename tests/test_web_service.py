@@ -1,6 +1,7 @@
 """What stands behind the page: one thread for all models, what they lack, what visitors may send, what is escaped."""
 
 import base64
+import contextlib
 import io
 import re
 import shutil
@@ -74,6 +75,20 @@ def test_an_index_is_of_the_first_model(monkeypatch: pytest.MonkeyPatch) -> None
         (Path(name), Path("gallery"), index, *settings)
         for name, index in (("a", Path("kept.index")), ("b", None), ("c", None))
     ]
+
+
+def test_settings_reach_the_model_whatever_the_gallery(gallery: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few files are encoded without compiled graphs."""
+    asked: list[object] = []
+
+    def load_model(place: Path, settings: list[str], ema: bool) -> None:
+        asked.extend(settings)
+        raise DataError("enough")
+
+    monkeypatch.setattr("src.web.service.load", load_model)
+    with contextlib.closing(Worker()) as worker, pytest.raises(DataError, match="enough"):
+        worker.call(open_service, worker, [Path("opt_demo")], gallery, None, ["eval.decoding.beam_size=5"])
+    assert asked == ["runtime.mode=pynative", "eval.decoding.beam_size=5"]
 
 
 @pytest.fixture(scope="module")

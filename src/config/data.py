@@ -1,5 +1,6 @@
 """Where samples come from, how they are mixed, and how they are varied."""
 
+import os
 from dataclasses import dataclass, field
 
 from src.config.checks import require
@@ -81,7 +82,7 @@ class DataConfig:
         require(self.max_bad >= 0, "max_bad", "must not be negative")
         require(0 <= self.max_unknown <= 1, "max_unknown", "must be in [0, 1]")
         require(not (self.path and self.sources), "sources", "data.path is given too: leave one of the two empty")
-        folders = [source.path for source in self.sources]
+        folders = [os.path.realpath(source.path) for source in self.sources]
         require(len(set(folders)) == len(folders), "sources", "a folder is listed twice: give it one weight")
 
     @property

@@ -28,7 +28,7 @@ class RerankConfig:
     tuned_on: str = ""  # split that the weights were chosen on for this very checkpoint; empty: they were not
 
     def __post_init__(self) -> None:
-        _not_negative(self, "top_k")
+        _not_negative(self, "top_k", "embedding", "matching", "likelihood")
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,7 @@ y'all'd've y'all'll you'd you'd've you'll you're you've
 APOSTROPHES = {word.replace("'", ""): word for word in CONTRACTIONS.split()}
 DIGITS = {"零": 0, "〇": 0, "一": 1, "二": 2, "两": 2, "三": 3, "四": 4, "五": 5, "六": 6, "七": 7, "八": 8, "九": 9}
 MEASURES = "个只条张把辆座棵朵头匹件块片颗根支枝架艘台位名顶盏面份部道枚团副串杯瓶本口"  # 双 and 对 are two
+TYPOGRAPHIC = dict.fromkeys(map(ord, "‘’ʼ"), "'")  # apostrophes of phones and word processors
 _JOINED_DIGITS = re.compile(r"\d,\d")
 _FULL_STOP = re.compile(r"\.(?!\d)")
 _BESIDE_HAN = re.compile(r"(?<=[\u3400-\u9fff]) | (?=[\u3400-\u9fff])")
@@ -49,7 +50,7 @@ def normalise(answer: str) -> str:
     >>> normalise("The two Dogs."), normalise("dont know"), normalise("1,000"), normalise(" 两只 "), normalise("红色。")
     ('2 dogs', "don't know", '1000', '2', '红色')
     """
-    text = unicodedata.normalize("NFKC", answer).lower()
+    text = unicodedata.normalize("NFKC", answer).lower().translate(TYPOGRAPHIC)
     marks = {char for char in text if char in MARKS or (not char.isascii() and unicodedata.category(char)[0] == "P")}
     joined = _JOINED_DIGITS.search(text) is not None
     unmarked = text

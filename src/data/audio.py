@@ -56,12 +56,12 @@ def load_audio(path: str | Path, seconds: float | None = None, start: float = 0.
     check_file(path, "audio file")
     with decoding(f"{path}: not a readable audio file"):
         try:
-            with soundfile.SoundFile(str(path)) as file:
+            with _reader()(str(path)) as file:
                 rate = file.samplerate
                 if rate * file.channels > MOST_SAMPLES:  # a damaged header must not ask for all memory
                     raise DataError(f"{path}: not a readable audio file ({rate} Hz, {file.channels} channels)")
                 if start:
-                    file.seek(min(round(start * rate), file.frames))
+                    _skip(file, round(start * rate))
                 samples = None if seconds is None else int(np.ceil(seconds * rate)) + 1
                 blocks = list(_blocks(file, samples))
         except soundfile.LibsndfileError as error:
@@ -69,6 +69,30 @@ def load_audio(path: str | Path, seconds: float | None = None, start: float = 0.
         if not blocks:
             raise DataError(f"{path}: the audio is empty" + (f" after {start:.1f} s" if start else ""))
         return checked_mono(np.concatenate(blocks), str(path)), rate
+
+
+@functools.cache
+def _reader() -> type:
+    """A SoundFile that reads on where it is.
+
+    soundfile seeks behind whatever it has read, and in an MP3 the first 0.2 s behind a seek are wrong.
+    """
+    import soundfile
+
+    class Reader(soundfile.SoundFile):
+        def seekable(self) -> bool:
+            return False
+
+    return Reader
+
+
+def _skip(file: Any, samples: int) -> None:
+    """Goes on so many samples from the beginning, in an MP3 by decoding them."""
+    if file.format != "MP3":
+        file.seek(min(samples, file.frames))
+        return
+    for _ in _blocks(file, samples):
+        pass
 
 
 def checked_mono(wave: np.ndarray, name: str) -> np.ndarray:

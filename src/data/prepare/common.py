@@ -157,7 +157,7 @@ def _describe_options(args: Arguments) -> dict[str, Any]:
 
 
 def _check_arguments(args: Arguments) -> None:
-    if args.dev_share < 0 or args.test_share < 0 or args.dev_share + args.test_share >= 1:
+    if not (args.dev_share >= 0 and args.test_share >= 0 and args.dev_share + args.test_share < 1):  # nor NaN
         raise DataError("--dev-share and --test-share must not be negative, and their sum must be below 1")
     for name in ("max_side", "workers", "shard_records"):
         if getattr(args, name) < 1:

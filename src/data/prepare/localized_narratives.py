@@ -62,7 +62,8 @@ def run(args: Arguments) -> None:
     if args.recordings:
         check_folder(args.recordings, "--recordings")
     try:
-        args.name.format(image_id="1")
+        if args.name.format(image_id="1") == args.name.format(image_id="2"):
+            raise DataError(f"--name {args.name}: it must contain the image, as in {{image_id}}.jpg")
     except (KeyError, IndexError, ValueError, AttributeError):
         raise DataError(f"--name {args.name}: only {{image_id}} can be replaced in it") from None
     chinese = Translations(args.translations)
