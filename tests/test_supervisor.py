@@ -66,7 +66,7 @@ if what.endswith("crash"):
         cli.run(crash)
     if name == "rank 1":
         atexit.register(crash)
-    cli.run(lambda: sys.exit(int(what.split()[0])))
+    cli.run(lambda: sys.exit(int(what.split()[0]) if name == "rank 1" else 0))
 try:
     while not all((folder / other).exists() for other in ("scheduler", "rank 0", "rank 1")):
         time.sleep(0.05)
@@ -164,6 +164,10 @@ def test_what_an_earlier_launch_left_is_not_taken_for_this_ones(folder: Path) ->
         (folder / name).unlink()
     process = supervise(folder, "succeed")
     assert process.communicate(timeout=PATIENCE) == ("rank 0 started\n", "") and process.returncode == 0
+    supervise(folder, "0 crash").communicate(timeout=PATIENCE)  # leaves a note that its work was done
+    process = supervise(folder, "crash")
+    process.communicate(timeout=PATIENCE)
+    assert process.returncode == 128 + signal.SIGSEGV
 
 
 def test_a_rank_that_fails_ends_all_and_is_named(folder: Path) -> None:
