@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -117,6 +118,27 @@ def test_the_loss_of_rewards_tells_nothing(task: str, told: bool) -> None:
     denoise = replace(CONFIG.objectives.denoise_text, given=("image",))
     config = replace(CONFIG, task=task, objectives=replace(CONFIG.objectives, denoise_text=denoise))
     assert bool(found(steps([4, 2, 2, 2, 2, 2, 2, *[4] * 40]), config)) is told
+
+
+def test_what_nobody_trains_may_be_at_chance() -> None:
+    """Unless weights were read that know it, or the task trains it whatever the weights say."""
+    names_of = ("mean_R@1", "generated_text_R@1", "cider_d", "mlm_accuracy")
+    pairs = {f"{kind}/{name}": 0.1 for name in names_of for kind in ("eval", "chance")}
+    lines = [{"step": step, **pairs} for step in (100, 200)]
+
+    def told(task: str = "pretrain", init_from: str = "", **weights: float) -> str:
+        objectives = replace(CONFIG.objectives, weights=replace(CONFIG.objectives.weights, **weights))
+        train = replace(CONFIG.train, init_from=init_from)
+        findings = found(
+            lines, SimpleNamespace(**vars(CONFIG) | {"task": task, "objectives": objectives, "train": train})
+        )
+        return " ".join(finding.figure for finding in findings)
+
+    assert "mean_R@1" in told() and "generated" not in told(denoise_image=0.0)
+    nothing = {"contrastive": 0.0, "denoise_text": 0.0, "denoise_image": 0.0}
+    assert told(**nothing).startswith("mlm_accuracy is 0.1 where chance is 0.1") and "more" not in told(**nothing)
+    assert told("retrieval", "runs/before", **nothing).startswith("mean_R@1")
+    assert "cider_d" in told("caption", contrastive=0.0) or "more" in told("caption", contrastive=0.0)
 
 
 def test_metrics_at_chance() -> None:

@@ -481,9 +481,9 @@ def test_the_split_is_looked_for_where_it_is_read(config: Config, tmp_path: Path
 def test_the_best_is_judged_by_the_mean_of_what_a_split_has() -> None:
     """Of the task's metrics; by nothing where it has none of them."""
     task = registry.get("speech_to_text")
-    plain, seen = task.best_by
-    assert task.best_metric({plain: 0.2, seen: 0.6, "other": 9.0}) == pytest.approx(0.4)
-    assert task.best_metric({seen: 0.6}) == 0.6 and task.best_metric({"other": 9.0}) is None
+    (plain, seen), config = task.best_by, ObjectivesConfig()
+    assert task.best_metric({plain: 0.2, seen: 0.6, "other": 9.0}, config) == pytest.approx(0.4)
+    assert task.best_metric({seen: 0.6}, config) == 0.6 and task.best_metric({"other": 9.0}, config) is None
 
 
 def test_waiting_for_data_is_told(

@@ -31,7 +31,7 @@ class ObjectiveAtChance(Check):
         for key in line:
             name = key.removeprefix("chance/")
             value, chance = number(line, f"eval/{name}"), number(line, key)
-            if name == key or value is None or chance is None:
+            if name == key or value is None or chance is None or self._untrained(name):
                 continue
             learned = (value - chance) / max(1 - chance, 1e-9)
             self.rows[name] = self.rows.get(name, 0) + 1 if learned <= self.FIRES else 0
@@ -39,6 +39,17 @@ class ObjectiveAtChance(Check):
                 yield name, f"{name} is {short(value)} where chance is {short(chance)}"
             elif learned > self.PASSES:
                 yield name, ""
+
+    def _untrained(self, name: str) -> bool:
+        """Whether the objective that a metric shows has no weight, and no weights were read that may know it."""
+        if self.config.task not in ("pretrain", "retrieval") or self.config.train.init_from:
+            return False
+        weights = self.config.objectives.weights
+        if name.startswith("generated_"):
+            return not weights.denoise_image
+        if name.endswith("_R@1"):
+            return not weights.contrastive
+        return not weights.denoise_text and name.startswith(("cider_d", "facts_right", "transcription"))
 
 
 class EmbeddingsCollapsed(Check):

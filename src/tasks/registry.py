@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from mindspore import nn
 
-from src.config import ANSWERED_FROM, TASKS, Config
+from src.config import ANSWERED_FROM, TASKS, Config, ObjectivesConfig
 from src.data.images import ImageLoader
 from src.data.pipeline import Loader
 from src.data.questions import QuestionLoader
@@ -26,10 +26,17 @@ from src.objectives.image_tokenizer import TokenizerObjectives
 from src.objectives.objectives import Objectives
 from src.objectives.peers import Peers
 from src.objectives.self_critical import build_self_critical
+from src.objectives.table import MEASURED, TABLE, active_objectives
 
 
 def build_objectives(network: OPT, config: Config, peers: Peers, absent: Collection[int] = ()) -> Objectives:
     return Objectives(network, config.objectives, config.data.batch_size, peers, absent)
+
+
+RECALL = "mean_R@1"
+# the logged metric of each objective; a cosine is none to compare checkpoints by: it rises as encodings become alike
+JUDGED = {name: TABLE[name].metric.removeprefix("masked.") for name in MEASURED if "cosine" not in TABLE[name].metric}
+JUDGED |= {"contrastive": RECALL, "denoise_text": "cider_d", "denoise_image": "generated_mean_R@1"}
 
 
 @dataclass(frozen=True)
@@ -64,9 +71,15 @@ class Task:
         options = {"absent": absent} if self.weighs else {}
         return self.objectives(network, config, peers, **options)
 
-    def best_metric(self, logged: Mapping[str, float]) -> float | None:
-        """By what a checkpoint is compared with the others; None if the split has nothing of it to measure."""
-        found = [logged[name] for name in self.best_by if name in logged]
+    def best_metric(self, logged: Mapping[str, float], config: ObjectivesConfig) -> float | None:
+        """By what a checkpoint is compared with the others; None if the split has nothing of it to measure.
+
+        Recall by embeddings that no objective trains says nothing: the metrics of those that are trained count instead.
+        """
+        names = self.best_by
+        if self.weighs and RECALL in names and not config.weights.contrastive:
+            names = tuple(JUDGED[name] for name in active_objectives(config) if name in JUDGED)
+        found = [logged[name] for name in names if name in logged]
         return sum(found) / len(found) if found else None
 
 
@@ -80,9 +93,9 @@ REGISTRY = {
             ImageGenerationEvaluator,
             MaskedEvaluator,
         ),
-        ("mean_R@1",),
+        (RECALL,),
     ),
-    "retrieval": Task((RetrievalEvaluator,), ("mean_R@1",)),
+    "retrieval": Task((RetrievalEvaluator,), (RECALL,)),
     "caption": Task((CaptionEvaluator, TranscriptEvaluator), ("cider_d",)),
     "self_critical": Task((CaptionEvaluator,), ("cider_d",), build_self_critical),
     "speech_to_text": Task(

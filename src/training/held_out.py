@@ -89,4 +89,4 @@ class HeldOut:
     def value(self, logged: Mapping[str, float]) -> float | None:
         """By what a checkpoint is compared with the others; None if the split has nothing of it to measure."""
         metric = self.config.train.best_metric
-        return logged.get(metric) if metric else self.task.best_metric(logged)
+        return logged.get(metric) if metric else self.task.best_metric(logged, self.config.objectives)
