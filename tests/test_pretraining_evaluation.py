@@ -132,12 +132,12 @@ def test_one_command_measures_everything(made: tuple[Config, Path], tmp_path: Pa
     recalls = {"mean_R@1", "generated_text_R@10", "generated_speech_R@10"}
     assert recalls | {"mlm_accuracy", "mvm_code_accuracy"} <= logged.keys()
     assert task.best_metric(logged, config.objectives) == logged["mean_R@1"]
-    others = replace(
-        config.objectives, weights=WeightsConfig(mlm=1.0, mvm_code=1.0, mam_feature=1.0, denoise_image=0.5)
-    )
+    untrained = {"contrastive": 0.0, "mam_feature": 1.0}
+    weights = WeightsConfig(**untrained, mlm=1.0, mvm_code=1.0, denoise_image=0.5)
+    others = replace(config.objectives, weights=weights)
     judged = [logged[name] for name in ("mlm_accuracy", "mvm_code_accuracy", "generated_mean_R@1")]
     assert task.best_metric(logged, others) == pytest.approx(sum(judged) / 3), "no recall by what nothing trains"
-    cosines = replace(others, weights=WeightsConfig(mam_feature=1.0))
+    cosines = replace(others, weights=WeightsConfig(**untrained))
     assert task.best_metric(logged, cosines) is None
 
 
