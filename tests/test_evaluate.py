@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import mindspore as ms
 import numpy as np
@@ -43,7 +44,7 @@ from src.evaluation.text_generation import (
     transcript_metrics,
 )
 from src.inference import scorers
-from src.inference.encode import Items, encode_split, first_images, number_images
+from src.inference.encode import Items, encode_split, first_images, first_samples, number_images
 from src.inference.engine import Engine
 from src.inference.scorers import Matching, TextLikelihood
 from src.metrics import captions
@@ -52,7 +53,7 @@ from src.models.build import build_model
 from src.models.opt import OPT
 from src.report.coco import coco_ids, keys_of_files, save_captions
 from src.tasks import registry
-from tests.conftest import png, tiny_dataset
+from tests.conftest import CHARACTERS, png, tiny_dataset
 from tests.oracles import random, randomise, run_mode, tiny_model
 
 COUPLES = [(TEXT, IMAGE), (TEXT, AUDIO), (IMAGE, AUDIO)]
@@ -206,10 +207,31 @@ def test_second_ranking_follows_the_second_score(config: Config, model: OPT) -> 
 
 
 def test_images_are_numbered_as_they_appear() -> None:
-    numbers, samples = number_images(np.array([7, 7, 2, 9, 2, 1]), 2)
-    assert numbers.tolist() == [0, 0, 1, 2, 1, 3] and samples == 3
-    assert number_images(np.array([7, 7, 2]), 0)[1] == 3
-    assert number_images(np.array([7, 7, 2]), 9)[1] == 3
+    assert number_images(np.array([7, 7, 2, 9, 2, 1])).tolist() == [0, 0, 1, 2, 1, 3]
+
+
+@pytest.mark.parametrize(
+    ("having", "images", "samples"),
+    [((), 1, 4), ((), 2, 6), ((), 3, 9), ((), 4, 10), ((), 0, 10), ((), 9, 10)]
+    + [((TEXT, IMAGE), 1, 6), ((TEXT, AUDIO), 2, 9), ((TEXT, IMAGE, AUDIO), 1, 9), ((TEXT,), 2, 3), ((TEXT,), 3, 4)],
+)
+def test_what_has_nothing_to_compare_is_no_image_of_the_first(
+    having: tuple[int, ...], images: int, samples: int
+) -> None:
+    """Rows of text alone, or an image without a text, stand before and between what is measured."""
+    rows = (  # image, and text, image, audio
+        *((0, (1, 0, 0)), (1, (1, 0, 0)), (2, (0, 1, 0)), (3, (1, 0, 1)), (4, (1, 1, 0)), (5, (1, 0, 0))),
+        *((6, (1, 1, 0)), (6, (1, 0, 1)), (7, (0, 1, 0)), (8, (1, 1, 1))),
+    )
+    numbers, presence = np.array([image for image, _ in rows]), np.array([has for _, has in rows], bool)
+    dataset = MagicMock(samples=np.stack([numbers] * 3, 1))
+    dataset.__len__.return_value, dataset.presence.return_value = len(rows), presence
+    loader = SimpleNamespace(dataset=dataset, config=SimpleNamespace(model=tiny_model()))
+    assert first_samples(loader, images, having) == samples
+    nothing, none = np.zeros((len(rows), 0, 0), np.float32), np.zeros((len(rows), 0), np.int32)
+    whole = Items(nothing, none, none, images=numbers)
+    kept = first_images({which: whole.take(presence[:, which]) for which in (TEXT, IMAGE, AUDIO)}, images, having)
+    assert max(group.images.max() for group in kept.values()) == numbers[samples - 1]
 
 
 def test_every_item_is_encoded_once(config: Config, model: OPT, evaluation: Evaluation) -> None:
@@ -438,13 +460,32 @@ def test_a_split_with_nothing_to_measure_is_an_error(config: Config, evaluation:
         assert not (tmp_path / "results" / "metrics.json").exists()
 
 
+def test_rows_of_text_alone_leave_the_measured_ones_their_places(
+    config: Config, evaluation: Evaluation, tmp_path: Path
+) -> None:
+    """They stand first; two images, with two captions of which one is spoken, are asked for behind them."""
+    audio, rng = config.model.audio, np.random.default_rng(0)
+    with DatasetWriter(tmp_path, audio, {"name": "mixed"}) as writer:
+        for number in range(6):
+            writer.add("dev", Record(f"text-{number}", None, (CHARACTERS[number],), ()))
+        for number in range(3):
+            image = png(np.full((8, 8, 3), 60 * number, np.uint8))
+            clip = rng.integers(0, 256, (20, audio.mels), np.uint8)
+            writer.add("dev", Record(f"image-{number}", image, (CHARACTERS[number], "一二"), (clip, None)))
+    mixed = replace(config, data=replace(config.data, path=str(tmp_path)))
+    metrics = evaluation_of(evaluation.engine, mixed).run("dev", settings=limited(config.eval, 2, 2))
+    assert metrics["gallery"] == metrics["caption"]["images"] == metrics["transcription"]["clips"] == 2
+
+
 @pytest.mark.parametrize(("asked", "read"), [((3, 5), 5), ((3, 0), 0), ((2,), 2)])
 def test_what_one_evaluator_reads_whole_is_encoded_whole(
     monkeypatch: pytest.MonkeyPatch, asked: tuple[int, ...], read: int
 ) -> None:
     """0: all images of the split. Who reads no encoded items does not count."""
     monkeypatch.setattr("src.evaluation.run.encode_split", lambda *found: found[2:])
-    needs = [Needs(count, frozenset({IMAGE, count}), frozenset({count})) for count in asked]
+    monkeypatch.setattr("src.evaluation.run.first_samples", lambda _, images, having: images or 50)
+    needs = [Needs(count, frozenset(), frozenset({IMAGE, count}), frozenset({count})) for count in asked]
     evaluation = SimpleNamespace(engine=SimpleNamespace(encoder=None))
-    found = Evaluation._encode(evaluation, Split("dev", EvalConfig()), [*needs, Needs(99)])
-    assert found == (read, frozenset({IMAGE, *asked}), frozenset(asked))
+    *_, wanted, tokens, samples = Evaluation._encode(evaluation, Split("dev", EvalConfig()), [*needs, Needs(99)])
+    assert (wanted, tokens) == (frozenset({IMAGE, *asked}), frozenset(asked))
+    assert samples.tolist() == list(range(read or 50))

@@ -46,7 +46,7 @@ class Sources:
 
     def pictured(self) -> np.ndarray:
         """bool [n]: which samples have an image."""
-        return np.concatenate([dataset.pictured for dataset in self.datasets])
+        return np.concatenate([dataset.presence()[:, IMAGE] for dataset in self.datasets])
 
     def split(self, ids: np.ndarray) -> list[np.ndarray]:
         """Ascending sample numbers by source."""

@@ -4,7 +4,6 @@ A *record* is an image with its captions and an audio clip of each caption. A *s
 its image and that caption's audio clip. ``dataset.json`` is written last, so that a folder without it is unfinished.
 """
 
-import functools
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
@@ -18,11 +17,12 @@ from src.data.decoding import brief, whole_text
 from src.data.errors import BadRecordError, DataError
 from src.data.mindrecord import READ_ERRORS, Shards
 from src.data.record import Record, checksum, unpack
-from src.data.schema import IMAGE, MODALITIES, audio_layout
+from src.data.schema import AUDIO, IMAGE, MODALITIES, TEXT, audio_layout
 from src.files import digest
 
 FORMAT, VERSION = "opt-dataset", 2
-HAS = (1, 2, 4)  # what the index adds up of a sample that has text, image, audio
+HAS = (1, 2, 4, 8)  # what the index adds up of a sample that has text, image, audio, regions
+REGIONS = 3  # its place there, behind the modalities
 AGAIN = "copy it from where the dataset was made, or prepare the dataset again"
 # settings that shape the stored audio, by its kind (model.audio.input)
 AUDIO_KEYS = {
@@ -90,16 +90,23 @@ class Dataset:
         """Samples that have a modality (TEXT, IMAGE, AUDIO)."""
         return self._entry[MODALITIES[modality]]
 
-    @functools.cached_property
-    def pictured(self) -> np.ndarray:
-        """bool [n]: which samples have an image. An index of an earlier version does not say: the records do."""
+    def presence(self, image_input: str = "patch") -> np.ndarray:
+        """bool [n, 3]: which samples have text, image (or what else model.image.input says), audio.
+
+        An index of an earlier version does not say: the records do, those that can be read.
+        """
+        regions = image_input == "region"
         if self._index.shape[1] > 3:
-            return self._index[:, 3] & HAS[IMAGE] > 0
-        if self.count(IMAGE) in (0, len(self)):
-            return np.full(len(self), self.count(IMAGE) > 0)
-        records = self.read_good(range(self.records))
-        found = np.array([record is not None and record.image is not None for record in records])
-        return found[self.samples[:, 0]]
+            bits = np.array([HAS[TEXT], HAS[REGIONS if regions else IMAGE], HAS[AUDIO]], np.int32)
+            return self._index[:, 3:] & bits > 0
+        counts = [self.count(TEXT), self.count_regions() if regions else self.count(IMAGE), self.count(AUDIO)]
+        if set(counts) <= {0, len(self)}:
+            return np.tile(np.array(counts) > 0, (len(self), 1))
+        found = np.zeros((len(self), len(MODALITIES)), bool)
+        records, captions, _ = self.samples.T
+        for row, record, caption in zip(found, self.read_good(records), captions.tolist(), strict=True):
+            row[:] = False if record is None else record.presence(caption, image_input)
+        return found
 
     def count_regions(self) -> int:
         """Samples that have features of regions."""

@@ -48,7 +48,7 @@ class _Split:
         record = len(self.checksums)
         image = self.images.setdefault(packed.image, record) if packed.image else record
         for caption, presence in enumerate(packed.presence):
-            has = sum(bit for bit, present in zip(HAS, presence, strict=True) if present)
+            has = sum(bit for bit, present in zip(HAS, (*presence, packed.regions), strict=True) if present)
             self.samples.extend((record, caption if presence[TEXT] else -1, image, has))
             self.counts += presence
             self.regions += packed.regions

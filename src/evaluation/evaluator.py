@@ -17,6 +17,7 @@ class Needs:
     """Which encoded items an evaluator reads."""
 
     max_items: int = 0  # of the first so many images; 0: all
+    having: frozenset[int] = frozenset()  # the modalities without which an image does not count; empty: any two
     modalities: frozenset[int] = frozenset()  # that are encoded; none: it reads the split by itself
     tokens: frozenset[int] = frozenset()  # those of which more than the embeddings is read
 

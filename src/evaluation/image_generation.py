@@ -14,6 +14,7 @@ from src.inference.engine import Engine
 from src.metrics.recall import ranks, recall
 
 SOURCES = {TEXT: "text", AUDIO: "speech"}
+HAVING = frozenset({TEXT})
 
 
 class ImageGenerationEvaluator(Evaluator):
@@ -28,11 +29,11 @@ class ImageGenerationEvaluator(Evaluator):
 
     def needs(self, settings: EvalConfig) -> Needs | None:
         count, read = settings.image_generation.max_items, frozenset({TEXT, AUDIO})
-        return Needs(count, read, read) if count else None
+        return Needs(count, HAVING, read, read) if count else None
 
     def run(self, split: Split) -> dict[str, Any]:
         """``image_generation``: by source, "text" and "speech"."""
-        subjects = first_images(split.items, split.settings.image_generation.max_items)
+        subjects = first_images(split.items, split.settings.image_generation.max_items, HAVING)
         metrics, generated = self.measure(subjects)
         if split.sheets and TEXT in generated:
             split.sheets.generated(subjects, generated)

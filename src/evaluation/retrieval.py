@@ -101,7 +101,8 @@ class RetrievalEvaluator(Evaluator):
             tokens |= {TEXT, IMAGE, AUDIO}
         if settings.rerank.top_k and settings.rerank.likelihood:
             tokens |= {IMAGE, AUDIO}
-        return Needs(settings.retrieval.gallery_size, frozenset({TEXT, IMAGE, AUDIO}), frozenset(tokens))
+        read = frozenset({TEXT, IMAGE, AUDIO})
+        return Needs(settings.retrieval.gallery_size, frozenset(), read, frozenset(tokens))
 
     def run(self, split: Split) -> dict[str, Any]:
         """``gallery``, ``retrieval``, ``reranked``, ``rerank``, ``fused_passes``, ``embeddings``, ``folds``: what eval

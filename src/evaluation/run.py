@@ -7,6 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from src.checkpoints.files import weights_file
 from src.config import ConfigError, EvalConfig
 from src.data.coverage import NOTED
@@ -15,7 +17,7 @@ from src.data.pipeline import Loader
 from src.evaluation.evaluator import Evaluator, Needs, Split
 from src.evaluation.sheets import Sheets
 from src.files import write_json
-from src.inference.encode import encode_split
+from src.inference.encode import encode_split, first_samples
 from src.inference.engine import Engine
 from src.models.opt import count_parameters
 from src.report.tables import versions
@@ -172,10 +174,10 @@ class Evaluation:
         reading = [need for need in needs if need.modalities]
         if not reading:
             return {}
-        counts = [need.max_items for need in reading]
+        count = max(first_samples(split.loader, need.max_items, need.having) for need in reading)
         wanted = frozenset().union(*(need.modalities for need in reading))
         tokens = frozenset().union(*(need.tokens for need in reading))
-        return encode_split(self.engine.encoder, split.loader, 0 if 0 in counts else max(counts), wanted, tokens)
+        return encode_split(self.engine.encoder, split.loader, 0, wanted, tokens, np.arange(count))
 
 
 @contextlib.contextmanager

@@ -24,15 +24,15 @@ class CaptionEvaluator(Evaluator):
     A caption of punctuation alone is no reference; an image that has no other is not measured.
     """
 
-    name = "caption"
+    name, having = "caption", frozenset({TEXT, IMAGE})
 
     def needs(self, settings: EvalConfig) -> Needs | None:
         count = settings.caption.max_items
-        return Needs(count, frozenset({IMAGE}), frozenset({IMAGE})) if count else None
+        return Needs(count, self.having, frozenset({IMAGE}), frozenset({IMAGE})) if count else None
 
     def run(self, split: Split) -> dict[str, Any]:
         """``caption`` and ``examples``."""
-        items = first_images(split.items, split.settings.caption.max_items)
+        items = first_images(split.items, split.settings.caption.max_items, self.having)
         if not {TEXT, IMAGE} <= items.keys():
             return {}
         groups = _group(items[TEXT].images, references(split.loader, items[TEXT]))
@@ -62,15 +62,16 @@ class TranscriptEvaluator(Evaluator):
     """Transcripts generated from audio only, if the model is trained for it: error rates by character and word."""
 
     name, file = "transcription", "transcripts.json"
+    having = frozenset({TEXT, AUDIO})
 
     def needs(self, settings: EvalConfig) -> Needs | None:
         trained = "audio" in self.engine.config.objectives.denoise_text.given
         count = settings.transcript.max_items
-        return Needs(count, frozenset({AUDIO}), frozenset({AUDIO})) if count and trained else None
+        return Needs(count, self.having, frozenset({AUDIO}), frozenset({AUDIO})) if count and trained else None
 
     def run(self, split: Split) -> dict[str, Any]:
         """``transcription``."""
-        items = first_images(split.items, split.settings.transcript.max_items)
+        items = first_images(split.items, split.settings.transcript.max_items, self.having)
         clips = spoken(items)
         if clips is None:
             return {}
@@ -100,15 +101,16 @@ class ImageTranscriptEvaluator(TranscriptEvaluator):
     """Transcripts generated from audio together with its image."""
 
     name, file = "transcription_with_image", "transcripts_with_image.json"
+    having = frozenset({TEXT, IMAGE, AUDIO})
 
     def needs(self, settings: EvalConfig) -> Needs | None:
         trained = "image+audio" in self.engine.config.objectives.denoise_text.given
         count, read = settings.transcript.max_items, frozenset({IMAGE, AUDIO})
-        return Needs(count, read, read) if count and trained else None
+        return Needs(count, self.having, read, read) if count and trained else None
 
     def run(self, split: Split) -> dict[str, Any]:
         """``transcription_with_image``."""
-        items = first_images(split.items, split.settings.transcript.max_items)
+        items = first_images(split.items, split.settings.transcript.max_items, self.having)
         clips = spoken(items)
         if clips is None or IMAGE not in items:
             return {}

@@ -7,6 +7,7 @@ of the split.
 Letters: ``n`` items, ``L`` tokens of an item, ``D`` their width, ``E`` embedding width.
 """
 
+import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import NamedTuple
@@ -176,13 +177,14 @@ def encode_split(
     An image is an item once, however many captions it has.
 
     Args:
-        images: how many; 0: all.
+        images: how many, as :func:`first_images` counts them; 0: all.
         wanted: the modalities that are encoded. Of texts the ids are there in any case.
         keep_tokens: the modalities whose tokens are kept beside the embeddings: they take a hundred times the memory.
         samples: these samples of the split, int64 [n], instead of all of the first images.
     """
-    numbers, count = number_images(loader.dataset.samples[:, 2], images)
-    order = by_key(loader.dataset, np.arange(count) if samples is None else samples)
+    numbers = number_images(loader.dataset.samples[:, 2])
+    samples = np.arange(first_samples(loader, images)) if samples is None else samples
+    order = by_key(loader.dataset, samples)
     encoders = {TEXT: encoder.text if TEXT in wanted else _only_ids, IMAGE: encoder.image, AUDIO: encoder.audio}
     streams = {modality: _Stream(modality) for modality in encoders if modality in wanted or modality == TEXT}
 
@@ -250,19 +252,42 @@ def _only_ids(ids: np.ndarray, mask: np.ndarray) -> Items:
     return Items(np.zeros((len(ids), 0, 0), np.float32), mask, np.zeros((len(ids), 0), np.float32), ids=ids)
 
 
-def number_images(image_ids: np.ndarray, images: int) -> tuple[np.ndarray, int]:
-    """Images numbered as they first appear, int64 [n], and how many samples the first ``images`` (0: all) take."""
+def number_images(image_ids: np.ndarray) -> np.ndarray:
+    """Images numbered as they first appear, int64 [n]; a record without an image has a number, too."""
     _, first, inverse = np.unique(image_ids, return_index=True, return_inverse=True)
     order = np.empty(len(first), np.int64)
     order[np.argsort(first)] = np.arange(len(first))
-    numbers = order[inverse]
-    beyond = np.flatnonzero(numbers >= images) if images else []
-    return numbers, int(beyond[0]) if len(beyond) else len(numbers)
+    return order[inverse]
 
 
-def first_images(items: dict[int, Items], images: int) -> dict[int, Items]:
-    """Only the items of the first images (0: all)."""
+def first_images(items: dict[int, Items], images: int, having: Collection[int] = ()) -> dict[int, Items]:
+    """Only the items of the first images (0: all).
+
+    Args:
+        having: the modalities without which an image, or a record that has none, does not count; empty: any two.
+    """
     if not images:
         return items
-    kept = {modality: group.take(group.images < images) for modality, group in items.items()}
+    limit = _behind(images, {modality: group.images for modality, group in items.items()}, having)
+    kept = {modality: group.take(group.images < limit) for modality, group in items.items()}
     return {modality: group for modality, group in kept.items() if len(group)}
+
+
+def first_samples(loader: Loader, images: int, having: Collection[int] = ()) -> int:
+    """How many samples of a split hold its first images (0: all), as :func:`first_images` counts them."""
+    dataset = loader.dataset
+    if not images:
+        return len(dataset)
+    numbers, presence = number_images(dataset.samples[:, 2]), dataset.presence(loader.config.model.image.input)
+    limit = _behind(images, {modality: numbers[presence[:, modality]] for modality in (TEXT, IMAGE, AUDIO)}, having)
+    beyond = np.flatnonzero(numbers >= limit)
+    return int(beyond[0]) if len(beyond) else len(numbers)
+
+
+def _behind(images: int, owned: Mapping[int, np.ndarray], having: Collection[int]) -> int:
+    """The number behind those of the first images that count; ``owned``: the numbers that have each modality."""
+    have = np.zeros((1 + max((numbers.max(initial=-1) for numbers in owned.values()), default=-1), 3), bool)
+    for modality, numbers in owned.items():
+        have[numbers, modality] = True
+    counted = np.flatnonzero(have[:, list(having)].all(1) if having else have.sum(1) > 1)
+    return int(counted[images]) if images < len(counted) else sys.maxsize
