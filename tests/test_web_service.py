@@ -479,7 +479,7 @@ def test_a_port_in_use_is_one_line() -> None:
             server.listen(host, port)
 
 
-@pytest.mark.parametrize(("host", "status"), [("127.0.0.1", 400), ("0.0.0.0", 307)])
+@pytest.mark.parametrize(("host", "status"), [("127.0.0.1", 400), ("127.0.0.2", 400), ("::1", 400), ("0.0.0.0", 307)])
 def test_a_page_of_this_machine_alone_is_none_of_another_site(
     service: Service, monkeypatch: pytest.MonkeyPatch, host: str, status: int
 ) -> None:
@@ -488,8 +488,9 @@ def test_a_page_of_this_machine_alone_is_none_of_another_site(
     monkeypatch.setattr(uvicorn.Server, "run", lambda self, sockets: apps.append(self.config.app))
     with server.listen(host, 0) as bound:
         server.serve(service, bound)
-    answer = TestClient(apps[0]).get("/", headers={"host": "elsewhere.example"}, follow_redirects=False)
-    assert answer.status_code == status
+    client, own = TestClient(apps[0]), f"[{host}]:7860" if ":" in host else f"{host}:7860"
+    assert client.get("/", headers={"host": "elsewhere.example"}, follow_redirects=False).status_code == status
+    assert client.get("/", headers={"host": own}, follow_redirects=False).status_code == 307
 
 
 def test_without_gradio_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import ipaddress
 import os
 import signal
 import socket
@@ -66,9 +67,17 @@ def listen(host: str, port: int) -> socket.socket:
     return bound
 
 
+def is_loopback(host: str) -> bool:
+    """Whether nobody but this machine reaches the address or name."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
 def warn_of(host: str) -> None:
     """Says on stderr who may use a page that is not of this machine alone."""
-    if host not in LOOPBACK:
+    if not is_loopback(host):
         said = f"--host {host}: whoever reaches this machine may use the page; there is no password and no encryption"
         print(f"warning: {said}", file=sys.stderr)
 
@@ -186,7 +195,7 @@ def serve(service, bound: socket.socket) -> None:
 
     host, port = bound.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
-    app = make_app(service, LOOPBACK if host == "127.0.0.1" else "*")
+    app = make_app(service, (*LOOPBACK, host, f"[{host}]") if is_loopback(host) else "*")
     config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2, lifespan="on")
     print(f"http://{shown}:{port}/  (Ctrl-C ends it)", flush=True)
     uvicorn.Server(config).run(sockets=[bound])
