@@ -220,6 +220,7 @@ class DatasetWriter:
         """Removes the files of an earlier writer except finished shards."""
         kept = {file["name"] for state in self._splits.values() for shard in state.shards for file in shard["files"]}
         kept |= {f".part-{name}-{n:05d}.npz" for name, state in self._splits.items() for n in range(len(state.shards))}
+        kept.add(PROGRESS)  # is written over: without it a kill would leave files that nothing explains
         for path in self.folder.iterdir():
             if OUR_FILES.fullmatch(path.name) and path.name not in kept:
                 path.unlink()
