@@ -1,5 +1,6 @@
 """Datasets: what is written is read back in any order, and whatever is wrong with a folder is named."""
 
+import os
 import re
 import shutil
 from dataclasses import replace
@@ -126,6 +127,29 @@ def test_unfinished_dataset_is_refused_and_replaced(tmp_path: Path) -> None:
         DatasetWriter(tmp_path, AUDIO_CONFIG, {})
     with pytest.raises(DataError, match="no record was written"), DatasetWriter(tmp_path / "x", AUDIO_CONFIG, {}):
         pass
+
+
+def test_a_kill_while_an_unfinished_dataset_is_cleared_leaves_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(RuntimeError), DatasetWriter(tmp_path, AUDIO_CONFIG, {}, shard_records=1) as writer:
+        for key in "abc":
+            writer.add("train", Record(key, b"p", (), ()))
+        raise RuntimeError("killed")
+    removed: list[Path] = []
+
+    def unlink(path: Path, *_: object) -> None:
+        removed.append(path)
+        os.remove(path)
+        if len(removed) == 7:  # of three shards with an index and a part each
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "unlink", unlink)
+        DatasetWriter(tmp_path, AUDIO_CONFIG, {})
+    with DatasetWriter(tmp_path, AUDIO_CONFIG, {}) as writer:
+        writer.add("dev", Record("b", b"p", (), ()))
+    assert [record.key for record in Dataset(tmp_path, "dev").read([0])] == ["b"]
 
 
 @pytest.mark.parametrize(
