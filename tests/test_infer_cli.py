@@ -5,6 +5,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from src.checkpoints.places import locate
 from src.config import load_config
 from src.data.errors import DataError
 from src.data.schema import AUDIO, IMAGE, MODALITIES, TEXT
-from src.inference import media
+from src.inference import answers, media
 from src.inference.answers import _was_trained, read_companion
 from src.inference.encode import Encoder
 from src.inference.gallery import Gallery, keep
@@ -233,3 +234,19 @@ def test_files_are_told_by_their_endings(home: Path) -> None:
     names = [path.name for path in media.find_files(home / "gallery", (IMAGE, TEXT))]
     assert names == ["a.png", "b.png", "broken.jpg", "c.png", "words.txt"]
     assert media.read_file(home / "gallery" / "a.png", tiny_model()).content.shape == (8, 8, 3)
+
+
+def test_no_picture_of_an_earlier_answer_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of twelve, then of four; what is no picture of ours does."""
+    monkeypatch.setattr(answers, "read_closely", lambda model, subjects: subjects)
+    settings = SimpleNamespace(eval=SimpleNamespace(image_generation=SimpleNamespace(rank_by="embedding")))
+    (tmp_path / "generated-by-hand.png").touch()
+    for count in (12, 4):
+        scores = [1 - rank / 20 for rank in range(count)]
+        found = SimpleNamespace(
+            images=[np.zeros((8, 8, 3), np.uint8)] * count, scores=np.array(scores), known_scores=scores
+        )
+        model = SimpleNamespace(config=settings, generate_image=lambda _, made=found: [made])
+        answers.generate(model, SimpleNamespace(name="一只猫"), tmp_path)
+        numbered = {f"generated-{rank}.png" for rank in range(1, count + 1)}
+        assert {path.name for path in tmp_path.glob("*.png")} == {*numbered, "generated.png", "generated-by-hand.png"}

@@ -147,6 +147,7 @@ def test_a_kill_while_an_unfinished_dataset_is_cleared_leaves_one(
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Path, "unlink", unlink)
         DatasetWriter(tmp_path, AUDIO_CONFIG, {})
+    assert (tmp_path / ".progress.json").exists() and len(removed) == 7
     with DatasetWriter(tmp_path, AUDIO_CONFIG, {}) as writer:
         writer.add("dev", Record("b", b"p", (), ()))
     assert [record.key for record in Dataset(tmp_path, "dev").read([0])] == ["b"]
