@@ -284,6 +284,10 @@ def test_matching_rows_of_one_image_cost_nothing_they_cannot_know(opt: OPT) -> N
     batch["match_presence"][mismatched] = (1, 1, 1)
     batch["match_noise"][mismatched] = batch["match_noise"][mismatched, ::-1]
     assert losses(opt, only("matching"), batch) == before and before["matching"] > 0
+    batch["match_presence"][mismatched] = 0
+    left = [row for row in ROWS["matching"] if row not in mismatched]
+    assert 0 < len(left) < len(ROWS["matching"])
+    assert losses(opt, only("matching"), batch)["matching"] == pytest.approx(before["matching"], rel=1e-5)
 
 
 @pytest.mark.parametrize(("given", "column"), [("image", IMAGE), ("audio", AUDIO)])
