@@ -11,7 +11,7 @@ from PIL import Image, ImageOps
 
 from src.config import Resize
 from src.data.errors import DataError
-from src.data.image import BAR, decode_image, place, read_part
+from src.data.image import BAR, decode_image, place, read_part, rgb_of
 
 MODES = get_args(Resize)
 
@@ -143,14 +143,18 @@ def test_modes() -> None:
         assert np.abs(found.astype(int) - colour).max() <= 3, (number, found[0, 0], colour)
 
 
-def deep_png(colour_type: int, pixels: list[tuple[int, ...]], transparent: tuple[int, ...] = ()) -> bytes:
-    """A PNG of one row of 16-bit values, which Pillow does not write in colour."""
+def raw_png(
+    colour_type: int, pixels: list[tuple[int, ...]], transparent: tuple[int, ...] = (), depth: int = 16
+) -> bytes:
+    """A PNG of one row of values of any depth, few of which Pillow writes."""
 
     def chunk(name: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
-    header = struct.pack(">IIBBBBB", len(pixels), 1, 16, colour_type, 0, 0, 0)
-    row = b"\0" + b"".join(struct.pack(">H", value) for pixel in pixels for value in pixel)
+    header = struct.pack(">IIBBBBB", len(pixels), 1, depth, colour_type, 0, 0, 0)
+    bits = "".join(f"{value:0{depth}b}" for pixel in pixels for value in pixel)
+    bits += "0" * (-len(bits) % 8)
+    row = b"\0" + int(bits, 2).to_bytes(len(bits) // 8, "big")
     parts = [(b"IHDR", header), (b"tRNS", struct.pack(f">{len(transparent)}H", *transparent))][: 1 + bool(transparent)]
     chunks = [chunk(*part) for part in (*parts, (b"IDAT", zlib.compress(row)), (b"IEND", b""))]
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
@@ -178,9 +182,24 @@ def test_transparency_is_on_white() -> None:
         "palette in GIF": (encode(palette, "GIF", transparency=1), [(255, 0, 0), (255,) * 3, (9,) * 3]),
         "16-bit grey": (encode(deep), [(0,) * 3, (2,) * 3, (255,) * 3]),
         "16-bit grey, one clear": (encode(deep, transparency=514), [(0,) * 3, (255,) * 3, (255,) * 3]),
-        "16-bit grey and opacity": (deep_png(4, [(0, 16448), (25700, 65535)]), [(191,) * 3, (100,) * 3]),
-        "16-bit RGBA": (deep_png(6, [(65535, 0, 0, 32896), (0, 0, 0, 0)]), on_white[:2]),
-        "16-bit RGB, one clear": (deep_png(2, [(65535, 0, 0), (257, 0, 0)], (257, 0, 0)), [(255, 0, 0), (255,) * 3]),
+        "16-bit grey and opacity": (raw_png(4, [(0, 16448), (25700, 65535)]), [(191,) * 3, (100,) * 3]),
+        "16-bit RGBA": (raw_png(6, [(65535, 0, 0, 32896), (0, 0, 0, 0)]), on_white[:2]),
+        "16-bit RGB, one clear": (raw_png(2, [(65535, 0, 0), (257, 0, 0)], (257, 0, 0)), [(255, 0, 0), (255,) * 3]),
+        "16-bit RGB, a clear mixture": (
+            raw_png(2, [(0x1234, 0x8000, 0x0102), (0x1234, 0x8000, 0x0202)], (0x1234, 0x8000, 0x0102)),
+            [(255,) * 3, (18, 128, 2)],
+        ),
+        "16-bit RGB, clear in its lower byte": (
+            raw_png(2, [(0xFF00, 0, 0), (0, 0, 0xFF00)], (0x00FF, 0, 0)),
+            [(255, 0, 0), (0, 0, 255)],
+        ),
+        "8-bit RGB, one clear": (raw_png(2, [(5, 0, 0), (85, 0, 0)], (5, 0, 0), 8), [(255,) * 3, (85, 0, 0)]),
+        "8-bit grey, one clear": (raw_png(0, [(5,), (85,)], (5,), 8), [(255,) * 3, (85,) * 3]),
+        "4-bit grey, one clear": (raw_png(0, [(5,), (0,), (15,)], (5,), 4), [(255,) * 3, (0,) * 3, (255,) * 3]),
+        "4-bit grey, another clear": (raw_png(0, [(5,), (0,), (14,)], (14,), 4), [(85,) * 3, (0,) * 3, (255,) * 3]),
+        "2-bit grey, one clear": (raw_png(0, [(0,), (1,), (2,)], (1,), 2), [(0,) * 3, (255,) * 3, (170,) * 3]),
+        "1-bit grey, black clear": (raw_png(0, [(0,), (1,)], (0,), 1), [(255,) * 3] * 2),
+        "1-bit grey, white clear": (raw_png(0, [(0,), (1,)], (1,), 1), [(0,) * 3, (255,) * 3]),
     }
     for name, (data, wanted) in cases.items():
         # a square has a pixel for each of the row: nothing is mixed
@@ -189,6 +208,8 @@ def test_transparency_is_on_white() -> None:
         padded = decode_image(data, len(wanted), "pad", name)
         assert np.array_equal(padded[(len(wanted) - 1) // 2], found[0]), name
         assert (padded[-1] == BAR).all(), "bars are not the white of transparency"
+        held = Image.open(io.BytesIO(data))  # in memory, and given once more after it was loaded
+        assert [np.asarray(rgb_of(held, name)).tolist() for _ in range(2)] == [found[:1].tolist()] * 2, name
 
 
 def test_what_is_clear_does_not_shine_through_where_it_is_resized() -> None:

@@ -38,6 +38,9 @@ TURNS = {  # by the orientation, to be shown upright
     8: Image.Transpose.ROTATE_90,
 }
 
+# What Pillow multiplies a PNG's grey levels by to make them 8-bit ones, by the depth as its decoder names it.
+GREY_STEPS = {"1": 255, "L;2": 85, "L;4": 17}
+
 Box = tuple[float, float, float, float]  # left, top, right, bottom
 
 
@@ -150,9 +153,25 @@ def _check_pixels(image: Image.Image, name: str) -> None:
 
 
 def _upright(image: Image.Image) -> Image.Image:
+    _scale_transparent(image)
     image.load()
     turn = TURNS.get(_orientation(image))
     return _to_rgb(image if turn is None else image.transpose(turn))
+
+
+def _scale_transparent(image: Image.Image) -> None:
+    """A PNG's one transparent colour in the 8 bits that its pixels will have, not in the file's depth.
+
+    Pillow leaves it as it stands in the file. Once an image is loaded its depth is not known any more.
+    """
+    clear = image.info.get("transparency")
+    if image.format != "PNG" or not image.tile or clear is None:
+        return
+    depth = image.tile[0].args
+    if depth in GREY_STEPS:
+        image.info["transparency"] = clear * GREY_STEPS[depth]
+    elif depth == "RGB;16B":  # of which Pillow keeps the upper bytes
+        image.info["transparency"] = tuple(value >> 8 for value in clear)
 
 
 @contextlib.contextmanager
