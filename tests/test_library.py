@@ -25,7 +25,7 @@ from src.data.audio import read_audio
 from src.data.errors import DataError
 from src.data.schema import AUDIO, IMAGE, MATCH_CASES, TEXT
 from src.files import ROOT
-from src.inference import inputs, library, load
+from src.inference import answers, inputs, library, load
 from src.inference.engine import Engine
 from src.inference.inputs import modality_of, read_item
 from src.inference.library import Model
@@ -292,13 +292,33 @@ def test_a_batch_of_which_some_are_encoded_has_all_its_rows(model: Model) -> Non
 def test_generated_images_depend_on_prompt_and_seed_alone(model: Model) -> None:
     made = model.generate_image([TEXTS[0], SPEECH, TEXTS[1]], seed=5)
     alone = model.generate_image([TEXTS[1]], seed=5)
-    assert (made[2].image == alone[0].image).all() and made[2].scores.tolist() == [0]
+    assert (made[2].image == alone[0].image).all() and np.isnan(made[2].scores).all()
     assert (model.generate_image([TEXTS[1]], seed=6)[0].image != alone[0].image).any()
     assert (model.generate_image([TEXTS[1]], seed=5, guidance=2.0)[0].image != alone[0].image).any()
     (several,) = model.generate_image([TEXTS[1]], seed=5, samples=2)
     assert several.images.shape == (2, 64, 64, 3) and (np.diff(several.scores) <= 0).all()
     expected = model.similarity(model.embed_image(several.images), model.embed_text(TEXTS[1:2]))[:, 0]
     np.testing.assert_allclose(several.scores, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("samples", [1, 2])
+def test_an_image_that_nothing_scored_is_given_no_score(
+    model: Model, samples: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sheets: list[list[str]] = []
+    monkeypatch.setattr(answers, "album_sheet", lambda path, title, items: sheets.append([text for _, text in items]))
+    generator = model.engine.image_generator
+    monkeypatch.setattr(generator, "sampling", replace(generator.sampling, samples=samples))
+    subject = Medium(TEXTS[0], TEXT, TEXTS[0])
+    (made,) = model.generate_image([subject])
+    expected = made.scores.tolist() if samples > 1 else [None]
+    shown = ["–" if score is None else f"{score:.3f}" for score in expected]
+    assert answers.generate(model, subject, tmp_path) == pytest.approx(expected)
+    rows = capsys.readouterr().out.splitlines()[-samples:]
+    assert [row.split()[-1] for row in rows] == shown
+    assert sheets == [["1"] if samples == 1 else [f"{at}  {score}" for at, score in enumerate(shown, 1)]]
+    told = json.loads((tmp_path / "generated.json").read_text(encoding="utf-8"))["images"]
+    assert [image["score"] for image in told] == pytest.approx(expected, abs=1e-5)
 
 
 def test_a_transcript_beside_its_image(model: Model) -> None:

@@ -36,11 +36,11 @@ from src.inference import gallery as galleries
 from src.inference import load
 from src.inference.library import Model
 from src.inference.media import Medium
-from src.inference.results import MatchMap
+from src.inference.results import Generated, MatchMap
 from src.models.build import build_model
 from src.web import cards, page, server, texts, words
 from src.web.server import WebError
-from src.web.service import MOST_SAMPLES, Matched, Service, Told, open_service
+from src.web.service import MOST_SAMPLES, Made, Matched, Service, Told, open_service
 from src.web.worker import Worker
 from tests.conftest import tiny_dataset
 from tests.oracles import tiny_model
@@ -345,6 +345,15 @@ def test_two_models_answer_side_by_side(other: Service, gallery: Path) -> None:
     assert answers[1].index('data-name="01.png"') < answers[1].index('data-name="05.png"')
     _, said = page.one_answer(other, ENGLISH, 1, gallery / "speech.wav")
     assert "Transcript" in said and other.describe(None, gallery / "speech.wav", 1).texts[0] in said
+
+
+def test_generated_images_have_the_scores_that_there_are() -> None:
+    images = np.zeros((2, 4, 4, 3), np.uint8)
+    scored = cards.made(ENGLISH, Made(Generated(images, np.array([0.5, -0.25])), []))
+    assert re.findall("<small>(.*?)</small>", scored) == ["score 0.500", "score -0.250"]
+    for count in (1, 2):  # two: of a model that reads regions
+        shown = cards.made(ENGLISH, Made(Generated(images[:count], np.full(count, np.nan)), []))
+        assert shown.count("<figure") == count and "score" not in shown
 
 
 def test_markup_is_escaped(service: Service) -> None:

@@ -282,11 +282,12 @@ def ask(model: Model, files: list[Path], question: Medium, output: Path) -> dict
     return found
 
 
-def generate(model: Model, subject: Medium, output: Path) -> list[float]:
+def generate(model: Model, subject: Medium, output: Path) -> list[float | None]:
     """Generates ``eval.image_generation.samples`` images; writes them, the best first, a sheet and a table.
 
     Returns:
-        how well each suits the subject (``eval.image_generation.rank_by``), the best first.
+        how well each suits the subject (``eval.image_generation.rank_by``), the best first; None of what is not scored,
+        which stands as it was sampled.
     """
     (subject,) = read_closely(model, [subject])
     (made,) = model.generate_image([subject])
@@ -295,10 +296,10 @@ def generate(model: Model, subject: Medium, output: Path) -> list[float]:
     files = [output / f"generated-{rank}.png" for rank in range(1, len(made.images) + 1)]
     for file, image in zip(files, made.images, strict=True):
         Image.fromarray(image).save(file)
-    found = made.scores.tolist()
+    found = made.known_scores
     rows = [[rank, str(file), score] for rank, (file, score) in enumerate(zip(files, found, strict=True), 1)]
     print(table(rows, ["", f"generated from {subject.name}", model.config.eval.image_generation.rank_by]))
-    shown = [f"{rank}  {score:.3f}" for rank, score in enumerate(found, 1)]
+    shown = [f"{rank}" if score is None else f"{rank}  {score:.3f}" for rank, score in enumerate(found, 1)]
     album_sheet(output / "generated.png", subject.name, list(zip(made.images, shown, strict=True)))
     entries = [{"file": file.name, "score": score} for file, score in zip(files, found, strict=True)]
     write_json(output / "generated.json", {"subject": subject.name, "images": entries})

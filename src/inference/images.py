@@ -83,7 +83,7 @@ class ImageGenerator:
         self.decode = _DecodeCodes(tokenizer)
 
     def generate(self, modality: int, given: Items) -> np.ndarray:
-        """The best of the sampled images for each text or audio clip.
+        """The best of the sampled images for each text or audio clip, or the first where they are not scored.
 
         Args:
             modality: TEXT or AUDIO.
@@ -101,8 +101,8 @@ class ImageGenerator:
         """All N images for each text or audio clip, uint8 [n, N, S, S, 3], and how well each suits it, float64 [n, N].
 
         By ``eval.image_generation.rank_by`` that is the cosine of the embeddings, or the matching head's log p. A
-        single sample is not scored, nor is any where the model reads regions of images. ``sampling`` stands in for
-        the configuration's. An item that stands in no split gets the same images whatever stands beside it.
+        single sample is not scored, nor is any where the model reads regions of images: NaN. ``sampling`` stands in
+        for the configuration's. An item that stands in no split gets the same images whatever stands beside it.
         """
         rows = given.samples.tolist() if len(given.samples) else [0] * len(given)
         sampling = sampling or self.sampling
@@ -112,7 +112,7 @@ class ImageGenerator:
         images = run_batched(self.decode, size, (flat,), "decoding")[0]
         shape = codes.shape[:2]
         if shape[1] == 1 or not self.judges:
-            scores = np.zeros(shape)
+            scores = np.full(shape, np.nan)
         else:
             generated = self.encode(images)
             owners = np.repeat(np.arange(shape[0]), shape[1])

@@ -345,7 +345,7 @@ class Model:
         samples: int | None = None,
         on_error: OnError = "raise",
     ) -> list[Generated]:
-        """Images of texts and of speech.
+        """Images of texts and of speech, of each prompt the best first if several are scored (:class:`Generated`).
 
         >>> (made,) = model.generate_image(["红色背景上，左边有一只猫"], seed=3, samples=2)
         >>> made.images.shape, made.image.dtype

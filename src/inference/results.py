@@ -34,10 +34,13 @@ class Hit:
 
 @dataclass(frozen=True)
 class Generated:
-    """The images that were generated of one text or audio clip, the best first."""
+    """The images that were generated of one text or audio clip, the best first where they were scored.
+
+    A single image is not, nor are those of a model that reads regions of images; they stand as they were sampled.
+    """
 
     images: np.ndarray  # uint8 [samples, S, S, 3]
-    scores: np.ndarray  # float64 [samples], by eval.image_generation.rank_by; 0 for a single sample
+    scores: np.ndarray  # float64 [samples], by eval.image_generation.rank_by; NaN where they were not scored
 
     @classmethod
     def best_first(cls, images: np.ndarray, scores: np.ndarray) -> "Generated":
@@ -47,8 +50,13 @@ class Generated:
 
     @property
     def image(self) -> np.ndarray:
-        """The best, uint8 [S, S, 3]."""
+        """The first, uint8 [S, S, 3]."""
         return self.images[0]
+
+    @property
+    def known_scores(self) -> list[float | None]:
+        """The scores, None where an image was not scored."""
+        return [None if np.isnan(score) else score for score in self.scores.tolist()]
 
 
 @dataclass(frozen=True)

@@ -61,15 +61,14 @@ def told(labels: Sequence[str], result: Told, words: Words) -> str:
 
 
 def made(words: Words, result: Made) -> str:
-    """Generated images, the best first, each with what saves it."""
+    """Generated images, the best first if they were scored, each with what saves it."""
     return notes(words, result.notes) + grid(_samples(words, result.generated))
 
 
 def _samples(words: Words, generated: Generated) -> Iterable[str]:
-    several = len(generated.images) > 1
-    for rank, (image, score) in enumerate(zip(generated.images, generated.scores.tolist(), strict=True), 1):
+    for rank, (image, score) in enumerate(zip(generated.images, generated.known_scores, strict=True), 1):
         file = f"generated-{rank}.png"
-        said = f"<small>{words['score']} {score:.3f}</small>" if several else ""
+        said = f"<small>{words['score']} {score:.3f}</small>" if score is not None else ""
         yield (
             f'<figure class="opt-card">{picture(image, file)}<figcaption><span class="opt-rank">{rank}</span>'
             f'<a download="{file}" href="{data_uri(image)}">{words["save"]}</a>{said}</figcaption></figure>'

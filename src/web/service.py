@@ -121,7 +121,7 @@ class Service:
         return self.worker.call(_ask, self.shown[0], image, question)
 
     def generate(self, prompt: str | Path, samples: int, guidance: float, seed: int) -> Made:
-        """Images of a text or of speech, the best first.
+        """Images of a text or of speech, the best first if they were scored.
 
         Raises:
             ConfigError: the model generates no images.
