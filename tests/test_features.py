@@ -27,6 +27,7 @@ from src.data.pipeline import Loader
 from src.data.prepare import manifest
 from src.data.regions import load_features, load_regions
 from src.data.schema import AUDIO
+from src.data.store import Dataset
 from src.data.tokenizer import SPECIALS
 from src.evaluation.run import Evaluation
 from src.export.export import export_graphs
@@ -136,6 +137,34 @@ def test_several_recordings_of_a_caption(tmp_path: Path) -> None:
     write_manifest(tmp_path, [row], tmp_path / "media", {})
     (entry,) = read_manifest(tmp_path / "manifest.jsonl")
     assert entry["audio"][0] == ["media/a.wav", "media/broken.wav", "media/b.wav"]
+
+
+def test_regions_of_a_row_go_with_it_unless_its_image_has_features(tmp_path: Path) -> None:
+    """Into a folder that is a link, out of which a ".." leads from where it points to."""
+    rows = [
+        {"id": "1", "image": "1.png", "regions": "r/1.npz", "audio": "1.wav"},
+        {"id": "2", "image": "broken.png", "regions": "r/2.npz"},
+        {"id": "3", "regions": "r/3.npz", "caption": "猫"},
+        {"id": "4", "image": "", "regions": None, "audio": ""},  # left to the preparation
+    ]
+    (tmp_path / "media" / "r").mkdir(parents=True)
+    for name in ("1.png", "r/1.npz", "broken.png", "r/2.npz", "r/3.npz"):
+        (tmp_path / "media" / name).write_text(name)
+    (tmp_path / "disk" / "deep").mkdir(parents=True)
+    output = tmp_path / "out"
+    output.symlink_to(tmp_path / "disk" / "deep")
+
+    def written(names: dict[str, dict[str, Path]]) -> list[dict]:
+        write_manifest(output, rows, tmp_path / "media", names)
+        return read_manifest(output / "manifest.jsonl")
+
+    for names in ({}, {"audio": {"1.wav": output / "audio" / "1.wav.npy"}}):
+        found = written(names)
+        assert [(output / row["regions"]).read_text() for row in found[:3]] == ["r/1.npz", "r/2.npz", "r/3.npz"]
+        assert [(output / row["image"]).read_text() for row in found[:2]] == ["1.png", "broken.png"]
+    first, broken, alone, odd = written({"image": {"1.png": output / "regions" / "1.png.npz"}})
+    assert first["regions"] == "regions/1.png.npz" and "regions" not in broken
+    assert (output / alone["regions"]).read_text() == "r/3.npz" and odd == rows[3]
 
 
 def test_what_is_there_is_not_made_again(
@@ -338,6 +367,32 @@ def test_features_reach_the_batch_as_they_were_stored(paper: Config, made: Path)
     assert np.array_equal(batch["region_boxes"][row], stored.box_vectors()[:3])
     clip = load_features(made / "audio" / "deep" / f"{record.key}.wav.npy", 8)
     assert batch["audio_frames"][row] == len(clip) and np.array_equal(batch["audio"][row, : len(clip)], clip)
+
+
+def test_a_detectors_regions_are_prepared_beside_extracted_audio(
+    home: Path,
+    made: Path,
+    paper: Config,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    media = shutil.copytree(home / "media", tmp_path / "media")
+    shutil.copy(made / "regions" / "deep" / "1.png.npz", media / "1.npz")
+    row = {"id": "1", "image": "deep/1.png", "regions": "1.npz", "caption": "猫", "audio": "deep/1.wav"}
+    (media / "rows.jsonl").write_text(json.dumps(row), encoding="utf-8")
+    asked = ("--input", str(media / "rows.jsonl"))
+    call(monkeypatch, home, tmp_path / "audio", *asked, "--only", "audio")
+    assert "replace the regions" not in capsys.readouterr().out
+    parser = CommandParser()
+    manifest.add_arguments(parser)
+    command = ["--input", tmp_path / "audio" / "manifest.jsonl", "--output", tmp_path / "data", "--workers", "1"]
+    manifest.run(parser.parse_args(list(map(str, [*command, "--config", home / "paper" / "paper.yaml"]))))
+    (record,) = Dataset(tmp_path / "data", "train").read([0])
+    np.testing.assert_array_equal(record.regions.features, load_regions(media / "1.npz", 24).features)
+    call(monkeypatch, home, tmp_path / "both", *asked)
+    told = "note: features of the images replace the regions of rows: 1 (with --only audio they stay)"
+    assert told in capsys.readouterr().out
 
 
 def test_the_papers_network_trains_and_is_evaluated_and_exported(paper: Config, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from src.data.errors import DataError
 from src.files import json_line, write_bytes
 
 MANIFEST = "manifest.jsonl"
+PATHS = ("image", "regions", "audio")  # keys of a row that name files
 LONGEST_NAME = 230  # bytes of a part of a path: file systems take 255, endings and what stands before them included
 Entry = dict[str, Any] | bytes  # a row, or a line that is none
 
@@ -40,6 +41,11 @@ def named_files(entry: Entry, kind: str) -> list[str]:
     return [name for name in names if isinstance(name, str) and name]
 
 
+def count_own_regions(entries: Sequence[Entry]) -> int:
+    """How many rows name regions beside their image, which features of the images would replace."""
+    return sum(bool(named_files(entry, "image") and named_files(entry, "regions")) for entry in entries)
+
+
 def safe_name(name: str) -> str:
     """A path inside the folder; one that leads out of it, or is no usual name, is replaced by its digest."""
     parts = Path(name).parts
@@ -52,38 +58,46 @@ def safe_name(name: str) -> str:
 def write_manifest(output: Path, entries: Sequence[Entry], media: Path, names: dict[str, dict[str, Path]]) -> None:
     """Writes the manifest with features in place of audio clips and beside images; paths start from its own folder.
 
-    Where an image or an audio clip has no features, its row stays without them.
+    Where an image or an audio clip has no features, its row stays without them. Regions that a row named itself stay
+    where no features of images were made, or the row has no image.
+
+    Args:
+        media: folder that the paths of the entries start from.
+        names: the files of features by kind, "image" or "audio", and by the name of what they were made of.
     """
-    lines: list[bytes] = []
-    for entry in entries:
-        if isinstance(entry, dict):
-            entry = dict(entry)
-            if "image" in names:
-                for path in filter(None, map(names["image"].get, named_files(entry, "image"))):
-                    entry["regions"] = path.relative_to(output).as_posix()
-            if isinstance(entry.get("image"), str):
-                entry["image"] = os.path.relpath(media / entry["image"], output)
-            if "audio" in entry:
-                entry["audio"] = _audio(entry["audio"], output, media, names.get("audio"))
-        lines.append(entry if isinstance(entry, bytes) else json_line(entry))
+    way = os.path.relpath(media.resolve(), output.resolve())  # a ".." behind a link leads out of what it points to
+    lines = [entry if isinstance(entry, bytes) else json_line(_moved(entry, output, way, names)) for entry in entries]
     write_bytes(output / MANIFEST, b"\n".join(lines) + b"\n")
 
 
-def _audio(value: Any, output: Path, media: Path, features: dict[str, Path] | None) -> Any:
-    """A row's audio as paths of features, null where one has none; without any features as paths of the clips."""
+def _moved(entry: dict[str, Any], output: Path, way: str, names: dict[str, dict[str, Path]]) -> dict[str, Any]:
+    """A row of the new manifest; ``way`` leads from its folder to that of the media."""
+    moved, features = dict(entry), {"audio": names.get("audio")}  # those of an image stand beside it
+    for key in PATHS:
+        if key in entry:
+            moved[key] = _files(entry[key], output, way, features.get(key))
+    if "image" in names and (images := named_files(entry, "image")):
+        moved.pop("regions", None)
+        if images[0] in names["image"]:
+            moved["regions"] = names["image"][images[0]].relative_to(output).as_posix()
+    return moved
+
+
+def _files(value: Any, output: Path, way: str, features: dict[str, Path] | None) -> Any:
+    """A row's files as paths of features, null where one has none; without any features as paths of the media."""
     if isinstance(value, list):
-        return [_recordings(item, output, media, features) for item in value]
-    if not isinstance(value, str):
+        return [_recordings(item, output, way, features) for item in value]
+    if not isinstance(value, str) or not value:
         return value
     if features is None:
-        return os.path.relpath(media / value, output)
+        return os.path.join(way, value)
     return features[value].relative_to(output).as_posix() if value in features else None
 
 
-def _recordings(value: Any, output: Path, media: Path, features: dict[str, Path] | None) -> Any:
+def _recordings(value: Any, output: Path, way: str, features: dict[str, Path] | None) -> Any:
     """A caption's audio; of several recordings those that have features, null where none has."""
     if not isinstance(value, list):
-        return _audio(value, output, media, features)
-    found = [(_audio(name, output, media, features), name) for name in value]
+        return _files(value, output, way, features)
+    found = [(_files(name, output, way, features), name) for name in value]
     kept = [path for path, name in found if path is not None or name is None]
     return kept if kept or not value else None

@@ -27,7 +27,15 @@ from src.data.image import Placement, open_rgb, place, quiet, read_part
 from src.data.regions import half
 from src.data.schema import audio_layout
 from src.files import is_same_file, write_text
-from src.inference.feature_manifest import MANIFEST, Entry, named_files, read_manifest, safe_name, write_manifest
+from src.inference.feature_manifest import (
+    MANIFEST,
+    Entry,
+    count_own_regions,
+    named_files,
+    read_manifest,
+    safe_name,
+    write_manifest,
+)
 from src.inference.feature_sources import Job, Sources
 from src.inference.loading import load_model
 from src.models.batches import pad_rows
@@ -138,6 +146,8 @@ def extract_features(
     folder = None if config_file else locate(checkpoint, ema)
     config = load_config(config_file, settings) if config_file else load_checkpoint_config(folder, settings)
     kinds = usable(config.model, only)
+    if "image" in kinds and (count := count_own_regions(entries)):
+        print(f"note: features of the images replace the regions of rows: {count} (with --only audio they stay)")
     setup(replace(config.runtime, distributed=False), config.seed)
     model = initialised(config, kinds) if config_file else load_model(folder, settings, ema=ema)[1]
     model.set_train(False)
