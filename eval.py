@@ -6,7 +6,6 @@ python eval.py --checkpoint runs/mine --ema                         the average 
 python eval.py --checkpoint runs/demo/caption eval.decoding.beam_size=4 eval.decoding.length_penalty=0.6
 """
 
-import os
 from dataclasses import replace
 
 from src import cli
@@ -43,9 +42,7 @@ def results_name(own: Config, config: Config, split: str) -> str:
     if not TASKS[config.task].trained:
         return f"eval-{config.task}"
     task = "" if config.task == own.task else f"-{config.task}"
-    ours, theirs = (os.path.abspath(each.data.held_out) for each in (config, own))
-    data = "" if ours == theirs else f"-{os.path.basename(ours)}"
-    return f"eval-{split or config.eval.split}{task}{data}"
+    return f"eval-{split or config.eval.split}{task}{config.data.name_beside(own.data)}"
 
 
 def main() -> None:

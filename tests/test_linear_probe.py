@@ -13,15 +13,17 @@ import torch
 from mindspore import Tensor
 from scipy.sparse import csr_matrix
 
-from src.config import Config
+from src.checkpoints.checkpoint import save_checkpoint
+from src.config import Config, load_config
 from src.data.errors import DataError
 from src.data.labels import read_label_names, read_labels
 from src.data.record import Record
 from src.data.regions import Regions
 from src.data.schema import AUDIO, IMAGE, TEXT
+from src.data.store import Dataset
 from src.data.writer import DatasetWriter
 from src.demo.facts import FactMetric
-from src.evaluation.linear_probe import LinearProbe
+from src.evaluation.linear_probe import LinearProbe, results_name
 from src.evaluation.probe_data import (
     ProbeData,
     ProbeSplit,
@@ -34,6 +36,7 @@ from src.evaluation.probe_data import (
 )
 from src.inference import engine, load, logistic, representations
 from src.inference.library import Model
+from src.inference.loading import load_model
 from src.inference.media import Medium
 from src.inference.representations import EMBEDDING, FUSED, RAW, Representations, name_of, raw_of, subsets
 from src.metrics.classes import average_precision
@@ -429,7 +432,8 @@ def test_the_weakest_penalty_that_was_tried_is_told(capsys: pytest.CaptureFixtur
     features = SimpleNamespace(numbers=[0], of=lambda kind, given: (kind, given))
     split = ProbeSplit("train", csr_matrix(np.eye(1)), lambda number: {})
     probe = SimpleNamespace(
-        data=SimpleNamespace(splits=[split] * 3, source="files", labels=["a"], left_out=0, multiple=False),
+        engine=SimpleNamespace(ema=False),
+        data=ProbeData("files", ["a"], False, (IMAGE, AUDIO), split, split, split),
         representations=SimpleNamespace(kinds=(RAW, EMBEDDING), given=[(IMAGE,), (IMAGE, AUDIO)]),
         _read=lambda split: features,
         _fit=lambda *columns: {"strength": next(strengths)},
@@ -444,6 +448,29 @@ def test_the_weakest_penalty_that_was_tried_is_told(capsys: pytest.CaptureFixtur
 
 
 # the command
+
+
+def test_results_take_the_place_of_no_others(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder for each choice of files, of a dataset and its labels, and of modalities."""
+    monkeypatch.chdir(home)
+    own = load_config(None, ["data.path=corpora/mine"])
+    for settings, path, labels, given, name in (
+        ([], None, [], (), "linear_probe"),
+        ([f"data.path={home}/corpora/mine/"], None, [], (TEXT, IMAGE), "linear_probe-text+image"),
+        (["data.path=other/yours"], None, [], (), "linear_probe-yours"),
+        (
+            ["data.eval_path=yours"],
+            None,
+            ["a/train.csv", "b/test.csv"],
+            (IMAGE,),
+            "linear_probe-yours-train+test-image",
+        ),
+        (["data.path=other/yours"], "my/photos.v1", [], (), "linear_probe-photos.v1"),
+        ([], "my/files.csv", [], (AUDIO,), "linear_probe-files-audio"),
+    ):
+        config = load_config(None, ["data.path=corpora/mine", *settings])
+        asked = path and Path(path), [Path(file) for file in labels], given
+        assert results_name(own, config, *asked) == name
 
 
 @pytest.fixture
@@ -497,6 +524,33 @@ def test_the_command_measures_a_dataset(run: Run, home: Path, model: Model) -> N
     edit_info(home / "scenes", {"about": {"source": "manifest"}})
     code, _, err = run(*settings)
     assert code == 2 and "the corpus knows no labels of its images: name a CSV of them by --labels" in err
+
+
+def test_results_say_what_they_are_of_and_lie_with_it(run: Run, home: Path) -> None:
+    config, network = load_model(home / "run")
+    for step in (3, 5):
+        save_checkpoint(home / "two" / "checkpoints", step, config, network, average={})
+    demo_like(home / "views", config)
+    rows = [f"{split}/{number},{'ab'[number % 2]}\n" for split in ("train", "dev", "test") for number in (0, 1, 2)]
+    (home / "objects.csv").write_text("id,label\n" + "".join(rows))
+    files = ("--input", "files")
+    dataset = ("data.path=views", "eval.split=test", "--labels", "objects.csv", "--given", "image")
+    digests = {split: Dataset(home / "views", split).digest() for split in ("train", "dev", "test")}
+    known = {"path": "views", "sha256": digests}
+    about_dataset = {"data": known, "label_files": ["objects.csv"], "names": None, "given": "image"}
+    for checkpoint, words, folder, about in (
+        ("two", files, "linear_probe-files", {"input": "files", "given": "image"}),
+        ("two@3", (*files, "--ema"), "linear_probe-files-ema@step-00000003", {"weights": "ema.safetensors"}),
+        ("two", dataset, "linear_probe-views-objects-image", about_dataset),
+    ):
+        code, out, err = run("--checkpoint", checkpoint, *words, "--against", "none")
+        assert code == 0, err
+        place = home / "two" / folder / "linear_probe.json"
+        assert str(place.relative_to(home)) in out
+        found = json.loads(place.read_text(encoding="utf-8"))
+        step = f"two/checkpoints/step-0000000{checkpoint[4:] or 5}"
+        expected = {"checkpoint": step, "weights": "model.safetensors"} | about
+        assert {key: found[key] for key in expected} == expected
 
 
 def test_chance_is_the_training_splits_commonest_label() -> None:

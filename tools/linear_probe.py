@@ -44,7 +44,7 @@ def main() -> None:
     args = parse()
     # not before: they import MindSpore, for which --help need not wait
     from src.checkpoints.checkpoint import load_checkpoint_config
-    from src.checkpoints.places import locate, results_folder
+    from src.checkpoints.places import locate, results_folder, step_beside_latest
     from src.evaluation import linear_probe
     from src.evaluation.probe_data import read_data
     from src.inference.engine import Engine
@@ -55,12 +55,15 @@ def main() -> None:
     config = load_checkpoint_config(folder, args.settings, args.config)
     check_network(config)
     data = read_data(config, args.input, args.given, args.labels, args.names, args.items, args.min_items)
-    place = require_writable(args.output or results_folder(folder))
+    given = data.modalities if args.given else ()
+    name = linear_probe.results_name(load_checkpoint_config(folder), config, args.input, args.labels, given)
+    name = f"{name}{'-ema' if args.ema else ''}{step_beside_latest(folder)}"
+    output = require_writable(args.output or results_folder(folder) / name)
     setup(replace(config.runtime, distributed=False), config.seed)
     engine = Engine(*load_model(folder, args.settings, args.config, args.ema), ema=args.ema)
-    found = linear_probe.LinearProbe(engine, data, args.against.split("+")).run()
+    found = linear_probe.LinearProbe(engine, data, args.against.split("+")).run(folder)
     print(linear_probe.summary(found), end="\n\n")
-    print(*linear_probe.write(found, args.output or place / "linear_probe"), sep="\n")
+    print(*linear_probe.write(found, output), sep="\n")
 
 
 if __name__ == "__main__":

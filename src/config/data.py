@@ -90,6 +90,11 @@ class DataConfig:
         """The folder whose splits are evaluated."""
         return self.eval_path or self.mixture[0][0]
 
+    def name_beside(self, own: "DataConfig") -> str:
+        """``-NAME`` of that folder, for a name of results, where it is another than ``own`` has; otherwise nothing."""
+        ours, theirs = (os.path.abspath(each.held_out) for each in (self, own))
+        return "" if ours == theirs else f"-{os.path.basename(ours)}"
+
     @property
     def mixture(self) -> tuple[tuple[str, float], ...]:
         """The folders that training reads, and their weights."""

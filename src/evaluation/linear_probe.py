@@ -3,6 +3,7 @@
 Table 2 of the paper (Liu et al. 2021) has the mean average precision of all seven choices of text, image and audio.
 """
 
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -12,12 +13,14 @@ from typing import Any
 
 import numpy as np
 
+from src.checkpoints.files import weights_file
+from src.config import Config
 from src.data.errors import DataError
 from src.evaluation.probe_data import ProbeData, ProbeSplit
 from src.files import write_json
 from src.inference import logistic
 from src.inference.engine import Engine
-from src.inference.representations import EMBEDDING, FUSED, RAW, Features, Representations, name_of
+from src.inference.representations import EMBEDDING, FUSED, RAW, Features, Given, Representations, name_of
 from src.metrics.classes import average_precision
 from src.models.batches import progress
 from src.models.build import build_model
@@ -39,18 +42,22 @@ class LinearProbe:
     """
 
     def __init__(self, engine: Engine, data: ProbeData, against: Sequence[str] = ("untrained", "raw")) -> None:
-        self.data = data
+        self.engine, self.data = engine, data
         engines = {TRAINED: engine}
         if "untrained" in against:
             engines[UNTRAINED] = untrained(engine)
         self.representations = Representations(engines, data.modalities, "raw" in against)
 
-    def run(self) -> dict[str, Any]:
+    def run(self, checkpoint: Path | None = None) -> dict[str, Any]:
         """Fits and measures.
 
+        Args:
+            checkpoint: the folder that the model was read from, as the results are to name it.
+
         Returns:
-            what was measured on what; ``metric`` and ``chance``; ``results`` by modalities and kind of feature, each
-            with its metric on test and dev, the chosen strength and, of labels that may meet, the metric by label.
+            the checkpoint and the file in it that the weights are of; what was measured on what; ``metric`` and
+            ``chance``; ``results`` by modalities and kind of feature, each with its metric on test and dev, the chosen
+            strength and, of labels that may meet, the metric by label.
         """
         data = self.data
         read = [self._read(split) for split in data.splits]
@@ -66,7 +73,9 @@ class LinearProbe:
                     f"note: {name_of(given)}, {kind}: a weaker penalty than any that was tried may be better",
                     file=sys.stderr,
                 )
-        about = {"source": data.source, "labels": data.labels, "left_out": data.left_out}
+        about: dict[str, Any] = {"checkpoint": str(checkpoint)} if checkpoint else {}
+        about |= {"weights": weights_file(self.engine.ema), **data.about, "given": name_of(data.modalities)}
+        about |= {"source": data.source, "labels": data.labels, "left_out": data.left_out}
         about |= {"metric": "mean average precision" if data.multiple else "accuracy"}
         about |= {"items": {split.name: len(found.numbers) for split, found in zip(data.splits, read, strict=True)}}
         return about | {"chance": self.chance(labels), "results": results}
@@ -96,6 +105,17 @@ class LinearProbe:
         if not len(found.numbers):
             raise DataError(f"{self.data.source}: nothing of split {split.name!r} can be read; {failed[0]}")
         return found
+
+
+def results_name(own: Config, config: Config, path: Path | None, labels: Sequence[Path], given: Given = ()) -> str:
+    """``linear_probe``, and behind it the name of what else was measured, so that no results take the place of others.
+
+    That is the name of the files, or of the dataset where it is not the checkpoint's own, of the labels, and of the
+    modalities that were asked for.
+    """
+    data = "" if path else config.data.name_beside(own.data)
+    files = [os.path.basename(os.path.abspath(file)).removesuffix(".csv") for file in ([path] if path else labels)]
+    return "-".join(filter(None, (f"linear_probe{data}", "+".join(files), name_of(given))))
 
 
 def untrained(engine: Engine) -> Engine:

@@ -7,9 +7,10 @@ of labelled files   a folder with a folder for each class, a CSV of path and lab
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy.sparse import csr_matrix
@@ -52,6 +53,8 @@ class ProbeData:
     Args:
         multiple: whether an item may have any number of labels, and not exactly one.
         left_out: labels with too few items.
+        about: where the items and their labels were read: ``data`` (with the sha256 of each split) or ``input``,
+            ``label_files``, ``names``.
     """
 
     source: str
@@ -62,6 +65,7 @@ class ProbeData:
     dev: ProbeSplit
     test: ProbeSplit
     left_out: int = 0
+    about: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def splits(self) -> tuple[ProbeSplit, ProbeSplit, ProbeSplit]:
@@ -156,7 +160,11 @@ def of_dataset(
         reader = _SampleReader(loader.dataset, samples, given, config)
         parts.append(_Found(wanted[name], [own for _, own in kept], reader))
     source = ", ".join([str(train.folder), *(path.name for path in labels)])
-    return _assemble(source, parts, given, fewest, multiple=True)
+    digests = {wanted[name]: loader.dataset.digest() for name, loader in loaders.items()}
+    about: dict[str, Any] = {"data": {"path": str(train.folder), "sha256": digests}}
+    if labels:
+        about |= {"label_files": [str(path) for path in labels], "names": str(names) if names else None}
+    return replace(_assemble(source, parts, given, fewest, multiple=True), about=about)
 
 
 def of_files(
@@ -195,7 +203,7 @@ def of_files(
         group = groups.get(name, {})
         files = list(group)
         parts.append(_Found(name, [tuple(own) for own in group.values()], _FileReader(files, given, config)))
-    return _assemble(str(path), parts, given, fewest, multiple)
+    return replace(_assemble(str(path), parts, given, fewest, multiple), about={"input": str(path)})
 
 
 @dataclass(frozen=True)
