@@ -29,9 +29,18 @@ Weights = tuple[float, ...]  # of TERMS
 
 
 def grid() -> list[Weights]:
-    """All weights out of STEPS whose largest is 1; those with fewer terms first, which cost less to use."""
+    """All weights out of STEPS whose largest is 1; those that cost less to use first.
+
+    Cosines are there already. Matching is a pass of the cross-modal encoder for each candidate, likelihood one of the
+    decoder, and a transcript of each clip before.
+    """
     found = [weights for weights in itertools.product(STEPS, repeat=len(TERMS)) if max(weights) == 1.0]
-    return sorted(found, key=lambda weights: sum(weight > 0 for weight in weights))
+    return sorted(found, key=_cost)
+
+
+def _cost(weights: Weights) -> tuple[int, ...]:
+    embedding, matching, likelihood = (int(weight > 0) for weight in weights)
+    return matching + likelihood, likelihood, embedding
 
 
 def measure(scored: Sequence[Scored], weights: Weights) -> dict[str, float]:
