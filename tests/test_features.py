@@ -203,7 +203,10 @@ def test_what_cannot_be_read_is_named(
     row = json.loads((tmp_path / "out" / "manifest.jsonl").read_text(encoding="utf-8").splitlines()[1])
     assert (tmp_path / "out" / row["audio"]).resolve() == (home / "media" / "deep" / "1.wav").resolve()
     call(monkeypatch, home, tmp_path / "out", "--only", "audio")
-    assert f"image: {ROWS} of {ROWS + 1} files" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"image: {ROWS} of {ROWS + 1} files" in said and "model.audio.stride=1 and what --only image printed" in said
+    assert "note: rows of the others have no image: repeat --only image if it was interrupted or rows are new" in said
+    assert "of the others have no audio" not in said, "what this call failed at, it has named"
     row = json.loads((tmp_path / "out" / "manifest.jsonl").read_text(encoding="utf-8").splitlines()[1])
     assert row["regions"] == "regions/deep/1.png.npz", "what the call before has made"
     assert row["audio"] == "audio/deep/1.wav.npy"
@@ -291,6 +294,16 @@ def test_each_kind_of_features_keeps_its_encoder(home: Path, tmp_path: Path) -> 
     config, model = tokens(home)
     for kind in ("image", "audio"):
         features.claim(tmp_path, model, config.model, [kind])
+    about = (tmp_path / "features.json").read_text()
+    source = replace(config.model, image=replace(config.model.image, init_from="elsewhere/vit", dropout=0.2))
+    features.claim(tmp_path, model, source, ["image"])  # the same weights
+    earlier = json.loads(about) | {"image": features.encoder_digest(model.image_encoder, source.image)}
+    (tmp_path / "features.json").write_text(json.dumps(earlier))
+    features.claim(tmp_path, model, source, ["image"])
+    assert (tmp_path / "features.json").read_text() == about
+    resized = replace(config.model, image=replace(config.model.image, resize="pad"))
+    with pytest.raises(DataError, match="holds features of another image encoder"):
+        features.claim(tmp_path, model, resized, ["image"])
     with pytest.raises(DataError, match="holds features of another image encoder"):
         _claim_with_other_weights(home, tmp_path)
 

@@ -13,13 +13,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from mindspore import Tensor
+from mindspore import Tensor, nn
 from tqdm import tqdm
 
 from src.checkpoints.checkpoint import load_checkpoint_config
 from src.checkpoints.places import locate
 from src.checkpoints.pretrained import init_encoders
-from src.config import Config, ModelConfig, load_config
+from src.config import AudioEncoderConfig, Config, ImageEncoderConfig, ModelConfig, load_config
 from src.data.audio import read_audio
 from src.data.decoding import read_bytes
 from src.data.errors import DataError
@@ -162,9 +162,14 @@ def extract_features(
     names = {kind: found for kind, found in names.items() if found or kind in kinds}  # also what earlier calls made
     for kind, found in names.items():
         print(f"{kind}: {len(found)} of {len(jobs[kind])} files in {output / EXTRACTORS[kind].folder}")
+        if kind not in kinds and lacking[kind]:
+            print(
+                f"note: rows of the others have no {kind}: repeat --only {kind} if it was interrupted or rows are new"
+            )
     write_manifest(output, entries, media, names)
     print(f"{output / MANIFEST}; skipped files: {failed}")
-    print("read them with " + " ".join(reading_settings(model, kinds)))
+    others = [f" and what --only {kind} printed" for kind in names if kind not in kinds]  # by another model perhaps
+    print("read them with " + " ".join(reading_settings(model, kinds)) + "".join(others))
 
 
 def initialised(config: Config, kinds: Sequence[str]) -> OPT:
@@ -197,14 +202,6 @@ def claim(folder: Path, model: OPT, config: ModelConfig, kinds: Sequence[str]) -
     Raises:
         DataError: the folder holds features of other encoders.
     """
-    encoders = {}
-    for kind in kinds:
-        # a folder that was begun before there was model.image.resize holds features of crops
-        settings = repr(getattr(config, kind)).replace("resize='crop', ", "")
-        digest = hashlib.sha256(settings.encode())
-        for name, parameter in getattr(model, f"{kind}_encoder").parameters_and_names():
-            digest.update(name.encode() + parameter.asnumpy().tobytes())
-        encoders[kind] = digest.hexdigest()
     path = folder / ABOUT
     known: dict[str, str] = {}
     if path.is_file():
@@ -212,11 +209,24 @@ def claim(folder: Path, model: OPT, config: ModelConfig, kinds: Sequence[str]) -
             known = dict(json.loads(path.read_text(encoding="utf-8")))
         except (ValueError, TypeError):
             raise DataError(f"{path} does not describe features: choose another --output") from None
-    for kind, digest in encoders.items():
-        if known.get(kind, digest) != digest:
+    for kind in kinds:
+        encoder, settings = getattr(model, f"{kind}_encoder"), getattr(config, kind)
+        # where the weights came from makes no features; folders of earlier versions tell it apart
+        digests = [encoder_digest(encoder, each) for each in (replace(settings, init_from="", dropout=0.0), settings)]
+        if known.get(kind, digests[0]) not in digests:
             raise DataError(f"{folder} holds features of another {kind} encoder: choose another --output")
+        known[kind] = digests[0]
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(path, json.dumps(known | encoders, indent=1) + "\n")
+    write_text(path, json.dumps(known, indent=1) + "\n")
+
+
+def encoder_digest(encoder: nn.Cell, settings: ImageEncoderConfig | AudioEncoderConfig) -> str:
+    """The sha256 of an encoder's settings and weights."""
+    # a folder that was begun before there was model.image.resize holds features of crops
+    found = hashlib.sha256(repr(settings).replace("resize='crop', ", "").encode())
+    for name, parameter in encoder.parameters_and_names():
+        found.update(name.encode() + parameter.asnumpy().tobytes())
+    return found.hexdigest()
 
 
 def check_output(output: Path, manifest: Path) -> None:
