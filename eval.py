@@ -60,6 +60,7 @@ def main() -> None:
     folder = locate(args.checkpoint, args.ema)
     # the network is the checkpoint's, with its vocabulary and codes, whichever configuration is used
     config = load_checkpoint_config(folder, args.settings, args.config)
+    cli.note_passed_over(config.data, args.settings)
     place = require_writable(args.output or results_folder(folder))  # before the model is built: mistakes come early
     setup(replace(config.runtime, distributed=False), config.seed)
     config, model = load_model(folder, args.settings, args.config, args.ema)

@@ -5,10 +5,11 @@ import contextlib
 import errno
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from src.config import DataConfig
 from src.errors import UserError
 
 Arguments = argparse.Namespace
@@ -51,6 +52,17 @@ class CommandParser(argparse.ArgumentParser):
     def add_settings(self) -> None:
         """Adds ``key=value`` words as ``settings``. They may stand anywhere if parse_intermixed_args reads the line."""
         self.add_argument("settings", nargs="*", metavar="key=value", help="settings that win over the configuration")
+
+
+def note_passed_over(data: DataConfig, settings: Sequence[str]) -> None:
+    """Says on stderr that ``data.eval_path`` of a configuration is measured where the command line names other data."""
+    keys = {setting.partition("=")[0] for setting in settings}
+    if data.eval_path and keys & {"data.path", "data.sources"} and "data.eval_path" not in keys:
+        hint = "data.eval_path= has them measured as well"
+        print(
+            f"note: data.eval_path={data.eval_path} is measured, not what the command line names: {hint}",
+            file=sys.stderr,
+        )
 
 
 def user_path(text: str) -> Path:

@@ -8,7 +8,7 @@ import pytest
 
 from src import cli
 from src.checkpoints.files import CheckpointError
-from src.config import ConfigError
+from src.config import ConfigError, DataConfig
 from src.data.errors import DataError
 from src.export.export import ExportError
 from src.files import ROOT
@@ -27,6 +27,25 @@ def test_user_error_is_one_line(kind: type[Exception], capsys: pytest.CaptureFix
         cli.run(main)
     assert caught.value.code == 2
     assert capsys.readouterr().err == "error: data.path=nowhere: no such folder\n"
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        (["data.path=mine"], True),
+        (["data.sources=[{path: mine}]", "seed=2"], True),
+        (["data.path=mine", "data.eval_path="], False),
+        (["data.path=mine", "data.eval_path=mine"], False),
+        (["seed=2"], False),
+    ],
+)
+def test_data_that_are_named_but_not_measured_are_told(
+    settings: list[str], told: bool, capsys: pytest.CaptureFixture
+) -> None:
+    cli.note_passed_over(DataConfig(path="mine", eval_path="dev"), settings)
+    assert (capsys.readouterr().err[:60] == "note: data.eval_path=dev is measured, not what the command l") == told
+    cli.note_passed_over(DataConfig(path="mine"), settings)
+    assert not capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

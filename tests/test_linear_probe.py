@@ -14,7 +14,7 @@ from mindspore import Tensor
 from scipy.sparse import csr_matrix
 
 from src.checkpoints.checkpoint import save_checkpoint
-from src.config import Config, load_config
+from src.config import Config, SourceConfig, load_config
 from src.data.errors import DataError
 from src.data.labels import read_label_names, read_labels
 from src.data.record import Record
@@ -336,6 +336,53 @@ def test_a_dataset_with_labels_of_its_own_and_of_a_table(tmp_path: Path, model: 
         of_dataset(config, (IMAGE, TEXT), [labels])
 
 
+def test_the_training_split_is_that_of_the_training_data(
+    tmp_path: Path, model: Model, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Beside data.eval_path, of which the probe takes dev and test; of several sources it is the first."""
+    config = at(demo_like(tmp_path / "data", model.config), tmp_path / "data")
+    held_out = DatasetWriter(tmp_path / "held_out", config.model.audio, {"source": "demo", "world": "demo"})
+    captions = ("红底，左边一只猫，右边一只狗",)
+    with held_out as writer:
+        for split in ("dev", "test"):
+            writer.add(split, Record(f"{split}/x", png(np.zeros((8, 8, 3), np.uint8)), captions, (None,)))
+    apart = replace(config, data=replace(config.data, eval_path=str(tmp_path / "held_out")))
+    data = of_dataset(apart, (TEXT, IMAGE))
+    assert [len(split) for split in data.splits] == [6, 1, 1] and data.labels == ["狗", "猫"]
+    assert data.test.read(0)[TEXT].name == "test/x" and data.train.read(0)[TEXT].name == "train/0"
+    assert data.about["data"]["path"] == str(tmp_path / "data")
+    assert data.about["data"]["eval_path"] == str(tmp_path / "held_out")
+    sources = (SourceConfig(str(tmp_path / "data")), SourceConfig(str(tmp_path / "held_out")))
+    mixed = replace(config, data=replace(config.data, path="", sources=sources))
+    assert not capsys.readouterr().err
+    assert len(of_dataset(mixed, (IMAGE,)).train) == 6
+    assert capsys.readouterr().err.startswith(
+        f"note: the probe is fitted to {tmp_path / 'data'}, the first of 2 sources"
+    )
+
+
+def test_a_bad_record_of_the_training_split_is_passed_over(
+    tmp_path: Path, model: Model, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Up to data.max_bad, as training does; one that would be measured ends the probe."""
+    config = at(demo_like(tmp_path / "data", model.config), tmp_path / "data")
+    spoil(tmp_path / "data", "train")
+    assert len(of_dataset(config, (IMAGE,)).train) == 5
+    assert capsys.readouterr().err.count("skipped: ") == 1
+    with pytest.raises(DataError, match=r"record 2 \('train/2'\) is damaged"):
+        of_dataset(replace(config, data=replace(config.data, max_bad=0)), (IMAGE,))
+    spoil(tmp_path / "data", "test")
+    with pytest.raises(DataError, match=r"record 2 \('test/2'\) is damaged"):
+        of_dataset(config, (IMAGE,))
+
+
+def spoil(folder: Path, split: str) -> None:
+    """Changes a byte of the third record's image."""
+    (record,) = Dataset(folder, split).read([2])
+    shard = folder / f"{split}-00000.mindrecord"
+    shard.write_bytes(shard.read_bytes().replace(record.image, record.image[:-9] + b"x" + record.image[-8:]))
+
+
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
@@ -465,6 +512,7 @@ def test_results_take_the_place_of_no_others(home: Path, monkeypatch: pytest.Mon
             (IMAGE,),
             "linear_probe-yours-train+test-image",
         ),
+        (["data.path=other/yours", "data.eval_path=corpora/mine"], None, [], (), "linear_probe-yours"),
         (["data.path=other/yours"], "my/photos.v1", [], (), "linear_probe-photos.v1"),
         ([], "my/files.csv", [], (AUDIO,), "linear_probe-files-audio"),
     ):

@@ -19,6 +19,7 @@ from src.config import SourceConfig
 from src.data.errors import DataError
 from src.data.pipeline import Loader
 from src.data.schema import AUDIO, IMAGE, TEXT
+from src.data.store import Dataset
 from src.files import ROOT
 from src.inference import load, outliers
 from src.inference.encode import Encoder, Items, encode_split
@@ -160,6 +161,23 @@ def test_every_source_of_a_mixture_is_read(engine: Engine, tmp_path: Path) -> No
     mixed = replace(engine.config, data=replace(engine.config.data, path="", sources=sources))
     _, both = outliers.measure(engine.encoder, mixed)
     assert [row.fitted for row in both] == [2 * row.fitted for row in alone]
+
+
+def test_a_bad_record_of_the_training_split_is_passed_over(
+    engine: Engine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = Path(shutil.copytree(engine.config.data.path, tmp_path / "data"))
+    record = next(record for record in Dataset(data, "train").read(range(9)) if record.image is not None)
+    shard = data / "train-00000.mindrecord"
+    shard.write_bytes(shard.read_bytes().replace(record.image, record.image[:-9] + b"x" + record.image[-8:]))
+    config = replace(engine.config, data=replace(engine.config.data, path=str(data)))
+    _, whole = outliers.measure(engine.encoder, engine.config)
+    _, found = outliers.measure(engine.encoder, config)
+    assert sum(row.fitted for row in found) < sum(row.fitted for row in whole)
+    said = [line for line in capsys.readouterr().err.splitlines() if "skipped" in line]
+    assert len(said) == 1 and record.key in said[0] and "is damaged" in said[0]
+    with pytest.raises(DataError, match="is damaged"):
+        outliers.measure(engine.encoder, replace(config, data=replace(config.data, max_bad=0)))
 
 
 def test_only_some_samples_of_a_big_split_are_read(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:

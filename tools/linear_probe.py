@@ -53,6 +53,7 @@ def main() -> None:
 
     folder = locate(args.checkpoint, args.ema)
     config = load_checkpoint_config(folder, args.settings, args.config)
+    cli.note_passed_over(config.data, args.settings)
     check_network(config)
     data = read_data(config, args.input, args.given, args.labels, args.names, args.items, args.min_items)
     given = data.modalities if args.given else ()

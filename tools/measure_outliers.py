@@ -39,6 +39,7 @@ def main() -> None:
 
     folder = locate(args.checkpoint)
     config = load_checkpoint_config(folder, args.settings)
+    cli.note_passed_over(config.data, args.settings)
     check_network(config)
     output = require_writable(args.output or folder)
     setup(replace(config.runtime, distributed=False), config.seed)

@@ -43,6 +43,7 @@ def main() -> None:
 
     folder = locate(args.checkpoint)
     config = load_checkpoint_config(folder, args.settings)
+    cli.note_passed_over(config.data, args.settings)
     output = require_writable(args.output or folder)  # before hours of ranking
     setup(replace(config.runtime, distributed=False), config.seed)
     config, model = load_model(folder, args.settings)

@@ -1,7 +1,7 @@
 """Where samples come from, how they are mixed, and how they are varied."""
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from src.config.checks import require
 from src.config.paths import PathText
@@ -89,6 +89,10 @@ class DataConfig:
     def held_out(self) -> str:
         """The folder whose splits are evaluated."""
         return self.eval_path or self.mixture[0][0]
+
+    def alone(self, folder: str) -> "DataConfig":
+        """With one dataset in place of all."""
+        return replace(self, path=folder, sources=(), eval_path="")
 
     def name_beside(self, own: "DataConfig") -> str:
         """``-NAME`` of that folder, for a name of results, where it is another than ``own`` has; otherwise nothing."""

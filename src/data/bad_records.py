@@ -1,9 +1,13 @@
-"""Records that training cannot read: each is told once, and another sample takes the place of its samples."""
+"""Records that cannot be read: each is told once. In training another sample takes the place of its samples."""
+
+import sys
 
 import numpy as np
 
 from src.data.errors import BadRecordError, DataError
+from src.data.record import Record
 from src.data.sources import Sources
+from src.data.store import Dataset
 
 
 class BadRecords:
@@ -64,3 +68,34 @@ class BadRecords:
             if self.sources.samples[other, 0] not in self.records:
                 return other
         raise DataError(f"no record of the training data's source can be read; the first: {self.first}")
+
+
+class LenientReader:
+    """Reads records one by one for what may pass over some; stderr names each bad one once.
+
+    Args:
+        dataset: of the training.
+        most: data.max_bad.
+    """
+
+    def __init__(self, dataset: Dataset, most: int) -> None:
+        self.dataset, self.most = dataset, most
+        self.bad: set[int] = set()
+
+    def __call__(self, index: int) -> Record | None:
+        """The record, or None if it is bad.
+
+        Raises:
+            DataError: more than ``most`` are.
+        """
+        if index in self.bad:
+            return None
+        try:
+            return next(self.dataset.read([index]))
+        except BadRecordError as error:
+            if len(self.bad) >= self.most:
+                allowed = f" (more than data.max_bad={self.most} records)" if self.most else ""
+                raise DataError(f"{error}{allowed}") from None
+            self.bad.add(index)
+            print(f"skipped: {error}", file=sys.stderr)
+            return None

@@ -115,8 +115,7 @@ class Loader:
     @classmethod
     def held_out(cls, config: Config, split: str, **options: bool) -> "Loader":
         """A loader for :meth:`evaluation`, of the one dataset that config.data has for it."""
-        data = replace(config.data, path=config.data.held_out, sources=())
-        return cls(replace(config, data=data), split, **options)
+        return cls(replace(config, data=config.data.alone(config.data.held_out)), split, **options)
 
     def coverage(self) -> list[Coverage]:
         """How much of each source the model reads."""

@@ -113,9 +113,10 @@ def results_name(own: Config, config: Config, path: Path | None, labels: Sequenc
     That is the name of the files, or of the dataset where it is not the checkpoint's own, of the labels, and of the
     modalities that were asked for.
     """
-    data = "" if path else config.data.name_beside(own.data)
+    fitted, theirs = (replace(each.data, eval_path="") for each in (config, own))
+    data = dict.fromkeys((fitted.name_beside(theirs), config.data.name_beside(own.data))) if not path else ()
     files = [os.path.basename(os.path.abspath(file)).removesuffix(".csv") for file in ([path] if path else labels)]
-    return "-".join(filter(None, (f"linear_probe{data}", "+".join(files), name_of(given))))
+    return "-".join(filter(None, (f"linear_probe{''.join(data)}", "+".join(files), name_of(given))))
 
 
 def untrained(engine: Engine) -> Engine:

@@ -6,6 +6,7 @@ of labelled files   a folder with a folder for each class, a CSV of path and lab
 
 import hashlib
 import os
+import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,6 +17,7 @@ import numpy as np
 from scipy.sparse import csr_matrix
 
 from src.config import Config
+from src.data.bad_records import LenientReader
 from src.data.errors import DataError
 from src.data.image import decode_image
 from src.data.labels import read_labels
@@ -138,33 +140,55 @@ def of_dataset(
             f"data.train_split={wanted['train']}, data.eval_split={wanted['dev']}, eval.split={wanted['test']}: "
             "a probe is trained, chosen and reported on three different splits"
         )
-    loaders = {name: Loader.held_out(config, split, stored_codes=False) for name, split in wanted.items()}
-    train = loaders["train"].dataset
+    datasets = {name: _open(config, name, split) for name, split in wanted.items()}
+    train, test = datasets["train"], datasets["test"]
     given = tuple(sorted(modalities or (modality for modality in (TEXT, IMAGE, AUDIO) if train.count(modality))))
-    facts = FactMetric.of(train.info["about"])
-    if not labels and facts is None:
-        raise DataError(f"{train.folder}: the corpus knows no labels of its images: name a CSV of them by --labels")
-    chosen = {
-        name: _choose(loader.dataset, given, config, most if name == "train" else 0) for name, loader in loaders.items()
-    }
+    facts = {} if labels else {name: _facts(dataset) for name, dataset in datasets.items()}
+    chosen = {name: _choose(dataset, given, config) for name, dataset in datasets.items() if name != "train"}
+    chosen["train"] = _choose(train, given, config, most, config.data.max_bad)
     if not labels:
-        known = {name: [facts.objects(one.captions) for one in found] for name, found in chosen.items()}
+        known = {name: [facts[name].objects(one.captions) for one in found] for name, found in chosen.items()}
     else:
         ids = {part for found in chosen.values() for one in found for part in (one.key, one.key.split("/", 1)[0])}
         table = read_labels(labels, ids, names)
         known = {name: [table.find(one.key) for one in found] for name, found in chosen.items()}
     parts = []
-    for name, loader in loaders.items():
+    for name, dataset in datasets.items():
         kept = [(one, own) for one, own in zip(chosen[name], known[name], strict=True) if own is not None]
         samples = np.array([one.sample for one, _ in kept], np.int64)
-        reader = _SampleReader(loader.dataset, samples, given, config)
-        parts.append(_Found(wanted[name], [own for _, own in kept], reader))
-    source = ", ".join([str(train.folder), *(path.name for path in labels)])
-    digests = {wanted[name]: loader.dataset.digest() for name, loader in loaders.items()}
-    about: dict[str, Any] = {"data": {"path": str(train.folder), "sha256": digests}}
-    if labels:
-        about |= {"label_files": [str(path) for path in labels], "names": str(names) if names else None}
-    return replace(_assemble(source, parts, given, fewest, multiple=True), about=about)
+        parts.append(_Found(wanted[name], [own for _, own in kept], _SampleReader(dataset, samples, given, config)))
+    folders = dict.fromkeys((str(train.folder), str(test.folder)))
+    source = ", ".join([*folders, *(path.name for path in labels)])
+    return replace(_assemble(source, parts, given, fewest, multiple=True), about=_about(datasets, labels, names))
+
+
+def _open(config: Config, name: str, split: str) -> Dataset:
+    """What is fitted to lies in the first dataset that training reads, the others where evaluations are."""
+    if name == "train":
+        folder, *others = [folder for folder, _ in config.data.mixture]
+        if others:
+            hint = "data.sources=[] data.path=… names another"
+            print(
+                f"note: the probe is fitted to {folder}, the first of {1 + len(others)} sources: {hint}",
+                file=sys.stderr,
+            )
+        config = replace(config, data=config.data.alone(folder))
+    return Loader.held_out(config, split, stored_codes=False).dataset
+
+
+def _facts(dataset: Dataset) -> FactMetric:
+    if (facts := FactMetric.of(dataset.info["about"])) is None:
+        raise DataError(f"{dataset.folder}: the corpus knows no labels of its images: name a CSV of them by --labels")
+    return facts
+
+
+def _about(datasets: Mapping[str, Dataset], labels: Sequence[Path], names: Path | None) -> dict[str, Any]:
+    """As the results name the data: the dataset that is fitted to, that of dev and test if it is another."""
+    folder, held_out = (str(datasets[name].folder) for name in ("train", "test"))
+    digests = {dataset.split: dataset.digest() for dataset in datasets.values()}
+    data = {"path": folder} | ({} if held_out == folder else {"eval_path": held_out}) | {"sha256": digests}
+    tables = {"label_files": [str(path) for path in labels], "names": str(names) if names else None}
+    return {"data": data} | (tables if labels else {})
 
 
 def of_files(
@@ -213,8 +237,9 @@ class _Chosen:
     captions: tuple[str, ...]  # of the image's record
 
 
-def _choose(dataset: Dataset, given: tuple[int, ...], config: Config, most: int) -> list[_Chosen]:
-    """Of each image the first sample that has all modalities."""
+def _choose(dataset: Dataset, given: tuple[int, ...], config: Config, most: int = 0, max_bad: int = 0) -> list[_Chosen]:
+    """Of each image the first sample that has all modalities, in a record that can be read."""
+    read = LenientReader(dataset, max_bad)
     images = dataset.samples[:, 2]
     order = np.argsort(images, kind="stable")
     starts = np.flatnonzero(np.diff(images[order], prepend=-1))
@@ -224,8 +249,8 @@ def _choose(dataset: Dataset, given: tuple[int, ...], config: Config, most: int)
     for group in (groups[at] for at in kept):
         for sample in group.tolist():
             record_index, caption, _ = dataset.samples[sample]
-            record = next(dataset.read([record_index]))
-            if all(record.presence(caption, config.model.image.input)[modality] for modality in given):
+            record = read(int(record_index))
+            if record and all(record.presence(caption, config.model.image.input)[modality] for modality in given):
                 found.append(_Chosen(sample, record.key, record.captions))
                 break
     return found

@@ -24,6 +24,7 @@ from safetensors.numpy import save
 
 from src.checkpoints.files import MODEL, OUTLIERS, CheckpointError
 from src.config import Config
+from src.data.bad_records import LenientReader
 from src.data.errors import DataError
 from src.data.order import evenly_apart
 from src.data.pipeline import Loader
@@ -172,7 +173,7 @@ def measure(encoder: Encoder, config: Config) -> tuple[Outliers, list[Measured]]
     data, reading = config.data, _MeanTokens(encoder)
     halves: dict[int, tuple[list[Inputs], list[Inputs]]] = {}
     for loader in _training_loaders(config):
-        for modality, items in _read(reading, loader).items():
+        for modality, items in _read(reading, loader, data.max_bad).items():
             for half, into in zip(halve(items), halves.setdefault(modality, ([], [])), strict=True):
                 into.append(Inputs.of(half))
     others = {data.eval_split: _held_out(config, data.eval_split)}
@@ -250,8 +251,7 @@ def load(checkpoint: Path) -> Outliers | None:
 
 def _training_loaders(config: Config) -> list[Loader]:
     """One for each source."""
-    folders = [folder for folder, _ in config.data.mixture]
-    alone = [replace(config, data=replace(config.data, path=folder, sources=(), eval_path="")) for folder in folders]
+    alone = [replace(config, data=config.data.alone(folder)) for folder, _ in config.data.mixture]
     return [_held_out(source, config.data.train_split) for source in alone]
 
 
@@ -259,5 +259,11 @@ def _held_out(config: Config, split: str) -> Loader:
     return Loader.held_out(config, split, stored_codes=False)
 
 
-def _read(encoder: _MeanTokens, loader: Loader) -> dict[int, Items]:
-    return encode_split(encoder, loader, samples=evenly_apart(len(loader.dataset), SAMPLES))
+def _read(encoder: _MeanTokens, loader: Loader, max_bad: int = 0) -> dict[int, Items]:
+    """The items of samples of a split, less those of up to ``max_bad`` records that cannot be read."""
+    samples = evenly_apart(len(loader.dataset), SAMPLES)
+    if max_bad:
+        read = LenientReader(loader.dataset, max_bad)
+        records = loader.dataset.samples[samples, 0].tolist()
+        samples = samples[[read(record) is not None for record in records]]
+    return encode_split(encoder, loader, samples=samples)
