@@ -15,6 +15,7 @@ from mindspore import Tensor
 
 from src.checkpoints.checkpoint import save_checkpoint
 from src.checkpoints.files import CheckpointError
+from src.checkpoints.places import latest_before
 from src.config import Config, ObjectivesConfig, OptimizerConfig, TrainConfig, WeightsConfig
 from src.data.errors import DataError
 from src.data.store import Dataset
@@ -24,7 +25,7 @@ from src.objectives.objectives import Objectives
 from src.training import bad_batches
 from src.training.bad_batches import BatchError, note, read
 from src.training.optimizer import trained_parameters
-from src.training.rerun import Found, Rerun, _shown, _verdict, checkpoint_before
+from src.training.rerun import Found, Rerun, _shown, _verdict
 from src.training.step import NonFiniteError, StepResult, TrainingError, TrainStep
 from src.training.trainer import Trainer
 from tests.commands import command
@@ -198,7 +199,7 @@ def test_the_command_tells_weights_from_data(
         assert "contrastive  nan" in output
     ms.set_context(mode=before)
     with pytest.raises(CheckpointError):
-        checkpoint_before(run, 4)
+        latest_before(run, 4)
 
 
 def test_a_run_that_begins_again_forgets_those_of_the_earlier_one(config: Config, taken: Callable) -> None:

@@ -10,7 +10,7 @@ from conftest import tiny_dataset
 from src.checkpoints.checkpoint import note_evaluation, read_state, save_checkpoint
 from src.checkpoints.files import CheckpointError
 from src.checkpoints.manifest import read_manifest
-from src.checkpoints.places import has_checkpoint, locate, step_beside_latest
+from src.checkpoints.places import has_checkpoint, latest_before, locate, step_beside_latest
 from src.config import Config
 from src.files import LFS_POINTER, digest
 from src.models.build import build_model
@@ -140,6 +140,22 @@ def test_an_evaluation_that_cannot_be_noted(run: Path) -> None:
         note_evaluation(place, {"best": 0.9, "evaluation_due": False}, best=True)
     assert str(error.value).startswith(f"cannot write {place}: ") and "\n" not in str(error.value)
     assert step_of(f"{run}@best") == 10 and step_of(run) == 15
+
+
+def test_the_latest_before_a_step(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By the names: the state of others is not read. Of those that another run left behind, none."""
+    (run / "checkpoints" / "step-00000015" / "state.json").write_bytes(b"{")
+    (run / "checkpoints" / "step-odd").mkdir()
+    assert latest_before(run, 15).name == latest_before(run, 11).name == "step-00000010"
+    assert not capsys.readouterr().err
+    assert latest_before(run, 16).name == "step-00000010" and "state.json is damaged" in capsys.readouterr().err
+    harm(run / "checkpoints" / "step-00000010" / "model.safetensors", "cut")
+    assert latest_before(run, 15).name == "step-00000005"
+    assert capsys.readouterr().err.endswith("step-00000005 is used instead\n")
+    with pytest.raises(CheckpointError, match="has no checkpoint before step 5: name one by --checkpoint"):
+        latest_before(run, 5)
+    (run / "checkpoints" / "latest").write_text("step-00000005\n")
+    assert latest_before(run, 99).name == "step-00000005"
 
 
 def harm(path: Path, how: str) -> None:

@@ -11,7 +11,7 @@ A run whose latest checkpoint is damaged is taken at the one before, and stderr 
 
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from src.checkpoints.files import EMA, MODEL, REPORT, CheckpointError
@@ -56,6 +56,19 @@ def pointed(pointer: Path) -> Path | None:
     return pointer.parent / pointer.read_text(encoding="utf-8", errors="replace").strip()
 
 
+def latest_before(run: Path, step: int) -> Path:
+    """The latest checkpoint of a run before a step, or the one before where that is damaged.
+
+    Raises:
+        CheckpointError: there is none, or none that is undamaged.
+    """
+    steps = {place: STEP.fullmatch(place.name) for place in _newest_first(run)}
+    places = [place for place, found in steps.items() if found and int(found[1]) < step]
+    if not places:
+        raise CheckpointError(f"{run} has no checkpoint before step {step}: name one by --checkpoint")
+    return _first_whole(places, lambda place: check(place, ema=False, whole=True))
+
+
 def results_folder(checkpoint: Path) -> Path:
     """Where results of a checkpoint go: its run folder, or for a bundled one, which is left as it is, under runs/."""
     return checkpoint.parent.parent if checkpoint.parent.name == CHECKPOINTS else Path("runs") / checkpoint.name
@@ -86,8 +99,15 @@ def _find(path: Path, check: Callable[[Path], None]) -> Path:
 
 def _latest(run: Path, check: Callable[[Path], None]) -> Path:
     """The latest checkpoint of a run, or the one before where that is damaged."""
+    if places := _newest_first(run):
+        return _first_whole(places, check)
+    raise CheckpointError(f"no checkpoint in {run}: nothing was saved yet")
+
+
+def _first_whole(places: Sequence[Path], check: Callable[[Path], None]) -> Path:
+    """The first checkpoint that is not damaged; stderr names those before it."""
     problems = []
-    for place in _newest_first(run):
+    for place in places:
         try:
             _require(place, check)
         except CheckpointError as error:
@@ -96,10 +116,8 @@ def _latest(run: Path, check: Callable[[Path], None]) -> Path:
         for problem in problems:
             print(f"note: {problem}; {place.name} is used instead", file=sys.stderr, flush=True)
         return place
-    if problems:
-        also = f" (and so are the {len(problems) - 1} before it)" if len(problems) > 1 else ""
-        raise CheckpointError(f"{problems[0]}{also}")
-    raise CheckpointError(f"no checkpoint in {run}: nothing was saved yet")
+    also = f" (and so are the {len(problems) - 1} before it)" if len(problems) > 1 else ""
+    raise CheckpointError(f"{problems[0]}{also}")
 
 
 def _newest_first(run: Path) -> list[Path]:

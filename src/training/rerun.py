@@ -11,8 +11,8 @@ from mindspore import Parameter, ParameterTuple, Tensor, nn
 from tqdm import tqdm
 
 from src.checkpoints.checkpoint import load_checkpoint_config, read_state
-from src.checkpoints.files import STATE, CheckpointError
-from src.checkpoints.places import locate, saved
+from src.checkpoints.files import STATE
+from src.checkpoints.places import latest_before, locate
 from src.config import Config
 from src.data.errors import DataError
 from src.inference.loading import load_model
@@ -107,7 +107,7 @@ def rerun(path: Path, checkpoint: Path | None = None) -> None:
         BatchError, CheckpointError: there is no such batch or checkpoint, or they do not fit.
     """
     batch, step, rank = bad_batches.read(path)
-    folder = locate(checkpoint or checkpoint_before(path.absolute().parents[1], step))
+    folder = locate(checkpoint) if checkpoint else latest_before(path.absolute().parents[1], step)
     config = load_checkpoint_config(folder)
     setup(replace(config.runtime, mode="pynative", distributed=False), config.seed)
     again = _load(config, folder, (config.seed, rank, step - 1))
@@ -139,15 +139,6 @@ def _verdict(again: Rerun, found: Found, batch: Arrays, config: Config) -> str:
     if len(bad) == len(batch["sample_id"]):
         return "no sample alone is finite: the weights are the cause, not the data"
     return "samples that are not finite alone: " + (", ".join(_named(config, batch, bad)) or "none")
-
-
-def checkpoint_before(run: Path, step: int) -> Path:
-    """The latest checkpoint of a run before a step."""
-    steps = {place: read_state(place)["step"] for place in saved(run)}
-    places = [place for place, at in steps.items() if at < step]
-    if not places:
-        raise CheckpointError(f"{run} has no checkpoint before step {step}: name one by --checkpoint")
-    return max(places, key=steps.__getitem__)
 
 
 def _shown(array: np.ndarray) -> tuple[str, ...]:
