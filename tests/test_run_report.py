@@ -169,11 +169,39 @@ def test_evaluations_of_one_split_stand_beside_each_other(tmp_path: Path) -> Non
     (run / "eval-beams").mkdir()
     (run / "eval-beams" / "metrics.json").write_text(json.dumps(beams), encoding="utf-8")
     _, found = report(run)
-    values = {row[1] for row in found.rows if row[:1] == ["text → image"]}
-    assert values == {"0.500", "0.875"}
-    assert "split test (eval-test)" in found.text and "split test (eval-beams)" in found.text
-    _, alone = report(make_run(tmp_path / "alone"))
-    assert "(eval-" not in alone.text
+    assert ["", "eval-beams", "eval-test", "chance"] in found.rows
+    assert found.row("text → image: R@1") == ["0.875", "0.500−0.375 ▼", "0.005"]
+    assert "On the split test (eval-test)" in found.text and "On the split test (eval-beams)" in found.text
+    other = make_run(tmp_path / "alone")
+    _, alone = report(other)
+    assert "eval-" not in alone.text
+    _, both = report(other, run)  # which has another evaluation, too
+    assert ["", "alone", "mine, eval-beams", "mine, eval-test", "chance"] in both.rows
+    assert both.row("text → image: R@1") == ["0.500", "0.875+0.375 ▲", "0.500±0.000", "0.005"]
+
+
+def test_an_evaluation_warns_of_the_step_that_it_is_of(tmp_path: Path) -> None:
+    """Of its checkpoint: early in a run all is at chance. Where there is no log it is of the end."""
+    run = make_run(tmp_path / "mine", steps=100)
+    early = run / "eval-test@step-00000005"
+    (run / "eval-test").rename(early)
+    assert findings(read_runs([run])[0]) == []
+    (early / "metrics.json").write_text(json.dumps(METRICS | {"checkpoint": "mine/checkpoints/step-00000040"}))
+    assert [found.step for found in findings(read_runs([run])[0])] == [40]
+    (early / "metrics.json").write_text(json.dumps(METRICS | {"checkpoint": "pretrained/opt_demo"}))
+    early.rename(run / "eval-test")
+    (run / "metrics.jsonl").unlink()
+    assert [found.step for found in findings(read_runs([run])[0])] == [100]
+
+
+def test_an_image_is_a_sample_of_an_image_tokenizer_however_many_captions_it_has(tmp_path: Path) -> None:
+    for task, said in (
+        ("pretrain", "3 steps of 20 samples: 0.6 passes"),
+        ("image_tokenizer", "20 samples: 3.0 passes"),
+    ):
+        (run,) = read_runs([make_run(tmp_path / task, f"task={task}", "data.batch_size=20")])
+        run.data = {"splits": {"train": {"samples": 100, "pictures": 20, "text": 100, "image": 100, "audio": 0}}}
+        assert any(said in sentence for sentence in sentences(run)), sentences(run)
 
 
 def test_only_equal_galleries_are_compared(tmp_path: Path):

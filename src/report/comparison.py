@@ -9,19 +9,18 @@ from src.report.runs import Evaluation, Run, default_settings
 from src.report.words import ranks, share
 
 MINUS = "−"
-Column = tuple[str, Evaluation]  # name of the run and label of the evaluation; the evaluation
 
 
 def metrics_section(runs: Sequence[Run]) -> Markup | None:
     """A table for each thing measured: evaluations side by side where they measured the same number of items."""
-    columns = [(run.name, evaluation) for run in runs for evaluation in run.evaluations if evaluation.rows]
+    columns = [(_column(run, one, runs), one) for run in runs for one in run.evaluations if one.rows]
     if not columns:
         return None
     read: dict[str, set[str]] = {}  # by split and weights: the digests of what was measured under that name
     for _, evaluation in columns:
-        read.setdefault(evaluation.label, set()).add(evaluation.data)
+        read.setdefault(evaluation.measured, set()).add(evaluation.data)
     found = [
-        (_heading(evaluation, row, len(read[evaluation.label]) > 1), name, row)
+        (_heading(evaluation, row, len(read[evaluation.measured]) > 1), name, row)
         for name, evaluation in columns
         for row in evaluation.rows
     ]
@@ -33,7 +32,7 @@ def metrics_section(runs: Sequence[Run]) -> Markup | None:
                 by_run.setdefault(name, {})[row.group, row.name] = row
         table = _one(next(iter(by_run.values()))) if len(by_run) == 1 else _several(by_run)
         of = next(iter(by_run)) if len(by_run) == 1 else ""
-        title = tag("h3", heading, tag("span", of, class_="of") if of and len(runs) > 1 else None)
+        title = tag("h3", heading, tag("span", of, class_="of") if of and len(columns) > 1 else None)
         tables.append(tag("div", title, scroll(table), class_="measured"))
     return Markup(tag("p", NOTE, class_="note") + tag("div", tables, class_="measures"))
 
@@ -119,7 +118,12 @@ def _environment(run: Run) -> dict[str, str]:
 def _heading(evaluation: Evaluation, row: Measure, telling: bool) -> str:
     """What was measured of which split; ``telling`` splits of one name apart by their samples."""
     data = f", data {evaluation.data[:8] or 'unknown'}" if telling else ""
-    return f"{row.section}, split {evaluation.label}{data}"
+    return f"{row.section}, split {evaluation.measured}{data}"
+
+
+def _column(run: Run, evaluation: Evaluation, runs: Sequence[Run]) -> str:
+    """The name of the run if there are several, and of the folder if the run has several evaluations of a split."""
+    return ", ".join(filter(None, (run.name if len(runs) > 1 else "", evaluation.place))) or run.name
 
 
 def _one(rows: Mapping[tuple[str, str], Measure]) -> Markup:

@@ -10,6 +10,7 @@ Whatever is missing or damaged is a line of ``problems``; the rest is read all t
 
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -29,6 +30,7 @@ from src.report.log_lines import read_lines
 from src.report.measures import Measure, measures
 from src.report.page import printable
 
+STEP = re.compile(r"step-(\d+)(?:\.\d+)?$")  # of a checkpoint's folder
 CONFIG, LOG, METRICS, EXAMPLES = "config.yaml", "metrics.jsonl", "metrics.json", "examples.json"
 
 
@@ -47,10 +49,21 @@ class Evaluation:
     place: str = ""  # the folder's name, where the run has another evaluation of the same split and weights
 
     @property
-    def label(self) -> str:
-        """The split, which weights were measured if not the last ones, and the place where only that tells it."""
+    def measured(self) -> str:
+        """The split, and which weights were measured if not the last ones."""
         averaged = ", average of the weights" if str(self.metrics.get("weights", "")).startswith("ema") else ""
-        return f"{self.metrics.get('split', '?')}{averaged}{f' ({self.place})' if self.place else ''}"
+        return f"{self.metrics.get('split', '?')}{averaged}"
+
+    @property
+    def label(self) -> str:
+        """What was measured, and the place where only that tells it."""
+        return f"{self.measured}{f' ({self.place})' if self.place else ''}"
+
+    @property
+    def step(self) -> int | None:
+        """Of the checkpoint, by the name of its folder or else that of the results (``eval-SPLIT@step-…``)."""
+        found = STEP.search(str(self.metrics.get("checkpoint", ""))) or STEP.search(self.folder.name)
+        return int(found[1]) if found else None
 
     @property
     def data(self) -> str:
@@ -100,7 +113,14 @@ class Run:
 
     @property
     def last_step(self) -> int:
+        """Of the log."""
         return max((line["step"] for line in self.lines), default=0)
+
+    @property
+    def trained_steps(self) -> int:
+        """As the log, the latest checkpoint or, where neither is there, the configuration says."""
+        saved = self.state.get("step")
+        return max(self.last_step, saved if isinstance(saved, int) else 0) or int(self.settings.get("train.steps", 0))
 
 
 def read_runs(paths: Sequence[Path]) -> list[Run]:
@@ -160,9 +180,9 @@ def _read(folder: Path, name: str) -> Run:
     _read_log(run)
     for place in _evaluation_folders(folder):
         _read_evaluation(run, place)
-    counts = Counter(found.label for found in run.evaluations)
+    counts = Counter(found.measured for found in run.evaluations)
     run.evaluations = [
-        replace(found, place=found.folder.name) if counts[found.label] > 1 else found for found in run.evaluations
+        replace(found, place=found.folder.name) if counts[found.measured] > 1 else found for found in run.evaluations
     ]
     run.state, run.manifest = (_read_checkpoint(folder, file) for file in ("state.json", "manifest.json"))
     if not run.evaluations:

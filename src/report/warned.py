@@ -28,10 +28,12 @@ def warnings_section(runs: Sequence[Run]) -> Markup:
 def findings(run: Run) -> list[Finding]:
     """In the order in which they began; evaluations come behind the last line of the log. Needs ``run.config``.
 
-    What eval.py measured counts twice: it is of a whole split, where training takes two looks at a part.
+    What eval.py measured counts twice: it is of a whole split, where training takes two looks at a part. It is of the
+    step of its checkpoint, or where nothing names that of the last one.
     """
     watch = Watch(run.config)
-    measured = [line for evaluation in run.evaluations for line in 2 * [as_line(evaluation, run.last_step)]]
+    steps = [run.trained_steps if one.step is None else one.step for one in run.evaluations]
+    measured = [line for one, step in zip(run.evaluations, steps, strict=True) for line in 2 * [as_line(one, step)]]
     return [finding for line in [*run.lines, *measured] for finding in watch.add(line)]
 
 

@@ -1,5 +1,6 @@
 """A run in sentences: what was trained, on what, for how long, and whether it is better than chance."""
 
+from src.config import IMAGE_TOKENIZER, TASKS
 from src.data.schema import MODALITIES
 from src.report.runs import Evaluation, Run
 
@@ -85,11 +86,17 @@ def _duration(run: Run) -> str:
     steps = f"{done:,} of {planned:,} steps, unfinished" if unfinished else f"{done:,} steps"
     processes = f" in {ranks(run)} processes" if ranks(run) > 1 else ""
     entry = run.data.get("splits", {}).get(run.settings.get("data.train_split"))
-    passes = f": {done * size * ranks(run) / entry['samples']:.1f} passes over the data" if entry else ""
+    epoch = entry.get(_samples(run)) if entry else None
+    passes = f": {done * size * ranks(run) / epoch:.1f} passes over the data" if epoch else ""
     seconds, rates = seconds_of_steps(run), list(run.series.get("samples_per_second", {}).values())
     speed = f", about {_duration_words(seconds)} of training at {number(rates[-1])} samples a second" if seconds else ""
     where = ", ".join(str(run.settings[key]) for key in ("runtime.device", "runtime.precision") if key in run.settings)
     return f"{steps} of {size * ranks(run):,} samples{processes}{passes}{speed}{f' ({where})' if where else ''}."
+
+
+def _samples(run: Run) -> str:
+    """Key of dataset.json: what an epoch has, each once."""
+    return "pictures" if run.config and TASKS[run.config.task].network == IMAGE_TOKENIZER else "samples"
 
 
 def _duration_words(seconds: float) -> str:
