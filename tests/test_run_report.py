@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -275,6 +276,14 @@ def test_whatever_files_hold_is_escaped(tmp_path: Path, place: str):
     assert not [name for name, _ in found.elements if name == "img"]
     assert not [key for _, attributes in found.elements for key in attributes if key.startswith("on")]
     assert "alert(1)" in html  # it is there, as text
+
+
+def test_what_is_no_character_ends_no_report(tmp_path: Path) -> None:
+    """Half of a pair of surrogates: of a folder whose name is not UTF-8, and in JSON."""
+    run = make_run(tmp_path / "mine", metrics=METRICS | {"split": "dev\ud83d 猫"})
+    run = run.rename(tmp_path / os.fsdecode(b"caf\xe9"))
+    path = write_report([run], tmp_path / "report.html")
+    assert "caf?" in path.read_text(encoding="utf-8") and "On the split dev? 猫" in path.read_text(encoding="utf-8")
 
 
 def test_elements_escape_their_content():

@@ -48,7 +48,7 @@ def page(runs: Sequence[Run]) -> str:
     parts = [part for part in parts if part[2] is not None]
     links = [tag("a", heading, href=f"#{name}") for name, heading, _ in parts]
     body = tag("body", _header(runs), tag("nav", tag("div", links)), tag("main", map(_section, parts)))
-    head = _head(title(list(runs)), script, font_face(body))
+    head = _head(title(list(runs)), script, font_face(printable(body)))
     html = tag("html", head, body, tag("script", Markup(script)), lang="en")
     return printable(f"<!doctype html>\n{html}\n")
 
