@@ -1,7 +1,9 @@
 """A report in a real browser: from disk, without the network, with curves that answer the pointer."""
 
+import json
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -104,6 +106,21 @@ def test_smoothing_changes_what_was_measured_and_not_what_was_set(visit: Visit) 
     expected = (0.9 * 3.0 + 1.5) / 1.9
     point(visit, "mlm", 2 / 12)
     assert f"mean {expected:.4g}" in panel(visit, "mlm").locator(".tip").inner_text()
+
+
+def test_the_mean_of_a_thinned_curve_is_that_of_what_was_logged(browser: Any, tmp_path: Path) -> None:
+    """Every tenth of 10,000 values is a peak, which a stretch's extremes show five times as often as it is."""
+    run = make_run(tmp_path / "long", steps=10_000)
+    lines = [json.dumps({"step": step, "loss/mlm": 1.0 if step % 10 else 10.0}) for step in range(1, 10_001)]
+    (run / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    mean = 0.0
+    for value in (1.0 if step % 10 else 10.0 for step in range(1, 10_001)):
+        mean = 0.98 * mean + 0.02 * value
+    with browser_page(browser, write_report([run], tmp_path / "report.html").as_uri()) as found:
+        smooth(found, 0.98)
+        point(found, "mlm", 1.0)
+        said = panel(found, "mlm").locator(".tip").inner_text()
+    assert abs(float(re.search(r"mean ([\d.]+)", said)[1]) - mean) < 0.15, said
 
 
 def test_a_logarithmic_scale_is_for_losses(visit: Visit) -> None:

@@ -22,7 +22,7 @@ from src.config import Config, load_config, to_yaml
 from src.data.store import read_info
 from src.files import ROOT
 from src.report.comparison import differing
-from src.report.curves import POINTS, thinned
+from src.report.curves import POINTS, stretch_means, thinned
 from src.report.document import page, write_report
 from src.report.examples import RATE, SIDE, Card, ExampleBook
 from src.report.html import Markup, tag
@@ -535,6 +535,21 @@ def test_a_thinned_curve_keeps_its_peaks_both_ways() -> None:
     found = thinned(values)
     assert len(found) <= POINTS + 1 and (found[123], found[456]) == (9.0, -9.0)
     assert found.items() <= values.items() and list(found) == sorted(found) and max(found) == max(values)
+
+
+def test_the_mean_of_a_thinned_curve_is_that_of_what_was_logged(tmp_path: Path) -> None:
+    """Of peaks that every tenth value has, its extremes would show far more."""
+    values = {step: 10.0 if step % 10 == 0 else 1.0 for step in range(1, 5 * POINTS + 1)} | {7: None}
+    means, counts = stretch_means(values, thinned(values))
+    assert len(means) == len(counts) == len(thinned(values)) and sum(counts) == 5 * POINTS - 1
+    assert np.average(means, weights=counts) == pytest.approx(1.9, abs=1e-3)
+    run = make_run(tmp_path / "mine", steps=5 * POINTS)
+    drawn = curves(report(run)[0])
+    line = drawn["loss/mlm"]["series"][0]
+    assert len(line["x"]) == len(line["means"]) == len(line["counts"]) and line["counts"][0] == 5
+    assert line["means"][0] == pytest.approx(3 * sum(1 / step for step in range(1, 11)) / 10, rel=1e-4)
+    assert "means" not in drawn["lr"]["series"][0], "what is set is not smoothed"
+    assert "means" not in curves(report(make_run(tmp_path / "short"))[0])["loss/mlm"]["series"][0]
 
 
 def test_a_lower_median_rank_of_generated_images_is_better() -> None:

@@ -1,7 +1,7 @@
 """The curves of a report: what report.js draws."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -45,6 +45,9 @@ def panels(runs: Sequence[Run]) -> list[dict[str, Any]]:
             panel = found.setdefault(key, {"key": key, "group": _group(key), "title": _title(key), "series": []})
             panel |= {"loss": _is_loss(key), "exact": key in EXACT}
             panel["series"].append({"run": place, "x": list(values), "y": list(map(_rounded, values.values()))})
+            if len(values) < len(logged) and key not in EXACT:
+                means, counts = stretch_means(logged, values)
+                panel["series"][-1] |= {"means": list(map(_rounded, means)), "counts": counts}
             chance = run.series.get(key.replace(METRIC, CHANCE, 1) if key.startswith(METRIC) else "")
             if chance:
                 panel["series"][-1]["chance"] = [_rounded(chance.get(step)) for step in values]
@@ -66,10 +69,31 @@ def thinned(values: Mapping[int, float | None]) -> dict[int, float | None]:
     if len(values) <= POINTS:
         return dict(values)
     steps, kept = list(values), set()
-    for stretch in np.array_split(np.arange(len(steps)), POINTS // 2):
+    for stretch in _stretches(len(steps)):
         known = [(values[steps[at]], steps[at]) for at in stretch.tolist() if values[steps[at]] is not None]
         kept |= {min(known)[1], max(known)[1]} if known else {steps[stretch[0]]}
     return {step: values[step] for step in steps if step in kept or step == steps[-1]}
+
+
+def stretch_means(values: Mapping[int, float | None], kept: Collection[int]) -> tuple[list[float | None], list[float]]:
+    """For each point of a thinned curve the mean of its stretch, and how many values it stands for.
+
+    The smoothed curve is made of these: the lowest and the highest value of a stretch say nothing of its mean.
+    """
+    steps = list(values)
+    means: list[float | None] = []
+    counts: list[float] = []
+    for stretch in _stretches(len(steps)):
+        here = [steps[at] for at in stretch.tolist()]
+        known = [values[step] for step in here if values[step] is not None]
+        points = sum(step in kept for step in here)
+        means += points * [sum(known) / len(known) if known else None]
+        counts += points * [round(len(known) / points, 3)]
+    return means, counts
+
+
+def _stretches(count: int) -> list[np.ndarray]:
+    return np.array_split(np.arange(count), POINTS // 2)
 
 
 def curves_section(runs: Sequence[Run]) -> Markup | None:

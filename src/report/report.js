@@ -22,13 +22,15 @@
     return Number(value.toPrecision(4)).toString().replace("-", "−");
   };
 
-  // Exponential mean with its bias corrected, as Adam's: the first values do not count as zeros before them.
-  const smoothed = (values, weight) => {
+  // Exponential mean with its bias corrected, as Adam's: the first values do not count as zeros before them. A point of
+  // a thinned curve stands for several values, whose mean it has.
+  const smoothed = (values, weight, counts) => {
     let mean = 0, seen = 0;
-    return values.map((value) => {
+    return values.map((value, at) => {
       if (value === null) return null;
-      mean = weight * mean + (1 - weight) * value;
-      seen = weight * seen + (1 - weight);
+      const keep = weight ** (counts?.[at] ?? 1);
+      mean = keep * mean + (1 - keep) * value;
+      seen = keep * seen + (1 - keep);
       return mean / seen;
     });
   };
@@ -85,7 +87,7 @@
     for (const at of ticks(first, last, 4))
       element("text", { x: x(at), y: HEIGHT - 7, "text-anchor": at > last * 0.93 ? "end" : "middle" }, svg).textContent = format(at);
     const lines = shown.map((line) => {
-      const look = `s${line.run % 6} dash${Math.floor(line.run / 6) % 3}`, mean = panel.exact ? line.y : smoothed(line.y, state.smooth);
+      const look = `s${line.run % 6} dash${Math.floor(line.run / 6) % 3}`, mean = panel.exact ? line.y : smoothed(line.means ?? line.y, state.smooth, line.counts);
       const xs = line.x.map(x), place = (value) => (value === null ? null : y(value));
       element("path", { class: `raw ${look}`, d: path(xs, line.y.map(place)) }, svg);
       element("path", { class: `mean ${look}`, d: path(xs, mean.map(place)) }, svg);
