@@ -234,6 +234,11 @@ def test_parts_must_be_alike() -> None:
     images = {"weights": WeightsConfig(denoise_image=1.0), "denoise_image": DenoiseImageConfig(batch_share=0.375)}
     with pytest.raises(ConfigError, match=r"denoise_image\.batch_share=0\.375 of data\.batch_size=8 is 3 rows"):
         part_size(settings(2, **images))
+    words = {"weights": WeightsConfig(denoise_text=1.0), "denoise_image": DenoiseImageConfig(batch_share=0.375)}
+    assert part_size(settings(2, **words)) == 4, "no image is generated"
+    before = {"weights": WeightsConfig(denoise_image=1.0), "denoise_text": DenoiseTextConfig(batch_share=0.375)}
+    with pytest.raises(ConfigError, match=r"denoise_text\.batch_share=0\.375 of data\.batch_size=8 is 3 rows"):
+        part_size(settings(2, **before))  # images are generated of the rows before these
     with pytest.raises(ConfigError, match=r"objectives\.masking\.batch_share=0\.75 of data\.batch_size=8 is 6 rows"):
         part_size(settings(4, **masked))
     assert part_size(settings(4, masking=MaskingConfig(batch_share=0.75))) == 2, "nothing is masked"

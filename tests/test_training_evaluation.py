@@ -17,6 +17,7 @@ from src.checkpoints.files import MANIFEST, MODEL, OPTIMIZER, STATE, read_tensor
 from src.checkpoints.places import locate, pointed
 from src.config import (
     Config,
+    DenoiseImageConfig,
     DenoiseTextConfig,
     EvalConfig,
     ImageGenerationConfig,
@@ -205,6 +206,16 @@ def test_frozen_parts_may_lack_data(tmp_path: Path) -> None:
     trainer = Trainer(with_run(replace(config, optimizer=freeze), tmp_path / "run"))
     trained = " ".join(parameter.name for parameter in trainer.step.optimizer.parameters_)
     assert "image_encoder" in trained and not any(part in trained for part in freeze.freeze)
+
+
+def test_parts_need_not_share_what_the_data_cannot_feed(tmp_path: Path) -> None:
+    """Three rows of images that are not there."""
+    shares = DenoiseImageConfig(batch_share=0.75)
+    objectives = ObjectivesConfig(replace(TRAINED, denoise_image=1.0), denoise_image=shares)
+    config = corpus(tmp_path, {TEXT, AUDIO}, Config(model=tiny_model()))
+    config = replace(config, objectives=objectives, data=replace(config.data, codes="an image tokenizer"))
+    trainer = Trainer(with_run(config, tmp_path / "run", accumulate=2, eval_every=0))
+    assert trainer.trained.objectives.weights.denoise_image == 0 and trainer.step.accumulated.parts == 2
 
 
 @pytest.mark.parametrize(

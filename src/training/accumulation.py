@@ -37,8 +37,11 @@ def part_size(config: Config) -> int:
     parts, size, objectives = config.train.accumulate, config.data.batch_size, config.objectives
     if size % parts:
         raise ConfigError(f"train.accumulate={parts} does not divide data.batch_size={size}")
-    read = {TOKEN: ("masking",), SAMPLE: ("matching",), MODALITY: ("denoise_text", "denoise_image")}
-    for section in (name for level, names in read.items() if active_objectives(objectives, level) for name in names):
+    shares = {TOKEN: "masking", SAMPLE: "matching", MODALITY: "denoise_text"}
+    read = [section for level, section in shares.items() if active_objectives(objectives, level)]
+    if objectives.weights.denoise_image:  # whose rows are those before denoise_text's
+        read.append("denoise_image")
+    for section in read:
         share = getattr(objectives, section).batch_share
         rows = level_rows(size, share)
         if level_rows(size // parts, share) * parts != rows:

@@ -126,7 +126,7 @@ class Trainer:
         objectives = self.task.build(self.model, self.trained, Peers(self.rank, ranks), absent)
         part = None
         if config.train.accumulate > 1:
-            size = part_size(config)
+            size = part_size(self.trained)
             smaller = replace(self.trained, data=replace(config.data, batch_size=size))
             part = self.task.build(self.model, smaller, ALONE, absent)
         steps, warmup = config.train.steps, config.optimizer.warmup(config.train.steps)
