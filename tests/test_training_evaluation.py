@@ -17,6 +17,7 @@ from src.checkpoints.files import MANIFEST, MODEL, OPTIMIZER, STATE, read_tensor
 from src.checkpoints.places import locate, pointed
 from src.config import (
     Config,
+    DataConfig,
     DenoiseImageConfig,
     DenoiseTextConfig,
     EvalConfig,
@@ -28,6 +29,7 @@ from src.config import (
 )
 from src.data.errors import DataError
 from src.data.record import Record
+from src.data.regions import Regions
 from src.data.schema import AUDIO, IMAGE, MODALITIES, TEXT
 from src.data.store import Dataset
 from src.data.writer import DatasetWriter
@@ -40,7 +42,7 @@ from src.training.held_out import HeldOut, Measured
 from src.training.trainer import Trainer
 from src.training.unfed import absent_modalities, unfed_objectives
 from tests.conftest import CHARACTERS, png, save, tiny_dataset
-from tests.oracles import OBJECTIVES, tiny_model
+from tests.oracles import OBJECTIVES, feature_model, tiny_model
 
 CONTRASTIVE = ObjectivesConfig(weights=WeightsConfig(contrastive=1.0))
 TRAINED = WeightsConfig(contrastive=1.0, mlm=1.0, mvm_feature=1.0, mam_feature=1.0, matching=1.0, denoise_text=1.0)
@@ -197,6 +199,28 @@ def test_sources_feed_together_only_what_one_of_them_feeds() -> None:
     separate = [SimpleNamespace(folder=str(has), count=has.__contains__) for has in ({IMAGE}, {TEXT})]
     with pytest.raises(DataError, match="the data feeds no objective .contrastive: no source has what it needs tog"):
         unfed_objectives(config, separate)
+
+
+@pytest.mark.parametrize("known", [(-1, -1, -1), (-1, -1, 3), (3, -1, -1)])
+def test_regions_feed_what_they_hold(known: tuple[int, ...], tmp_path: Path) -> None:
+    """A detector's file may lack classes, and a corpus of regions the images, of which codes are made."""
+    model = replace(feature_model(), image=replace(feature_model().image, regions=2))  # of the three of an image
+    weights = WeightsConfig(contrastive=1.0, mvm_feature=1.0, mvm_class=1.0, denoise_image=1.0)
+    config = Config(model=model, objectives=ObjectivesConfig(weights=weights), data=DataConfig(codes="x"))
+    boxes = np.float32([[0, 0, 4, 4], [4, 0, 8, 4], [0, 4, 8, 8]])
+    features = np.zeros((3, model.image.region_dim), np.float16)
+    ones = np.ones(3, np.float32)
+    regions = [Regions(features, boxes, np.int32(classes), ones, 8, 8) for classes in ([-1] * 3, known)]
+    for name, image in (("regions", None), ("images", png(np.zeros((8, 8, 3), np.uint8)))):
+        with DatasetWriter(tmp_path / name, model.audio, {"name": name}) as writer:
+            for number, found in enumerate(regions):
+                writer.add("train", Record(f"r{number}", image, ("一",), (None,), found))
+    alone, both = (Dataset(tmp_path / name, "train", model.audio, model.image) for name in ("regions", "images"))
+    left = {} if known[0] >= 0 else {"mvm_class": "no known class of a region"}
+    assert unfed_objectives(config, [alone]) == left | {"denoise_image": "no image to make codes of"}
+    assert unfed_objectives(config, [both]) == unfed_objectives(config, [alone, both]) == left
+    with pytest.raises(DataError, match="no image to make codes of, which task=text_to_image"):
+        unfed_objectives(replace(config, task="text_to_image"), [alone])
 
 
 def test_frozen_parts_may_lack_data(tmp_path: Path) -> None:

@@ -6,9 +6,12 @@ from collections.abc import Collection
 from dataclasses import dataclass, fields, replace
 
 from src.config import OBJECTIVES, ObjectivesConfig, WeightsConfig
-from src.data.schema import AUDIO, IMAGE, IMAGE_FIELDS, TEXT
+from src.data.schema import AUDIO, IMAGE, IMAGE_FIELDS, MODALITIES, TEXT
 
 TOKEN, SAMPLE, MODALITY = "token", "sample", "modality"  # the levels of pre-training
+# what objectives need beside modalities: what codes are made of, whatever the image encoder reads; a detector's classes
+PIXELS, CLASSES = len(MODALITIES), len(MODALITIES) + 1
+NEEDED = (*MODALITIES, "image to make codes of", "known class of a region")  # in messages
 # and IMAGE_FIELDS
 CLEAN_FIELDS, AUDIO_FIELDS = ("image_id", "text_id", "presence", "text_ids", "text_mask"), ("audio", "audio_frames")
 ENCODERS = ("text_encoder", "image_encoder", "audio_encoder")
@@ -26,7 +29,7 @@ class Objective:
         fields: of the batch that it reads beside the clean view's.
         parts: of the model that its gradient reaches, beside the encoders of what a level reads.
         metric: of an evaluation (its path in metrics.json) that shows whether it is learned.
-        needs: the modality without which its loss is 0; None: any two do.
+        needs: what its loss is 0 without, a modality, PIXELS or CLASSES; None: any two modalities do.
     """
 
     name: str
@@ -61,7 +64,7 @@ _ROWS = (
         fields=(*MVM, "image_codes"),
         parts=(*FUSED, "masked_code_head", "masked_image_head"),  # the latter holds the mask token
         metric="masked.mvm_code_accuracy",
-        needs=IMAGE,
+        needs=PIXELS,
     ),
     Objective(
         "mvm_feature", TOKEN, fields=MVM, parts=(*FUSED, "masked_image_head"), metric="masked.patch_cosine", needs=IMAGE
@@ -72,7 +75,7 @@ _ROWS = (
         fields=(*MVM, "region_classes"),
         parts=(*FUSED, "masked_class_head", "masked_image_head"),  # the latter holds the mask token
         metric="masked.mvm_class_accuracy",
-        needs=IMAGE,
+        needs=CLASSES,
     ),
     Objective(
         "mam_feature", TOKEN, fields=MAM, parts=(*FUSED, "masked_audio_head"), metric="masked.frame_cosine", needs=AUDIO
@@ -107,7 +110,7 @@ _ROWS = (
         fields=("denoise_image_presence", "image_codes"),
         parts=("cross_encoder", "image_decoder"),
         metric="image_generation.text.R@10",
-        needs=IMAGE,
+        needs=PIXELS,
     ),
 )
 TABLE = {row.name: row for row in _ROWS}

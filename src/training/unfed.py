@@ -4,10 +4,12 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 from src.config import TASKS, Config
+from src.data.coverage import MEASURED
 from src.data.errors import DataError
+from src.data.order import evenly_apart
 from src.data.schema import AUDIO, IMAGE, MODALITIES, TEXT
 from src.data.store import Dataset
-from src.objectives.table import ENCODERS, HEADS, TABLE, active_objectives, reached_parts
+from src.objectives.table import CLASSES, ENCODERS, HEADS, NEEDED, PIXELS, TABLE, active_objectives, reached_parts
 
 
 def absent_modalities(config: Config, datasets: Collection[Dataset]) -> list[int]:
@@ -21,7 +23,7 @@ def unfed_objectives(config: Config, datasets: Collection[Dataset]) -> dict[str,
     Raises:
         DataError: nothing is left to train, or not what the task is for.
     """
-    sources = [{TEXT, IMAGE, AUDIO}.difference(absent_modalities(config, [dataset])) for dataset in datasets]
+    sources = [_held(config, dataset) for dataset in datasets]
     found: dict[str, str] = {}
     for name in active_objectives(config.objectives):
         if all(_lacks(config, name, here) for here in sources):
@@ -36,14 +38,24 @@ def unfed_objectives(config: Config, datasets: Collection[Dataset]) -> dict[str,
     return found
 
 
+def _held(config: Config, dataset: Dataset) -> set[int]:
+    """What the samples of a source have of what objectives need."""
+    found = {TEXT, IMAGE, AUDIO}.difference(absent_modalities(config, [dataset]))
+    if dataset.count(IMAGE):
+        found.add(PIXELS)
+    if config.objectives.weights.mvm_class and _has_classes(dataset, config.model.image.regions):
+        found.add(CLASSES)
+    return found
+
+
 def _lacks(config: Config, name: str, here: Collection[int]) -> str:
-    """What an objective lacks where samples have nothing but these modalities; nothing if it may learn."""
+    """What an objective lacks where samples have nothing but this; nothing if it may learn."""
     needed = TABLE[name].needs
     given = {MODALITIES.index(name) for choice in config.objectives.denoise_text.given for name in choice.split("+")}
-    if needed is None and len(here) < 2:
+    if needed is None and len({TEXT, IMAGE, AUDIO} & set(here)) < 2:
         return "only one modality"
     if needed is not None and needed not in here:
-        return f"no {MODALITIES[needed]}"
+        return f"no {NEEDED[needed]}"
     if name == "denoise_text" and not given & set(here):
         return "nothing of objectives.denoise_text.given"
     return ""
@@ -73,3 +85,10 @@ def _has(config: Config, dataset: Dataset, modality: int) -> bool:
     if modality == IMAGE and config.model.image.input == "region":
         return dataset.count_regions() > 0
     return dataset.count(modality) > 0
+
+
+def _has_classes(dataset: Dataset, most: int) -> bool:
+    """Whether the class of one of the regions that are read (so many an image) is known in the samples looked at."""
+    records = dataset.read_good(dataset.samples[evenly_apart(len(dataset), MEASURED), 0])
+    found = (record.regions for record in records if record is not None and record.regions is not None)
+    return any((regions.classes[:most] >= 0).any() for regions in found)
