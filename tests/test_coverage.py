@@ -25,6 +25,7 @@ from src.data.coverage import Coverage, measure
 from src.data.errors import DataError
 from src.data.pipeline import Loader
 from src.data.record import Record
+from src.data.schema import AUDIO
 from src.data.store import Dataset
 from src.data.tokenizer import SPECIALS, Tokenizer
 from src.data.writer import DatasetWriter
@@ -35,6 +36,7 @@ from src.models.build import build_model
 from src.objectives.objectives import Objectives
 from src.tasks import registry
 from src.training.trainer import Trainer
+from tests.conftest import png
 from tests.oracles import tiny_model
 
 MAX_LEN, MAX_FRAMES = 6, 16
@@ -125,6 +127,29 @@ def test_cut_texts_and_audio_are_counted(write: Write) -> None:
     fits = replace(fits, audio=replace(fits.audio, max_frames=24))
     dataset = Dataset(config.data.path, "train")
     assert measure(dataset, Tokenizer(fits.text.vocab), fits).notes(fits) == [], "nothing is cut, nothing is said"
+
+
+def test_texts_that_do_not_count_are_told(write: Write, tmp_path: Path) -> None:
+    """A transcriber reads no image in place of speech that is missing; other tasks do."""
+    config = write(["一"] * 3)
+    image, clip = png(np.zeros((8, 8, 3), np.uint8)), np.full((8, config.model.audio.mels), 9, np.uint8)
+    with DatasetWriter(tmp_path / "half", config.model.audio, {"name": "half"}) as writer:
+        for number, clips in enumerate(((clip, None), (None, clip))):
+            writer.add("train", Record(f"{number}", image, ("一", "二"), clips))
+    given = DenoiseTextConfig(batch_share=1.0, given=("audio", "image+audio"))
+    config = replace(config, objectives=replace(config.objectives, denoise_text=given))
+    half = replace(config, data=replace(config.data, path=str(tmp_path / "half"), batch_size=4))
+    assert covered(config).notes(config.model) == []
+    (line,) = covered(half).notes(half.model)
+    wanted = "50.0% of the texts lack what objectives.denoise_text.given names, and do not count"
+    assert line == f"{tmp_path}/half, split 'train': {wanted}"
+    batch, _, _ = next(Loader(half, "train").evaluation(4))
+    assert batch["denoise_text_presence"][[1, 2]].tolist() == [[0, 0, 0]] * 2
+    assert batch["denoise_text_presence"][[0, 3], AUDIO].all()
+    captions = replace(half, task="caption")
+    assert covered(captions).notes(half.model) == []
+    batch, _, _ = next(Loader(captions, "train").evaluation(4))
+    assert batch["denoise_text_presence"][[1, 2]].tolist() == [[0, 1, 0]] * 2
 
 
 def test_every_caption_is_measured_with_the_clip_that_speaks_it(write: Write, tmp_path: Path) -> None:

@@ -6,7 +6,15 @@ from itertools import product
 import numpy as np
 import pytest
 
-from src.data.masking import mask_positions, mask_words, order_rng, sample_given, sample_match, sample_rng
+from src.data.masking import (
+    mask_positions,
+    mask_words,
+    order_rng,
+    possible_given,
+    sample_given,
+    sample_match,
+    sample_rng,
+)
 from src.data.schema import AUDIO, IMAGE, MATCH_CASES, TEXT, masked_word_slots
 from src.data.tokenizer import SPECIALS, Tokenizer
 
@@ -109,6 +117,24 @@ def test_given_falls_back_to_what_there_is_of_the_choices() -> None:
     assert sample_given(("audio",), np.array([1, 1, 0]), 0.0, rng).tolist() == [0, 0, 0]
     assert sample_given(("text",), np.array([0, 1, 1]), 0.0, rng).tolist() == [0, 0, 0]
     assert sample_given(("image", "audio"), np.array([1, 0, 1]), 0.0, rng).tolist() == [0, 0, 1]
+
+
+def test_given_may_have_to_be_whole() -> None:
+    """A question or speech is not made up for by the image beside it."""
+    questions, speech = ("text+image", "image+audio"), ("audio", "image+audio")
+    for choices, presence, parts, wholes in (
+        (questions, (1, 1, 1), [[1, 1, 0], [0, 1, 1]], [[1, 1, 0], [0, 1, 1]]),
+        (questions, (1, 1, 0), [[1, 1, 0]], [[1, 1, 0]]),
+        (questions, (1, 0, 1), [[1, 0, 1]], []),
+        (questions, (0, 1, 0), [[0, 1, 0]], []),
+        (speech, (1, 1, 0), [[0, 1, 0]], []),
+        (speech, (1, 0, 1), [[0, 0, 1]], [[0, 0, 1]]),
+        (speech, (1, 0, 0), [], []),
+    ):
+        assert possible_given(choices, np.array(presence)).tolist() == parts
+        assert possible_given(choices, np.array(presence), whole=True).tolist() == wholes
+        drawn = sample_given(choices, np.array(presence), 0.0, np.random.default_rng(0), whole=True).tolist()
+        assert drawn in (wholes or [[0, 0, 0]])
 
 
 def test_given_is_dropped_as_often_as_asked() -> None:

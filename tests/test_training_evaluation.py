@@ -153,7 +153,10 @@ def test_verbose_prints_the_parameters(
         ({TEXT, AUDIO}, {"mvm_code", "mvm_feature", "denoise_image"}),
         ({IMAGE, AUDIO}, {"mlm", "denoise_text"}),
         ({TEXT, IMAGE}, {"mam_feature", "mam_contrastive"}),
-        ({IMAGE}, {"contrastive", "mlm", "mam_feature", "mam_contrastive", "matching", "denoise_text"}),
+        (
+            {IMAGE},
+            {"contrastive", "mlm", "mam_feature", "mam_contrastive", "matching", "denoise_text", "denoise_image"},
+        ),
     ],
 )
 def test_objectives_without_data_are_found(has: set[int], left: set[str], tmp_path: Path) -> None:
@@ -176,6 +179,34 @@ def test_objectives_without_data_are_found(has: set[int], left: set[str], tmp_pa
     if TEXT not in has:
         with pytest.raises(DataError, match="no text, which task=caption"):
             unfed_objectives(replace(config, task="caption"), [data])
+
+
+def test_what_a_task_generates_from_must_be_there(tmp_path: Path) -> None:
+    """A transcriber does not learn captions where speech is missing, and an image is not generated from nothing."""
+    weights = WeightsConfig(contrastive=1.0, denoise_text=1.0, denoise_image=1.0)
+    denoise = {"denoise_text": DenoiseTextConfig(given=("audio", "image+audio"))}
+    denoise["denoise_image"] = DenoiseImageConfig(given=("text",))
+    config = Config(model=tiny_model(), objectives=ObjectivesConfig(weights, **denoise), data=DataConfig(codes="x"))
+    sources = {}
+    for has in ({TEXT, IMAGE}, {TEXT, AUDIO}, {IMAGE, AUDIO}):
+        made = corpus(tmp_path / "".join(map(str, has)), has, config)
+        sources[tuple(has)] = Dataset(made.data.path, "train")
+    unspoken, unseen, unsaid = sources.values()
+    assert unfed_objectives(config, [unspoken]) == {}, "pre-training takes what there is: the image alone"
+    speech, image = (replace(config, task=task) for task in ("speech_to_text", "text_to_image"))
+    wanted = "nothing that objectives.denoise_text.given names, which task=speech_to_text"
+    with pytest.raises(DataError, match=wanted):
+        unfed_objectives(speech, [unspoken])
+    assert unfed_objectives(speech, [unseen]) == {"denoise_image": "no image to make codes of"}
+    beside = replace(denoise["denoise_text"], given=("image+audio",))
+    with pytest.raises(DataError, match=wanted):
+        unfed_objectives(replace(speech, objectives=replace(config.objectives, denoise_text=beside)), [unseen])
+    assert unfed_objectives(speech, [unspoken, unseen]) == {}
+    found = {"denoise_text": "no text", "denoise_image": "nothing that objectives.denoise_image.given names"}
+    assert unfed_objectives(config, [unsaid]) == found
+    with pytest.raises(DataError, match="nothing that objectives.denoise_image.given names, which task=text_to_image"):
+        unfed_objectives(image, [unsaid])
+    assert unfed_objectives(image, [unsaid, unspoken]) == {}
 
 
 def test_one_source_of_a_mixture_is_enough() -> None:

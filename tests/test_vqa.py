@@ -301,6 +301,34 @@ def test_rows_without_an_answer_count_for_nothing(config: Config) -> None:
         assert float(objectives(tensors(nothing))[0]) == 0
 
 
+@pytest.mark.parametrize("head", ["classify", "generate"])
+def test_a_question_that_is_neither_read_nor_heard_teaches_nothing(config: Config, head: str, tmp_path: Path) -> None:
+    """Nor is one without its image blind, where nobody asked for that: whatever else `given` names."""
+    image = png(np.zeros((4, 4, 3), np.uint8))
+    first, second = record(0, config).audio[0], None
+    for name, given, changes, shown in (
+        ("unspoken", ("image+audio", "audio"), {"image": image, "audio": (first, second)}, ([0, 1, 1], [0, 0, 1])),
+        ("unseen", BOTH, {"image": None}, ()),
+        ("unspoken, unseen", ("text+image", "audio"), {"image": None, "audio": (first, second)}, ([0, 0, 1],)),
+    ):
+        asked = replace(config, objectives=answer(head, given))
+        asked = corpus(tmp_path / name, asked, **changes)
+        batch = next(QuestionLoader(asked, "train").evaluation(6))[0]
+        counted = [row for row in batch["answer_given"].tolist() if any(row)]
+        assert len(counted) == (3 if shown else 0) and all(row in shown for row in counted)
+        asked = replace(asked, data=replace(asked.data, batch_size=6))
+        objectives, rows = objectives_of(asked), batch["answer_given"].any(1)
+        other = {**batch, "answer_classes": np.where(rows[:, None], batch["answer_classes"], 2)}
+        other["answer_ids"] = np.where(rows[:, None], batch["answer_ids"], 7)
+        losses = [float(objectives(tensors(each))[0]) for each in (batch, other)]
+        assert losses[0] == losses[1] and (losses[0] > 0) == bool(shown)
+        if not shown:
+            with pytest.raises(DataError, match="none of the questions has what objectives.answer.given names"):
+                told(asked)
+        else:
+            assert "50.0% of the texts lack what objectives.answer.given names, and do not count" in told(asked)[0]
+
+
 def test_an_answer_is_written_up_to_its_end_and_no_further(config: Config) -> None:
     made = replace(config, objectives=answer("generate", BOTH))
     objectives, batch = objectives_of(made), first_batch(made)
@@ -404,9 +432,11 @@ def test_questions_that_count_for_nothing_are_told(config: Config, tmp_path: Pat
     spoken = replace(silent, objectives=answer("generate", ("image+audio",)))
     with pytest.raises(DataError, match="silent, split 'train': none of the questions has what objectives.answer.gi"):
         told(spoken)
+    with pytest.raises(DataError, match="silent, split 'train': none of the questions has what objectives.answer.gi"):
+        told(replace(silent, objectives=answer("generate", ("image+audio", "audio"))))
     half = corpus(tmp_path / "half", config, audio=(record(0, config).audio[0], None))
     (line,) = told(replace(half, objectives=answer("generate", ("image+audio",))))
-    assert "half, split 'train': 50.0% of the questions lack what objectives.answer.given names" in line
+    assert "half, split 'train': 50.0% of the texts lack what objectives.answer.given names, and do not count" in line
     foreign = tuple(Question("up", (name,)) for name in ("紫", "黑"))
     mixed = corpus(tmp_path / "mixed", config, questions=foreign)  # but of the first of three records
     (line,) = told(mixed)

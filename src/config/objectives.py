@@ -107,11 +107,6 @@ class AnswerConfig:
         """Whether every question is answered from the same modalities."""
         return len({frozenset(choice.split("+")) for choice in self.given}) == 1
 
-    @property
-    def fewest(self) -> int:
-        """The modalities that a question must have to count for the loss: all where all are answered alike."""
-        return len(self.given[0].split("+")) if self.alike else 1
-
 
 @dataclass(frozen=True)
 class ObjectivesConfig:

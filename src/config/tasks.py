@@ -14,6 +14,7 @@ class TaskRow:
     network: str = OPT  # key of src.models.build.NETWORKS
     objective: str = ""  # field of objectives.weights that must be positive
     given: tuple[str, ...] = ()  # what objectives.denoise_text.given may hold; empty: anything
+    whole: bool = False  # whether a row must be given a choice whole: speech that is missing is not transcribed
     no_dropout: tuple[str, ...] = ()  # parts of the model whose dropout must be 0
     full_precision: bool = False  # whether runtime.precision must be fp32
     trained: bool = True  # False: it is measured alone
@@ -36,7 +37,7 @@ _ROWS = (
         accumulates=False,
         loss_falls=False,
     ),
-    TaskRow("speech_to_text", objective="denoise_text", given=("audio", "image+audio")),
+    TaskRow("speech_to_text", objective="denoise_text", given=("audio", "image+audio"), whole=True),
     TaskRow("text_to_image", objective="denoise_image"),
     TaskRow("vqa", accumulates=False, answers=True),
     TaskRow("zero_shot", trained=False),

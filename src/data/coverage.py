@@ -11,6 +11,7 @@ import numpy as np
 
 from src.config import AudioEncoderConfig, ModelConfig
 from src.data.errors import DataError
+from src.data.masking import possible_given
 from src.data.order import evenly_apart
 from src.data.store import Dataset, read_info
 from src.data.tokenizer import UNK, Tokenizer
@@ -37,6 +38,15 @@ class Lengths:
 
 
 @dataclass(frozen=True)
+class Given:
+    """What a text needs beside it to count for the loss (:func:`src.data.masking.possible_given`)."""
+
+    key: str  # the setting
+    choices: tuple[str, ...]
+    whole: bool
+
+
+@dataclass(frozen=True)
 class Coverage:
     """What was found in the samples of one dataset's split."""
 
@@ -48,6 +58,8 @@ class Coverage:
     texts: Lengths  # in tokens, with [CLS] and [SEP]
     clips: Lengths  # in frames of model.audio.max_frames
     stored_frames: int  # at which preparation cut some of the clips, so that their lengths are not known; 0: none
+    given: Given | None  # what is asked of the texts; None: nothing
+    lacking: int  # of the texts, without what is asked
 
     @property
     def unknown_share(self) -> float:
@@ -69,7 +81,8 @@ class Coverage:
         )
 
     def notes(self, model: ModelConfig, unknown: float = 0.0) -> list[str]:
-        """What the model does not read: a line for [UNK] above a share, one for texts and one for audio that is cut."""
+        """What the model does not read: a line for [UNK] above a share, for texts and for audio that is cut, and for
+        texts that do not count."""
         found = [self.describe_unknown()] if self.unknown_share > unknown else []
         if self.texts.cut:
             found.append(
@@ -81,6 +94,9 @@ class Coverage:
                 f"{self.name}: {self.clips.share:.1%} of the audio clips are cut at "
                 f"model.audio.max_frames={model.audio.max_frames} frames: {self.clips}; {self._audio_hint(model.audio)}"
             )
+        if self.lacking:
+            share = self.lacking / len(self.texts.values)
+            found.append(f"{self.name}: {share:.1%} of the texts lack what {self.given.key} names, and do not count")
         return found
 
     def _audio_hint(self, audio: AudioEncoderConfig) -> str:
@@ -91,12 +107,12 @@ class Coverage:
         return f"model.audio.max_frames={-(-int(self.clips.values.max()) // stride) * stride} holds all"
 
 
-def measure(dataset: Dataset, tokenizer: Tokenizer, model: ModelConfig) -> Coverage:
+def measure(dataset: Dataset, tokenizer: Tokenizer, model: ModelConfig, given: Given | None = None) -> Coverage:
     """The coverage of one split, of at most MEASURED samples; records that cannot be read are passed over."""
     records, captions, _ = dataset.samples[evenly_apart(len(dataset), MEASURED)].T
     tokens: Counter[bool] = Counter()
     characters: Counter[str] = Counter()
-    texts, clips = [], []
+    texts, clips, lacking = [], [], 0
     for record, caption in zip(dataset.read_good(records), captions.tolist(), strict=True):
         if record is None:
             continue
@@ -106,6 +122,9 @@ def measure(dataset: Dataset, tokenizer: Tokenizer, model: ModelConfig) -> Cover
             texts.append(len(pieces) + 2)
             if UNK in pieces:
                 characters.update(tokenizer.unknown_characters(record.captions[caption]))
+            if given is not None:
+                presence = np.array(record.presence(caption, model.image.input))
+                lacking += not len(possible_given(given.choices, presence, given.whole))
         if record.audio and (clip := record.audio[max(caption, 0)]) is not None:
             clips.append(len(clip))
     lengths = np.array(texts, np.int64)
@@ -119,6 +138,8 @@ def measure(dataset: Dataset, tokenizer: Tokenizer, model: ModelConfig) -> Cover
         Lengths(lengths, int((lengths > model.text.max_len).sum())),
         Lengths(frames, cut),
         stored_frames,
+        given,
+        lacking,
     )
 
 

@@ -87,26 +87,29 @@ def mask_positions(
     return positions, weights
 
 
-def sample_given(choices: tuple[str, ...], presence: np.ndarray, drop: float, rng: np.random.Generator) -> np.ndarray:
-    """What denoising is given, int32 [3]: one of the choices that the sample has.
+def sample_given(
+    choices: tuple[str, ...], presence: np.ndarray, drop: float, rng: np.random.Generator, whole: bool = False
+) -> np.ndarray:
+    """What a row is given, int32 [3]: one row of :func:`possible_given`; with probability ``drop`` nothing."""
+    possible = possible_given(choices, presence, whole)
+    choice, dropped = rng.random(2)
+    if dropped < drop or not len(possible):
+        return np.zeros(3, np.int32)
+    return possible[int(choice * len(possible))]
 
-    If the sample has none of the choices whole, what it has of them is given: of ("image+audio",) the image alone, of
-    ("image",) nothing. A modality that no choice names is never given: it may not even be encoded. With probability
-    ``drop`` nothing is given.
+
+def possible_given(choices: tuple[str, ...], presence: np.ndarray, whole: bool = False) -> np.ndarray:
+    """What a row may be given, int32 [n, 3]: the choices that the sample has.
+
+    If it has none of them, a part will do, unless ``whole``: of ("image+audio",) the image alone, of ("image",)
+    nothing. A modality that no choice names is never given: it may not even be encoded.
     """
     table = _given_table(choices)
     possible = table[(table <= presence).all(axis=1)]
-    choice, dropped = rng.random(2)
-    if dropped < drop:
-        return np.zeros(3, np.int32)
-    if len(possible):
-        return possible[int(choice * len(possible))]
-    return (table.any(axis=0) & (presence == 1)).astype(np.int32)
-
-
-def most_given(choices: tuple[str, ...], presence: np.ndarray) -> int:
-    """The modalities of the largest choice that a sample may be given (:func:`sample_given`)."""
-    return int((_given_table(choices) & presence).sum(axis=1).max())
+    part = table.any(axis=0) & (presence == 1)
+    if whole or len(possible) or not part.any():
+        return possible
+    return np.int32([part])
 
 
 @functools.cache

@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from src.config import Config
+from src.config import TASKS, Config
 from src.data import masking
 from src.data.augment import augment_audio, augment_image
 from src.data.bad_records import BadRecords
-from src.data.coverage import Coverage, measure
+from src.data.coverage import Coverage, Given, measure
 from src.data.digests import short_digest
 from src.data.errors import BadRecordError, DataError
 from src.data.image import decode_image
@@ -119,7 +119,14 @@ class Loader:
 
     def coverage(self) -> list[Coverage]:
         """How much of each source the model reads."""
-        return [measure(dataset, self.tokenizer, self.config.model) for dataset in self.sources.datasets]
+        tokenizer, model, given = self.tokenizer, self.config.model, self.given
+        return [measure(dataset, tokenizer, model, given) for dataset in self.sources.datasets]
+
+    @property
+    def given(self) -> Given | None:
+        """What a text must have beside it to count, where the task is to generate texts."""
+        row, given = TASKS[self.config.task], self.config.objectives.denoise_text.given
+        return Given("objectives.denoise_text.given", given, row.whole) if row.objective == "denoise_text" else None
 
     @property
     def dataset(self) -> Dataset:
@@ -268,7 +275,7 @@ class Loader:
         noise = np.random.default_rng(rng.integers(2**63))
         batch["match_noise"][row] = noise.gumbel(size=len(batch["match_noise"]))
         batch["match_case"][row], batch["match_presence"][row] = masking.sample_match(presence, rng)
-        given = masking.sample_given(objectives.denoise_text.given, presence, 0.0, rng)
+        given = masking.sample_given(objectives.denoise_text.given, presence, 0.0, rng, TASKS[self.config.task].whole)
         batch["denoise_text_presence"][row] = given
         image = objectives.denoise_image
         given = masking.sample_given(image.given, presence, image.drop_given, rng)

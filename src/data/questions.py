@@ -3,12 +3,10 @@
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from src.config import Config, ModelConfig
 from src.data import masking
 from src.data.answers import AnswerList
-from src.data.coverage import MEASURED, Coverage
+from src.data.coverage import MEASURED, Coverage, Given
 from src.data.errors import DataError
 from src.data.order import evenly_apart
 from src.data.pipeline import Batch, Loader, Sample
@@ -21,27 +19,27 @@ from src.data.store import Dataset
 class QuestionCoverage(Coverage):
     """What was found in the samples of one dataset's split, which are questions."""
 
-    questions: int
-    shown: int  # of them, what they are answered from is there
-    known: int  # of them, an answer is in model.answers; all where there is no list
+    known: int  # of the questions, an answer is in model.answers; all where there is no list
 
     def require_known(self, most: float) -> None:
         """Raises DataError also if no question counts for the loss."""
         super().require_known(most)
-        if not self.shown:
-            raise DataError(f"{self.name}: none of the questions has what objectives.answer.given names")
+        if self.lacking == self.questions:
+            raise DataError(f"{self.name}: none of the questions has what {self.given.key} names")
         if not self.known:
             raise DataError(f"{self.name}: no question has an answer in model.answers: {self._hint}")
 
     def notes(self, model: ModelConfig, unknown: float = 0.0) -> list[str]:
         found = super().notes(model, unknown)
-        if self.shown < self.questions:
-            share = 1 - self.shown / self.questions
-            found.append(f"{self.name}: {share:.1%} of the questions lack what objectives.answer.given names")
         if self.known < self.questions:
             share = 1 - self.known / self.questions
             found.append(f"{self.name}: {share:.1%} of the questions have no answer in model.answers: {self._hint}")
         return found
+
+    @property
+    def questions(self) -> int:
+        """Its texts."""
+        return len(self.texts.values)
 
     @property
     def _hint(self) -> str:
@@ -75,20 +73,21 @@ class QuestionLoader(Loader):
     def coverage(self) -> list[Coverage]:
         return list(map(self._cover, self.sources.datasets, super().coverage()))
 
+    @property
+    def given(self) -> Given:
+        """A question that is neither read nor heard, or lacks the image that it should have, teaches nothing."""
+        return Given("objectives.answer.given", self.config.objectives.answer.given, whole=True)
+
     def _cover(self, dataset: Dataset, found: Coverage) -> Coverage:
-        """Adds which of the same samples count for the loss."""
-        given = self.config.objectives.answer.given
+        """Adds how many of the same samples have an answer in the list."""
         records, captions, _ = dataset.samples[evenly_apart(len(dataset), MEASURED)].T
-        questions = shown = known = 0
+        known = 0
         for record, caption in zip(dataset.read_good(records), captions.tolist(), strict=True):
             if record is None or caption < 0:
                 continue
-            questions += 1
-            presence = np.array(record.presence(caption, self.config.model.image.input))
-            shown += masking.most_given(given, presence) >= self.config.objectives.answer.fewest
             answers = record.questions[caption].answers
             known += self.answers is None or self.answers.targets(answers, ANSWER_SLOTS)[1].any()
-        return QuestionCoverage(**vars(found), questions=questions, shown=int(shown), known=int(known))
+        return QuestionCoverage(**vars(found), known=int(known))
 
     def fields(self, size: int) -> dict[str, Field]:
         return super().fields(size) | answer_fields(self.config.model)
@@ -99,8 +98,8 @@ class QuestionLoader(Loader):
         if question is None:
             return found
         rng = masking.sample_rng(self.config.seed, sample.epoch, sample.number, masking.ANSWER)
-        given, presence = self.config.objectives.answer.given, batch["presence"][row]
-        batch["answer_given"][row] = masking.sample_given(given, presence, 0.0, rng)
+        given, presence = self.given, batch["presence"][row]
+        batch["answer_given"][row] = masking.sample_given(given.choices, presence, 0.0, rng, given.whole)
         answer = question.answers[rng.integers(len(question.answers))]
         tokens = self.tokenizer.encode(answer, self.config.model.text.max_len)
         batch["answer_ids"][row], batch["answer_mask"][row] = tokens

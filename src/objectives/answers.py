@@ -46,8 +46,7 @@ class AnswerObjectives(nn.Cell):
         settings = config.objectives.answer
         choices = [frozenset(map(MODALITIES.index, choice.split("+"))) for choice in settings.given]
         self.reads = tuple(sorted(frozenset().union(*choices)))
-        # where every row shows the same, it is fused at its own length, and a row that lacks some of it does not count
-        self.alike, self.fewest = settings.alike, settings.fewest
+        self.alike = settings.alike  # where every row shows the same, it is fused at its own length
         self.places = Tensor(model.cross_encoder.single_modality_positions(*self.reads))
         self.classifies = settings.head == "classify"
         inputs = INPUTS | {IMAGE: model.image_fields}
@@ -66,7 +65,7 @@ class AnswerObjectives(nn.Cell):
     def construct(self, batch):
         encoded = self.encode(batch)
         fused, mask = self.fuse(batch, encoded)
-        shown = (batch["answer_given"].sum(1) >= self.fewest).astype(ms.float32)  # (B,)
+        shown = (batch["answer_given"].sum(1) > 0).astype(ms.float32)  # (B,)
         if self.classifies:
             loss = self.classify(batch, fused, mask, self.points(batch, encoded), shown)
         else:

@@ -3,11 +3,14 @@
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 
+import numpy as np
+
 from src.config import TASKS, Config
 from src.data.coverage import MEASURED
 from src.data.errors import DataError
+from src.data.masking import possible_given
 from src.data.order import evenly_apart
-from src.data.schema import AUDIO, IMAGE, MODALITIES, TEXT
+from src.data.schema import AUDIO, IMAGE, TEXT
 from src.data.store import Dataset
 from src.objectives.table import CLASSES, ENCODERS, HEADS, NEEDED, PIXELS, TABLE, active_objectives, reached_parts
 
@@ -18,7 +21,8 @@ def absent_modalities(config: Config, datasets: Collection[Dataset]) -> list[int
 
 
 def unfed_objectives(config: Config, datasets: Collection[Dataset]) -> dict[str, str]:
-    """The active objectives whose loss would be 0 in every step, each with the reason.
+    """The active objectives that cannot be learned, each with the reason: the loss would be 0 in every step, or all
+    images would be generated from nothing.
 
     Raises:
         DataError: nothing is left to train, or not what the task is for.
@@ -51,13 +55,17 @@ def _held(config: Config, dataset: Dataset) -> set[int]:
 def _lacks(config: Config, name: str, here: Collection[int]) -> str:
     """What an objective lacks where samples have nothing but this; nothing if it may learn."""
     needed = TABLE[name].needs
-    given = {MODALITIES.index(name) for choice in config.objectives.denoise_text.given for name in choice.split("+")}
     if needed is None and len({TEXT, IMAGE, AUDIO} & set(here)) < 2:
         return "only one modality"
     if needed is not None and needed not in here:
         return f"no {NEEDED[needed]}"
-    if name == "denoise_text" and not given & set(here):
-        return "nothing of objectives.denoise_text.given"
+    objectives, presence = config.objectives, np.array([which in here for which in (TEXT, IMAGE, AUDIO)])
+    given = {
+        "denoise_text": (objectives.denoise_text.given, presence, TASKS[config.task].whole),
+        "denoise_image": (objectives.denoise_image.given, presence),
+    }
+    if name in given and not len(possible_given(*given[name])):
+        return f"nothing that objectives.{name}.given names"
     return ""
 
 
