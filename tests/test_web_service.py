@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -67,14 +68,17 @@ def opened(*given) -> Service:
 
 
 def test_an_index_is_of_the_first_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The others encode the gallery: another model's embeddings are nothing to them."""
-    monkeypatch.setattr("src.web.service._open", lambda *given: given)
+    """The others encode the gallery, if need be the index's: another model's embeddings are nothing to them."""
+    offered = SimpleNamespace(folder=Path("photos"))
+    monkeypatch.setattr("src.web.service._open", lambda *given: SimpleNamespace(given=given, offered=offered))
     settings = (["seed=2"], True)
-    service = opened([Path("a"), Path("b"), Path("c")], Path("gallery"), Path("kept.index"), *settings)
-    assert service.shown == [
-        (Path(name), Path("gallery"), index, *settings)
-        for name, index in (("a", Path("kept.index")), ("b", None), ("c", None))
-    ]
+    for gallery in (Path("photos"), None):
+        service = opened([Path("a"), Path("b"), Path("c")], gallery, Path("kept.index"), *settings)
+        assert [shown.given for shown in service.shown] == [
+            (Path("a"), gallery, Path("kept.index"), *settings),
+            (Path("b"), Path("photos"), None, *settings),
+            (Path("c"), Path("photos"), None, *settings),
+        ]
 
 
 def test_settings_reach_the_model_whatever_the_gallery(gallery: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -151,14 +151,15 @@ def open_service(
 ) -> Service:
     """Loads the models and encodes the gallery with each; an index is of the first. To be called by the worker.
 
+    Where there is an index alone, the gallery of all is the folder that it was made of.
+
     Raises:
         CheckpointError, ConfigError: a checkpoint cannot be loaded, or a setting is wrong.
         DataError: the gallery is missing or empty, or the index is another checkpoint's.
     """
-    indexes = [index, *[None] * len(checkpoints)]
-    return Service(
-        worker, [_open(path, folder, own, settings, ema) for path, own in zip(checkpoints, indexes, strict=False)]
-    )
+    first = _open(checkpoints[0], folder, index, settings, ema)
+    others = [_open(path, first.offered.folder, None, settings, ema) for path in checkpoints[1:]]
+    return Service(worker, [first, *others])
 
 
 def _open(path: Path, folder: Path | None, index: Path | None, settings: Sequence[str], ema: bool) -> Shown:
