@@ -105,6 +105,22 @@ def test_no_file_but_an_earlier_calls_names_is_replaced(run: Run, home: Path) ->
         assert names_of(home / "own.jsonl") == [{"kind": "text", "name": "一只猫"}]
 
 
+def test_an_array_or_table_of_the_user_is_not_replaced(run: Run, home: Path) -> None:
+    pa, pq = (pytest.importorskip(name) for name in ("pyarrow", "pyarrow.parquet"))
+    (home / "one.txt").write_text("一只猫\n", encoding="utf-8")
+    np.save(home / "theirs.npy", np.arange(3))
+    pq.write_table(pa.table({"kind": ["text"], "size": [1]}), home / "theirs.parquet")
+    (home / "broken.parquet").write_bytes(b"none")
+    for name in ("theirs.npy", "theirs.parquet", "broken.parquet"):
+        content = (home / name).read_bytes()
+        code, _, err = run("--input", "one.txt", "--output", name)
+        assert code == 2 and f"--output {name} is there and was not written by this command: name another" in err
+        assert (home / name).read_bytes() == content and not (home / "theirs.jsonl").exists()
+    for _ in range(2):
+        for name in ("ours.npy", "ours.parquet"):
+            assert run("--input", "one.txt", "--output", name)[0] == 0
+
+
 class Killed(BaseException):
     pass
 

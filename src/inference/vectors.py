@@ -36,6 +36,7 @@ from src.models.batches import progress
 GROUP = 256  # items whose vectors reach the disk together: a kill loses so many
 HEADER = 128  # bytes of an .npy before its numbers
 PARQUET_ROWS = 8192  # that are in memory at once
+COLUMNS = ("kind", "name", "id")  # of a .parquet, before the vector
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,8 @@ def check_output(output: Path, source: Path) -> None:
     names = output.with_suffix(".jsonl")
     if output.suffix == ".npy" and names.exists() and not _holds_names(names):
         raise DataError(f"--output {output} would replace {names}, which holds no names of vectors: name another place")
+    if output.exists() and not (_is_table(output) if output.suffix == ".parquet" else names.exists()):
+        raise DataError(f"--output {output} is there and was not written by this command: name another place")
 
 
 def read_entries(
@@ -248,7 +251,7 @@ def write_parquet(path: Path, vectors: np.ndarray, names: Path) -> None:
     import pyarrow.parquet as pq
 
     width = vectors.shape[1]
-    texts = [(name, pa.string()) for name in ("kind", "name", "id")]
+    texts = [(name, pa.string()) for name in COLUMNS]
     schema = pa.schema([*texts, ("vector", pa.list_(pa.float32(), width))])
     with open(names, "rb") as lines, pq.ParquetWriter(path, schema) as writer:
         for start in range(0, len(vectors), PARQUET_ROWS):
@@ -269,6 +272,17 @@ def _holds_names(path: Path) -> bool:
         except DataError:
             return False
     return isinstance(row, dict) and {"kind", "name"} <= row.keys() <= {"kind", "name", "id"}
+
+
+def _is_table(path: Path) -> bool:
+    """Whether it is a .parquet of names and vectors, as an earlier call wrote it."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return pq.read_schema(path).names == [*COLUMNS, "vector"]
+    except (pa.ArrowException, OSError):
+        return False
 
 
 def _of_files(files: list[Path], folder: Path) -> Iterator[Entry]:
