@@ -10,7 +10,17 @@ from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 from mindspore.graph.api import _cell_graph_executor
 from mindspore.train.anf_ir_pb2 import GraphProto, ModelProto
 
-from src.config import Config, ConfigError, DataConfig, DenoiseTextConfig, RuntimeConfig, TrainConfig
+from src.config import (
+    Config,
+    ConfigError,
+    DataConfig,
+    DenoiseTextConfig,
+    EvalConfig,
+    OptimizerConfig,
+    RuntimeConfig,
+    TrainConfig,
+    ZeroShotConfig,
+)
 from src.models.opt import OPT
 from src.objectives.objectives import Objectives
 from src.training import memory
@@ -85,6 +95,13 @@ def test_recomputed_layers_leave_less() -> None:
     assert found.activations(True) < found.activations(False)
 
 
+def test_frozen_parts_leave_nothing_for_their_gradients() -> None:
+    """What the encoders' layers computed is read by nothing."""
+    frozen = replace(configure(1), optimizer=OptimizerConfig(freeze=("image_encoder", "audio_encoder")))
+    kept, fewer = (memory._activations(config, False).kept for config in (configure(1), frozen))
+    assert fewer < 0.8 * kept
+
+
 def test_what_stays_is_what_a_training_holds(monkeypatch: pytest.MonkeyPatch) -> None:
     config = configure(1)
     monkeypatch.setattr(memory, "_activations", lambda *_: NOTHING)
@@ -135,6 +152,8 @@ def test_the_table_says_both() -> None:
 def test_a_task_without_weighted_objectives_is_refused() -> None:
     with pytest.raises(ConfigError, match="task=image_tokenizer"):
         estimate(replace(Config(), task="image_tokenizer"))
+    with pytest.raises(ConfigError, match="task=zero_shot is measured by eval.py, not trained"):
+        estimate(Config(task="zero_shot", eval=EvalConfig(zero_shot=ZeroShotConfig(path="files"))))
 
 
 @pytest.mark.parametrize("devices", ["0", "-2"])

@@ -11,12 +11,12 @@ from dataclasses import dataclass, replace
 
 import mindspore as ms
 import numpy as np
-from mindspore import ParameterTuple, Tensor, nn, ops
+from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 from mindspore.graph.api import _cell_graph_executor
 from mindspore.nn.utils import no_init_parameters
 from mindspore.train.anf_ir_pb2 import DataType, GraphProto, ModelProto, NodeProto, TypeProto
 
-from src.config import Config, ConfigError, TrainConfig
+from src.config import TASKS, Config, ConfigError, TrainConfig
 from src.data.schema import batch_fields
 from src.models import precision
 from src.models.build import NETWORKS
@@ -98,14 +98,16 @@ def estimate(config: Config, devices: int = 1) -> Estimate:
     """The memory of a training step of a configuration on one of so many devices.
 
     Raises:
-        ConfigError: the task has no weighted objectives.
+        ConfigError: the task is not trained, or has no weighted objectives.
     """
+    if not TASKS[config.task].trained:
+        raise ConfigError(f"task={config.task} is measured by eval.py, not trained")
     if not registry.get(config.task).weighs:
         raise ConfigError(f"task={config.task}: only tasks with objectives.weights can be estimated")
     ms.set_context(mode=ms.GRAPH_MODE)
     model = _build(config, False)
     objectives = registry.get(config.task).objectives(model, config, ALONE)
-    trained = unfrozen(trained_parameters(model, objectives), config.optimizer.freeze)
+    trained = _trained(config, model, objectives)
     with no_init_parameters():
         optimizer = build_optimizer(trained, config.optimizer, learning_rates(config.optimizer, config.train.steps))
     own = {id(p) for _, p in model.parameters_and_names()}
@@ -123,6 +125,10 @@ def estimate(config: Config, devices: int = 1) -> Estimate:
         recomputed=_activations(part, True),
         sent=_sent(config, gradients, devices),
     )
+
+
+def _trained(config: Config, model: nn.Cell, objectives: Objectives) -> list[Parameter]:
+    return unfrozen(trained_parameters(model, objectives), config.optimizer.freeze)
 
 
 def _tokens(objectives: Objectives) -> int:
@@ -168,7 +174,7 @@ def _graph(config: Config, recompute: bool) -> GraphProto:
     """The compiled graph of the loss and its gradients; no kernel is looked for, so that it may be of any device."""
     model = _build(config, recompute)
     objectives = registry.get(config.task).objectives(model, config, ALONE)
-    step = _Step(objectives, ParameterTuple(trained_parameters(model, objectives)))
+    step = _Step(objectives, ParameterTuple(_trained(config, model, objectives)))
     step.set_train()
     size = config.data.batch_size
     shapes = batch_fields(config.model, size, config.objectives.masking.ratio)
