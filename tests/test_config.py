@@ -163,7 +163,6 @@ def test_a_section_is_not_a_key(tmp_path: Path, wrong: str) -> None:
         ("optimizer.lr=true", "a number, not bool"),
         ("optimizer.lr=fast", "a number, not str"),
         ("optimizer.lr=", "a number, not str"),
-        ("data.path=3", "text, not int"),
         ("runtime.distributed=1", "true or false, not int"),
         ("runtime.distributed='False'", "true or false, not str"),
         ("runtime.device=cpu", "one of CPU, GPU, Ascend"),
@@ -407,7 +406,29 @@ def test_an_override_is_key_and_value(tmp_path: Path, override: str) -> None:
 
 
 def test_an_override_that_is_not_yaml(tmp_path: Path) -> None:
-    assert "data.path=[1 (command line)" in refused(write(tmp_path, ""), "data.path=[1")
+    assert "optimizer.freeze=[1 (command line)" in refused(write(tmp_path, ""), "optimizer.freeze=[1")
+
+
+WORDS = ("runs/exp #3", "&a b", "2024", "2026-11-28", "off", "1e3", "a: b", "[1", "'a", "'a' #")
+
+
+@pytest.mark.parametrize("text", WORDS)
+def test_text_on_the_command_line_is_taken_as_it_is(tmp_path: Path, text: str) -> None:
+    config = load_config(write(tmp_path, ""), [f"data.path={text}", f"train.wandb={text}"])
+    assert (config.data.path, config.train.wandb) == (text, text)
+    assert f"runtime.device={text!r} in command line: must be one of" in refused(None, f"runtime.device={text}")
+
+
+@pytest.mark.parametrize("word, text", (("'it''s #3'", "it's #3"), (r'"a\tb"', "a\tb"), ("'null'", "null"), ("''", "")))
+def test_quoted_text_on_the_command_line_is_what_is_quoted(tmp_path: Path, word: str, text: str) -> None:
+    config = load_config(write(tmp_path, ""), [f"data.path={word}", f"train.wandb={word}"])
+    assert (config.data.path, config.train.wandb) == (text, text)
+
+
+def test_other_values_of_the_command_line_are_yaml_as_files_are(tmp_path: Path) -> None:
+    assert "must be text, not int" in refused(write(tmp_path, "data: {path: 2024}"))
+    config = load_config(write(tmp_path, ""), ["train.steps=7 # few", "optimizer.freeze=[a, 'b #']"])
+    assert (config.train.steps, config.optimizer.freeze) == (7, ("a", "b #"))
 
 
 def test_a_value_may_hold_an_equals_sign(tmp_path: Path) -> None:

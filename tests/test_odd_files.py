@@ -18,8 +18,9 @@ from corpora import prepare, read, rejected, write_lines
 from PIL import Image, PngImagePlugin
 
 from src import cli
+from src.checkpoints.checkpoint import load_checkpoint_config
 from src.checkpoints.files import own_files
-from src.config import AudioEncoderConfig, EvalConfig, load_config
+from src.config import AudioEncoderConfig, EvalConfig, load_config, to_yaml
 from src.config.paths import path_setting, resolve
 from src.data import audio
 from src.data.decoding import decoding, parse_json, read_bytes, whole_text
@@ -434,6 +435,7 @@ NAMES = (
     "~",
 )
 NAMES += ("~/x", "猫😀", "\udcba\udcec", "tab\t", "a  b", " lead", "back\\n", "1e3", "2026-01-01", "a\nb", "x" * 240)
+NAMES += ("null", "'a' #")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -443,6 +445,14 @@ def test_a_path_is_a_path_whatever_yaml_reads_in_it(name: str, tmp_path: Path) -
     assert Path(found) == Path(name) and not Path(found).is_absolute()
     (vocab,) = own_files(Path(name))
     assert Path(load_config(tmp_path / "c.yaml", [vocab]).model.text.vocab) == Path(name) / "vocab.txt"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_checkpoints_network_is_the_same_under_another_configuration(name: str, tmp_path: Path) -> None:
+    config = load_config(None, ["task=vqa", path_setting("model.answers", name)])
+    (tmp_path / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+    (tmp_path / "c.yaml").write_text("task: vqa\n")
+    assert load_checkpoint_config(tmp_path, config_file=tmp_path / "c.yaml").model.answers == config.model.answers
 
 
 def test_a_tilde_is_a_home_or_part_of_a_name(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -52,6 +52,7 @@ from src.checkpoints.manifest import write_manifest
 from src.checkpoints.places import BEST, LATEST, locate, pointed
 from src.checkpoints.renames import rename
 from src.config import Config, load_config, to_yaml
+from src.config.paths import quote_text
 from src.files import sync_folder, write_bytes, write_text
 
 DESCRIBED = ("step", "position")  # of the state, what the manifest says, too
@@ -106,7 +107,7 @@ def _network_settings(config: Config) -> list[str]:
         if isinstance(value, dict):
             sections += [(f"{key}.{name}", inner) for name, inner in value.items()]
         else:
-            settings.append(f"{key}={json.dumps(value)}")
+            settings.append(f"{key}={quote_text(value) if isinstance(value, str) else json.dumps(value)}")
     return settings
 
 

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import yaml
 
 from src.config.checks import ConfigError, FieldError
-from src.config.paths import PATH, is_shipped, resolve
+from src.config.paths import PATH, is_shipped, read_text_setting, resolve
 from src.config.root import Config
 
 OVERRIDE = "command line"
@@ -32,7 +32,7 @@ def load_config(path: str | Path | None, overrides: typing.Sequence[str] = (), r
 
     Args:
         path: the YAML file; None: the defaults.
-        overrides: ``section.key=value`` strings; the value is read as YAML.
+        overrides: ``section.key=value`` strings; text is taken as it is, any other value read as YAML.
         rename: makes today's dotted keys and values of those that an earlier version wrote to the file.
 
     Raises:
@@ -46,10 +46,18 @@ def load_config(path: str | Path | None, overrides: typing.Sequence[str] = (), r
         key, equals, text = override.partition("=")
         if not equals:
             raise ConfigError(f"{override!r} is not key=value (command line)")
-        # a shell makes nothing of key='': empty text, not YAML's null
-        values[key] = _parse_yaml(text, f"{key}={text} (command line)") if text else ""
+        values[key] = _read_override(key, text)
         origins[key] = OVERRIDE
     return _build(Config, values, origins)
+
+
+def _read_override(key: str, text: str) -> Any:
+    """The value of ``key=text``: the key's type says whether its text is the value or YAML."""
+    kind = _keys(Config).get(key)
+    if kind is str or typing.get_origin(kind) in (typing.Annotated, Literal):  # paths and words to choose from
+        return read_text_setting(text)
+    # a shell makes nothing of key='': empty text, not YAML's null
+    return _parse_yaml(text, f"{key}={text} (command line)") if text else ""
 
 
 def to_yaml(config: Config) -> str:
@@ -130,7 +138,8 @@ def _flatten(layers: list[tuple[Path, dict]]) -> tuple[dict[str, Any], dict[str,
     return values, origins
 
 
-def _keys(cls: type, prefix: str = "") -> dict[str, Any]:
+@functools.cache
+def _keys(cls: type, prefix: str = "") -> typing.Mapping[str, Any]:
     """Every dotted key of a config class with its type."""
     found: dict[str, Any] = {}
     for name, kind in typing.get_type_hints(cls, include_extras=True).items():

@@ -17,6 +17,8 @@ OWN_FOLDERS = ("config", "pretrained", "assets")
 PATH = "path"  # marks the type of a setting that names a file or folder
 PathText = Annotated[str, PATH]
 
+QUOTES, NULLS = ("'", '"'), ("null", "Null", "NULL")  # YAML's
+
 
 def is_shipped(file: str | Path) -> bool:
     """Whether a configuration file lies in the repository's config folder."""
@@ -35,12 +37,31 @@ def resolve(text: str, shipped: bool) -> str:
     return text
 
 
-def path_setting(key: str, path: str | PurePath) -> str:
-    """``key=value`` of a path, quoted where YAML would read more in its name: ``run #3``, ``a: b``, ``12``."""
-    text = os.path.join(".", path) if str(path).startswith("~") else str(path)  # a folder named ~ is not the home
+def read_text_setting(word: str) -> str | None:
+    """The text that a ``key=word`` of the command line means: the word as it is, whatever YAML would read in it.
+
+    A word that is one quoted YAML scalar means what is quoted, and ``null`` is YAML's null.
+    """
+    if word in NULLS:
+        return None
+    if word[:1] not in QUOTES:
+        return word
     try:
-        plain = yaml.safe_load(text) == text
+        node = yaml.compose(word, yaml.SafeLoader)
     except yaml.YAMLError:
-        plain = False
-    quoted = text if plain else yaml.safe_dump(text, default_style='"', allow_unicode=True, width=math.inf).rstrip("\n")
-    return f"{key}={quoted}"
+        return word
+    quoted = isinstance(node, yaml.ScalarNode) and node.style in QUOTES and node.end_mark.index == len(word)
+    return node.value if quoted else word
+
+
+def quote_text(text: str) -> str:
+    """The word of which :func:`read_text_setting` makes this text: mostly itself; ``null`` and ``'a'`` are quoted."""
+    if read_text_setting(text) == text:
+        return text
+    return yaml.safe_dump(text, default_style='"', allow_unicode=True, width=math.inf).rstrip("\n")
+
+
+def path_setting(key: str, path: str | PurePath) -> str:
+    """``key=value`` of a path, whatever its name."""
+    text = os.path.join(".", path) if str(path).startswith("~") else str(path)  # a folder named ~ is not the home
+    return f"{key}={quote_text(text)}"
