@@ -441,7 +441,18 @@ def test_questions_that_count_for_nothing_are_told(config: Config, tmp_path: Pat
     mixed = corpus(tmp_path / "mixed", config, questions=foreign)  # but of the first of three records
     (line,) = told(mixed)
     assert "mixed, split 'train': 66.7% of the questions have no answer in model.answers: python tools/build_" in line
-    assert told(replace(mixed, objectives=answer("generate", BOTH), model=replace(mixed.model, answers=""))) == []
+    written = replace(mixed, objectives=answer("generate", BOTH), model=replace(mixed.model, answers=""))
+    (line,) = told(written)  # 4 of the 10 answers, a token each
+    assert line.startswith(
+        f"answers of {tmp_path}/mixed, split 'train': 40.0% of the tokens of its texts are [UNK], most"
+    )
+    assert "紫" in line and "黑" in line
+    (found,) = QuestionLoader(written, "train").coverage()
+    with pytest.raises(DataError, match="^answers of .*mixed, split 'train': 40.0%.*more than data.max_unknown=0.2 al"):
+        found.require_known(0.2)
+    long = corpus(tmp_path / "long", config, questions=(Question("up", ("红绿蓝黄" * 20,)),) * 2)
+    (line,) = told(replace(long, objectives=written.objectives, model=written.model))
+    assert line.startswith(f"answers of {tmp_path}/long") and "40.0% of the texts are cut at model.text.max_len" in line
     (tmp_path / "colours.txt").write_text("黑板\n", encoding="utf-8")
     with pytest.raises(DataError, match="mixed, split 'train': no question has an answer in model.answers: python t"):
         told(replace(mixed, model=replace(mixed.model, answers=str(tmp_path / "colours.txt"))))

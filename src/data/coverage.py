@@ -107,35 +107,48 @@ class Coverage:
         return f"model.audio.max_frames={-(-int(self.clips.values.max()) // stride) * stride} holds all"
 
 
+class Texts:
+    """Counts the tokens of texts."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.tokenizer = tokenizer
+        self.tokens: Counter[bool] = Counter()  # by whether they are [UNK]
+        self.characters: Counter[str] = Counter()
+        self.lengths: list[int] = []
+
+    def add(self, text: str) -> None:
+        pieces = self.tokenizer.tokens(text)
+        self.tokens.update(piece == UNK for piece in pieces)
+        self.lengths.append(len(pieces) + 2)
+        if UNK in pieces:
+            self.characters.update(self.tokenizer.unknown_characters(text))
+
+    def counts(self, model: ModelConfig) -> tuple[int, int, Counter[str], Lengths]:
+        """``tokens``, ``unknown``, ``characters`` and ``texts`` of a :class:`Coverage`."""
+        lengths = np.array(self.lengths, np.int64)
+        cut = int((lengths > model.text.max_len).sum())
+        return self.tokens.total(), self.tokens[True], self.characters, Lengths(lengths, cut)
+
+
 def measure(dataset: Dataset, tokenizer: Tokenizer, model: ModelConfig, given: Given | None = None) -> Coverage:
     """The coverage of one split, of at most MEASURED samples; records that cannot be read are passed over."""
     records, captions, _ = dataset.samples[evenly_apart(len(dataset), MEASURED)].T
-    tokens: Counter[bool] = Counter()
-    characters: Counter[str] = Counter()
-    texts, clips, lacking = [], [], 0
+    texts, clips, lacking = Texts(tokenizer), [], 0
     for record, caption in zip(dataset.read_good(records), captions.tolist(), strict=True):
         if record is None:
             continue
         if caption >= 0:
-            pieces = tokenizer.tokens(record.captions[caption])
-            tokens.update(piece == UNK for piece in pieces)
-            texts.append(len(pieces) + 2)
-            if UNK in pieces:
-                characters.update(tokenizer.unknown_characters(record.captions[caption]))
+            texts.add(record.captions[caption])
             if given is not None:
                 presence = np.array(record.presence(caption, model.image.input))
                 lacking += not len(possible_given(given.choices, presence, given.whole))
         if record.audio and (clip := record.audio[max(caption, 0)]) is not None:
             clips.append(len(clip))
-    lengths = np.array(texts, np.int64)
     frames, cut, stored_frames = _audio_lengths(np.array(clips, np.int64), dataset, model.audio)
     return Coverage(
         f"{dataset.folder}, split {dataset.split!r}",
         dataset.folder,
-        tokens.total(),
-        tokens[True],
-        characters,
-        Lengths(lengths, int((lengths > model.text.max_len).sum())),
+        *texts.counts(model),
         Lengths(frames, cut),
         stored_frames,
         given,

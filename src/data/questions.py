@@ -3,10 +3,12 @@
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from src.config import Config, ModelConfig
 from src.data import masking
 from src.data.answers import AnswerList
-from src.data.coverage import MEASURED, Coverage, Given
+from src.data.coverage import MEASURED, Coverage, Given, Lengths, Texts
 from src.data.errors import DataError
 from src.data.order import evenly_apart
 from src.data.pipeline import Batch, Loader, Sample
@@ -20,10 +22,13 @@ class QuestionCoverage(Coverage):
     """What was found in the samples of one dataset's split, which are questions."""
 
     known: int  # of the questions, an answer is in model.answers; all where there is no list
+    written: Coverage | None  # of their answers, where the text decoder learns to write these
 
     def require_known(self, most: float) -> None:
-        """Raises DataError also if no question counts for the loss."""
+        """Raises DataError also if no question counts for the loss, or for the answers' tokens."""
         super().require_known(most)
+        if self.written is not None:
+            self.written.require_known(most)
         if self.lacking == self.questions:
             raise DataError(f"{self.name}: none of the questions has what {self.given.key} names")
         if not self.known:
@@ -34,7 +39,7 @@ class QuestionCoverage(Coverage):
         if self.known < self.questions:
             share = 1 - self.known / self.questions
             found.append(f"{self.name}: {share:.1%} of the questions have no answer in model.answers: {self._hint}")
-        return found
+        return found + ([] if self.written is None else self.written.notes(model, unknown))
 
     @property
     def questions(self) -> int:
@@ -79,15 +84,23 @@ class QuestionLoader(Loader):
         return Given("objectives.answer.given", self.config.objectives.answer.given, whole=True)
 
     def _cover(self, dataset: Dataset, found: Coverage) -> Coverage:
-        """Adds how many of the same samples have an answer in the list."""
+        """Adds what of the same samples' answers the model knows."""
         records, captions, _ = dataset.samples[evenly_apart(len(dataset), MEASURED)].T
-        known = 0
+        known, texts = 0, Texts(self.tokenizer)
         for record, caption in zip(dataset.read_good(records), captions.tolist(), strict=True):
             if record is None or caption < 0:
                 continue
             answers = record.questions[caption].answers
             known += self.answers is None or self.answers.targets(answers, ANSWER_SLOTS)[1].any()
-        return QuestionCoverage(**vars(found), known=int(known))
+            for answer in answers:
+                texts.add(answer)
+        written = None
+        if self.config.objectives.answer.head == "generate":
+            nothing = Lengths(np.zeros(0, np.int64), 0)
+            written = Coverage(
+                f"answers of {found.name}", found.folder, *texts.counts(self.config.model), nothing, 0, None, 0
+            )
+        return QuestionCoverage(**vars(found), known=int(known), written=written)
 
     def fields(self, size: int) -> dict[str, Field]:
         return super().fields(size) | answer_fields(self.config.model)
