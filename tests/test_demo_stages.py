@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -333,6 +335,33 @@ def test_commands_are_shown_as_a_user_types_them(
     assert demo.run_commands((str(ROOT / "tools/check_data.py"), "--help")) == 0
     script = "tools/check_data.py" if folder == ROOT else ROOT / "tools/check_data.py"
     assert f"$ python {script} --help\n" in capfd.readouterr().out
+
+
+def test_a_demo_of_other_options_is_left_as_it_is(tmp_path: Path, run: Recorder) -> None:
+    """Its stages would be emptied one by one, and made anew for the other world."""
+    large = {"world": "demo_full", "fast": False}
+    run_stages(chain(tmp_path), tmp_path, run, options=large)
+    before = (tmp_path / "stages.json").read_bytes()
+    run.names()
+    for other in ({"world": "demo", "fast": False}, {"world": "demo_full", "fast": True}):
+        with pytest.raises(StageError, match="holds a demo of world demo_full, fast False: choose another --output"):
+            run_stages(chain(tmp_path, first="x"), tmp_path, run, options=other)
+    assert run.names() == [] and (tmp_path / "stages.json").read_bytes() == before
+    run_stages(chain(tmp_path, third="x"), tmp_path, run, options=large)
+    assert run.names() == ["third"]
+
+
+def test_a_stage_is_the_same_wherever_the_repository_is(tmp_path: Path) -> None:
+    """Which may have an = in its path, as the demo's folder may."""
+    known = demo._digests(build_stages(demo.USUAL, "demo", True))
+    assert len(demo._digests(build_stages(Path("lr=0.1/demo"), "demo", True))) == len(known)
+    moved = tmp_path / "a=b" / "opt"
+    for name in ("src", "config"):
+        shutil.copytree(ROOT / name, moved / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shown = "import json; from src.demo import stages as demo; "
+    shown += "print(json.dumps(demo._digests(demo.build_stages(demo.USUAL, 'demo', True))))"
+    found = subprocess.run([sys.executable, "-c", shown], cwd=moved, capture_output=True, text=True, check=True)
+    assert json.loads(found.stdout) == known
 
 
 def test_a_stage_is_the_same_from_every_folder(monkeypatch: pytest.MonkeyPatch):

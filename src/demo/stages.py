@@ -15,6 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import IO, Any
 
@@ -153,22 +154,30 @@ def run_commands(*commands: Command) -> int:
 
 
 def run_stages(
-    stages: Sequence[Stage], folder: Path, run: Run = run_commands, usual: Sequence[Stage] = ()
+    stages: Sequence[Stage],
+    folder: Path,
+    run: Run = run_commands,
+    usual: Sequence[Stage] = (),
+    options: Mapping[str, Any] | None = None,
 ) -> dict[str, float]:
     """Runs the stages that are not finished; returns the minutes that each stage took, now or in an earlier call.
 
     Args:
         usual: the same stages in another folder, which is always the same: by them a stage is known again however its
             own folder is spelled, and wherever it has moved.
+        options: of the demo: a folder that was filled with others is left as it is.
 
     Raises:
         ConfigError: a configuration cannot be used; nothing has run.
-        StageError: a folder is not the demo's, and nothing has run; or a command failed, and the stages before it stay
-            finished.
+        StageError: a folder is not the demo's, or that of a demo with other options, and nothing has run; or a command
+            failed, and the stages before it stay finished.
     """
     digests, spelled = _digests(usual or stages), _digests(stages)  # earlier versions noted the second
     book = folder / "stages.json"
     records: dict[str, dict[str, Any]] = _read(book) if book.exists() else {}
+    if options and (known := records.setdefault("options", dict(options))) != options:
+        told = ", ".join(f"{name} {value}" for name, value in known.items())
+        raise StageError(f"{folder} holds a demo of {told}: choose another --output, or move it away")
     for stage in stages:
         if stage.name not in records:
             _refuse_foreign(stage)
@@ -236,7 +245,8 @@ def run_demo(folder: Path, world: str, fast: bool, run: Run = run_commands) -> N
     """
     try:
         usual = build_stages(USUAL, world, fast)
-        minutes = run_stages(build_stages(folder, world, fast), folder, run, usual)
+        options = {"world": world, "fast": fast}
+        minutes = run_stages(build_stages(folder, world, fast), folder, run, usual, options)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("the same call goes on from here") from None
     results = summarise(folder, world, minutes)
@@ -300,11 +310,15 @@ def _digests(stages: Sequence[Stage]) -> dict[str, str]:
 
 
 def _resolved(command: Command) -> str:
-    """The whole configuration that the command runs with, defaults included; empty if it reads none."""
+    """The whole configuration that the command runs with, defaults included; empty if it reads none.
+
+    The repository's own files stand in it by their path inside: the repository may move.
+    """
     if "--config" not in command:
         return ""
-    settings = [word for word in command if "=" in word]
-    return to_yaml(load_config(command[command.index("--config") + 1], settings))
+    # what follows an option is its value, whatever a folder is called
+    settings = [word for before, word in pairwise(command) if "=" in word and not before.startswith("--")]
+    return to_yaml(load_config(command[command.index("--config") + 1], settings)).replace(f"{ROOT}/", "")
 
 
 def _without_root(command: Command) -> Command:
