@@ -24,6 +24,7 @@ from typing import Any
 
 from src import cli
 from src.config import load_config, to_yaml
+from src.config.paths import path_setting
 from src.errors import UserError
 from src.files import write_json
 from src.report.tables import table
@@ -107,7 +108,7 @@ class Row:
         """
         book, measured = self.folder / "row.json", self.folder / "eval" / "metrics.json"
         off = tuple(f"objectives.weights.{name}=0" for name in VARIANTS[self.name])
-        train = ("train.py", "--config", self.config, *self.settings, *off, f"train.output={self.folder}")
+        train = ("train.py", "--config", self.config, *self.settings, *off, path_setting("train.output", self.folder))
         digest = hashlib.sha256(to_yaml(load_config(self.config, train[3:])).encode()).hexdigest()
         if self.folder.exists() and not book.exists():
             raise RowError(f"{self.folder} is there but no row of an ablation: choose another --output or move it away")

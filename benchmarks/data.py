@@ -28,6 +28,7 @@ from tqdm import tqdm
 from benchmarks.rounds import run_apart
 from src import cli
 from src.config import AugmentConfig, Config, load_config
+from src.config.paths import path_setting
 from src.data.pipeline import Batch, Loader
 from src.data.record import Record
 from src.data.writer import DatasetWriter
@@ -53,7 +54,7 @@ STEPS, WARM_UP = 3, 1  # of training that are timed, and before them
 
 def make_config(folder: Path, batch_size: int, workers: int = 1) -> Config:
     """Sizes of the base model, words hidden, views varied."""
-    config = load_config("config/model/base.yaml", [f"data.path={folder}", "objectives.weights.mlm=1"])
+    config = load_config("config/model/base.yaml", [path_setting("data.path", folder), "objectives.weights.mlm=1"])
     data = replace(config.data, batch_size=batch_size, workers=workers, prefetch=PREFETCH, augment=AUGMENT)
     return replace(config, data=data)
 

@@ -42,6 +42,7 @@ from src.config import (
     to_yaml,
 )
 from src.config.model import AudioEncoderConfig, CrossEncoderConfig, ImageEncoderConfig, TextEncoderConfig
+from src.config.paths import path_setting
 from src.data.record import Record
 from src.data.tokenizer import SPECIALS
 from src.data.writer import DatasetWriter
@@ -95,7 +96,7 @@ class Victim:
 
     def start(self) -> subprocess.Popen:
         self.folder.mkdir(exist_ok=True)
-        words = ["--resume=auto", f"train.output={self.run}"]
+        words = ["--resume=auto", path_setting("train.output", self.run)]
         command = [sys.executable, str(ROOT / "train.py"), "--config", str(self.config), *words]
         environment = dict(os.environ)
         if self.ranks > 1:

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from src.config import load_config
+
 ROOT = Path(__file__).resolve().parent.parent
 TRAINERS = {
     "run_standalone_ascend.sh": "pretrain",
@@ -216,6 +218,21 @@ def test_a_path_may_hold_an_equals_sign(house: House, name: str):
     assert training[3:] == ["runtime.device=CPU", f"train.init_from={name}", "optimizer.lr=0.1"]
 
 
+@pytest.mark.parametrize("name", ["runs/my #2", "12", "on", "[x]", "a: b", "it's", "@x/y", "-/x", ".5", "运行/一"])
+def test_a_path_is_read_as_it_is_called(house: House, name: str):
+    """YAML would read a comment, a number or a list in it."""
+    (house.elsewhere / name).mkdir(parents=True)
+    assert house.run("train_caption.sh", "-", name).returncode == 0
+    setting = house.calls()[0]["arguments"][4]
+    assert load_config(None, [setting]).train.init_from == name
+
+
+def test_the_split_is_no_configuration(house: House):
+    assert house.run("test_caption.sh", "--split", "dev").returncode == 0
+    assert house.calls()[0]["arguments"][5:7] == ["--split", "dev"]
+    refused(house.run("test_caption.sh", "--split"), house, "--split needs a value", calls=1)
+
+
 def test_a_path_with_an_equals_sign_that_is_not_there(house: House):
     refused(house.run("train_caption.sh", "-", "runs/lr=0.1"), house, "'runs/lr=0.1' does not exist")
     assert house.run("train_caption.sh", "optimizer.lr=0.1", "data.path=/data/a=b").returncode == 0
@@ -255,7 +272,7 @@ def test_wrong_arguments_are_refused(house: House, script: str):
 
 
 def test_output_needs_a_folder(house: House):
-    refused(house.run("test_caption.sh", "--output"), house, "--output needs a folder")
+    refused(house.run("test_caption.sh", "--output"), house, "--output needs a value")
 
 
 @pytest.mark.parametrize("script", ["run_standalone_ascend.sh", "test_caption.sh", DISTRIBUTED])
