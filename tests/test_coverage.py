@@ -113,6 +113,21 @@ def test_measured_samples_are_spread_over_the_split(write: Write, monkeypatch: p
     assert found.texts.values.tolist() == [3, 4, 5] and found.unknown == 0
 
 
+def test_what_was_not_looked_at_is_not_spoken_of(
+    write: Write, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Between the first and the last lies the longest text, with a character that the vocabulary lacks."""
+    monkeypatch.setattr(module, "MEASURED", 2)
+    config = write(["一", "一二三四五六七八猫", "一二三四五"])
+    (note,) = covered(config).notes(config.model)
+    assert "split 'train', 2 of its 3 samples: 50.0% of the texts are cut" in note
+    assert note.endswith("the longest 7; model.text.max_len=7 holds all of these")
+    longer = replace(config.model, text=replace(config.model.text, max_len=7))
+    module.report_coverage(Path(config.data.path), longer)
+    said = [line for line in capsys.readouterr().out.splitlines() if line.endswith("no [UNK], and nothing is cut")]
+    assert len(said) == 2 and "split 'train', 2 of its 3 samples: no [UNK]" in said[0]
+
+
 def test_cut_texts_and_audio_are_counted(write: Write) -> None:
     """A text of 4 tokens fits with [CLS] and [SEP]; one of 5 has no room to end."""
     config = write(["一二三四", "一二三四五", "一二三四五六七", "一"], [16, 17, 21, 8])

@@ -50,7 +50,8 @@ class Given:
 class Coverage:
     """What was found in the samples of one dataset's split."""
 
-    name: str  # folder and split, for messages
+    name: str  # folder and split, and how many of its samples were looked at if not all, for messages
+    whole: bool  # whether all of its samples were
     folder: Path
     tokens: int
     unknown: int  # of the tokens, [UNK]
@@ -80,6 +81,10 @@ class Coverage:
             f"make a vocabulary ({build}) or take model.text.vocab=config/vocab/bert-base-chinese.txt"
         )
 
+    @property
+    def _all(self) -> str:
+        return "all" if self.whole else "all of these"
+
     def notes(self, model: ModelConfig, unknown: float = 0.0) -> list[str]:
         """What the model does not read: a line for [UNK] above a share, for texts and for audio that is cut, and for
         texts that do not count."""
@@ -87,7 +92,7 @@ class Coverage:
         if self.texts.cut:
             found.append(
                 f"{self.name}: {self.texts.share:.1%} of the texts are cut at model.text.max_len={model.text.max_len} "
-                f"tokens: {self.texts}; model.text.max_len={self.texts.values.max()} holds all"
+                f"tokens: {self.texts}; model.text.max_len={self.texts.values.max()} holds {self._all}"
             )
         if self.clips.cut:
             found.append(
@@ -104,7 +109,7 @@ class Coverage:
             more = 2 * self.stored_frames
             return f"the longest were cut in preparation: prepare with more, such as model.audio.max_frames={more}"
         stride = 1 if audio.input == "wav2vec2" else audio.stride
-        return f"model.audio.max_frames={-(-int(self.clips.values.max()) // stride) * stride} holds all"
+        return f"model.audio.max_frames={-(-int(self.clips.values.max()) // stride) * stride} holds {self._all}"
 
 
 class Texts:
@@ -132,7 +137,9 @@ class Texts:
 
 def measure(dataset: Dataset, tokenizer: Tokenizer, model: ModelConfig, given: Given | None = None) -> Coverage:
     """The coverage of one split, of at most MEASURED samples; records that cannot be read are passed over."""
-    records, captions, _ = dataset.samples[evenly_apart(len(dataset), MEASURED)].T
+    chosen = evenly_apart(len(dataset), MEASURED)
+    records, captions, _ = dataset.samples[chosen].T
+    some = f", {len(chosen):,} of its {len(dataset):,} samples" if len(chosen) < len(dataset) else ""
     texts, clips, lacking = Texts(tokenizer), [], 0
     for record, caption in zip(dataset.read_good(records), captions.tolist(), strict=True):
         if record is None:
@@ -146,7 +153,8 @@ def measure(dataset: Dataset, tokenizer: Tokenizer, model: ModelConfig, given: G
             clips.append(len(clip))
     frames, cut, stored_frames = _audio_lengths(np.array(clips, np.int64), dataset, model.audio)
     return Coverage(
-        f"{dataset.folder}, split {dataset.split!r}",
+        f"{dataset.folder}, split {dataset.split!r}{some}",
+        not some,
         dataset.folder,
         *texts.counts(model),
         Lengths(frames, cut),
