@@ -154,7 +154,7 @@ def test_pixels_are_bounded_alike_everywhere(monkeypatch: pytest.MonkeyPatch, tm
     Image.new("1", (10, 10)).save(buffer, "PNG")
     (tmp_path / "a.png").write_bytes(buffer.getvalue())
     for read_it in (
-        lambda: pack_image(tmp_path / "a.png", 512),
+        lambda: pack_image(buffer.getvalue(), tmp_path / "a.png", 512),
         lambda: media.read_file(tmp_path / "a.png", tiny_model()),
         lambda: decode_image(buffer.getvalue(), 4, "crop", "a.png"),
     ):
@@ -170,13 +170,13 @@ def noise(path: Path, width: int, height: int, seed: int = 0) -> Path:
 def test_a_file_larger_than_a_record_is_stored_smaller(tmp_path: Path) -> None:
     path = noise(tmp_path / "a.png", 1400, 1050)
     assert path.stat().st_size > ROOM
-    stored = Image.open(io.BytesIO(pack_image(path, 2048)))
+    stored = Image.open(io.BytesIO(pack_image(path.read_bytes(), path, 2048)))
     assert stored.size == (1400, 1050) and stored.format == "JPEG"
-    small = pack_image(path, 2048, 50_000)
+    small = pack_image(path.read_bytes(), path, 2048, 50_000)
     assert len(small) <= 50_000 and abs(np.divide(*Image.open(io.BytesIO(small)).size) - 4 / 3) < 0.05
     flat = tmp_path / "flat.png"
     Image.new("RGB", (300, 200), "red").save(flat, compress_level=0)
-    again = Image.open(io.BytesIO(pack_image(flat, 512, 100_000)))  # it fits once it is compressed
+    again = Image.open(io.BytesIO(pack_image(flat.read_bytes(), flat, 512, 100_000)))  # it fits once it is compressed
     assert again.format == "PNG" and np.array_equal(np.asarray(again), np.asarray(Image.open(flat)))
 
 
@@ -184,7 +184,7 @@ def test_an_image_leaves_room_for_what_its_record_holds_beside_it(tmp_path: Path
     path, model = noise(tmp_path / "a.png", 200, 150), tiny_model()
     size = path.stat().st_size
     for beside, kept in ((1, True), (ROOM - 2 * size, True), (ROOM - size, False), (ROOM - size // 9, False)):
-        record = read_row(Row("m", 1, "k", path, ("a" * beside,)), model, 512)
+        record = read_row(Row("m", 1, "k", path, ("a" * beside,)), path.read_bytes(), model, 512)
         assert (record.image == path.read_bytes()) == kept
         assert len(record.image) <= image_room(record)
         assert unpack(pack(record, model.audio), np.uint8, (64,)).image == record.image
@@ -194,8 +194,8 @@ def test_an_image_leaves_room_for_what_its_record_holds_beside_it(tmp_path: Path
 def test_of_a_large_animation_the_first_frame_is_stored(tmp_path: Path) -> None:
     frames = [Image.effect_noise((60, 40), 90) for _ in range(30)]
     frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
-    room = (tmp_path / "a.gif").stat().st_size - 1
-    found = Image.open(io.BytesIO(pack_image(tmp_path / "a.gif", 512, room)))
+    data = (tmp_path / "a.gif").read_bytes()
+    found = Image.open(io.BytesIO(pack_image(data, tmp_path / "a.gif", 512, len(data) - 1)))
     first = Image.open(tmp_path / "a.gif").convert("RGB")
     assert getattr(found, "n_frames", 1) == 1 and np.array_equal(np.asarray(found), np.asarray(first))
 

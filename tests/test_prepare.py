@@ -221,6 +221,10 @@ def test_the_shares_are_those_of_the_range_of_digests() -> None:
     assert common.split_by_digest(1, 0.0, 0.0) == "train" and common.split_by_digest(1, 0.0, 0.5) == "test"
 
 
+def packed(path: Path, max_side: int) -> bytes:
+    return reading.pack_image(path.read_bytes(), path, max_side)
+
+
 def test_large_images_are_stored_smaller(tmp_path: Path) -> None:
     pixels = np.zeros((40, 100, 3), np.uint8)
     pixels[:, :50] = 255
@@ -229,12 +233,12 @@ def test_large_images_are_stored_smaller(tmp_path: Path) -> None:
     turned[0x0112] = 6  # to be shown turned by 90°
     image.save(tmp_path / "p.jpg", exif=turned)
     image.save(tmp_path / "p.png")
-    small = Image.open(io.BytesIO(reading.pack_image(tmp_path / "p.jpg", 50)))
+    small = Image.open(io.BytesIO(packed(tmp_path / "p.jpg", 50)))
     assert small.format == "JPEG" and small.size == (20, 50) and not small.getexif()
     assert np.asarray(small)[5].mean() > 200 > 50 > np.asarray(small)[45].mean()
-    assert Image.open(io.BytesIO(reading.pack_image(tmp_path / "p.png", 50))).format == "PNG"
+    assert Image.open(io.BytesIO(packed(tmp_path / "p.png", 50))).format == "PNG"
     image.save(tmp_path / "as it is.png", compress_level=0)
-    kept = reading.pack_image(tmp_path / "as it is.png", 100)
+    kept = packed(tmp_path / "as it is.png", 100)
     assert kept == (tmp_path / "as it is.png").read_bytes(), "an image of just that size stays the file that it is"
 
 

@@ -39,7 +39,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[object
     folder = tmp_path_factory.mktemp("rows")
     output = folder / "out"
     arguments = ["manifest", "--input", many_rows(folder, 60), "--max-bad", 0.5, "--shard-records", 7]
-    arguments += ["--dev-share", 0.2, "--test-share", 0.2]
+    arguments += ["--dev-share", 0.2, "--test-share", 0.2, "--max-side", 16]  # all images are stored smaller
     prepare(*arguments, "--output", output, "--workers", 1)
     return arguments, contents(output)
 
@@ -99,6 +99,18 @@ def test_the_image_alone_decides_its_split(tmp_path: Path) -> None:
     assert found[2] == {image: found[0][image] for image in found[2]}, "rows that are added or left out change nothing"
     texts = {split for content, split in found[0].items() if content.startswith("字".encode())}
     assert len(texts) > 1, "what has no image goes by its id"
+
+
+def test_an_image_that_is_stored_smaller_is_in_the_split_of_its_file(tmp_path: Path) -> None:
+    names = [draw(tmp_path / f"{number}.png").name for number in range(24)]
+    manifest = write_lines(tmp_path / "m.jsonl", [{"id": name, "image": name} for name in names])
+    found = []
+    for side in (512, 16, 8):
+        output = tmp_path / f"out-{side}"
+        shares = ("--dev-share", 0.25, "--test-share", 0.25, "--max-side", side)
+        prepare("manifest", "--input", manifest, "--output", output, "--workers", 1, *shares)
+        found.append({key: split for split in read_info(output)["splits"] for key in read(output, split)})
+    assert found[0] == found[1] == found[2] and set(found[0].values()) == {"train", "dev", "test"}
 
 
 def test_killed_and_resumed_by_several_workers(
@@ -288,13 +300,13 @@ def test_resume_refuses_other_settings_and_keeps_what_a_failed_run_wrote(
     strict = [*arguments, "--output", tmp_path, "--workers", 1, "--max-bad", 0]
     with pytest.raises(DataError, match="6 of 60 rows are bad.*--resume with a larger one keeps.*m.jsonl:10: .*gone"):
         prepare(*strict)
-    with pytest.raises(DataError, match="was begun with max_side=512, now it is 64"):
+    with pytest.raises(DataError, match="was begun with max_side=16, now it is 64"):
         prepare(*arguments, "--output", tmp_path, "--workers", 1, "--max-side", 64, "--resume")
     with pytest.raises(DataError, match="was begun with shard_records=7, now it is 8"):
         prepare(*arguments, "--output", tmp_path, "--workers", 1, "--shard-records", 8, "--resume")
     kept, opened = sorted(tmp_path.glob(".part-*.npz")), []
-    read_row = media.read_row
-    monkeypatch.setattr(media, "read_row", lambda row, *rest: opened.append(row.key) or read_row(row, *rest))
+    read_bytes = media.read_bytes
+    monkeypatch.setattr(media, "read_bytes", lambda path, kind: opened.append(path) or read_bytes(path, kind))
     prepare(*arguments, "--output", tmp_path, "--workers", 1, "--resume")
     assert len(opened) == 60 - 7 * len(kept) < 40  # rows of finished shards are not read again
     assert contents(tmp_path) == wanted
@@ -303,5 +315,5 @@ def test_resume_refuses_other_settings_and_keeps_what_a_failed_run_wrote(
     (tmp_path / ".progress.json").write_text("{}")
     with pytest.raises(DataError, match="progress.json does not describe an unfinished dataset"):
         prepare(*arguments, "--output", tmp_path, "--workers", 1, "--resume")
-    with pytest.raises(DataError, match=".part-train-00000.npz is damaged: begin without --resume"):
+    with pytest.raises(DataError, match=".part-train-00000.npz is damaged, or of an earlier version: begin without --resume"):
         parts.read_part(tmp_path / ".part-train-00000.npz")

@@ -76,7 +76,7 @@ def config(tmp_path_factory: pytest.TempPathFactory, files: list[Path]) -> Confi
     config = Config(model=replace(model, text=replace(model.text, vocab=str(folder / "vocab.txt"))))
     with DatasetWriter(folder / "data", model.audio, {}) as writer:
         for file in files:
-            writer.add("train", read_row(row(file), config.model, 64))
+            writer.add("train", read_row(row(file), file.read_bytes(), config.model, 64))
     return replace(config, data=replace(config.data, path=str(folder / "data"), batch_size=len(files)))
 
 
@@ -135,7 +135,9 @@ def test_the_ways_differ_where_an_image_is_no_square(config: Config, files: list
 
 def test_a_prepared_dataset_holds_whole_images_and_fits_every_way(config: Config, files: list[Path]) -> None:
     for file in files:
-        stored = {read_row(row(file), with_resize(config, resize).model, 64).image for resize in MODES}
+        stored = {
+            read_row(row(file), file.read_bytes(), with_resize(config, resize).model, 64).image for resize in MODES
+        }
         assert len(stored) == 1
         size = open_rgb(stored.pop(), "").size
         assert size == ((64, 21) if file.stem == "large" else SIZES[file.stem][:2]), file.stem

@@ -55,6 +55,7 @@ def write_part(path: Path, shard: dict[str, Any], entries: list[tuple[int, int, 
             shard=np.array(json.dumps(shard)),
             rows=np.array([row for row, _, _ in entries], np.int64),
             said=np.array([said for _, said, _ in entries], np.uint64),
+            sources=np.array([packed.source for _, _, packed in entries], np.uint64),
             samples=np.array([len(packed.presence) for _, _, packed in entries], np.int32),
             presence=np.array([presence for _, _, packed in entries for presence in packed.presence], np.uint8),
             regions=np.array([packed.regions for _, _, packed in entries], bool),
@@ -66,13 +67,13 @@ def write_part(path: Path, shard: dict[str, Any], entries: list[tuple[int, int, 
     os.replace(beside, path)
 
 
-def read_part(path: Path) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
-    """A part's shard, its rows of the input, and the digests of what these said."""
+def read_part(path: Path) -> tuple[dict[str, Any], np.ndarray, np.ndarray, np.ndarray]:
+    """A part's shard, its rows of the input, the digests of what these said, and those that their splits go by."""
     try:
         with np.load(path) as part:
-            return json.loads(part["shard"].item()), part["rows"], part["said"]
+            return json.loads(part["shard"].item()), part["rows"], part["said"], part["sources"]
     except (OSError, ValueError, KeyError, zipfile.BadZipFile):
-        raise DataError(f"{path} is damaged: begin without --resume") from None
+        raise DataError(f"{path} is damaged, or of an earlier version: begin without --resume") from None
 
 
 def read_entries(path: Path) -> Iterator[Packed]:

@@ -5,7 +5,7 @@ import json
 import math
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -173,12 +173,21 @@ class Packed:
     regions: bool
     image: int  # digest; 0 without an image
     checksum: int
+    source: int = 0  # digest by which its split is chosen: of the image before it was made smaller; 0 without an image
 
 
-def pack_record(record: Record, audio: AudioEncoderConfig) -> Packed:
-    """Checks a record and brings it into its stored form; needs no MindSpore."""
+def pack_record(record: Record, audio: AudioEncoderConfig, file: bytes | None = None) -> Packed:
+    """Checks a record and brings it into its stored form; needs no MindSpore.
+
+    Args:
+        file: the image file that the record's image was made of.
+    """
     row = pack(record, audio)
     presence = tuple(tuple(record.presence(caption)) for caption in range(len(record.captions)) or (-1,))
-    found = record.image_digest()
-    image = 0 if found is None else int.from_bytes(found[:8], "big") or 1
-    return Packed(row, presence, record.regions is not None, image, checksum(row))
+    image, source = (_short(given.image_digest()) for given in (record, replace(record, image=file or record.image)))
+    return Packed(row, presence, record.regions is not None, image, checksum(row), source)
+
+
+def _short(digest: bytes | None) -> int:
+    """The first 64 bits of a digest; 0 for none, and for nothing else."""
+    return 0 if digest is None else int.from_bytes(digest[:8], "big") or 1

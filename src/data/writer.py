@@ -85,7 +85,7 @@ class DatasetWriter:
         settings = {"version": VERSION, "audio": self._audio(), "about": self.about, "shard_records": shard_records}
         self._splits: dict[str, _Split] = {}
         self._finished = np.zeros(0, np.int8)  # by row of the input: place of its split in _names, or −1
-        self._images = np.zeros(0, np.uint64)  # by row of the input: the digest of its image, if it is finished
+        self._sources = np.zeros(0, np.uint64)  # by row of the input: the digest that its split goes by, if finished
         self._said = np.zeros(0, np.uint64)  # the same of what the row said
         self._names: list[str] = []
         if resume and (self.folder / PROGRESS).exists():
@@ -141,8 +141,8 @@ class DatasetWriter:
         return row < len(self._finished) and self._finished[row] >= 0
 
     def finished(self, row: int) -> tuple[str, int]:
-        """The split and the digest of the image of a finished row."""
-        return self._names[self._finished[row]], int(self._images[row])
+        """The split of a finished row, and :attr:`Packed.source`, by which it was chosen."""
+        return self._names[self._finished[row]], int(self._sources[row])
 
     def says_the_same(self, row: int, said: int) -> bool:
         """Whether what stands at a finished row of the input is what was there when it was stored."""
@@ -192,17 +192,16 @@ class DatasetWriter:
         for number, (split, paths) in enumerate(parts.items()):
             state = self._splits[split] = _Split()
             for path in paths:
-                shard, rows, said = read_part(path)
+                shard, rows, said, sources = read_part(path)
                 if path.name != _part_name(split, state) or not all(map(self._is_whole, shard["files"])):
                     break  # this one and those after it are made again
                 state.shards.append(shard)
                 more = (0, max(0, rows.max() + 1 - len(self._finished)))
                 self._finished = np.pad(self._finished, more, constant_values=-1)
-                self._images, self._said = np.pad(self._images, more), np.pad(self._said, more)
-                self._finished[rows], self._said[rows] = number, said
-                for row, packed in zip(rows, read_entries(path), strict=True):
+                self._sources, self._said = np.pad(self._sources, more), np.pad(self._said, more)
+                self._finished[rows], self._said[rows], self._sources[rows] = number, said, sources
+                for packed in read_entries(path):
                     state.index(packed)
-                    self._images[row] = packed.image
 
     def _is_whole(self, file: dict[str, Any]) -> bool:
         path = self.folder / file["name"]

@@ -37,7 +37,11 @@ def add_common_arguments(parser: CommandParser) -> None:
         "--test-share", type=float, default=0.05, metavar="X", help="… that go to test (0.05); the rest is train"
     )
     parser.add_argument(
-        "--max-side", type=int, default=512, metavar="N", help="pixels; larger images are scaled down (512)"
+        "--max-side",
+        type=int,
+        default=512,
+        metavar="N",
+        help="pixels of the longer side; larger images are made smaller (512)",
     )
     parser.add_argument(
         "--max-bad", type=float, default=0.01, metavar="X", help="fail if the share of bad rows is larger (0.01)"
@@ -200,11 +204,11 @@ def _store(writer: DatasetWriter, number: int, row: Row, packed: Packed | None, 
     An image is in one split only: a row whose image is already in another split is moved there.
     """
     finished = writer.finished(number) if packed is None else None
-    image = finished[1] if finished else packed.image
-    wanted = row.split or split_by_digest(image or _key_digest(row), args.dev_share, args.test_share)
+    source = finished[1] if finished else packed.source
+    wanted = row.split or split_by_digest(source or _key_digest(row), args.dev_share, args.test_share)
     if finished:
         return wanted, finished[0]
-    split = (writer.split_of(image) if image else None) or wanted
+    split = (writer.split_of(packed.image) if packed.image else None) or wanted
     writer.add_packed(split, packed, number, row.said())
     return wanted, split
 

@@ -36,21 +36,22 @@ class Media:
         if row.reason:
             return row.reason
         try:
-            return pack_record(read_row(row, self.model, self.max_side), self.model.audio)
+            file = None if row.image is None else read_bytes(row.image, "image file")
+            return pack_record(read_row(row, file, self.model, self.max_side), self.model.audio, file)
         except DataError as error:
             return str(error)
         except UnicodeEncodeError:
             return "the id or a path is not valid Unicode text"
 
 
-def read_row(row: Row, model: ModelConfig, max_side: int) -> Record:
-    """The media of a row as a record, in the form that the model's encoders read."""
-    image = None if row.image is None else pack_image(row.image, max_side)
+def read_row(row: Row, file: bytes | None, model: ModelConfig, max_side: int) -> Record:
+    """The media of a row as a record, in the form that the model's encoders read; ``file`` is what its image holds."""
+    image = None if file is None else pack_image(file, row.image, max_side)
     regions = None if row.regions is None else load_regions(row.regions, model.image.region_dim)
     clips = tuple(None if clip is None else _audio(clip, model.audio) for clip in row.audio)
     record = Record(row.key, image, row.captions, clips, regions, row.questions)
     if image is not None and len(image) > (room := image_room(record)):
-        record = replace(record, image=pack_image(row.image, max_side, room))
+        record = replace(record, image=pack_image(file, row.image, max_side, room))
     return record
 
 
@@ -60,16 +61,16 @@ def _audio(clip: Path | Clip, audio: AudioEncoderConfig) -> np.ndarray:
     return read_audio(clip, audio)
 
 
-def pack_image(path: Path, max_side: int, room: int = ROOM) -> bytes:
+def pack_image(data: bytes, path: Path, max_side: int, room: int = ROOM) -> bytes:
     """The bytes of an image file that decodes; a larger image is scaled down and written as JPEG or PNG.
 
     Args:
-        path: the file.
+        data: the file's bytes.
+        path: the file, for messages.
         max_side: pixels of its longer side.
         room: bytes that it may take. A file that takes more, such as an animation, is written anew: its first frame as
             PNG, or else as JPEG, or else smaller.
     """
-    data = read_bytes(path, "image file")
     with quiet():
         image = open_rgb(data, str(path))
     if max(image.size) <= max_side and len(data) <= room:
