@@ -5,8 +5,9 @@ python export.py --checkpoint runs/demo/retrieval --output runs/demo/export --ba
 python export.py --checkpoint runs/demo/pretrain --format WEIGHTS --output shipped
 
 The folder holds a graph a file, export.json (inputs, outputs, differences, checksums, preprocessing), config.yaml and
-vocab.txt; the image decoder has no graph. With --format WEIGHTS it holds what evaluation reads, as pretrained/ does.
-The first line of config.yaml says which weights were exported: those of the last step, or with --ema their average.
+vocab.txt; the image decoder has no graph. With --format WEIGHTS it holds what eval.py and infer.py read, as pretrained/
+does. The first line of config.yaml says which weights were exported: those of the last step, or with --ema their
+average, of which outliers.safetensors is to be measured anew.
 """
 
 from dataclasses import replace
@@ -36,6 +37,7 @@ def main() -> None:
     from src.checkpoints.files import REPORT, weights_file
     from src.checkpoints.places import locate
     from src.export.export import ExportError, check_request, export_graphs, export_weights
+    from src.inference import outliers
     from src.inference.loading import load_model
     from src.models.opt import count_parameters
     from src.runtime import setup
@@ -52,7 +54,8 @@ def main() -> None:
     weights = weights_file(args.ema)
     print(f"{folder / weights}: {count_parameters(model)['total']:,} parameters")
     if args.format == "WEIGHTS":
-        print(export_weights(config, model, args.output, weights))
+        usual = None if args.ema else outliers.load(folder)  # measured for the last step's weights
+        print(export_weights(config, model, args.output, weights, usual))
         return
     report = export_graphs(config, model, args.output, args.format, args.batch_size, weights)
     for entry in report["graphs"].values():

@@ -17,11 +17,11 @@ import export as exporting
 import infer as inference
 from src import runtime
 from src.checkpoints.checkpoint import save_checkpoint
-from src.checkpoints.files import EMA, MODEL, OPTIMIZER, CheckpointError, read_tensors
+from src.checkpoints.files import EMA, MODEL, OPTIMIZER, OUTLIERS, CheckpointError, read_tensors
 from src.checkpoints.places import locate
 from src.config import Config, ConfigError, ObjectivesConfig, OptimizerConfig, TrainConfig, WeightsConfig
 from src.export import export
-from src.inference import features, library, load
+from src.inference import features, library, load, outliers
 from src.inference.loading import load_model
 from src.models.build import build_model
 from src.training.average import WeightAverage
@@ -319,8 +319,12 @@ def test_an_export_holds_the_average_and_says_so(run: Callable, home: Path, monk
 
 def test_exported_weights_are_the_averages_and_have_none(run: Callable, home: Path) -> None:
     asked = ("--format", "WEIGHTS", "--output", str(home / "shipped"), "--ema")
+    checkpoint = locate(home / "averaged")
+    outliers.keep(checkpoint, checkpoint, outliers.Outliers({}))
     assert run(exporting.main, "--checkpoint", "averaged", *asked)[0] == 0
-    averages = read_tensors(locate(home / "averaged") / EMA)
+    assert not (home / "shipped" / OUTLIERS).exists(), "it was measured for the weights of the last step"
+    (checkpoint / OUTLIERS).unlink()
+    averages = read_tensors(checkpoint / EMA)
     for name, array in read_tensors(home / "shipped" / MODEL).items():
         np.testing.assert_array_equal(array, averages[name].astype(np.float16), err_msg=name)
     assert (home / "shipped" / "config.yaml").read_text().startswith(f"# exported from {EMA}: moving averages\n")

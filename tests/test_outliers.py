@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from scipy.spatial.distance import mahalanobis
 
+import export as exporting
 import infer
 from src.checkpoints.checkpoint import load_checkpoint_config
 from src.checkpoints.files import MODEL, OUTLIERS, CheckpointError
@@ -20,7 +21,7 @@ from src.data.errors import DataError
 from src.data.pipeline import Loader
 from src.data.schema import AUDIO, IMAGE, TEXT
 from src.data.store import Dataset
-from src.files import ROOT
+from src.files import ROOT, digest
 from src.inference import load, outliers
 from src.inference.encode import Encoder, Items, encode_split
 from src.inference.engine import Engine
@@ -254,6 +255,24 @@ def test_infer_tells_of_what_lies_beyond(run: Run, home: Path) -> None:
     (folder / OUTLIERS).write_bytes(b"nothing")
     code, _, err = run(*QUERY)
     assert code == 2 and "outliers.safetensors does not hold what is usual" in err.strip().splitlines()[-1]
+
+
+def test_exported_weights_know_what_is_usual(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    checkpoint, shipped = locate(home / "run"), home / "shipped"
+    found = Outliers({TEXT: Usual(np.arange(4.0), np.eye(4), 7.0, 3.5)})
+    outliers.keep(checkpoint, checkpoint, found)
+    for _ in range(2):  # the second one replaces what the first has written
+        with command(exporting.main, home, monkeypatch, capsys) as run:
+            assert run("--checkpoint", "run", "--format", "WEIGHTS", "--output", "shipped")[0] == 0
+        np.testing.assert_equal(vars(outliers.load(shipped).usual[TEXT]), vars(found.usual[TEXT]))
+        found = Outliers({TEXT: replace(found.usual[TEXT], limit=4.5)})
+        outliers.keep(checkpoint, checkpoint, found)
+    assert digest(shipped / MODEL) != digest(checkpoint / MODEL), "half precision"
+    outliers.keep(shipped, shipped, Outliers({}))
+    assert load(shipped), "what is measured anew is no damage"
+    (checkpoint / OUTLIERS).unlink()
 
 
 def test_nothing_is_encoded_twice(run: Run, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -315,5 +315,7 @@ def test_resume_refuses_other_settings_and_keeps_what_a_failed_run_wrote(
     (tmp_path / ".progress.json").write_text("{}")
     with pytest.raises(DataError, match="progress.json does not describe an unfinished dataset"):
         prepare(*arguments, "--output", tmp_path, "--workers", 1, "--resume")
-    with pytest.raises(DataError, match=".part-train-00000.npz is damaged, or of an earlier version: begin without --resume"):
+    with pytest.raises(
+        DataError, match=".part-train-00000.npz is damaged, or of an earlier version: begin without --resume"
+    ):
         parts.read_part(tmp_path / ".part-train-00000.npz")

@@ -35,7 +35,9 @@ from src.data.tokenizer import SPECIALS, Tokenizer
 from src.errors import UserError
 from src.export.graphs import Graph, build_graphs, without_graph
 from src.files import digest, replace_folder, write_json
+from src.inference import outliers
 from src.inference.loading import load_model
+from src.inference.outliers import Outliers
 from src.models.opt import OPT
 
 # largest absolute difference between a loaded graph and the model: kernels round a row otherwise in another batch
@@ -101,13 +103,16 @@ def export_graphs(
     return report
 
 
-def export_weights(config: Config, model: OPT, output: Path, weights: str = MODEL) -> Path:
-    """Writes what evaluation reads, the weights in half precision; files of a user's in the folder stay.
+def export_weights(
+    config: Config, model: OPT, output: Path, weights: str = MODEL, usual: Outliers | None = None
+) -> Path:
+    """Writes what evaluation and infer.py read, the weights in half precision; files of a user's in the folder stay.
 
     The image tokenizer that data.codes names goes along, if the model generates its codes.
 
     Args:
         weights: name of the file that the weights are of, to be told in ``config.yaml``.
+        usual: where usual inputs lie, if that was measured for these weights.
 
     Returns:
         The folder.
@@ -129,6 +134,8 @@ def export_weights(config: Config, model: OPT, output: Path, weights: str = MODE
             config = replace(config, data=replace(config.data, codes=TOKENIZER))
         _write_weights(beside, config, model, weights)
         write_manifest(beside, {}, {})
+        if usual is not None:  # behind the manifest: it may be measured anew
+            outliers.keep(beside, beside, usual)
         output.mkdir(exist_ok=True)
         (output / MANIFEST).unlink(missing_ok=True)  # a kill leaves files without one, not with a wrong one
         _remove_other_models(output, beside)
