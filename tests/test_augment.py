@@ -9,7 +9,7 @@ from conftest import png
 from PIL import Image, ImageEnhance
 
 from src.config import COLOURS, AugmentConfig, Resize
-from src.data.augment import augment_audio, augment_image, colour, crop_box, may_mirror
+from src.data.augment import augment_audio, augment_image, colour, crop_box
 from src.data.errors import DataError
 from src.data.image import BAR, decode_image
 from src.data.record import Question, Record
@@ -140,7 +140,7 @@ def test_a_small_crop_of_a_jpeg_is_not_decoded_too_small() -> None:
 def test_left_and_right_forbid_the_mirror(captions: tuple[str, ...], mirrored: bool) -> None:
     """In any caption of the image, the sample's own or not."""
     asked = record(*captions)
-    assert may_mirror(asked) == mirrored
+    assert asked.tells_sides() != mirrored
     found = vary(AugmentConfig(flip=1.0), which=asked, size=SIDE)
     assert np.array_equal(found, RAMP[:, ::-1] if mirrored else RAMP)
 
@@ -150,13 +150,13 @@ def test_an_answer_forbids_the_mirror_too() -> None:
     asked = record("猫是什么颜色？", "猫在哪？")
     for answers, mirrored in ((("红", "上面"), True), (("红", "左边"), False), (("on the right", "上面"), False)):
         questions = (Question("colour", ("红",)), Question("place", answers))
-        assert may_mirror(replace(asked, questions=questions)) == mirrored, answers
+        assert replace(asked, questions=questions).tells_sides() != mirrored, answers
 
 
 def test_what_is_only_spoken_may_tell_left_from_right() -> None:
     clip = np.ones((9, 4), np.uint8)
-    assert not may_mirror(record(clips=(clip,))) and may_mirror(record(clips=(None,)))
-    assert may_mirror(record("一只猫", clips=(clip,)))
+    assert record(clips=(clip,)).tells_sides() and not record(clips=(None,)).tells_sides()
+    assert not record("一只猫", clips=(clip,)).tells_sides()
 
 
 def test_half_are_mirrored() -> None:

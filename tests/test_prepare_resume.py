@@ -18,14 +18,16 @@ from tools import prepare_data as command
 
 
 def many_rows(folder: Path, rows: int) -> Path:
-    """A manifest; one row in ten is bad, one in five spoken, and every third image stands twice."""
+    """A manifest; one row in ten is bad, one in five spoken, one in four tells a side, every third image stands twice."""
     speak(folder / "a.ogg")
     lines: list[object] = []
     for number in range(rows):
         name = f"{number - (number % 3 == 2)}.png"
         if not (folder / name).exists():
             draw(folder / name)
-        lines.append({"id": str(number), "image": name, "caption": f"第{number}张"})
+        lines.append(
+            {"id": str(number), "image": name, "caption": f"第{number}张{'在左边' if number % 4 == 0 else ''}"}
+        )
         if number % 5 == 0:
             lines[-1]["audio"] = "a.ogg"
         if number % 10 == 9:

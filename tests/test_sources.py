@@ -208,6 +208,29 @@ def test_views_vary_in_training_alone_and_change_nothing_else(spoken: Config) ->
         assert equal(one[0], two[0])
 
 
+def test_an_image_of_which_any_record_tells_the_sides_is_not_mirrored(spoken: Config, tmp_path: Path) -> None:
+    """As two people's narratives are stored; the mirrored image of one would stand for the text of the other."""
+    ramp = np.zeros((32, 32, 3), np.uint8)
+    ramp[:, :, 0] = np.arange(32) * 8
+    texts = {"plain": "一只猫", "told": "左边一只猫", "again": "两只猫"}
+    images = {"plain": png(ramp + np.uint8(1)), "told": png(ramp), "again": png(ramp)}
+    for name, order in (("first", ("told", "again", "plain")), ("last", ("plain", "again", "told"))):
+        with DatasetWriter(tmp_path / name, spoken.model.audio, {}, shard_records=1) as writer:
+            for key in order:
+                writer.add("train", Record(key, images[key], (texts[key],), ()))
+    for name in ("first", "last"):
+        config = with_data(spoken, path=str(tmp_path / name), augment=AugmentConfig(flip=1.0), batch_size=3)
+        loader = Loader(config, "train")
+        batches = loader.batches()
+        batch = next(batches)
+        batches.close()
+        keys = [record.key for record in loader.dataset.read(loader.dataset.samples[batch["sample_id"], 0])]
+        mirrored = {
+            key: bool(image[0, 0, 0] > image[0, -1, 0]) for key, image in zip(keys, batch["image"], strict=True)
+        }
+        assert mirrored == {"plain": True, "told": False, "again": False}
+
+
 def test_images_for_the_image_tokenizer_mix_and_vary_as_well(mixed: Config) -> None:
     model = replace(mixed.model, image_tokenizer=replace(mixed.model.image_tokenizer, size=32))
     plain, varied = (replace(config, model=model) for config in (mixed, with_data(mixed, augment=VIEWS)))

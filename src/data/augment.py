@@ -5,7 +5,6 @@ leaves the others unchanged.
 """
 
 import math
-import re
 
 import numpy as np
 from PIL import Image
@@ -14,23 +13,17 @@ from src.config import COLOURS, AugmentConfig, Resize
 from src.data.image import Box, open_rgb, place, read_part
 from src.data.record import Record
 
-# Words that a mirrored image would contradict; words that begin with them count («leftmost»), those that end so do not.
-SIDES = re.compile(r"[左右]|(?<![a-z])(left|right)", re.IGNORECASE)
 GREY = np.array([0.299, 0.587, 0.114])  # red, green, blue in the luma of ITU-R BT.601, which Pillow takes for grey
 
 
-def may_mirror(record: Record) -> bool:
-    """True if nothing that is said of the image, no caption, question or answer, tells left from right.
-
-    Speech without a caption might: such an image is not mirrored.
-    """
-    spoken = not record.captions and any(clip is not None for clip in record.audio)
-    answers = (answer for question in record.questions for answer in question.answers)
-    return not spoken and not any(SIDES.search(text) for text in (*record.captions, *answers))
-
-
 def augment_image(
-    record: Record, side: int, resize: Resize, name: str, config: AugmentConfig, rng: np.random.Generator
+    record: Record,
+    side: int,
+    resize: Resize,
+    name: str,
+    config: AugmentConfig,
+    rng: np.random.Generator,
+    sided: bool = False,
 ) -> np.ndarray:
     """A record's image, cropped, mirrored and coloured at random: uint8 [S, S, 3].
 
@@ -42,6 +35,7 @@ def augment_image(
         side: S.
         resize: model.image.resize.
         name: of the image in error messages.
+        sided: another record of the image tells left from right; the image is not mirrored, nor if its own does.
     """
     share, aspect, left, top, mirror, *factors = rng.random(5 + len(COLOURS))
     least, most = config.crop_scale or (1.0, 1.0)
@@ -53,7 +47,7 @@ def augment_image(
         part = crop_box(*image.size, share, shape * config.crop_aspect ** (2 * aspect - 1), left, top)
     placed = place(part, side, resize)
     image = placed.cut(image)
-    if mirror < config.flip and may_mirror(record):
+    if mirror < config.flip and not sided and not record.tells_sides():
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     strengths = [getattr(config, colour) for colour in COLOURS]
     if any(strengths):

@@ -59,6 +59,7 @@ def write_part(path: Path, shard: dict[str, Any], entries: list[tuple[int, int, 
             samples=np.array([len(packed.presence) for _, _, packed in entries], np.int32),
             presence=np.array([presence for _, _, packed in entries for presence in packed.presence], np.uint8),
             regions=np.array([packed.regions for _, _, packed in entries], bool),
+            sided=np.array([packed.sided for _, _, packed in entries], bool),
             images=np.array([packed.image for _, _, packed in entries], np.uint64),
             checksums=np.array([packed.checksum for _, _, packed in entries], np.uint32),
         )
@@ -80,9 +81,9 @@ def read_entries(path: Path) -> Iterator[Packed]:
     """A part's records, without their content."""
     with np.load(path) as part:
         presence = np.split(part["presence"], np.cumsum(part["samples"])[:-1])
-        columns = [part[name].tolist() for name in ("regions", "images", "checksums")]
-    for present, regions, image, crc in zip(presence, *columns, strict=True):
-        yield Packed({}, tuple(map(tuple, present.tolist())), regions, image, crc)
+        columns = [part[name].tolist() for name in ("regions", "images", "checksums", "sided")]
+    for present, *values in zip(presence, *columns, strict=True):
+        yield Packed({}, tuple(map(tuple, present.tolist())), *values)
 
 
 def sync(path: Path) -> None:

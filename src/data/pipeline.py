@@ -252,9 +252,19 @@ class Loader:
             if not augment or not config.augments_images:
                 return decode_image(sample.record.image, size, resize, sample.name)
             rng = masking.sample_rng(self.config.seed, sample.epoch, sample.number, masking.IMAGE)
-            return augment_image(sample.record, size, resize, sample.name, config, rng)
+            return augment_image(sample.record, size, resize, sample.name, config, rng, self._is_sided(sample))
         except DataError as error:
             raise BadRecordError(str(error), sample.record_number) from None
+
+    def _is_sided(self, sample: Sample) -> bool:
+        """Whether any record of its image tells left from right."""
+        image, sided = self.sources.samples[sample.number, 2], self._sided_images
+        place = np.searchsorted(sided, image)
+        return bool(place < len(sided) and sided[place] == image)
+
+    @functools.cached_property
+    def _sided_images(self) -> np.ndarray:
+        return self.sources.sided_images()
 
     def _audio(self, sample: Sample, augment: bool) -> np.ndarray:
         """Its audio [frames, …]."""

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import re
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -22,6 +23,9 @@ SCHEMA = {name: {"type": "bytes" if name in BYTES else "string"} for name in COL
 REGION_TYPES = (np.float32, np.int32, np.float32, np.float16)  # boxes, classes, scores, features: in this order
 PAGE_BYTES = 1 << 22  # MindRecord's unit of writing, into which a record must fit
 ROOM = PAGE_BYTES - 4096  # bytes of a record's content
+
+# Words that a mirrored image would contradict; words that begin with them count («leftmost»), those that end so do not.
+SIDES = re.compile(r"[左右]|(?<![a-z])(left|right)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,15 @@ class Record:
         clip = self.audio[max(caption, 0)] if self.audio else None
         image = self.regions if image_input == "region" else self.image
         return [int(caption >= 0), int(image is not None), int(clip is not None)]
+
+    def tells_sides(self) -> bool:
+        """Whether what is said of the image, a caption, question or answer, tells left from right.
+
+        Speech without a caption might.
+        """
+        spoken = not self.captions and any(clip is not None for clip in self.audio)
+        answers = (answer for question in self.questions for answer in question.answers)
+        return spoken or any(SIDES.search(text) for text in (*self.captions, *answers))
 
     def image_digest(self) -> bytes | None:
         """Equal for records of the same image; None without one."""
@@ -173,6 +186,7 @@ class Packed:
     regions: bool
     image: int  # digest; 0 without an image
     checksum: int
+    sided: bool = False  # whether it tells left from right
     source: int = 0  # digest by which its split is chosen: of the image before it was made smaller; 0 without an image
 
 
@@ -185,7 +199,7 @@ def pack_record(record: Record, audio: AudioEncoderConfig, file: bytes | None = 
     row = pack(record, audio)
     presence = tuple(tuple(record.presence(caption)) for caption in range(len(record.captions)) or (-1,))
     image, source = (_short(given.image_digest()) for given in (record, replace(record, image=file or record.image)))
-    return Packed(row, presence, record.regions is not None, image, checksum(row), source)
+    return Packed(row, presence, record.regions is not None, image, checksum(row), record.tells_sides(), source)
 
 
 def _short(digest: bytes | None) -> int:

@@ -48,6 +48,10 @@ class Sources:
         """bool [n]: which samples have an image."""
         return np.concatenate([dataset.presence()[:, IMAGE] for dataset in self.datasets])
 
+    def sided_images(self) -> np.ndarray:
+        """The image_ids of which a record tells left from right, as far as the indices say it: int32 [n], ascending."""
+        return np.unique(self.samples[np.concatenate([dataset.sided() for dataset in self.datasets]), 2])
+
     def split(self, ids: np.ndarray) -> list[np.ndarray]:
         """Ascending sample numbers by source."""
         return np.split(ids, np.searchsorted(ids, self.first_samples[1:]))

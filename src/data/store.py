@@ -21,8 +21,9 @@ from src.data.schema import AUDIO, IMAGE, MODALITIES, TEXT, audio_layout
 from src.files import digest
 
 FORMAT, VERSION = "opt-dataset", 2
-HAS = (1, 2, 4, 8)  # what the index adds up of a sample that has text, image, audio, regions
-REGIONS = 3  # its place there, behind the modalities
+# what the index adds up of a sample: that it has text, image, audio, regions; that its record tells left from right
+HAS = (1, 2, 4, 8, 16)
+REGIONS, SIDED = 3, 4  # their places there, behind the modalities
 AGAIN = "copy it from where the dataset was made, or prepare the dataset again"
 # settings that shape the stored audio, by its kind (model.audio.input)
 AUDIO_KEYS = {
@@ -107,6 +108,10 @@ class Dataset:
         for row, record, caption in zip(found, self.read_good(records), captions.tolist(), strict=True):
             row[:] = False if record is None else record.presence(caption, image_input)
         return found
+
+    def sided(self) -> np.ndarray:
+        """bool [n]: samples whose record tells left from right of its image, as far as the index says it."""
+        return (self._index[:, 3:] & HAS[SIDED] > 0).any(1)  # one of an earlier version has no such column
 
     def count_regions(self) -> int:
         """Samples that have features of regions."""

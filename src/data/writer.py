@@ -48,7 +48,8 @@ class _Split:
         record = len(self.checksums)
         image = self.images.setdefault(packed.image, record) if packed.image else record
         for caption, presence in enumerate(packed.presence):
-            has = sum(bit for bit, present in zip(HAS, (*presence, packed.regions), strict=True) if present)
+            marks = (*presence, packed.regions, packed.sided)
+            has = sum(bit for bit, present in zip(HAS, marks, strict=True) if present)
             self.samples.extend((record, caption if presence[TEXT] else -1, image, has))
             self.counts += presence
             self.regions += packed.regions
