@@ -97,9 +97,8 @@ class QuestionLoader(Loader):
         written = None
         if self.config.objectives.answer.head == "generate":
             nothing = Lengths(np.zeros(0, np.int64), 0)
-            written = Coverage(
-                f"answers of {found.name}", found.folder, *texts.counts(self.config.model), nothing, 0, None, 0
-            )
+            counts = texts.counts(self.config.model)
+            written = Coverage(f"answers of {found.name}", found.whole, found.folder, *counts, nothing, 0, None, 0)
         return QuestionCoverage(**vars(found), known=int(known), written=written)
 
     def fields(self, size: int) -> dict[str, Field]:
