@@ -18,7 +18,7 @@ from tools import prepare_data as command
 
 
 def many_rows(folder: Path, rows: int) -> Path:
-    """A manifest; a tenth of the rows are bad, a fifth spoken, a quarter tell a side; every third image stands twice."""
+    """A manifest: a tenth of the rows bad, a fifth spoken, a quarter tell a side; every third image stands twice."""
     speak(folder / "a.ogg")
     lines: list[object] = []
     for number in range(rows):
