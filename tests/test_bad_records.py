@@ -18,6 +18,7 @@ from src.checkpoints import checkpoint
 from src.checkpoints.files import CheckpointError
 from src.config import Config, ObjectivesConfig, OptimizerConfig, SourceConfig, TrainConfig, WeightsConfig
 from src.data import check
+from src.data.bad_records import LenientReader
 from src.data.errors import BadRecordError, DataError
 from src.data.images import ImageLoader
 from src.data.pipeline import Batch, Loader
@@ -324,3 +325,17 @@ def test_who_met_a_bad_record_tells_it(
     told = [line for line in capsys.readouterr().out.splitlines() if "a.mindrecord" in line]
     start = "rank 1, step 0: " if rank else "step 0: "
     assert told == [f"{start}a.mindrecord: record {number}" for number in (3, 4)]
+
+
+def test_a_bad_record_with_several_captions_is_one(
+    whole: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """For what passes over some of the training's: it is named once, and counts once."""
+    broken_images(tmp_path, whole, lambda index: False, 8)
+    spoil(tmp_path, 1)
+    read = LenientReader(Dataset(tmp_path, "train"), 1)
+    assert [read(index) is None for index in (0, 1, 1, 1, 2)] == [False, True, True, True, False]
+    assert capsys.readouterr().err.count("skipped: ") == 1
+    spoil(tmp_path, 2)
+    with pytest.raises(DataError, match="record 2 .* is damaged.*more than data.max_bad=1 records"):
+        read(2)

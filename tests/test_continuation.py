@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -15,7 +16,7 @@ from src.data.errors import DataError
 from src.data.image_codes import tokenizer_fingerprint
 from src.data.tokenizer import SPECIALS
 from src.models.build import build_model
-from src.training.continuation import check_init, check_resume, describe_changes
+from src.training.continuation import check_init, check_resume, describe_changes, resume_place
 from tests.conftest import tiny_dataset
 from tests.oracles import randomise, tiny_model
 
@@ -198,3 +199,13 @@ def test_later_checkpoints_carry_the_image_tokenizer_of_the_first(
     second = save_checkpoint(tmp_path / "checkpoints", 2, config, model, keep=1)
     assert tokenizer_fingerprint(second / "tokenizer") == tokenizer_fingerprint(str(first))
     assert tokenizer_fingerprint(second / "tokenizer") != tokenizer_fingerprint(str(other))
+
+
+def test_a_checkpoint_of_cut_epochs_goes_on_in_its_epoch(saved: tuple[Config, Path]) -> None:
+    """Earlier versions took full steps only: step 3 of two an epoch is the first of the second epoch, behind all of it."""
+    config, folder = saved
+    size = config.data.batch_size
+    loader = SimpleNamespace(ranks=1, order=SimpleNamespace(size=2 * size + 2))
+    assert resume_place({"step": 3}, folder, loader) == {"position": 3 * size + 2, "postponed": []}
+    loader = SimpleNamespace(ranks=2, order=SimpleNamespace(size=2 * size + 2))
+    assert resume_place({"step": 3}, folder, loader) == {"position": 3 * (2 * size + 2), "postponed": []}
