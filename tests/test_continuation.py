@@ -202,7 +202,7 @@ def test_later_checkpoints_carry_the_image_tokenizer_of_the_first(
 
 
 def test_a_checkpoint_of_cut_epochs_goes_on_in_its_epoch(saved: tuple[Config, Path]) -> None:
-    """Earlier versions took full steps only: step 3 of two an epoch is the first of the second epoch, behind all of it."""
+    """Earlier versions took full steps only: where an epoch has two, step 3 is the first of the second epoch."""
     config, folder = saved
     size = config.data.batch_size
     loader = SimpleNamespace(ranks=1, order=SimpleNamespace(size=2 * size + 2))
