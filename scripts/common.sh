@@ -93,16 +93,6 @@ existing_checkpoint() {
   [[ -n $name && $name != */* && ! -e ${!1} && -d $ROOT/pretrained/$name ]] || existing_path "$1"
 }
 
-# as_yaml PATH: as the value of key=value, quoted where YAML would read more or something else in it ("run #2", "12").
-as_yaml() {
-  local plain='^([A-Za-z_/]|\.\.?/)[A-Za-z0-9_./@+=-]*$' constant='^([Tt]rue|[Ff]alse|[Nn]ull|[Yy]es|[Nn]o|[Oo]n|[Oo]ff)$'
-  if [[ $1 =~ $plain && ! $1 =~ $constant ]]; then
-    printf %s "$1"
-  else
-    printf "'%s'" "${1//\'/\'\'}"
-  fi
-}
-
 # Checks DEVICE_TARGET, chooses PYTHON and names the log: what every launcher needs before it starts a run.
 prepare_launch() {
   DEVICE_TARGET="${DEVICE_TARGET:-Ascend}"
@@ -169,7 +159,7 @@ train() {
   existing_checkpoint PRETRAINED_MODEL
   prepare_launch
   launch "$PYTHON" "$ROOT/train.py" --config "$CONFIG" ${OPTIONS[@]+"${OPTIONS[@]}"} "runtime.device=$DEVICE_TARGET" \
-    ${PRETRAINED_MODEL:+"train.init_from=$(as_yaml "$PRETRAINED_MODEL")"} ${SETTINGS[@]+"${SETTINGS[@]}"}
+    ${PRETRAINED_MODEL:+"train.init_from=$PRETRAINED_MODEL"} ${SETTINGS[@]+"${SETTINGS[@]}"}
 }
 
 # evaluate DEFAULT BUNDLED: CONFIG on CHECKPOINT; without one on the run that CONFIG describes. Where none of the two is
@@ -229,7 +219,7 @@ train_distributed() {
   [[ $DEVICE_TARGET == CPU ]] || "$PYTHON" "$ROOT/tools/check_device.py" "$DEVICE_TARGET" --quick || exit
   SUPERVISED=1 launch "$PYTHON" "$ROOT/tools/launch_ranks.py" "${cluster[@]}" \
     "$ROOT/train.py" --config "$CONFIG" ${OPTIONS[@]+"${OPTIONS[@]}"} "runtime.device=$DEVICE_TARGET" \
-    runtime.distributed=true ${PRETRAINED_MODEL:+"train.init_from=$(as_yaml "$PRETRAINED_MODEL")"} ${SETTINGS[@]+"${SETTINGS[@]}"}
+    runtime.distributed=true ${PRETRAINED_MODEL:+"train.init_from=$PRETRAINED_MODEL"} ${SETTINGS[@]+"${SETTINGS[@]}"}
 }
 
 # whole_number NAME LEAST: dies unless the variable NAME is empty or a number that is large enough.
