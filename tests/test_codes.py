@@ -23,6 +23,7 @@ from src.data.image_codes import code_type, open_codes, tokenizer_fingerprint, w
 from src.data.pipeline import Loader
 from src.data.schema import IMAGE, batch_fields, check_batch
 from src.data.store import Dataset
+from src.inference import image_codes
 from src.inference.image_codes import Encode, encode_split
 from src.inference.loading import load_model
 from src.models.image_tokenizer import ImageTokenizer
@@ -63,6 +64,16 @@ def copied(made, tmp_path) -> Config:
     shutil.copytree(Path(made.data.path).parent, tmp_path / "all")
     data = replace(made.data, path=str(tmp_path / "all" / "data"), codes=str(tmp_path / "all" / "run"))
     return replace(made, data=data)
+
+
+def test_a_dataset_that_cannot_be_written_is_told_before_anything_is_encoded(copied, monkeypatch) -> None:
+    def refuse(folder: Path) -> None:
+        raise OSError(30, "Read-only file system", str(folder))
+
+    monkeypatch.setattr(image_codes, "require_writable", refuse)
+    monkeypatch.setattr(image_codes, "encode_split", lambda *_: pytest.fail("hours of work"))
+    with pytest.raises(OSError, match="Read-only file system"):
+        image_codes.make_codes(Path(copied.data.path), Path(copied.data.codes))
 
 
 def refused(config: Config, error: type[ValueError] = DataError) -> str:

@@ -19,6 +19,7 @@ from src.data.image import decode_image
 from src.data.image_codes import code_type, tokenizer_fingerprint, write_codes
 from src.data.prefetch import prefetch
 from src.data.store import Dataset, read_info
+from src.files import require_writable
 from src.inference.loading import load_model
 from src.models.batches import pad_rows
 from src.models.image_tokenizer import ImageTokenizer
@@ -49,6 +50,7 @@ def make_codes(data: Path, checkpoint: Path, settings: Sequence[str] = ()) -> No
     folder = locate(checkpoint)
     fingerprint = tokenizer_fingerprint(folder)
     splits = read_info(data)["splits"]
+    require_writable(data)  # before all images are encoded
     config = load_checkpoint_config(folder, settings)
     setup(replace(config.runtime, distributed=False), config.seed)
     config, model = load_model(folder, settings)
