@@ -247,7 +247,7 @@ def test_regions_feed_what_they_hold(known: tuple[int, ...], tmp_path: Path) -> 
             for number, found in enumerate(regions):
                 writer.add("train", Record(f"r{number}", image, ("一",), (None,), found))
     alone, both = (Dataset(tmp_path / name, "train", model.audio, model.image) for name in ("regions", "images"))
-    left = {} if known[0] >= 0 else {"mvm_class": "no known class of a region"}
+    left = {} if known[0] >= 0 else {"mvm_class": "no known class of a region in up to 2,000 samples"}
     assert unfed_objectives(config, [alone]) == left | {"denoise_image": "no image to make codes of"}
     assert unfed_objectives(config, [both]) == unfed_objectives(config, [alone, both]) == left
     with pytest.raises(DataError, match="no image to make codes of, which task=text_to_image"):

@@ -11,7 +11,6 @@ from src.data.schema import AUDIO, IMAGE, IMAGE_FIELDS, MODALITIES, TEXT
 TOKEN, SAMPLE, MODALITY = "token", "sample", "modality"  # the levels of pre-training
 # what objectives need beside modalities: what codes are made of, whatever the image encoder reads; a detector's classes
 PIXELS, CLASSES = len(MODALITIES), len(MODALITIES) + 1
-NEEDED = (*MODALITIES, "image to make codes of", "known class of a region")  # in messages
 # and IMAGE_FIELDS
 CLEAN_FIELDS, AUDIO_FIELDS = ("image_id", "text_id", "presence", "text_ids", "text_mask"), ("audio", "audio_frames")
 ENCODERS = ("text_encoder", "image_encoder", "audio_encoder")

@@ -10,9 +10,12 @@ from src.data.coverage import MEASURED
 from src.data.errors import DataError
 from src.data.masking import possible_given
 from src.data.order import evenly_apart
-from src.data.schema import AUDIO, IMAGE, TEXT
+from src.data.schema import AUDIO, IMAGE, MODALITIES, TEXT
 from src.data.store import Dataset
-from src.objectives.table import CLASSES, ENCODERS, HEADS, NEEDED, PIXELS, TABLE, active_objectives, reached_parts
+from src.objectives.table import CLASSES, ENCODERS, HEADS, PIXELS, TABLE, active_objectives, reached_parts
+
+# what a row of the objectives' table needs, in messages
+NEEDED = (*MODALITIES, "image to make codes of", f"known class of a region in up to {MEASURED:,} samples")
 
 
 def absent_modalities(config: Config, datasets: Collection[Dataset]) -> list[int]:
