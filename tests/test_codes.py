@@ -16,7 +16,7 @@ from test_image_tokenizer import C, filled, settings
 
 from src.checkpoints.checkpoint import save_checkpoint
 from src.checkpoints.files import CheckpointError
-from src.config import Config, ModelConfig
+from src.config import Config, ModelConfig, ObjectivesConfig, WeightsConfig
 from src.data.errors import DataError
 from src.data.image import decode_image
 from src.data.image_codes import code_type, open_codes, tokenizer_fingerprint, write_codes
@@ -27,6 +27,7 @@ from src.inference import image_codes
 from src.inference.image_codes import Encode, encode_split
 from src.inference.loading import load_model
 from src.models.image_tokenizer import ImageTokenizer
+from src.training.trainer import Trainer
 
 ROOT = Path(__file__).parent.parent
 
@@ -100,6 +101,7 @@ def test_every_image_has_the_codes_that_the_model_gives_it(made, model):
 
 def test_the_loader_hands_them_out_by_record(made):
     loader = Loader(made, "train")
+    loader.open_codes()
     codes = open_codes(loader.dataset, made)
     batches = loader.batches()
     batch = next(batches)
@@ -110,11 +112,35 @@ def test_the_loader_hands_them_out_by_record(made):
     np.testing.assert_array_equal(batch["image_codes"][:, 0] >= 0, batch["presence"][:, IMAGE] == 1)
 
 
-def test_without_data_codes_there_are_none(made):
-    loader = Loader(replace(made, data=replace(made.data, codes="")), "train")
+def test_there_are_none_unless_they_are_asked_for(made):
+    loader = Loader(made, "train")
     batches = loader.batches()
     assert (next(batches)["image_codes"] == -1).all()
     batches.close()
+
+
+def test_a_training_needs_those_that_its_objectives_read(copied, tmp_path):
+    train = replace(copied.train, output=str(tmp_path / "new"), steps=2, eval_every=0)
+    image = replace(copied.model.image, patch=copied.model.image.size // copied.model.image_tokenizer.side)
+    model = replace(copied.model, masked_features=True, image_codes=True, image=image)
+    config = replace(copied, model=model, train=train, optimizer=replace(copied.optimizer, warmup_steps=0))
+
+    def training(**weights):
+        objectives = ObjectivesConfig(weights=WeightsConfig(contrastive=1.0, **weights))
+        return Trainer(replace(config, objectives=objectives))
+
+    def codes(trainer):
+        batches = trainer.loader.batches()
+        batch = next(batches)
+        batches.close()
+        return batch["image_codes"]
+
+    assert (codes(training(mvm_code=1.0)) >= 0).any()
+    (Path(copied.data.path) / "codes.json").unlink()
+    for name in ("mvm_code", "denoise_image"):
+        with pytest.raises(DataError, match="holds no image codes"):
+            training(**{name: 1.0})
+    assert (codes(training(mlm=1.0)) == -1).all()
 
 
 def test_no_codes_and_no_tokenizer_are_named(copied):

@@ -173,7 +173,7 @@ def test_codes_made_at_evaluation_are_those_of_the_shards(made: tuple[Config, Pa
     model, tokenizer = build_model(config), load_image_tokenizer(config)
     randomise(model, spread=0.3)
     model.set_train(False)
-    fresh = MaskedEvaluator(Engine(config, model)).measure(Loader(config, "dev", stored_codes=False))
+    fresh = MaskedEvaluator(Engine(config, model)).measure(Loader(config, "dev"))
     data = Path(config.data.path)
     dataset = Dataset(data, "dev")
     codes = {"dev": encode_split(Encode(tokenizer), dataset, config.model, 5)}
@@ -182,7 +182,9 @@ def test_codes_made_at_evaluation_are_those_of_the_shards(made: tuple[Config, Pa
     bigger = replace(config.model, image_tokenizer=replace(config.model.image_tokenizer, size=16))
     stored = MaskedEvaluator(Engine(replace(config, model=bigger), model))
     assert stored.reads_codes
-    assert stored.measure(Loader(config, "dev")) == pytest.approx(fresh) and "mvm_code_accuracy" in fresh
+    loader = Loader(config, "dev")
+    loader.open_codes()
+    assert stored.measure(loader) == pytest.approx(fresh) and "mvm_code_accuracy" in fresh
     (data / "codes.json").unlink()
 
 

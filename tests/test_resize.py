@@ -199,14 +199,13 @@ def test_codes_of_other_squares_are_refused(coded: Callable[[str], Config]) -> N
         assert json.loads((Path(config.data.path) / "codes.json").read_text())["resize"] == made
         for asked in MODES:
             if asked == made:
-                Loader(with_resize(config, asked), "train")
+                Loader(with_resize(config, asked), "train").open_codes()
                 continue
             with pytest.raises(DataError) as raised:
-                Loader(with_resize(config, asked), "train")
+                Loader(with_resize(config, asked), "train").open_codes()
             message = str(raised.value)
             assert f"resize={made}, model.image.resize is {asked}: change the config, or make codes" in message
             assert "codes.json" in message and "\n" not in message
-            Loader(with_resize(config, asked), "train", stored_codes=False)
 
 
 def test_codes_without_a_word_about_it_are_of_crops(coded: Callable[[str], Config]) -> None:

@@ -305,6 +305,7 @@ def test_each_source_has_codes_of_its_own(mixed: Config, tmp_path: Path, monkeyp
     monkeypatch.setattr(sources, "open_codes", open_codes)
     listed = (*mixed.data.sources, SourceConfig(str(tmp_path / "words"), 1.0))
     loader = Loader(with_data(mixed, codes="tokenizer", sources=listed), "train")
+    loader.sources.open_codes(loader.config)
     assert asked == [source.path for source in listed[:2]], "without an image none are needed"
     starts = [0, *np.cumsum([dataset.records for dataset in loader.sources.datasets])]
     for batch in islice(loader.batches(), 4):

@@ -20,7 +20,7 @@ class ImageLoader(Loader):
 
     def __init__(self, config: Config, split: str, rank: int = 0, ranks: int = 1) -> None:
         self.config, self.split, self.rank, self.ranks = config, split, rank, ranks
-        self.sources = Sources(config, split, whole=False, codes=False)
+        self.sources = Sources(config, split, whole=False)
         self.sources.require_images()
         first = np.unique(self.sources.samples[:, 2], return_index=True)[1]
         self.ids = first[self.sources.pictured()[first]]

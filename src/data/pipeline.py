@@ -99,23 +99,30 @@ class Loader:
         split: a split of config.data.path, or of every one of config.data.sources.
         rank: which of the ranks this process is; every rank gets its own config.data.batch_size samples a step.
         ranks: how many there are.
-        stored_codes: False: no codes are read, even if data.codes names an image tokenizer.
 
     Words are masked (mlm_*) only if config.objectives.weights.mlm is not 0: that needs jieba's dictionary. Image codes
-    are those that tools/make_image_codes.py stored beside the shards, if config.data.codes names their image tokenizer.
+    are those that tools/make_image_codes.py stored beside the shards, once :meth:`open_codes` is called.
     """
 
-    def __init__(self, config: Config, split: str, rank: int = 0, ranks: int = 1, *, stored_codes: bool = True) -> None:
+    def __init__(self, config: Config, split: str, rank: int = 0, ranks: int = 1) -> None:
         self.config, self.split, self.rank, self.ranks = config, split, rank, ranks
         self.tokenizer = Tokenizer(config.model.text.vocab)
-        self.sources = Sources(config, split, codes=stored_codes)
+        self.sources = Sources(config, split)
         self.ids = np.arange(len(self.sources))  # the samples of an epoch
         self.bad = BadRecords(self.sources, self.ids, config.data.max_bad)
 
     @classmethod
-    def held_out(cls, config: Config, split: str, **options: bool) -> "Loader":
+    def held_out(cls, config: Config, split: str) -> "Loader":
         """A loader for :meth:`evaluation`, of the one dataset that config.data has for it."""
-        return cls(replace(config, data=config.data.alone(config.data.held_out)), split, **options)
+        return cls(replace(config, data=config.data.alone(config.data.held_out)), split)
+
+    def open_codes(self) -> None:
+        """For who reads ``image_codes``: without it they are −1, and data.codes may name what the data lack.
+
+        Raises:
+            DataError: the codes of data.codes are not stored beside the shards.
+        """
+        self.sources.open_codes(self.config)
 
     def coverage(self) -> list[Coverage]:
         """How much of each source the model reads."""

@@ -20,7 +20,6 @@ class Sources:
         config: data and model.
         split: one that all of them have.
         whole: False: only images are read, so that config.model.audio and image need not fit.
-        codes: False: no codes are read, even if data.codes names an image tokenizer.
 
     Attributes:
         datasets, weights: each.
@@ -28,7 +27,7 @@ class Sources:
         first_samples: the number of each dataset's first sample.
     """
 
-    def __init__(self, config: Config, split: str, whole: bool = True, codes: bool = True) -> None:
+    def __init__(self, config: Config, split: str, whole: bool = True) -> None:
         checked = (config.model.audio, config.model.image) if whole else ()
         folders, self.weights = zip(*config.data.mixture, strict=True)
         self.datasets = [Dataset(folder, split, *checked) for folder in folders]
@@ -39,7 +38,7 @@ class Sources:
             parts = zip(self.datasets, self.first_records, strict=True)
             # an image_id is the number of a record
             self.samples = np.concatenate([dataset.samples + np.int32([first, 0, first]) for dataset, first in parts])
-        self._codes = self._open_codes(config) if config.data.codes and codes else {}
+        self._codes: dict[int, np.ndarray] = {}
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -75,8 +74,17 @@ class Sources:
         ((source, _),) = self._locate(np.array([record]))
         return self.datasets[source].folder
 
+    def open_codes(self, config: Config) -> None:
+        """Opens the image codes that are stored beside the shards; a source without images needs none.
+
+        Raises:
+            DataError: a source lacks those that config.data.codes and model ask for.
+        """
+        imaged = {source: dataset for source, dataset in enumerate(self.datasets) if dataset.count(IMAGE)}
+        self._codes = {source: open_codes(dataset, config) for source, dataset in imaged.items()}
+
     def codes(self, records: np.ndarray, count: int) -> np.ndarray:
-        """The image codes of records, int32 [n, count]; −1 if there are none."""
+        """The image codes of records, int32 [n, count]; −1 if there are none, or :meth:`open_codes` was not called."""
         found = np.full((len(records), count), -1, np.int32)
         for row, (source, index) in zip(found, self._locate(records), strict=True):
             if source in self._codes:
@@ -87,11 +95,6 @@ class Sources:
         """The source of each record and its number there."""
         sources = np.searchsorted(self.first_records, records, side="right") - 1
         return zip(sources.tolist(), (records - self.first_records[sources]).tolist(), strict=True)
-
-    def _open_codes(self, config: Config) -> dict[int, np.ndarray]:
-        """Codes by source; a source without images needs none."""
-        imaged = {source: dataset for source, dataset in enumerate(self.datasets) if dataset.count(IMAGE)}
-        return {source: open_codes(dataset, config) for source, dataset in imaged.items()}
 
     def require_images(self) -> None:
         """Raises DataError if a source has no image."""

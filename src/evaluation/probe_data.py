@@ -173,7 +173,7 @@ def _open(config: Config, name: str, split: str) -> Dataset:
                 file=sys.stderr,
             )
         config = replace(config, data=config.data.alone(folder))
-    return Loader.held_out(config, split, stored_codes=False).dataset
+    return Loader.held_out(config, split).dataset
 
 
 def _facts(dataset: Dataset) -> FactMetric:

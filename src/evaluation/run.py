@@ -116,8 +116,10 @@ class Evaluation:
     def loader(self, split: str) -> Loader:
         """Of a split; opened once."""
         if split not in self._loaders:
-            stored = any(evaluator.reads_codes for evaluator in self.evaluators)
-            self._loaders[split] = Loader.held_out(self.config, split, stored_codes=stored)
+            loader = Loader.held_out(self.config, split)
+            if any(evaluator.reads_codes for evaluator in self.evaluators):
+                loader.open_codes()
+            self._loaders[split] = loader
         return self._loaders[split]
 
     def notes(self, split: str = "") -> list[str]:

@@ -256,7 +256,7 @@ def _training_loaders(config: Config) -> list[Loader]:
 
 
 def _held_out(config: Config, split: str) -> Loader:
-    return Loader.held_out(config, split, stored_codes=False)
+    return Loader.held_out(config, split)
 
 
 def _read(encoder: _MeanTokens, loader: Loader, max_bad: int = 0) -> dict[int, Items]:

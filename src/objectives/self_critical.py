@@ -179,5 +179,5 @@ class SelfCriticalObjectives(nn.Cell):
 
 
 def build_self_critical(model: OPT, config: Config, peers: Peers = ALONE) -> SelfCriticalObjectives:
-    references = References.read(Sources(config, config.data.train_split, codes=False), config.model.image.input)
+    references = References.read(Sources(config, config.data.train_split), config.model.image.input)
     return SelfCriticalObjectives(model, config, CaptionSampler(model, config, references), peers)

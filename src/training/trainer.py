@@ -103,6 +103,8 @@ class Trainer:
             self._say(changes)
         self.state |= {"ranks": ranks, "data": data_identity(self.loader)}
         self.step = self._build_step(ranks)
+        if "image_codes" in self.step.fields:
+            self.loader.open_codes()
         if self.place:
             self._resume(self.place)
         self.stop = StopRequest()
