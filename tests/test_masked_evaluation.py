@@ -111,3 +111,32 @@ def test_only_slots_whose_truth_is_known_count() -> None:
     evaluator = SimpleNamespace(active={"mvm_code"})
     found = MaskedEvaluator._note(evaluator, {"mvm_weights": weights}, [guesses, truth], 2)
     assert found["mvm_code_t"].ravel().tolist() == [4, 6] and found["mvm_code_p"].ravel().tolist() == [0, 3]
+
+
+def test_copies_that_fill_a_batch_are_no_candidates_for_negatives(config: Config, model: OPT) -> None:
+    """Matching is measured on the same negatives whatever eval.batch_size adds to a split."""
+    count, states = len(Loader(config, "dev").dataset), []
+    rows = np.random.default_rng(0).normal(0, 0.01, (3, count, 4)).astype(np.float32)  # all are about as hard
+    for size in (count, count + 40):
+        evaluator = MaskedEvaluator(Engine(replace(config, eval=replace(config.eval, batch_size=size)), model))
+        fields, given = evaluator.predictions.fields, {}
+        (level,) = (level for level in evaluator.predictions.objectives.levels if "matching" in level.names)
+        evaluator.predictions = Recorder(fields, given)
+        evaluator._note = lambda *_: {}
+        (evaluated,) = Loader(config, "dev").evaluation(size)
+        evaluator._predict(evaluated)
+        embeddings = np.pad(rows, ((0, 0), (0, size - count), (0, 0)), mode="edge")
+        states.append([part.asnumpy()[:count] for part in level.state(given, list(map(Tensor, embeddings)))])
+    assert (states[0][0] != np.arange(count)).any(), "some texts are negatives"
+    np.testing.assert_array_equal(states[0], states[1])
+
+
+class Recorder:
+    """In place of the network: keeps what it is given, by name."""
+
+    def __init__(self, fields: tuple[str, ...], given: dict[str, Tensor]) -> None:
+        self.fields, self.given = fields, given
+
+    def __call__(self, *tensors: Tensor) -> tuple[()]:
+        self.given.update(zip(self.fields, tensors, strict=True))
+        return ()

@@ -129,6 +129,8 @@ class MaskedEvaluator(Evaluator):
     def _predict(self, evaluated: Evaluated) -> dict[str, np.ndarray]:
         """Predictions and truths of a batch, by name."""
         batch, n, _ = evaluated
+        here = np.arange(len(batch["presence"])) < n  # the copies that fill the batch are no candidates for negatives
+        batch = batch | {"presence": batch["presence"] * here[:, None].astype(np.int32)}
         outputs = self.predictions(*(Tensor(batch[name]) for name in self.predictions.fields))
         return self._note(batch, [output.asnumpy() for output in outputs], n)
 
