@@ -3,7 +3,7 @@
 import numpy as np
 
 from src.config import Config, ModelConfig
-from src.data.schema import AUDIO, MATCH_CASES, batch_fields
+from src.data.schema import AUDIO, MATCH_CASES, batch_fields, masked_slots
 from src.data.tokenizer import Tokenizer
 
 PARTS = ("text", "image", "audio", "cross", "text_decoder", "image_decoder")
@@ -24,12 +24,13 @@ def make_batch(config: Config, seed: int = 0, audio: bool = True) -> Batch:
     batch["text_mask"][:] = places < lengths
     batch["text_ids"][:] = rng.integers(5, Tokenizer(model.text.vocab).size, batch["text_ids"].shape)
     batch["text_ids"] *= batch["text_mask"]
-    slots = batch["mlm_positions"].shape[1]
-    batch["mlm_positions"][:] = 1 + np.argsort(rng.random((size, shortest - 2)), axis=1)[:, :slots]
-    batch["mlm_labels"][:] = np.take_along_axis(batch["text_ids"], batch["mlm_positions"], 1)
+    masked = masked_slots(model.text.max_len, config.objectives.masking.ratio)  # of the slots; the others stay empty
+    chosen = 1 + np.argsort(rng.random((size, shortest - 2)), axis=1)[:, :masked]
+    batch["mlm_positions"][:, :masked] = chosen
+    batch["mlm_labels"][:, :masked] = np.take_along_axis(batch["text_ids"], chosen, 1)
     batch["mlm_ids"][:] = batch["text_ids"]
-    np.put_along_axis(batch["mlm_ids"], batch["mlm_positions"], 4, 1)
-    batch["mlm_weights"][:] = 1
+    np.put_along_axis(batch["mlm_ids"], chosen, 4, 1)
+    batch["mlm_weights"][:, :masked] = 1
     batch["image"][:] = rng.integers(0, 256, batch["image"].shape)
     batch["audio_frames"][:] = rng.integers(model.audio.max_frames // 2, model.audio.max_frames + 1, size)
     batch["audio"][:] = rng.integers(0, 256, batch["audio"].shape)
