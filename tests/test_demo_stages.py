@@ -72,9 +72,9 @@ def test_finished_stages_are_not_repeated(tmp_path: Path, run: Recorder, capsys:
 def test_a_changed_command_runs_again_with_what_depends_on_it(tmp_path: Path, run: Recorder):
     run_stages(chain(tmp_path), tmp_path, run)
     run.names()
-    run_stages(chain(tmp_path, second="x"), tmp_path, run)
+    run_stages(chain(tmp_path, second="x"), tmp_path, run, restart=True)
     assert run.names() == ["second"]
-    run_stages(chain(tmp_path, second="x", first="y"), tmp_path, run)
+    run_stages(chain(tmp_path, second="x", first="y"), tmp_path, run, restart=True)
     assert run.names() == ["first", "second", "third"]
 
 
@@ -88,7 +88,7 @@ def test_a_changed_configuration_runs_again(tmp_path: Path, run: Recorder):
     run_stages(stages, tmp_path, run)
     assert len(run.names()) == 1
     (tmp_path / "parent.yaml").write_text("train: {steps: 71}\n")
-    run_stages(stages, tmp_path, run)
+    run_stages(stages, tmp_path, run, restart=True)
     assert len(run.names()) == 1
 
 
@@ -126,7 +126,7 @@ def test_a_folder_is_known_however_it_is_spelled(
         run_stages(chain(tmp_path.with_name("moved")), tmp_path.with_name("moved"), run, usual)
         assert run.names() == []
         tmp_path.with_name("moved").rename(tmp_path)
-    run_stages(chain(spelled, second="x"), spelled, run, chain(Path("usual"), second="x"))
+    run_stages(chain(spelled, second="x"), spelled, run, chain(Path("usual"), second="x"), restart=True)
     assert run.names() == ["second"]
 
 
@@ -157,7 +157,10 @@ def test_an_interrupted_training_goes_on(tmp_path: Path, run: Recorder):
 def test_an_interrupted_training_with_other_settings_starts_anew(tmp_path: Path, run: Recorder):
     interrupt(tmp_path, run)
     (tmp_path / "second" / "of the old run").touch()
-    run_stages(chain(tmp_path, second="x"), tmp_path, run)
+    with pytest.raises(StageError, match=r"\(second\): .* --restart"):
+        run_stages(chain(tmp_path, second="x"), tmp_path, run)
+    assert (tmp_path / "second" / "of the old run").exists() and run.names() == []
+    run_stages(chain(tmp_path, second="x"), tmp_path, run, restart=True)
     assert run.commands[0][-1] == "x"
     assert not (tmp_path / "second" / "of the old run").exists()
 
@@ -337,18 +340,38 @@ def test_commands_are_shown_as_a_user_types_them(
     assert f"$ python {script} --help\n" in capfd.readouterr().out
 
 
-def test_a_demo_of_other_options_is_left_as_it_is(tmp_path: Path, run: Recorder) -> None:
-    """Its stages would be emptied one by one, and made anew for the other world."""
-    large = {"world": "demo_full", "fast": False}
-    run_stages(chain(tmp_path), tmp_path, run, options=large)
+@pytest.mark.parametrize("changed, named", [("first", "first, second, third"), ("third", "third")])
+def test_what_was_made_with_other_options_is_left_as_it_is(
+    tmp_path: Path, run: Recorder, changed: str, named: str
+) -> None:
+    """A --world that was forgotten, or an edited configuration, would empty hours of work, stage by stage."""
+    run_stages(chain(tmp_path), tmp_path, run)
     before = (tmp_path / "stages.json").read_bytes()
     run.names()
-    for other in ({"world": "demo", "fast": False}, {"world": "demo_full", "fast": True}):
-        with pytest.raises(StageError, match="holds a demo of world demo_full, fast False: choose another --output"):
-            run_stages(chain(tmp_path, first="x"), tmp_path, run, options=other)
+    with pytest.raises(StageError, match=rf"other options or settings \({named}\): .* --output, .* --restart"):
+        run_stages(chain(tmp_path, **{changed: "x"}), tmp_path, run)
     assert run.names() == [] and (tmp_path / "stages.json").read_bytes() == before
-    run_stages(chain(tmp_path, third="x"), tmp_path, run, options=large)
-    assert run.names() == ["third"]
+    assert all((tmp_path / name / "leftover").exists() for name in ("first", "second", "third"))
+    run_stages(chain(tmp_path), tmp_path, run)
+    assert run.names() == []
+    run_stages(chain(tmp_path, **{changed: "x"}), tmp_path, run, restart=True)
+    assert run.names() == named.split(", ")
+
+
+def test_a_demo_of_another_world_is_left_as_it_is(tmp_path: Path, run: Recorder) -> None:
+    large, small, fast = (
+        build_stages(tmp_path, *each) for each in (("demo_full", False), ("demo", False), ("demo", True))
+    )
+    records = {
+        name: {"digest": digest, "finished": True, "minutes": 9.0} for name, digest in demo._digests(large).items()
+    }
+    (tmp_path / "stages.json").write_text(json.dumps(records))
+    for folder in (folder for stage in large for folder in stage.folders):
+        folder.mkdir()
+    for other in (small, fast):
+        with pytest.raises(StageError, match=r"\(data, image_tokenizer, pretrain, .*evaluate_and_export\)"):
+            run_stages(other, tmp_path, run)
+    assert run_stages(large, tmp_path, run)["data"] == 9.0 and run.names() == []
 
 
 def test_a_stage_is_the_same_wherever_the_repository_is(tmp_path: Path) -> None:

@@ -4,7 +4,8 @@ python tools/run_demo.py                            results in runs/demo
 python tools/run_demo.py --fast                     every stage with little data and few steps, in runs/demo-fast
 python tools/run_demo.py --world demo_full --output runs/large
 
-Finished stages are not repeated by another call, and an interrupted training goes on from its last checkpoint.
+Finished stages are not repeated by another call, and an interrupted training goes on from its last checkpoint. What was
+made with other options or settings is left as it is, unless --restart says otherwise.
 """
 
 import signal
@@ -29,10 +30,11 @@ def main() -> None:
         metavar="DIR",
         help="folder of the results (default: runs/demo, runs/demo-fast, …)",
     )
+    parser.add_argument("--restart", action="store_true", help="empty and repeat what was made with other settings")
     args = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as an exception it also ends the command that runs
     folder = args.output or Path("runs") / (args.world + ("-fast" if args.fast else ""))
-    run_demo(folder, args.world, args.fast)
+    run_demo(folder, args.world, args.fast, restart=args.restart)
 
 
 if __name__ == "__main__":

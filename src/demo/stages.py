@@ -158,34 +158,35 @@ def run_stages(
     folder: Path,
     run: Run = run_commands,
     usual: Sequence[Stage] = (),
-    options: Mapping[str, Any] | None = None,
+    restart: bool = False,
 ) -> dict[str, float]:
     """Runs the stages that are not finished; returns the minutes that each stage took, now or in an earlier call.
 
     Args:
         usual: the same stages in another folder, which is always the same: by them a stage is known again however its
             own folder is spelled, and wherever it has moved.
-        options: of the demo: a folder that was filled with others is left as it is.
+        restart: stages that were made with other options or settings are emptied and run again.
 
     Raises:
         ConfigError: a configuration cannot be used; nothing has run.
-        StageError: a folder is not the demo's, or that of a demo with other options, and nothing has run; or a command
-            failed, and the stages before it stay finished.
+        StageError: a folder is not the demo's, or holds what ``restart`` alone may empty, and nothing has run; or a
+            command failed, and the stages before it stay finished.
     """
     digests, spelled = _digests(usual or stages), _digests(stages)  # earlier versions noted the second
     book = folder / "stages.json"
     records: dict[str, dict[str, Any]] = _read(book) if book.exists() else {}
-    if options and (known := records.setdefault("options", dict(options))) != options:
-        told = ", ".join(f"{name} {value}" for name, value in known.items())
-        raise StageError(f"{folder} holds a demo of {told}: choose another --output, or move it away")
+    alike = {name: known["digest"] in (digests.get(name), spelled.get(name)) for name, known in records.items()}
     for stage in stages:
         if stage.name not in records:
             _refuse_foreign(stage)
+    others = [stage.name for stage in stages if not alike.get(stage.name, True) and _holds_work(stage, records)]
+    if others and not restart:
+        hint = "repeat those, choose another --output, or make them anew with --restart"
+        raise StageError(f"{folder} was filled with other options or settings ({', '.join(others)}): {hint}")
     for number, stage in enumerate(stages, 1):
         title = f"[{number}/{len(stages)}] {stage.name}"
         known = records.get(stage.name)
-        alike = known is not None and known["digest"] in (digests[stage.name], spelled[stage.name])
-        same = alike and stage.is_there()
+        same = alike.get(stage.name, False) and stage.is_there()
         if same and known["finished"]:
             print(f"{title}: finished before, in {known['minutes']:.1f} minutes", flush=True)
             continue
@@ -236,7 +237,7 @@ def gather_figures(folder: Path) -> list[Path]:
     return sorted(figures.iterdir())
 
 
-def run_demo(folder: Path, world: str, fast: bool, run: Run = run_commands) -> None:
+def run_demo(folder: Path, world: str, fast: bool, run: Run = run_commands, restart: bool = False) -> None:
     """Runs the demo into a folder and prints its results.
 
     Raises:
@@ -245,8 +246,7 @@ def run_demo(folder: Path, world: str, fast: bool, run: Run = run_commands) -> N
     """
     try:
         usual = build_stages(USUAL, world, fast)
-        options = {"world": world, "fast": fast}
-        minutes = run_stages(build_stages(folder, world, fast), folder, run, usual, options)
+        minutes = run_stages(build_stages(folder, world, fast), folder, run, usual, restart)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("the same call goes on from here") from None
     results = summarise(folder, world, minutes)
@@ -295,6 +295,11 @@ def _refuse_foreign(stage: Stage) -> None:
     for folder in stage.folders:
         if folder.exists():
             raise StageError(f"{folder} exists but is not from a demo run: choose another --output, or move it away")
+
+
+def _holds_work(stage: Stage, records: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Whether the folders of a known stage hold what took its time: its results, or a training's checkpoint."""
+    return stage.is_there() and (records[stage.name]["finished"] or stage.is_interrupted())
 
 
 def _clear(stage: Stage) -> None:
