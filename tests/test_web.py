@@ -222,7 +222,13 @@ def test_two_models_side_by_side_and_two_visitors_at_once(visit, tmp_path: Path)
 def test_ctrl_c_ends_it(tmp_path: Path) -> None:
     """Also before it is ready."""
     command = [sys.executable, str(ROOT / "tools" / "web.py"), "--port", "0"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "TMPDIR": str(tmp_path)})
+    process = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job ignores it
+    )
     while not list(tmp_path.glob("opt-web-*")):  # its folder of uploads
         assert process.poll() is None
     time.sleep(0.5)  # it loads the model
