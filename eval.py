@@ -10,7 +10,6 @@ from dataclasses import replace
 
 from src import cli
 from src.config import TASKS, Config
-from src.files import require_writable
 
 
 def parse() -> cli.Arguments:
@@ -49,8 +48,9 @@ def main() -> None:
     args = parse()
     # not before: they import MindSpore, for which --help and mistakes in the arguments need not wait
     from src.checkpoints.checkpoint import load_checkpoint_config
-    from src.checkpoints.places import locate, results_folder, step_beside_latest
+    from src.checkpoints.places import locate, results_folder, weights_suffix
     from src.evaluation.run import Evaluation
+    from src.files import require_writable
     from src.inference.engine import Engine
     from src.inference.loading import load_model
     from src.report.tables import summary
@@ -60,13 +60,13 @@ def main() -> None:
     folder = locate(args.checkpoint, args.ema)
     # the network is the checkpoint's, with its vocabulary and codes, whichever configuration is used
     config = load_checkpoint_config(folder, args.settings, args.config)
-    cli.note_passed_over(config.data, args.settings)
+    cli.note_passed_over(config.data.eval_path, args.settings)
     place = require_writable(args.output or results_folder(folder))  # before the model is built: mistakes come early
     setup(replace(config.runtime, distributed=False), config.seed)
     config, model = load_model(folder, args.settings, args.config, args.ema)
     evaluation = Evaluation(Engine(config, model, ema=args.ema), registry.get(config.task).evaluators)
     name = results_name(load_checkpoint_config(folder), config, args.split)
-    output = args.output or place / f"{name}{'-ema' if args.ema else ''}{step_beside_latest(folder)}"
+    output = args.output or place / f"{name}{weights_suffix(folder, args.ema)}"
     metrics = evaluation.run(args.split, output, checkpoint=folder)
     for line in evaluation.notes(args.split):
         print(f"note: {line}")

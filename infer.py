@@ -9,7 +9,6 @@ python infer.py --checkpoint runs/demo/text_to_image --generate 红底，中间�
 """
 
 from src import cli
-from src.files import require_writable
 from src.inference.requests import check_request, checkpoint_of
 
 CHECKPOINT_HELP = "run (also RUN@best, RUN@step-…) or checkpoint folder (default: one of the bundled in pretrained/)"
@@ -44,6 +43,7 @@ def main() -> None:
     # not before: they import MindSpore, for which --help and mistakes in the arguments need not wait
     from src.checkpoints.checkpoint import load_checkpoint_config
     from src.checkpoints.places import locate, results_folder
+    from src.files import require_writable
     from src.inference import answers, load
     from src.inference.loading import check_network
 

@@ -45,9 +45,8 @@ def inputs(batch: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
     patches = np.zeros(batch["image_codes"].shape, bool)
     np.put_along_axis(patches, batch["mvm_positions"], True, 1)
     labels = np.full(batch["text_ids"].shape, IGNORED, np.int64)
-    known = np.where(
-        batch["mlm_weights"] > 0, batch["mlm_labels"].astype(np.int64), IGNORED
-    )  # empty slots point at [CLS]
+    # an empty slot points at [CLS]
+    known = np.where(batch["mlm_weights"] > 0, batch["mlm_labels"].astype(np.int64), IGNORED)
     np.put_along_axis(labels, batch["mlm_positions"], known, 1)
     arrays = {
         "input_ids": batch["text_ids"].astype(np.int64),

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from src.config import DataConfig
 from src.errors import UserError
 
 Arguments = argparse.Namespace
@@ -54,13 +53,13 @@ class CommandParser(argparse.ArgumentParser):
         self.add_argument("settings", nargs="*", metavar="key=value", help="settings that win over the configuration")
 
 
-def note_passed_over(data: DataConfig, settings: Sequence[str]) -> None:
+def note_passed_over(eval_path: str, settings: Sequence[str]) -> None:
     """Says on stderr that ``data.eval_path`` of a configuration is measured where the command line names other data."""
     keys = {setting.partition("=")[0] for setting in settings}
-    if data.eval_path and keys & {"data.path", "data.sources"} and "data.eval_path" not in keys:
+    if eval_path and keys & {"data.path", "data.sources"} and "data.eval_path" not in keys:
         hint = "data.eval_path= has them measured as well"
         print(
-            f"note: data.eval_path={data.eval_path} is measured, not what the command line names: {hint}",
+            f"note: data.eval_path={eval_path} is measured, not what the command line names: {hint}",
             file=sys.stderr,
         )
 

@@ -10,7 +10,7 @@ from conftest import tiny_dataset
 from src.checkpoints.checkpoint import note_evaluation, read_state, save_checkpoint
 from src.checkpoints.files import CheckpointError
 from src.checkpoints.manifest import read_manifest
-from src.checkpoints.places import has_checkpoint, latest_before, locate, step_beside_latest
+from src.checkpoints.places import has_checkpoint, latest_before, locate, weights_suffix
 from src.config import Config
 from src.files import LFS_POINTER, digest
 from src.models.build import build_model
@@ -72,11 +72,11 @@ def test_names_of_checkpoints(run: Path) -> None:
 
 def test_results_of_an_earlier_checkpoint_have_their_own_name(run: Path) -> None:
     for name, at in (("", ""), ("@latest", ""), ("@best", "@step-00000010"), ("@5", "@step-00000005")):
-        assert step_beside_latest(locate(f"{run}{name}")) == at
+        assert weights_suffix(locate(f"{run}{name}"), False) == at
     moved = run.rename(run.with_name("moved")) / "checkpoints" / "step-00000005"
-    assert step_beside_latest(moved) == "@step-00000005"
+    assert weights_suffix(moved, False) == "@step-00000005" and weights_suffix(moved, True) == "-ema@step-00000005"
     shutil.copytree(moved, run.with_name("bundle"))
-    assert step_beside_latest(run.with_name("bundle")) == ""
+    assert weights_suffix(run.with_name("bundle"), False) == ""
 
 
 def test_the_manifest_says_what_was_written(run: Path) -> None:

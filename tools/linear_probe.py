@@ -16,7 +16,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # wherever it is called from
 
 from src import cli
-from src.files import require_writable
 
 AGAINST = ("untrained+raw", "untrained", "raw", "none")
 
@@ -44,21 +43,22 @@ def main() -> None:
     args = parse()
     # not before: they import MindSpore, for which --help need not wait
     from src.checkpoints.checkpoint import load_checkpoint_config
-    from src.checkpoints.places import locate, results_folder, step_beside_latest
+    from src.checkpoints.places import locate, results_folder, weights_suffix
     from src.evaluation import linear_probe
     from src.evaluation.probe_data import read_data
+    from src.files import require_writable
     from src.inference.engine import Engine
     from src.inference.loading import check_network, load_model
     from src.runtime import setup
 
     folder = locate(args.checkpoint, args.ema)
     config = load_checkpoint_config(folder, args.settings, args.config)
-    cli.note_passed_over(config.data, args.settings)
+    cli.note_passed_over(config.data.eval_path, args.settings)
     check_network(config)
     data = read_data(config, args.input, args.given, args.labels, args.names, args.items, args.min_items)
     given = data.modalities if args.given else ()
     name = linear_probe.results_name(load_checkpoint_config(folder), config, args.input, args.labels, given)
-    name = f"{name}{'-ema' if args.ema else ''}{step_beside_latest(folder)}"
+    name += weights_suffix(folder, args.ema)
     output = require_writable(args.output or results_folder(folder) / name)
     setup(replace(config.runtime, distributed=False), config.seed)
     engine = Engine(*load_model(folder, args.settings, args.config, args.ema), ema=args.ema)

@@ -14,7 +14,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # wherever it is called from
 
 from src import cli
-from src.files import require_writable
 
 
 def main() -> None:
@@ -30,6 +29,7 @@ def main() -> None:
     # not before: they import MindSpore, for which --help and mistakes in the arguments need not wait
     from src.checkpoints.checkpoint import load_checkpoint_config
     from src.checkpoints.places import locate
+    from src.files import require_writable
     from src.inference import outliers
     from src.inference.engine import Engine
     from src.inference.loading import check_network, load_model
@@ -39,7 +39,7 @@ def main() -> None:
 
     folder = locate(args.checkpoint)
     config = load_checkpoint_config(folder, args.settings)
-    cli.note_passed_over(config.data, args.settings)
+    cli.note_passed_over(config.data.eval_path, args.settings)
     check_network(config)
     output = require_writable(args.output or folder)
     setup(replace(config.runtime, distributed=False), config.seed)

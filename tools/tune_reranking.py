@@ -14,7 +14,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # wherever it is called from
 
 from src import cli
-from src.files import require_writable
 
 
 def main() -> None:
@@ -36,6 +35,7 @@ def main() -> None:
     from src.checkpoints.places import locate
     from src.evaluation.run import Evaluation
     from src.evaluation.tuning import tune
+    from src.files import require_writable
     from src.inference.engine import Engine
     from src.inference.loading import load_model
     from src.runtime import setup
@@ -43,7 +43,7 @@ def main() -> None:
 
     folder = locate(args.checkpoint)
     config = load_checkpoint_config(folder, args.settings)
-    cli.note_passed_over(config.data, args.settings)
+    cli.note_passed_over(config.data.eval_path, args.settings)
     output = require_writable(args.output or folder)  # before hours of ranking
     setup(replace(config.runtime, distributed=False), config.seed)
     config, model = load_model(folder, args.settings)

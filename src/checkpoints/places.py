@@ -74,10 +74,11 @@ def results_folder(checkpoint: Path) -> Path:
     return checkpoint.parent.parent if checkpoint.parent.name == CHECKPOINTS else Path("runs") / checkpoint.name
 
 
-def step_beside_latest(checkpoint: Path) -> str:
-    """``@step-…`` of a checkpoint that is not its run's latest one, as a user would name it; otherwise nothing."""
+def weights_suffix(checkpoint: Path, ema: bool) -> str:
+    """What tells results of other weights apart: ``-ema`` of an average, and ``@step-…``, as a user would name it, of a
+    checkpoint that is not its run's latest one."""
     beside = checkpoint.parent.name == CHECKPOINTS and pointed(checkpoint.parent / LATEST) not in (None, checkpoint)
-    return f"@{checkpoint.name}" if beside else ""
+    return ("-ema" if ema else "") + (f"@{checkpoint.name}" if beside else "")
 
 
 def _find(path: Path, check: Callable[[Path], None]) -> Path:

@@ -259,7 +259,8 @@ class Loader:
             if not augment or not config.augments_images:
                 return decode_image(sample.record.image, size, resize, sample.name)
             rng = masking.sample_rng(self.config.seed, sample.epoch, sample.number, masking.IMAGE)
-            return augment_image(sample.record, size, resize, sample.name, config, rng, self._is_sided(sample))
+            sided = config.flip > 0 and self._is_sided(sample)
+            return augment_image(sample.record, size, resize, sample.name, config, rng, sided)
         except DataError as error:
             raise BadRecordError(str(error), sample.record_number) from None
 

@@ -87,15 +87,16 @@ class QuestionLoader(Loader):
         """Adds what of the same samples' answers the model knows."""
         records, captions, _ = dataset.samples[evenly_apart(len(dataset), MEASURED)].T
         known, texts = 0, Texts(self.tokenizer)
+        writes = self.config.objectives.answer.head == "generate"
         for record, caption in zip(dataset.read_good(records), captions.tolist(), strict=True):
             if record is None or caption < 0:
                 continue
             answers = record.questions[caption].answers
             known += self.answers is None or self.answers.targets(answers, ANSWER_SLOTS)[1].any()
-            for answer in answers:
+            for answer in answers if writes else ():
                 texts.add(answer)
         written = None
-        if self.config.objectives.answer.head == "generate":
+        if writes:
             nothing = Lengths(np.zeros(0, np.int64), 0)
             counts = texts.counts(self.config.model)
             written = Coverage(f"answers of {found.name}", found.whole, found.folder, *counts, nothing, 0, None, 0)

@@ -70,6 +70,7 @@ class Dataset:
             _check_size(self.folder / file["name"], file["bytes"])
         self._index, self._checksums = (_load(self.folder / file["name"], file["sha256"]) for file in small)
         self.samples = self._index[:, :3]
+        self._presence: dict[str, np.ndarray] = {}  # of an index that does not say it, once it was asked for
         if (len(self.samples), len(self._checksums)) != (self._entry["samples"], self.records):
             raise DataError(f"{self.folder / 'dataset.json'} is damaged: {AGAIN}")
         shards = [(self.folder / shard["files"][0]["name"], shard["records"]) for shard in self._entry["shards"]]
@@ -92,15 +93,18 @@ class Dataset:
         return self._entry[MODALITIES[modality]]
 
     def presence(self, image_input: str = "patch") -> np.ndarray:
-        """bool [n, 3]: which samples have text, image (or what else model.image.input says), audio.
-
-        An index of an earlier version does not say: the records do, those that can be read.
-        """
-        regions = image_input == "region"
+        """bool [n, 3]: which samples have text, image (or what else model.image.input says), audio."""
         if self._index.shape[1] > 3:
-            bits = np.array([HAS[TEXT], HAS[REGIONS if regions else IMAGE], HAS[AUDIO]], np.int32)
+            bits = np.array([HAS[TEXT], HAS[REGIONS if image_input == "region" else IMAGE], HAS[AUDIO]], np.int32)
             return self._index[:, 3:] & bits > 0
-        counts = [self.count(TEXT), self.count_regions() if regions else self.count(IMAGE), self.count(AUDIO)]
+        if image_input not in self._presence:
+            self._presence[image_input] = self._ask_records(image_input)
+        return self._presence[image_input]
+
+    def _ask_records(self, image_input: str) -> np.ndarray:
+        """:meth:`presence` where an earlier version's index does not say it: the records do, those that can be read."""
+        images = self.count_regions() if image_input == "region" else self.count(IMAGE)
+        counts = [self.count(TEXT), images, self.count(AUDIO)]
         if set(counts) <= {0, len(self)}:
             return np.tile(np.array(counts) > 0, (len(self), 1))
         found = np.zeros((len(self), len(MODALITIES)), bool)

@@ -212,10 +212,10 @@ def claim(folder: Path, model: OPT, config: ModelConfig, kinds: Sequence[str]) -
     for kind in kinds:
         encoder, settings = getattr(model, f"{kind}_encoder"), getattr(config, kind)
         # where the weights came from makes no features; folders of earlier versions tell it apart
-        digests = [encoder_digest(encoder, each) for each in (replace(settings, init_from="", dropout=0.0), settings)]
-        if known.get(kind, digests[0]) not in digests:
+        digest = encoder_digest(encoder, replace(settings, init_from="", dropout=0.0))
+        if known.get(kind, digest) != digest and known[kind] != encoder_digest(encoder, settings):
             raise DataError(f"{folder} holds features of another {kind} encoder: choose another --output")
-        known[kind] = digests[0]
+        known[kind] = digest
     folder.mkdir(parents=True, exist_ok=True)
     write_text(path, json.dumps(known, indent=1) + "\n")
 

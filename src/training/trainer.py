@@ -167,7 +167,7 @@ class Trainer:
     def _has_eval_split(self) -> bool:
         """Whether the dataset has data.eval_split."""
         data = self.config.data
-        folder = data.eval_path or data.mixture[0][0]
+        folder = data.held_out
         splits = read_info(folder)["splits"]
         if data.eval_split not in splits:
             known = ", ".join(splits)
